@@ -1,0 +1,1 @@
+"""Stage 1: micrographs, their annotations, splits and patches."""

@@ -1,0 +1,144 @@
+"""Patches: the square pieces of micrographs that every later stage works on.
+
+A patches folder holds plain files (see `Patches`); simulated and generated patches have the same layout.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from companion.errors import CompanionError
+from companion.provenance import write_array, write_json, write_table
+
+INDEX_COLUMNS = ["patch", "image", "x0", "y0", "symmetry", "pixel_size_nm"]
+TABLE_COLUMNS = ["patch", "instance", "class", "x1", "y1", "x2", "y2", "area_px", "touches_border"]
+
+
+@dataclass(frozen=True)
+class Patches:
+    """Patches with their instance masks.
+
+    Attributes
+    ----------
+    images : uint8 [P, S, S] grey levels, or None where nothing has been imaged (simulated masks)
+    instances : uint8 or uint16 [P, S, S] instance ids, 0 for none; where instances overlap the later is on top
+    index : one row per patch: patch (0...P-1), image (file name, or the condition that it was drawn for),
+        x0, y0 (px, top left corner in the image), symmetry (0-7), pixel_size_nm
+    table : one row per instance: patch, instance (id in `instances`), class (code, 1...), box x1 y1 x2 y2
+        (px, half-open, of the visible part), area_px (visible), touches_border
+    classes : names of the classes 1, 2, ... in this order
+    symmetries : the symmetries of the square (see `geometry.symmetry`) that training may apply to every patch;
+        they multiply the number of training patches without being stored
+    """
+
+    images: NDArray[np.uint8] | None
+    instances: NDArray[np.uint8] | NDArray[np.uint16]
+    index: pd.DataFrame
+    table: pd.DataFrame
+    classes: tuple[str, ...]
+    symmetries: tuple[int, ...] = (0,)
+
+    def __len__(self) -> int:
+        return len(self.instances)
+
+    @property
+    def size(self) -> int:
+        """Side of a patch, px."""
+        return int(self.instances.shape[-1])
+
+    def label_maps(self, patches: NDArray[np.integer] | slice = slice(None)) -> NDArray[np.uint8]:
+        """Class codes per pixel, uint8 [n, S, S], of the chosen patches; 0 is background."""
+        numbers = np.arange(len(self))[patches]
+        lookup = np.zeros((len(self), int(self.instances.max(initial=0)) + 1), dtype=np.uint8)
+        lookup[self.table["patch"].to_numpy(), self.table["instance"].to_numpy()] = self.table["class"].to_numpy()
+        return np.stack([lookup[p][self.instances[p]] for p in numbers]) if len(numbers) else lookup[:0, None, :]
+
+    def of(self, patch: int) -> pd.DataFrame:
+        """Rows of `table` of one patch."""
+        return self.table[self.table["patch"] == patch]
+
+    def save(self, folder: Path) -> None:
+        """Write images.npy (unless None), instances.npy, index.parquet, table.parquet and patches.json."""
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.images is not None:
+            write_array(folder / "images.npy", self.images)
+        write_array(folder / "instances.npy", self.instances)
+        write_table(folder / "index.parquet", self.index[INDEX_COLUMNS])
+        write_table(folder / "table.parquet", self.table[TABLE_COLUMNS])
+        write_json(folder / "patches.json", {"classes": self.classes, "symmetries": self.symmetries})
+
+
+def load_patches(folder: Path) -> Patches:
+    """Read a patches folder; arrays are memory-mapped.
+
+    Raises
+    ------
+    CompanionError
+        When a file is missing or broken, or the files do not belong together.
+    """
+    try:
+        description = json.loads((folder / "patches.json").read_text(encoding="utf-8"))
+        has_images = (folder / "images.npy").exists()
+        patches = Patches(
+            images=np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False) if has_images else None,
+            instances=np.load(folder / "instances.npy", mmap_mode="r", allow_pickle=False),
+            index=pd.read_parquet(folder / "index.parquet"),
+            table=pd.read_parquet(folder / "table.parquet"),
+            classes=tuple(description["classes"]),
+            symmetries=tuple(description["symmetries"]),
+        )
+    except FileNotFoundError as error:
+        raise CompanionError(f"{folder} is not a patches folder: {Path(error.filename).name} is missing") from None
+    except (OSError, ValueError, KeyError) as error:
+        raise CompanionError(f"{folder} is not a readable patches folder: {error}") from None
+    _check(patches, folder)
+    return patches
+
+
+def _check(patches: Patches, folder: Path) -> None:
+    for name, table, columns in (("index", patches.index, INDEX_COLUMNS), ("table", patches.table, TABLE_COLUMNS)):
+        if missing := [column for column in columns if column not in table]:
+            raise CompanionError(f"{folder}/{name}.parquet lacks the column(s) {', '.join(missing)}")
+    if len(patches.index) != len(patches):
+        raise CompanionError(
+            f"{folder}: {len(patches)} patches in instances.npy, {len(patches.index)} in index.parquet"
+        )
+    if patches.images is not None and patches.images.shape != patches.instances.shape:
+        raise CompanionError(f"{folder}: images {patches.images.shape} and instances {patches.instances.shape} differ")
+
+
+def instance_table(instances: NDArray[np.integer], labels: dict[tuple[int, int], int] | pd.DataFrame) -> pd.DataFrame:
+    """`Patches.table` of instance maps.
+
+    Parameters
+    ----------
+    instances : [P, S, S] instance ids
+    labels : class code by (patch, instance), as a dict or as a table with columns patch, instance, class;
+        instances with no visible pixel get no row
+    """
+    if isinstance(labels, pd.DataFrame):
+        labels = {
+            (int(p), int(i)): int(c)
+            for p, i, c in labels[["patch", "instance", "class"]].itertuples(index=False, name=None)
+        }
+    from scipy import ndimage
+
+    rows = []
+    size = instances.shape[-1]
+    for patch, ids in enumerate(instances):
+        areas = np.bincount(ids.ravel())
+        for instance, window in enumerate(ndimage.find_objects(ids), start=1):
+            if window is None:
+                continue
+            (y1, y2), (x1, x2) = ((part.start, part.stop) for part in window)
+            touches = x1 == 0 or y1 == 0 or x2 == size or y2 == size
+            rows.append((patch, instance, labels[patch, instance], x1, y1, x2, y2, int(areas[instance]), touches))
+    table = pd.DataFrame(rows, columns=TABLE_COLUMNS)
+    types = {column: "float32" if column in ("x1", "y1", "x2", "y2") else "int32" for column in TABLE_COLUMNS}
+    return table.astype({**types, "touches_border": bool})

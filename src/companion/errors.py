@@ -1,0 +1,41 @@
+"""The one exception that a user sees, and the help that goes with it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class CompanionError(Exception):
+    """Something a user gave cannot be used.
+
+    The message says what is wrong, the value, where it came from and what would be right.
+    The command line prints it alone, without a traceback, and exits with code 2.
+    """
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in a notebook instead of a traceback."""
+        return [f"{type(self).__name__}: {self}"]
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """A clause naming what the user probably meant.
+
+    Parameters
+    ----------
+    name : the unknown name
+    valid : the names that exist
+
+    Returns
+    -------
+    ``"did you mean 'split'?"`` where one is close, else ``"valid names: a, b, c"``.
+    """
+    names = sorted(valid)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    return f"did you mean '{close[0]}'?" if close else f"valid names: {', '.join(names)}"
+
+
+def problems(title: str, found: Iterable[str]) -> CompanionError:
+    """One error that lists every problem at once, a line each."""
+    lines = list(found)
+    return CompanionError("\n".join([title, *(f"  - {line}" for line in lines)]))

@@ -1,0 +1,41 @@
+"""Figures: one style for all, and a module per group of notebooks. Nothing here computes a result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+from companion.provenance import atomic
+
+# Okabe and Ito (2008): told apart with every common form of colour vision; markers say the same once more.
+CLASS_COLORS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#0072B2", "#D55E00", "#F0E442")
+ARM_COLORS = {"EXP": "#0072B2", "EXP+GEN": "#D55E00", "EXP+RARE": "#009E73"}
+ARM_MARKERS = {"EXP": "o", "EXP+GEN": "s", "EXP+RARE": "^"}
+
+
+def use_style() -> None:
+    """Set matplotlib's defaults for every figure of the book: white ground, so that it reads in dark mode too."""
+    matplotlib.rcParams.update({
+        "figure.dpi": 110, "savefig.dpi": 160, "figure.facecolor": "white", "savefig.facecolor": "white",
+        "figure.constrained_layout.use": True, "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9,
+        "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
+        "legend.frameon": False, "image.cmap": "gray", "image.interpolation": "nearest",
+        "svg.hashsalt": "companion", "svg.fonttype": "none",
+    })  # fmt: skip
+
+
+def save(figure: Figure, folder: Path, name: str) -> Figure:
+    """Write `name`.svg and `name`.png into ``folder/figures``; equal figures give equal bytes."""
+    for suffix, metadata in ((".svg", {"Date": None}), (".png", {"Software": None})):
+        with atomic(folder / "figures" / f"{name}{suffix}") as temporary:
+            figure.savefig(temporary, metadata=metadata)
+    plt.close(figure)
+    return figure
+
+
+def data_note(dataset: str, profile: str) -> str:
+    """What a figure's title says of where it comes from, e.g. 'phantom, smoke profile'."""
+    return f"{'phantom (simulated)' if dataset == 'phantom' else dataset}, {profile} profile"

@@ -1,0 +1,276 @@
+"""Every number of a run, in one tree of frozen, validated models.
+
+A profile YAML (``profiles/smoke.yaml``) is validated against `Profile` whole: an unknown, misspelt or
+ill-typed entry stops the run before any work. Each stage reads only its own section, so a changed
+number reruns only what depends on it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from companion import paths
+from companion.errors import CompanionError, nearest, problems
+
+Count = Annotated[int, Field(ge=1, strict=True)]
+Whole = Annotated[int, Field(ge=0, strict=True)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Arm = Literal["EXP", "EXP+GEN", "EXP+RARE"]
+Splits = Annotated[list[Whole | str], Field(min_length=1)]
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Section(BaseModel):
+    """Base of every section: immutable, and unknown entries are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+
+class Phantom(Section):
+    """Simulated STEM micrographs with exact truth."""
+
+    n_images: Count = Field(24, description="micrographs in the data set")
+    size_px: Count = Field(512, description="side of the square micrograph, px")
+    pixel_size_nm: Positive = Field(0.8805, description="nm per px")
+    defects_per_megapixel: Positive = Field(250.0, description="mean areal density, per 1024 x 1024 px")
+    class_shares: tuple[Share, Share, Share] = Field(
+        (0.225, 0.340, 0.435), description="shares of <100> loops, <111> loops and black dots; sum 1"
+    )
+    contrast: tuple[Positive, Positive] = Field((0.10, 0.50), description="defect amplitude, share of the local mean")
+    dose_electrons: Positive = Field(200.0, description="mean electrons per px (Poisson noise)")
+
+    @model_validator(mode="after")
+    def _shares_sum_to_one(self) -> Phantom:
+        if abs(sum(self.class_shares) - 1) > 1e-6:
+            raise ValueError(f"class_shares sum to {sum(self.class_shares):g}, should be 1")
+        return self
+
+
+class Patches(Section):
+    """How micrographs are cut."""
+
+    size: Count = Field(128, description="side of the square patch, px; a multiple of 32")
+    train_stride: Count = Field(96, description="distance of training crops, px")
+    test_stride: Count = Field(96, description="distance of test crops, px")
+    symmetries: list[Annotated[int, Field(ge=0, le=7, strict=True)]] = Field(
+        [0, 1, 2, 3], min_length=1, description="symmetries of the square that multiply the training patches"
+    )
+    min_visible: Share = Field(0.25, description="share of an instance that must lie in the patch to be labelled")
+
+    @model_validator(mode="after")
+    def _multiple(self) -> Patches:
+        if self.size % 32:
+            raise ValueError(f"size {self.size} is not a multiple of 32, which the networks need")
+        return self
+
+
+class Masks(Section):
+    """Simulated masks: the paper's sampler."""
+
+    n_patches: Count = Field(256, description="simulated masks per condition")
+    overlap_buffer_px: Whole = Field(2, description="gap kept between axis-aligned boxes, px")
+    overlap_tries: Count = Field(80, description="draws before an overlapping instance is placed anyway")
+    rare_class_weight: Positive = Field(2.0, description="factor on the rarest class's frequency in the rare trial")
+
+
+class Autoencoder(Section):
+    """diffusers VQModel between micrograph patches and latents."""
+
+    weights: str | None = Field(None, description="path of pretrained weights; none: trained here, then frozen")
+    downsampling: Literal[4, 8] = Field(4, description="pixels per latent pixel, along a side")
+    channels: list[Count] = Field([16, 32, 32], description="base channels per resolution, finest first")
+    latent_channels: Count = Field(4, description="embedding dimension")
+    codes: Count = Field(256, description="entries of the codebook")
+    steps: Count = Field(150, description="optimiser steps")
+    batch_size: Count = Field(16, description="crops per step")
+    crop_px: Count = Field(64, description="side of the training crop, px")
+    learning_rate: Positive = Field(2e-3, description="peak learning rate (AdamW, one cycle)")
+
+    @model_validator(mode="after")
+    def _levels(self) -> Autoencoder:
+        if 2 ** (len(self.channels) - 1) != self.downsampling:
+            raise ValueError(
+                f"{len(self.channels)} channel levels give downsampling {2 ** (len(self.channels) - 1)}, "
+                f"not {self.downsampling}"
+            )
+        return self
+
+
+class Denoiser(Section):
+    """diffusers UNet2DModel on latents, with the mask concatenated to its input."""
+
+    channels: list[Count] = Field([32, 64, 64], description="channels per resolution, finest first")
+    blocks: Count = Field(1, description="residual blocks per resolution")
+    attention_factors: list[Count] = Field([4], description="down-factors that have attention")
+    mask_encoding: Literal["bilinear", "space-to-depth"] = Field(
+        "bilinear", description="how the one-hot mask reaches latent size; bilinear is the paper's"
+    )
+    prediction: Literal["epsilon", "v_prediction"] = Field("epsilon", description="what the network predicts")
+    loss: Literal["l1", "l2"] = Field("l1", description="the paper uses l1 on epsilon")
+    timesteps: Count = Field(1000, description="diffusion steps T")
+    beta_start: Positive = Field(0.0015, description="first variance (linear in its square root)")
+    beta_end: Positive = Field(0.0205, description="last variance")
+    steps: Count = Field(400, description="optimiser steps")
+    batch_size: Count = Field(32, description="patches per step")
+    learning_rate: Positive = Field(1e-3, description="peak learning rate (AdamW)")
+    warmup_steps: Whole = Field(20, description="linear warm-up, steps")
+    ema_decay: Share = Field(0.99, description="decay of the weight average used for sampling; 0: none")
+
+
+class Sampling(Section):
+    """From noise to micrographs."""
+
+    sampler: Literal["ddim", "dpm-solver++"] = Field("ddim", description="the paper uses ddim")
+    steps: Count = Field(20, description="denoising steps")
+    eta: Share = Field(1.0, description="DDIM stochasticity; the paper uses 1")
+    batch_size: Count = Field(64, description="patches denoised together")
+
+
+class Diffusion(Section):
+    """Mask-conditioned latent diffusion."""
+
+    autoencoder: Autoencoder = Autoencoder()
+    denoiser: Denoiser = Denoiser()
+    checkpoint_every: Count = Field(100, description="steps between checkpoints")
+
+
+class Detection(Section):
+    """Mask R-CNN."""
+
+    backend: Literal["torchvision", "detectron2"] = "torchvision"
+    network: Literal["tiny", "r50-fpn"] = Field("tiny", description="tiny: 0.9 M parameters; r50-fpn: the paper's")
+    weights: str | None = Field(None, description="path of pretrained weights; none: from scratch")
+    steps: Count = Field(120, description="optimiser steps, equal in every arm")
+    batch_size: Count = Field(8, description="patches per step")
+    learning_rate: Positive = Field(2e-3, description="peak learning rate")
+    optimizer: Literal["adamw-one-cycle", "sgd"] = Field("adamw-one-cycle", description="sgd is the paper's")
+    generated_share: Share = Field(0.5, description="share of generated patches in a batch of EXP+GEN")
+    anchor_sizes_px: list[Count] = Field([8, 16, 32], description="one per feature level")
+    rois_per_image: Count = Field(64, description="regions sampled per patch in training")
+    proposals: Count = Field(100, description="region proposals kept per patch")
+    rpn_iou: tuple[Share, Share] = Field((0.3, 0.7), description="anchor IoU: background below, defect above")
+    roi_iou: Share = Field(0.4, description="region IoU from which a region is a defect")
+    score_floor: Share = Field(0.05, description="predictions below this score are not written")
+    max_detections: Count = Field(100, description="predictions per patch at most")
+    checkpoint_every: Count = Field(50, description="steps between checkpoints")
+
+
+class Evaluation(Section):
+    """Scores and tests."""
+
+    matching: Literal["truth-greedy", "score-greedy", "optimal"] = Field("truth-greedy", description="the authors'")
+    iou: Share = Field(0.5, description="box IoU of the headline figures (the paper does not say which it used)")
+    iou_sweep: list[Share] = Field([0.1, 0.3, 0.5, 0.7], min_length=1, description="box IoU thresholds swept")
+    confidence_sweep: list[Share] = Field(
+        [round(0.05 * k, 2) for k in range(1, 20)], min_length=1, description="score thresholds swept"
+    )
+    bootstrap: Count = Field(1000, description="resamples behind each bootstrap interval")
+    confidence_level: Share = Field(0.95, description="of every interval")
+
+    @model_validator(mode="after")
+    def _headline_is_swept(self) -> Evaluation:
+        if self.iou not in self.iou_sweep:
+            raise ValueError(f"iou {self.iou} is not in iou_sweep {self.iou_sweep}")
+        return self
+
+
+class Profile(Section):
+    """All parameters of a run."""
+
+    name: str = Field(description="folder name in the run tree; the YAML file's stem unless given")
+    description: str = Field("", description="for whom and how long, one line")
+    root_seed: Whole = Field(20260602, description="every random draw descends from it")
+    threads: Count = Field(1, description="CPU threads per job; results are equal to the bit for equal threads")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    dataset: str = Field("phantom", description="registered name, or path of a data set folder")
+    splits: Splits = Field([1], description="numbers (drawn by seed) or split files")
+    sizes: list[Count] = Field([10], min_length=1, description="N: training micrographs, nested")
+    n_test: Count = Field(6, description="test micrographs per split")
+    arms: list[Arm] = Field(["EXP", "EXP+GEN"], min_length=1)
+    seeds: list[Whole] = Field([1, 2], min_length=1, description="detector seeds")
+    imbalance_sizes: list[Count] = Field([], description="N at which the rare class is oversampled; empty: not run")
+    phantom: Phantom = Phantom()
+    patches: Patches = Patches()
+    masks: Masks = Masks()
+    diffusion: Diffusion = Diffusion()
+    sampling: Sampling = Sampling()
+    detection: Detection = Detection()
+    evaluation: Evaluation = Evaluation()
+
+    @model_validator(mode="after")
+    def _lists_are_consistent(self) -> Profile:
+        for field in ("splits", "sizes", "arms", "seeds", "imbalance_sizes"):
+            values = getattr(self, field)
+            if len(set(map(str, values))) != len(values):
+                raise ValueError(f"{field} {values} names a value twice")
+        if missing := set(self.imbalance_sizes) - set(self.sizes):
+            raise ValueError(f"imbalance_sizes {sorted(missing)} are not among sizes {self.sizes}")
+        return self
+
+
+def profile_names() -> list[str]:
+    """Names of the profiles in ``profiles/``."""
+    return sorted(path.stem for path in paths.profiles().glob("*.yaml"))
+
+
+def load_profile(name: str | Path, **overrides: Any) -> Profile:
+    """Read and validate a profile.
+
+    Parameters
+    ----------
+    name : a name in ``profiles/`` or the path of a YAML file
+    overrides : top-level entries that replace those of the file, e.g. ``dataset="loops_316L"``
+
+    Raises
+    ------
+    CompanionError
+        Unknown profile, not YAML, or entries that are unknown, ill-typed or out of range (all listed).
+    """
+    named = str(name)
+    path = Path(named) if named.endswith((".yaml", ".yml")) else paths.profiles() / f"{named}.yaml"
+    if not path.is_file():
+        raise CompanionError(f"no profile '{named}': {nearest(named, profile_names())} (or give a YAML file)")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise CompanionError(f"{path}: not a YAML file: {error}") from None
+    if not isinstance(content, dict):
+        raise CompanionError(f"{path}: should be a mapping of parameter names to values, holds {content!r}")
+    return validate(Profile, {"name": path.stem, **content, **overrides}, source=str(path))
+
+
+def validate(model: type[Model], values: dict[str, Any], source: str) -> Model:
+    """`model` from `values`, or one `CompanionError` that lists every entry that cannot be used."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise problems(f"{source}: {error.error_count()} unusable parameter(s)", _explain(model, error)) from None
+
+
+def _explain(model: type[BaseModel], error: ValidationError) -> list[str]:
+    lines = []
+    for item in error.errors():
+        place = ".".join(str(part) for part in item["loc"]) or "(the whole)"
+        if item["type"] == "extra_forbidden":
+            parent = _section(model, item["loc"][:-1])
+            lines.append(f"{place}: no such parameter; {nearest(str(item['loc'][-1]), parent.model_fields)}")
+        else:
+            reason = item["msg"].removeprefix("Value error, ")
+            shown = f" (given: {item['input']!r})" if item["type"] not in ("missing", "value_error") else ""
+            lines.append(f"{place}: {reason}{shown}")
+    return lines
+
+
+def _section(model: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:
+    for part in location:
+        field = model.model_fields.get(str(part))
+        if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, BaseModel):
+            return model
+        model = field.annotation
+    return model

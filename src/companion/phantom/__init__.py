@@ -1,0 +1,1 @@
+"""Simulated STEM micrographs with exact truth: the embedded default data set."""

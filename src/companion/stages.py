@@ -1,0 +1,332 @@
+"""The paper as a table of stages: which notebook makes what, from what, into which folder.
+
+Notebooks `begin` a stage and `finish` it; Snakemake and the command line read the same table. A stage is
+fresh when its stamp matches the code, parameters and inputs of now and its files are as they were written.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from string import Formatter
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, TypeAdapter
+
+from companion import paths, provenance, seeds
+from companion.errors import CompanionError, nearest, problems
+from companion.params import Arm, Count, Profile, Splits, Whole, load_profile, validate
+
+Masks = Literal["plain", "rare"]
+KEYS: dict[str, Any] = {"split": Whole | str, "n_train": Count, "arm": Arm, "seed": Whole, "masks": Masks}
+COMPUTE = ("threads", "device", "precision")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One notebook of the paper."""
+
+    name: str
+    notebook: str
+    folder: str  # below runs/<profile>/<dataset>/; its fields are the keys that tell its stages apart
+    sections: tuple[str, ...]  # what it reads of the profile
+    knobs: Mapping[str, str] = field(default_factory=dict)  # notebook parameters that override the profile
+
+    @cached_property
+    def keys(self) -> tuple[str, ...]:
+        return tuple(name for _, name, _, _ in Formatter().parse(self.folder) if name)
+
+
+_CONDITION = "split-{split}/n-{n_train}"
+KINDS = {
+    kind.name: kind
+    for kind in (
+        Kind("micrographs", "01_micrographs", "split-{split}/micrographs",
+             ("dataset", "sizes", "n_test", "phantom", "patches")),
+        Kind("statistics", "02_mask_statistics", _CONDITION + "/statistics", ()),
+        Kind("masks", "03_mask_simulation", _CONDITION + "/simulated-{masks}", ("masks",),
+             {"n_patches": "masks.n_patches"}),
+        Kind("diffusion", "04_latent_diffusion", _CONDITION + "/diffusion", ("diffusion", *COMPUTE),
+             {"autoencoder_steps": "diffusion.autoencoder.steps", "denoiser_steps": "diffusion.denoiser.steps"}),
+        Kind("generated", "05_generated_images", _CONDITION + "/generated-{masks}", ("sampling", *COMPUTE),
+             {"sampling_steps": "sampling.steps"}),
+        Kind("detector", "06_mask_rcnn", _CONDITION + "/{arm}/seed-{seed}", ("detection", *COMPUTE),
+             {"steps": "detection.steps"}),
+        Kind("thresholds", "07_thresholds", "thresholds", ("evaluation",), {"iou": "evaluation.iou"}),
+        Kind("sizes", "08_sizes_and_splits", "sizes", ("evaluation",)),
+        Kind("significance", "09_significance", "significance", ("evaluation",)),
+        Kind("imbalance", "10_class_imbalance", "imbalance", ("evaluation", "masks")),
+        Kind("claims", "11_claims", "claims", ("evaluation",)),
+    )
+}  # fmt: skip
+
+
+class _Named(BaseModel):
+    """Notebook parameters that say which stage this is; the rest are knobs."""
+
+    model_config = ConfigDict(extra="allow")
+    profile: str
+    dataset: str
+    splits: Splits | None = None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One notebook run: a kind with its keys, in the matrix of a profile.
+
+    Attributes
+    ----------
+    kind : which notebook
+    keys : which condition, e.g. {"split": 1, "n_train": 10}
+    profile : all parameters, knobs applied
+    """
+
+    kind: Kind
+    keys: Mapping[str, Any]
+    profile: Profile
+    began: float = field(default_factory=time.time, compare=False)
+
+    @property
+    def folder(self) -> Path:
+        """Where its artifacts are."""
+        return tree(self.profile) / self.address
+
+    @property
+    def address(self) -> str:
+        """Its folder below runs/<profile>/<dataset>/."""
+        return self.kind.folder.format(**{**self.keys, "split": split_name(self.keys.get("split", ""))})
+
+    @property
+    def notebook(self) -> Path:
+        return paths.notebooks() / f"{self.kind.notebook}.ipynb"
+
+    @property
+    def inputs(self) -> dict[str, Path]:
+        """Folders it reads, by name."""
+        return {n: s.folder / part if part.endswith("/") else s.folder for n, (s, part) in self.upstream.items()}
+
+    @cached_property
+    def upstream(self) -> dict[str, tuple[Stage, str]]:
+        """Stages it reads, by name, with the prefix of the files that it reads ('' for all, 'test/' for a folder)."""
+        return _upstream(self)
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What it reads of the profile, as plain values."""
+        values = self.profile.model_dump(mode="json")
+        read = {name: values[name] for name in ("root_seed", *self.kind.sections)}
+        return {**read, "keys": {name: str(value) for name, value in self.keys.items()}}
+
+    def seed(self, *names: str | int) -> int:
+        """An integer seed of this stage for a path of names."""
+        return seeds.integer(self.profile.root_seed, self.address, *names)
+
+    def rng(self, *names: str | int) -> np.random.Generator:
+        """A generator of this stage for a path of names."""
+        return seeds.generator(self.profile.root_seed, self.address, *names)
+
+    def code(self) -> dict[str, str]:
+        """Hashes of its notebook and of every package file that the notebook imports, directly or not."""
+        name = f"notebooks/{self.notebook.name}"
+        modules = provenance.notebook_imports(self.notebook)
+        return {name: provenance.hash_notebook(self.notebook), **provenance.code_hashes(*modules)}
+
+    def input_hashes(self) -> dict[str, str | None]:
+        """One hash per input, from the stamps of the stages that made them; None where there is no stamp."""
+        found: dict[str, str | None] = {}
+        for name, (stage, part) in self.upstream.items():
+            stamp = provenance.read_stamp(stage.folder)
+            files = {k: v for k, v in (stamp or {"outputs": {}})["outputs"].items() if k.startswith(part)}
+            found[name] = provenance.hash_value(files) if files else None
+        if self.kind.name == "micrographs" and (folder := dataset_folder(self.profile)).is_dir():
+            found["dataset"] = provenance.hash_value(provenance.artifact_hashes(folder))
+        for name, weights in self._weights().items():
+            found[name] = provenance.hash_file(Path(weights)) if Path(weights).is_file() else None
+        return found
+
+    def _weights(self) -> dict[str, str]:
+        """Pretrained weights files that the profile names for this stage."""
+        named = {"diffusion": self.profile.diffusion.autoencoder.weights, "detector": self.profile.detection.weights}
+        weights = named.get(self.kind.name)
+        return {"weights": weights} if weights else {}
+
+    def finish(self) -> dict[str, str]:
+        """Write the stamp beside the artifacts; the last cell of a notebook. Returns file -> hash."""
+        outputs = provenance.artifact_hashes(self.folder)
+        if not outputs:
+            raise CompanionError(f"{self.folder}: the notebook has written nothing")
+        provenance.write_json(self.folder / provenance.STAMP, {
+            "stage": self.kind.name, "notebook": self.kind.notebook, "profile": self.profile.name,
+            "dataset": dataset_name(self.profile.dataset), "keys": self.keys, "code": self.code(),
+            "parameters": self.parameters, "inputs": self.input_hashes(), "outputs": outputs,
+            **provenance.environment(), "started": datetime.fromtimestamp(self.began, UTC).isoformat("T", "seconds"),
+            "wall_s": round(time.time() - self.began, 2),
+            "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        })  # fmt: skip
+        return outputs
+
+    def staleness(self) -> list[str] | None:
+        """Why this stage must run again: None if it never finished, empty if it is fresh."""
+        stamp = provenance.read_stamp(self.folder)
+        if stamp is None:
+            return None
+        now = {"code": self.code(), "parameters": self.parameters, "inputs": self.input_hashes()}
+        now["outputs"] = provenance.artifact_hashes(self.folder)
+        reasons = []
+        for what, values in now.items():
+            before, after = _flat(stamp.get(what, {})), _flat(values)
+            changed = sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k))
+            if changed:
+                more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+                reasons.append(f"{what} changed: {', '.join(changed[:3])}{more}")
+        return reasons
+
+
+def tree(profile: Profile) -> Path:
+    """runs/<profile>/<dataset>/"""
+    return paths.runs() / profile.name / dataset_name(profile.dataset)
+
+
+def dataset_name(dataset: str) -> str:
+    """Folder name of a data set given by name or path."""
+    return Path(dataset).name
+
+
+def dataset_folder(profile: Profile) -> Path:
+    """Where a data set given by path or by registered name lies (the phantom is rendered elsewhere)."""
+    given = Path(profile.dataset)
+    return given if len(given.parts) > 1 or given.is_dir() else paths.data_cache() / profile.dataset
+
+
+def split_name(split: int | str) -> str:
+    """1 -> '1', 'my/split.yaml' -> 'split'."""
+    return Path(split).stem if isinstance(split, str) else str(split)
+
+
+def matrix(profile: Profile) -> list[Stage]:
+    """Every stage of a profile, each after the stages it reads."""
+    conditions = [{"split": s, "n_train": n} for s, n in product(profile.splits, profile.sizes)]
+    rare = [c for c in conditions if c["n_train"] in profile.imbalance_sizes]
+    generated = [*({**c, "masks": "plain"} for c in conditions), *({**c, "masks": "rare"} for c in rare)]
+    detectors = [{**c, "arm": arm} for c in conditions for arm in profile.arms if arm != "EXP+RARE"]
+    detectors += [{**c, "arm": "EXP+RARE"} for c in rare]
+    keys = {
+        "micrographs": [{"split": split} for split in profile.splits],
+        "statistics": conditions,
+        "masks": generated,
+        "diffusion": conditions,
+        "generated": generated,
+        "detector": [{**d, "seed": seed} for d in detectors for seed in profile.seeds],
+    }
+    return [Stage(kind, k, profile) for kind in KINDS.values() for k in keys.get(kind.name, [{}])]
+
+
+def _upstream(stage: Stage) -> dict[str, tuple[Stage, str]]:
+    def other(kind: str, part: str = "", **keys: Any) -> tuple[Stage, str]:
+        merged = {**stage.keys, **keys}
+        return Stage(KINDS[kind], {k: merged[k] for k in KINDS[kind].keys}, stage.profile), part
+
+    def every(kind: str, part: str = "") -> dict[str, tuple[Stage, str]]:
+        return {s.address: (s, part) for s in matrix(stage.profile) if s.kind.name == kind}
+
+    train = {"train": other("micrographs", f"train-n{stage.keys['n_train']}/")} if "n_train" in stage.keys else {}
+    test = {"test": other("micrographs", "test/")} if train else {}
+    match stage.kind.name:
+        case "micrographs":
+            return {}
+        case "statistics" | "diffusion":
+            return train
+        case "masks":
+            return {**train, "statistics": other("statistics")}
+        case "generated":
+            return {**train, **test, "simulated": other("masks"), "diffusion": other("diffusion")}
+        case "detector":
+            pool = {"EXP+GEN": "plain", "EXP+RARE": "rare"}.get(stage.keys["arm"])
+            return {**train, **test, **({"generated": other("generated", masks=pool)} if pool else {})}
+        case "thresholds":
+            return {**every("micrographs", "test/"), **every("detector", "predictions")}
+        case "sizes" | "significance":
+            return {"scores": other("thresholds", "scores.parquet")}
+        case "imbalance":
+            return {"scores": other("thresholds", "scores.parquet"), **every("statistics"), **every("masks", "table")}
+        case _:
+            evaluated = {name: other(name) for name in ("thresholds", "sizes", "significance", "imbalance")}
+            return {**evaluated, **every("generated"), **every("diffusion", "summary")}
+
+
+def begin(kind: str, namespace: Mapping[str, Any]) -> Stage:
+    """Open the stage that a notebook's parameters name; the first call of every notebook.
+
+    Parameters
+    ----------
+    kind : a name in `KINDS`
+    namespace : the notebook's ``globals()``; its plain values (numbers, texts, lists) are the parameters
+
+    Raises
+    ------
+    CompanionError
+        A parameter is unknown, misspelt, ill-typed or not in the profile's matrix, or an input has not been made.
+    """
+    given = {
+        name: value
+        for name, value in namespace.items()
+        if not name.startswith("_") and (value is None or isinstance(value, (bool, int, float, str, list, tuple, dict)))
+        and name not in ("In", "Out")
+    }  # fmt: skip
+    stage = open_stage(KINDS[kind], given)
+    absent = [f"{n}: {s.folder}" for n, (s, _) in stage.upstream.items() if provenance.read_stamp(s.folder) is None]
+    if absent:
+        raise problems(
+            f"{stage.kind.notebook} needs artifacts that have not been made; `companion run "
+            f"{stage.profile.name} --dataset {stage.profile.dataset}` makes them:", absent[:5])  # fmt: skip
+    stage.folder.mkdir(parents=True, exist_ok=True)
+    return stage
+
+
+def open_stage(kind: Kind, given: Mapping[str, Any]) -> Stage:
+    """The stage that notebook parameters name; see `begin` for what is refused."""
+    source = f"parameters of {kind.notebook}"
+    valid = ["profile", "dataset", *(kind.keys or ["splits"]), *kind.knobs]
+    if unknown := [name for name in given if name not in valid]:
+        raise problems(f"{source}: no such parameter", [f"{name}; {nearest(name, valid)}" for name in unknown])
+    named = validate(_Named, dict(given), source)
+    profile = load_profile(named.profile, dataset=named.dataset, **({"splits": named.splits} if named.splits else {}))
+    profile = _with_knobs(profile, {kind.knobs[k]: given[k] for k in kind.knobs if given.get(k) is not None}, source)
+    keys = {}
+    for name in kind.keys:
+        try:
+            keys[name] = TypeAdapter(KEYS[name]).validate_python(given[name])
+        except (KeyError, ValueError):
+            raise CompanionError(f"{source}: {name} = {given.get(name)!r} is not a {name}; see the profile") from None
+    if "split" in keys and keys["split"] not in profile.splits:
+        profile = profile.model_copy(update={"splits": [keys["split"]]})
+    stage = Stage(kind, keys, profile)
+    here = [other for other in matrix(profile) if other.kind is kind]
+    if stage.address not in {other.address for other in here}:
+        names = ", ".join(other.address for other in here) or "none"
+        raise CompanionError(f"{source}: {stage.address} is not in profile '{profile.name}', which has: {names}")
+    return stage
+
+
+def _with_knobs(profile: Profile, knobs: Mapping[str, Any], source: str) -> Profile:
+    values = profile.model_dump()
+    for place, value in knobs.items():
+        *sections, name = place.split(".")
+        section = values
+        for part in sections:
+            section = section[part]
+        section[name] = value
+    return validate(Profile, values, source) if knobs else profile
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict) or not value:
+        return {prefix or "(all)": value}
+    return {k: v for key, item in value.items() for k, v in _flat(item, f"{prefix}.{key}" if prefix else key).items()}

@@ -1,0 +1,40 @@
+"""Small data for every test: dark ellipses on noise, whose truth is known by construction."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from companion.data.patches import Patches, instance_table
+from companion.geometry import ellipse_radius
+
+
+def ellipse_patches(n: int, size: int = 64, seed: int = 0, classes: int = 3) -> Patches:
+    """`n` patches of `size` px with 0-4 ellipses each; class told by size, some empty, some cut by the border."""
+    rng = np.random.default_rng(seed)
+    images = rng.normal(170, 8, (n, size, size))
+    instances = np.zeros((n, size, size), dtype=np.uint8)
+    labels: dict[tuple[int, int], int] = {}
+    for patch in range(n):
+        for instance in range(1, rng.integers(0, 5) + 1):
+            code = int(rng.integers(1, classes + 1))
+            major = (20, 15, 9)[(code - 1) % 3] * rng.uniform(0.9, 1.1)
+            x, y = rng.uniform(2, size - 2, 2)
+            radius, window = ellipse_radius((size, size), x, y, major, 0.7 * major, rng.uniform(0, 180))
+            instances[patch][window][radius <= 1] = instance
+            images[patch][window][radius <= 1] -= 60
+            labels[patch, instance] = code
+    index = pd.DataFrame({
+        "patch": range(n), "image": [f"{p // 4}.png" for p in range(n)], "x0": 0, "y0": 0, "symmetry": 0,
+        "pixel_size_nm": 0.88,
+    })  # fmt: skip
+    table = instance_table(instances, labels)
+    names = ("<100> loop", "<111> loop", "black dot")[:classes]
+    return Patches(np.clip(images, 0, 255).astype(np.uint8), instances, index, table, names, (0, 1, 2, 3))
+
+
+@pytest.fixture
+def patches() -> Patches:
+    """Twelve 64 px patches with three classes."""
+    return ellipse_patches(12)

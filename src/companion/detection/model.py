@@ -7,6 +7,7 @@ scratch: nothing is downloaded.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,7 +153,7 @@ class SmallBackbone(nn.Module):
         widths = [channels[0], *channels]
         self.stages = nn.ModuleList(
             nn.Sequential(_convolution(before, after, stride=2), _convolution(after, after, stride=1))
-            for before, after in zip(widths[:-1], widths[1:], strict=True)
+            for before, after in itertools.pairwise(widths)
         )
         self.pyramid = FeaturePyramidNetwork(list(channels), out_channels)
         self.out_channels = out_channels

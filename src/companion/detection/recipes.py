@@ -6,6 +6,7 @@ patches of a batch come from. The draws of a step depend on the step and the see
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -19,7 +20,6 @@ from companion.data.patches import Patches
 from companion.detection.model import Batch
 from companion.errors import CompanionError
 from companion.geometry import symmetry, symmetry_boxes
-
 
 ARMS: Mapping[str, tuple[str, ...]] = {  # pools of patches, in the order of their places in a batch
     "EXP": ("real",),
@@ -113,7 +113,7 @@ class _Source:
         columns = table[["x1", "y1", "x2", "y2", "class", "instance"]].to_numpy(dtype=float)
         order = np.argsort(table["patch"].to_numpy(), kind="stable")
         bounds = np.searchsorted(table["patch"].to_numpy()[order], np.arange(len(patches) + 1))
-        self.truths = [columns[order[a:b]] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+        self.truths = [columns[order[a:b]] for a, b in itertools.pairwise(bounds)]
 
     def take(self, numbers: NDArray[np.int64], symmetries: NDArray[np.int64]) -> _Part:
         images, instances, truths = [], [], []

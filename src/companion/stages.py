@@ -18,6 +18,7 @@ from string import Formatter
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from companion import paths, provenance, seeds
@@ -157,8 +158,13 @@ class Stage:
         weights = named.get(self.kind.name)
         return {"weights": weights} if weights else {}
 
-    def finish(self) -> dict[str, str]:
-        """Write the stamp beside the artifacts; the last cell of a notebook. Returns file -> hash."""
+    def finish(self) -> pd.DataFrame:
+        """Write the stamp beside the artifacts; the last cell of a notebook.
+
+        Returns
+        -------
+        One row per artifact: file (below runs/), size in KiB, first digits of its sha256.
+        """
         outputs = provenance.artifact_hashes(self.folder)
         if not outputs:
             raise CompanionError(f"{self.folder}: the notebook has written nothing")
@@ -170,7 +176,11 @@ class Stage:
             "wall_s": round(time.time() - self.began, 2),
             "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         })  # fmt: skip
-        return outputs
+        here = Path(*self.folder.parts[len(paths.runs().parts) :])
+        return pd.DataFrame(
+            [(str(here / name), (self.folder / name).stat().st_size / 1024, sha[:12]) for name, sha in outputs.items()],
+            columns=["file", "KiB", "sha256"],
+        ).round(1)
 
     def staleness(self) -> list[str] | None:
         """Why this stage must run again: None if it never finished, empty if it is fresh."""

@@ -6,12 +6,13 @@ fresh when its stamp matches the code, parameters and inputs of now and its file
 
 from __future__ import annotations
 
+import json
 import resource
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import product
 from pathlib import Path
 from string import Formatter
@@ -215,6 +216,20 @@ def dataset_folder(profile: Profile) -> Path:
     return given if len(given.parts) > 1 or given.is_dir() else paths.data_cache() / profile.dataset
 
 
+def class_count(profile: Profile) -> int | None:
+    """Number of classes that the data set declares; None while it is not here."""
+    path = dataset_folder(profile) / "annotations.json"
+    return _class_count(path, path.stat().st_mtime_ns) if path.is_file() else None
+
+
+@lru_cache(maxsize=16)
+def _class_count(path: Path, _modified: int) -> int | None:
+    try:
+        return len(json.loads(path.read_text(encoding="utf-8"))["categories"])
+    except (ValueError, KeyError, TypeError):
+        return None  # the importer says what is wrong with it
+
+
 def split_name(split: int | str) -> str:
     """1 -> '1', 'my/split.yaml' -> 'split'."""
     return Path(split).stem if isinstance(split, str) else str(split)
@@ -223,7 +238,8 @@ def split_name(split: int | str) -> str:
 def matrix(profile: Profile) -> list[Stage]:
     """Every stage of a profile, each after the stages it reads."""
     conditions = [{"split": s, "n_train": n} for s, n in product(profile.splits, profile.sizes)]
-    rare = [c for c in conditions if c["n_train"] in profile.imbalance_sizes]
+    # With one class there is no rare one.
+    rare = [c for c in conditions if c["n_train"] in profile.imbalance_sizes and class_count(profile) != 1]
     generated = [*({**c, "masks": "plain"} for c in conditions), *({**c, "masks": "rare"} for c in rare)]
     detectors = [{**c, "arm": arm} for c in conditions for arm in profile.arms if arm != "EXP+RARE"]
     detectors += [{**c, "arm": "EXP+RARE"} for c in rare]

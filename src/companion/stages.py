@@ -1,4 +1,4 @@
-"""The paper as a table of stages: which notebook makes what, from what, into which folder.
+"""The paper as a matrix of stages: which notebook makes what, from what, into which folder.
 
 Notebooks `begin` a stage and `finish` it; Snakemake and the command line read the same table. A stage is
 fresh when its stamp matches the code, parameters and inputs of now and its files are as they were written.
@@ -15,8 +15,7 @@ from datetime import UTC, datetime
 from functools import cached_property, lru_cache
 from itertools import product
 from pathlib import Path
-from string import Formatter
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,50 +23,8 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from companion import paths, provenance, seeds
 from companion.errors import CompanionError, nearest, problems
-from companion.params import Arm, Count, Profile, Splits, Whole, load_profile, validate
-
-Masks = Literal["plain", "rare"]
-KEYS: dict[str, Any] = {"split": Whole | str, "n_train": Count, "arm": Arm, "seed": Whole, "masks": Masks}
-COMPUTE = ("threads", "device", "precision")
-
-
-@dataclass(frozen=True)
-class Kind:
-    """One notebook of the paper."""
-
-    name: str
-    notebook: str
-    folder: str  # below runs/<profile>/<dataset>/; its fields are the keys that tell its stages apart
-    sections: tuple[str, ...]  # what it reads of the profile
-    knobs: Mapping[str, str] = field(default_factory=dict)  # notebook parameters that override the profile
-
-    @cached_property
-    def keys(self) -> tuple[str, ...]:
-        return tuple(name for _, name, _, _ in Formatter().parse(self.folder) if name)
-
-
-_CONDITION = "split-{split}/n-{n_train}"
-KINDS = {
-    kind.name: kind
-    for kind in (
-        Kind("micrographs", "01_micrographs", "split-{split}/micrographs",
-             ("dataset", "sizes", "n_test", "phantom", "patches")),
-        Kind("statistics", "02_mask_statistics", _CONDITION + "/statistics", ()),
-        Kind("masks", "03_mask_simulation", _CONDITION + "/simulated-{masks}", ("masks",),
-             {"n_patches": "masks.n_patches"}),
-        Kind("diffusion", "04_latent_diffusion", _CONDITION + "/diffusion", ("diffusion", *COMPUTE),
-             {"autoencoder_steps": "diffusion.autoencoder.steps", "denoiser_steps": "diffusion.denoiser.steps"}),
-        Kind("generated", "05_generated_images", _CONDITION + "/generated-{masks}", ("sampling", *COMPUTE),
-             {"sampling_steps": "sampling.steps"}),
-        Kind("detector", "06_mask_rcnn", _CONDITION + "/{arm}/seed-{seed}", ("detection", *COMPUTE),
-             {"steps": "detection.steps"}),
-        Kind("thresholds", "07_thresholds", "thresholds", ("evaluation",), {"iou": "evaluation.iou"}),
-        Kind("sizes", "08_sizes_and_splits", "sizes", ("evaluation",)),
-        Kind("significance", "09_significance", "significance", ("evaluation",)),
-        Kind("imbalance", "10_class_imbalance", "imbalance", ("evaluation", "masks")),
-        Kind("claims", "11_claims", "claims", ("evaluation",)),
-    )
-}  # fmt: skip
+from companion.kinds import KEYS, KINDS, Kind
+from companion.params import Profile, Splits, load_profile, validate
 
 
 class _Named(BaseModel):

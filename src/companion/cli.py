@@ -80,7 +80,8 @@ def _profile(name: str, dataset: str | None, split: str | None):
 def _console():
     from rich.console import Console
 
-    return Console(soft_wrap=True)
+    # Piped output keeps whole lines: there is no window to fit.
+    return Console() if sys.stdout.isatty() else Console(width=240)
 
 
 def _print_table(rows) -> None:

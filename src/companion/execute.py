@@ -67,7 +67,7 @@ def execute(stage: stages.Stage, name_or_path: str) -> None:
             with atomic(stage.folder / "notebook.ipynb") as copy:
                 try:
                     papermill.execute_notebook(
-                        stage.notebook, copy, parameters, kernel_name="python3", cwd=paths.root(),
+                        stage.notebook, copy, parameters, kernel_name="python3", language="python", cwd=paths.root(),
                         progress_bar=False, autosave_cell_every=0,
                     )  # fmt: skip
                 except papermill.PapermillExecutionError:

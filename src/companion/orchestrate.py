@@ -60,10 +60,6 @@ def check_inputs(profile: Profile) -> None:
     CompanionError
         With every problem found.
     """
-    from companion.data.dataset import load_dataset
-    from companion.data.registry import obtain
-    from companion.data.splits import make_split
-
     if profile.dataset == "phantom" and not any(isinstance(split, str) for split in profile.splits):
         if (needed := max(profile.sizes) + profile.n_test) > profile.phantom.n_images:
             raise CompanionError(
@@ -71,6 +67,10 @@ def check_inputs(profile: Profile) -> None:
                 f"{needed}, the phantom has phantom.n_images = {profile.phantom.n_images}"
             )
         return
+    from companion.data.dataset import load_dataset
+    from companion.data.registry import obtain
+    from companion.data.splits import make_split
+
     dataset = load_dataset(obtain(profile))
     for split in profile.splits:
         make_split(dataset, split, sizes=profile.sizes, n_test=profile.n_test, root_seed=profile.root_seed)

@@ -32,6 +32,7 @@ from companion.params import Detection
 from companion.training import load_state
 
 ASPECT_RATIOS = (0.5, 1.0, 2.0)  # height / width of anchors
+STRIDES = {"tiny": (4, 8, 16), "r50-fpn": (4, 8, 16, 32, 64)}  # px per cell of each feature level
 
 
 @dataclass(frozen=True)
@@ -206,8 +207,8 @@ def _common(settings: Detection) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _anchors(settings: Detection, levels: int) -> AnchorGenerator:
-    sizes = settings.anchor_sizes_px
+def _anchors(settings: Detection) -> AnchorGenerator:
+    sizes, levels = settings.anchor_sizes_px, len(STRIDES[settings.network])
     if len(sizes) != levels:
         raise CompanionError(
             f"detection.anchor_sizes_px {sizes}: network '{settings.network}' has {levels} feature levels "
@@ -219,10 +220,9 @@ def _anchors(settings: Detection, levels: int) -> AnchorGenerator:
 def _tiny(settings: Detection, n_classes: int) -> TorchvisionDetector:
     width, box_width, mask_width = 64, 128, 32
     backbone = SmallBackbone((32, 64, 128), width)
-    anchors = _anchors(settings, 3)
     network = MaskRCNN(
         backbone,
-        rpn_anchor_generator=anchors, rpn_head=RPNHead(width, len(ASPECT_RATIOS)),
+        rpn_anchor_generator=_anchors(settings), rpn_head=RPNHead(width, len(ASPECT_RATIOS)),
         rpn_pre_nms_top_n_train=3 * settings.proposals, rpn_pre_nms_top_n_test=3 * settings.proposals,
         rpn_batch_size_per_image=128,
         # Defects are small: every region is pooled from the finest level, as torchvision's rule would have it too.
@@ -243,7 +243,7 @@ def _r50(settings: Detection, n_classes: int) -> TorchvisionDetector:
     network = MaskRCNN(
         _resnet_fpn_extractor(backbone, trainable_layers=3 if settings.weights else 5),
         n_classes + 1,
-        rpn_anchor_generator=_anchors(settings, 5),
+        rpn_anchor_generator=_anchors(settings),
         rpn_pre_nms_top_n_train=2000, rpn_pre_nms_top_n_test=1000,
         **_common(settings),
     )  # fmt: skip
@@ -285,3 +285,11 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         except (OSError, SafetensorError) as error:
             raise CompanionError(f"{path} cannot be read as weights (safetensors): {error}") from None
+
+
+def anchor_boxes(settings: Detection, size: int) -> list[NDArray[np.float32]]:
+    """Anchors of every feature level for patches of side `size`, each float32 [rows, columns, ratios, 4] in px."""
+    strides = STRIDES[settings.network]
+    grids = [[-(-size // stride)] * 2 for stride in strides]
+    made = _anchors(settings).grid_anchors(grids, [[torch.tensor(stride)] * 2 for stride in strides])
+    return [boxes.reshape(*grid, len(ASPECT_RATIOS), 4).numpy() for boxes, grid in zip(made, grids, strict=True)]

@@ -20,6 +20,7 @@ from companion.data.patches import Patches
 from companion.detection.model import Batch
 from companion.errors import CompanionError
 from companion.geometry import symmetry, symmetry_boxes
+from companion.stages import Stage, split_name
 
 ARMS: Mapping[str, tuple[str, ...]] = {  # pools of patches, in the order of their places in a batch
     "EXP": ("real",),
@@ -166,3 +167,13 @@ def recipe(
     generated = round(batch_size * generated_share) if len(chosen) > 1 else 0
     counts = {name: generated if name == "generated" else batch_size - generated for name in chosen}
     return Recipe(chosen, {name: count for name, count in counts.items() if count}, (root_seed, names))
+
+
+def recipe_of(stage: Stage, pools: Mapping[str, Patches]) -> Recipe:
+    """The recipe of a detector stage; its draws depend on split, N and seed, so arms of one seed share them."""
+    keys, settings = stage.keys, stage.profile.detection
+    return recipe(
+        keys["arm"], pools, batch_size=settings.batch_size, generated_share=settings.generated_share,
+        root_seed=stage.profile.root_seed,
+        names=("detector", split_name(keys["split"]), keys["n_train"], keys["seed"]),
+    )  # fmt: skip

@@ -183,6 +183,12 @@ def test_citations_are_in_the_bibliography() -> None:
             assert not missing, f"{page.name} cites {missing}"
 
 
+def test_only_the_references_page_lists_references() -> None:
+    # Two lists with one key in common are a warning of the build, and a warning is an error.
+    pages = [p for p in [*BOOK.rglob("*.md"), *(ROOT / "notebooks").glob("*.ipynb")] if "executed" not in p.parts]
+    assert [p.name for p in pages if "{bibliography}" in p.read_text(encoding="utf-8")] == ["references.md"]
+
+
 # --- build --------------------------------------------------------------------------------------------------
 
 

@@ -111,13 +111,31 @@ class Patches(Section):
         return self
 
 
-class Masks(Section):
-    """Simulated masks: the paper's sampler."""
+Repair = Literal[
+    "empty-patches", "composition", "magnification", "azimuth", "overlap", "borders", "positions", "merging"
+]
 
+
+class Masks(Section):
+    """Simulated masks."""
+
+    sampler: Literal["authors", "companion", "learned"] = Field(
+        "authors", description="authors: the paper's; companion: with every repair; learned: a generative model"
+    )
+    repairs: list[Repair] = Field([], description="simplifications of the paper's sampler that are put right")
+    outlines: Literal["ellipse", "instance"] = Field("ellipse", description="filled: ellipses, or real outlines turned")
     n_patches: Count = Field(256, description="simulated masks per condition")
-    overlap_buffer_px: Whole = Field(2, description="gap kept between axis-aligned boxes, px")
+    overlap_buffer_px: Whole = Field(2, description="gap kept between defects (the paper's: axis-aligned boxes), px")
     overlap_tries: Count = Field(80, description="draws before an overlapping instance is placed anyway")
+    candidates: Count = Field(16, description="places among which repair 'positions' chooses by real interaction")
+    crystal_fold: Literal[2, 4, 6] = Field(4, description="symmetry of directions: 4 for beam [001], 2 [110], 6 [111]")
     rare_class_weight: Positive = Field(2.0, description="factor on the rarest class's frequency in the rare trial")
+
+    @model_validator(mode="after")
+    def _repairs_have_a_use(self) -> Masks:
+        if self.repairs and self.sampler != "authors":
+            raise ValueError(f"repairs {self.repairs} are for sampler 'authors'; '{self.sampler}' takes none")
+        return self
 
 
 class Autoencoder(Section):

@@ -229,6 +229,8 @@ class Evaluation(Section):
     confidence_sweep: list[Share] = Field(
         [round(0.05 * k, 2) for k in range(1, 20)], min_length=1, description="score thresholds swept"
     )
+    confidence: Share = Field(0.5, description="score threshold where none is chosen from the curves")
+    equivalence_margin: Positive = Field(0.01, description="differences of F1 within it count as none")
     bootstrap: Count = Field(1000, description="resamples behind each bootstrap interval")
     confidence_level: Share = Field(0.95, description="of every interval")
 
@@ -236,6 +238,8 @@ class Evaluation(Section):
     def _headline_is_swept(self) -> Evaluation:
         if self.iou not in self.iou_sweep:
             raise ValueError(f"iou {self.iou} is not in iou_sweep {self.iou_sweep}")
+        if self.confidence not in self.confidence_sweep:
+            raise ValueError(f"confidence {self.confidence} is not in confidence_sweep {self.confidence_sweep}")
         return self
 
 

@@ -113,8 +113,12 @@ class DataSet:
         raise KeyError(file_name)
 
 
-def load_dataset(folder: Path | str) -> DataSet:
+def load_dataset(folder: Path | str, annotations: str = ANNOTATIONS) -> DataSet:
     """Read and validate a data set folder.
+
+    Parameters
+    ----------
+    annotations : name of the COCO file in it; a phantom also has truth.json, what a perfect annotator had drawn
 
     Raises
     ------
@@ -123,11 +127,11 @@ def load_dataset(folder: Path | str) -> DataSet:
         another size than annotated, an outline outside its image, no images, no categories, ...
     """
     folder = Path(folder)
-    document = read_document(folder / ANNOTATIONS)
+    document = read_document(folder / annotations)
     found = list(find_problems(document, folder / "images"))
     if found:
         more = [f"and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
-        raise problems(f"{folder / ANNOTATIONS}: {len(found)} problem(s)", [*found[:SHOWN], *more])
+        raise problems(f"{folder / annotations}: {len(found)} problem(s)", [*found[:SHOWN], *more])
     categories = sorted(document["categories"], key=lambda category: category["id"])
     codes = {category["id"]: code for code, category in enumerate(categories, start=1)}
     of_image: dict[Any, list[Mapping[str, Any]]] = {}

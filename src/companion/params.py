@@ -41,13 +41,31 @@ class Patches(Section):
         return self
 
 
-class Masks(Section):
-    """Simulated masks: the paper's sampler."""
+Repair = Literal[
+    "empty-patches", "composition", "magnification", "azimuth", "overlap", "borders", "positions", "merging"
+]
 
+
+class Masks(Section):
+    """Simulated masks."""
+
+    sampler: Literal["authors", "companion", "learned"] = Field(
+        "authors", description="authors: the paper's; companion: with every repair; learned: a generative model"
+    )
+    repairs: list[Repair] = Field([], description="simplifications of the paper's sampler that are put right")
+    outlines: Literal["ellipse", "instance"] = Field("ellipse", description="filled: ellipses, or real outlines turned")
     n_patches: Count = Field(256, description="simulated masks per condition")
-    overlap_buffer_px: Whole = Field(2, description="gap kept between axis-aligned boxes, px")
+    overlap_buffer_px: Whole = Field(2, description="gap kept between defects (the paper's: axis-aligned boxes), px")
     overlap_tries: Count = Field(80, description="draws before an overlapping instance is placed anyway")
+    candidates: Count = Field(16, description="places among which repair 'positions' chooses by real interaction")
+    crystal_fold: Literal[2, 4, 6] = Field(4, description="symmetry of directions: 4 for beam [001], 2 [110], 6 [111]")
     rare_class_weight: Positive = Field(2.0, description="factor on the rarest class's frequency in the rare trial")
+
+    @model_validator(mode="after")
+    def _repairs_have_a_use(self) -> Masks:
+        if self.repairs and self.sampler != "authors":
+            raise ValueError(f"repairs {self.repairs} are for sampler 'authors'; '{self.sampler}' takes none")
+        return self
 
 
 class Autoencoder(Section):
@@ -141,6 +159,8 @@ class Evaluation(Section):
     confidence_sweep: list[Share] = Field(
         [round(0.05 * k, 2) for k in range(1, 20)], min_length=1, description="score thresholds swept"
     )
+    confidence: Share = Field(0.5, description="score threshold where none is chosen from the curves")
+    equivalence_margin: Positive = Field(0.01, description="differences of F1 within it count as none")
     bootstrap: Count = Field(1000, description="resamples behind each bootstrap interval")
     confidence_level: Share = Field(0.95, description="of every interval")
 
@@ -148,6 +168,8 @@ class Evaluation(Section):
     def _headline_is_swept(self) -> Evaluation:
         if self.iou not in self.iou_sweep:
             raise ValueError(f"iou {self.iou} is not in iou_sweep {self.iou_sweep}")
+        if self.confidence not in self.confidence_sweep:
+            raise ValueError(f"confidence {self.confidence} is not in confidence_sweep {self.confidence_sweep}")
         return self
 
 

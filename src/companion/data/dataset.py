@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from companion.data.pixels import read_grey, segmentation_mask, to_uint8
+from companion.data.pixels import GREY_MODES, read_grey, segmentation_mask, to_uint8
 from companion.errors import CompanionError, problems
 
 ANNOTATIONS = "annotations.json"
 SUFFIXES = (".png", ".tif", ".tiff")
-GREY_MODES = ("L", "I", "I;16", "I;16L", "I;16B", "I;16N")
 TOLERANCE_PX = 1.0  # annotation tools round outwards, so an outline may end this far outside its image
 SHOWN = 20  # problems listed before "and n more"
 

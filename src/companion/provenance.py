@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import hashlib
 import json
 import os
@@ -26,6 +27,7 @@ from companion.errors import CompanionError
 
 STAMP = "stamp.json"
 PACKAGES = ("numpy", "pandas", "scipy", "scikit-image", "torch", "torchvision", "diffusers", "statsmodels")
+_REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 _SOURCE = Path(__file__).resolve().parent
 
 
@@ -49,7 +51,9 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary.chmod(0o644)
         temporary.replace(path)
     except OSError as error:
-        raise CompanionError(f"{path} could not be written: {error.strerror or error}") from error
+        if error.errno not in _REFUSED:
+            raise
+        raise CompanionError(f"{path} could not be written: {error.strerror}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -72,7 +76,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 def write_json(path: Path, content: Any) -> None:
     """Write JSON atomically; keys keep their order, undefined numbers (NaN) become null."""
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
+        temporary.write_text(json.dumps(plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
@@ -87,13 +91,14 @@ def write_array(path: Path, array: np.ndarray) -> None:
         np.save(file, array, allow_pickle=False)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """`value` in JSON's own types; undefined numbers (NaN, infinity) become None."""
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, np.generic):
-        return _plain(value.item())
+        return plain(value.item())
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, float) and not np.isfinite(value):
@@ -112,7 +117,7 @@ def hash_file(path: Path) -> str:
 
 def hash_value(value: Any) -> str:
     """sha256 of a JSON-like value, independent of the order of keys."""
-    return hashlib.sha256(json.dumps(_plain(value), sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(plain(value), sort_keys=True).encode()).hexdigest()
 
 
 def hash_notebook(path: Path) -> str:
@@ -172,7 +177,7 @@ def artifact_hashes(folder: Path) -> dict[str, str]:
 
 
 def _is_working_file(path: Path) -> bool:
-    return path.name in (STAMP, "notebook.ipynb", "failed.ipynb") or any(
+    return path.name in (STAMP, "notebook.ipynb", "failed.ipynb", "error.txt") or any(
         part.startswith(".") or part == "checkpoint" for part in path.parts
     )
 

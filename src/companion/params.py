@@ -11,44 +11,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from companion import paths
 from companion.errors import CompanionError, nearest, problems
+from companion.params_base import Count, Positive, Section, Share, Whole
+from companion.params_phantom import Phantom
 
-Count = Annotated[int, Field(ge=1, strict=True)]
-Whole = Annotated[int, Field(ge=0, strict=True)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
 Arm = Literal["EXP", "EXP+GEN", "EXP+RARE"]
 Splits = Annotated[list[Whole | str], Field(min_length=1)]
 Model = TypeVar("Model", bound=BaseModel)
-
-
-class Section(BaseModel):
-    """Base of every section: immutable, and unknown entries are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
-
-
-class Phantom(Section):
-    """Simulated STEM micrographs with exact truth."""
-
-    n_images: Count = Field(24, description="micrographs in the data set")
-    size_px: Count = Field(512, description="side of the square micrograph, px")
-    pixel_size_nm: Positive = Field(0.8805, description="nm per px")
-    defects_per_megapixel: Positive = Field(250.0, description="mean areal density, per 1024 x 1024 px")
-    class_shares: tuple[Share, Share, Share] = Field(
-        (0.225, 0.340, 0.435), description="shares of <100> loops, <111> loops and black dots; sum 1"
-    )
-    contrast: tuple[Positive, Positive] = Field((0.10, 0.50), description="defect amplitude, share of the local mean")
-    dose_electrons: Positive = Field(200.0, description="mean electrons per px (Poisson noise)")
-
-    @model_validator(mode="after")
-    def _shares_sum_to_one(self) -> Phantom:
-        if abs(sum(self.class_shares) - 1) > 1e-6:
-            raise ValueError(f"class_shares sum to {sum(self.class_shares):g}, should be 1")
-        return self
 
 
 class Patches(Section):
@@ -69,13 +41,32 @@ class Patches(Section):
         return self
 
 
-class Masks(Section):
-    """Simulated masks: the paper's sampler."""
+Repair = Literal[
+    "empty-patches", "composition", "magnification", "azimuth", "overlap", "borders", "positions", "merging"
+]
 
+
+class Masks(Section):
+    """Simulated masks."""
+
+    sampler: Literal["authors", "companion", "learned"] = Field(
+        "authors", description="authors: the paper's; companion: with every repair; learned: a generative model"
+    )
+    repairs: list[Repair] = Field([], description="simplifications of the paper's sampler that are put right")
+    outlines: Literal["ellipse", "instance"] = Field("ellipse", description="filled: ellipses, or real outlines turned")
     n_patches: Count = Field(256, description="simulated masks per condition")
-    overlap_buffer_px: Whole = Field(2, description="gap kept between axis-aligned boxes, px")
+    overlap_buffer_px: Whole = Field(2, description="gap kept between defects (the paper's: axis-aligned boxes), px")
     overlap_tries: Count = Field(80, description="draws before an overlapping instance is placed anyway")
+    candidates: Count = Field(16, description="places among which repair 'positions' chooses by real interaction")
+    crystal_fold: Literal[2, 4, 6] = Field(4, description="symmetry of directions: 4 for beam [001], 2 [110], 6 [111]")
+    learned_steps: Count = Field(400, description="optimiser steps of the learned sampler")
     rare_class_weight: Positive = Field(2.0, description="factor on the rarest class's frequency in the rare trial")
+
+    @model_validator(mode="after")
+    def _repairs_have_a_use(self) -> Masks:
+        if self.repairs and self.sampler != "authors":
+            raise ValueError(f"repairs {self.repairs} are for sampler 'authors'; '{self.sampler}' takes none")
+        return self
 
 
 class Autoencoder(Section):
@@ -169,6 +160,8 @@ class Evaluation(Section):
     confidence_sweep: list[Share] = Field(
         [round(0.05 * k, 2) for k in range(1, 20)], min_length=1, description="score thresholds swept"
     )
+    confidence: Share = Field(0.5, description="score threshold where none is chosen from the curves")
+    equivalence_margin: Positive = Field(0.01, description="differences of F1 within it count as none")
     bootstrap: Count = Field(1000, description="resamples behind each bootstrap interval")
     confidence_level: Share = Field(0.95, description="of every interval")
 
@@ -176,6 +169,8 @@ class Evaluation(Section):
     def _headline_is_swept(self) -> Evaluation:
         if self.iou not in self.iou_sweep:
             raise ValueError(f"iou {self.iou} is not in iou_sweep {self.iou_sweep}")
+        if self.confidence not in self.confidence_sweep:
+            raise ValueError(f"confidence {self.confidence} is not in confidence_sweep {self.confidence_sweep}")
         return self
 
 

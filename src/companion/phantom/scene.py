@@ -1,0 +1,266 @@
+"""What is in a simulated micrograph: one crystal, its loops and dots, and what else crosses the field.
+
+A circular loop with normal n seen along the beam B is an ellipse with minor/major = |n.B| and its long axis
+along n x B. One in-plane crystal azimuth per image ties all orientations together; with the aspect ratio it
+is what tells the classes apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from companion import seeds
+from companion.geometry import ellipse_radius
+from companion.params_phantom import Phantom
+
+CLASSES = ("<100> loop", "<111> loop", "black dot")
+LOOP_100, LOOP_111, BLACK_DOT = 1, 2, 3
+Look = Literal["rim", "filled", "coffee-bean", "edge-on", "dot"]
+Window = tuple[slice, slice]
+
+# Plane normals of the loop variants, and for each zone axis B an in-plane direction at azimuth 0.
+NORMALS = {
+    LOOP_100: np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1]], dtype=float),
+    LOOP_111: np.array([[1, 1, 1], [-1, 1, 1], [1, -1, 1], [1, 1, -1]]) / np.sqrt(3),
+}
+BEAMS = {"001": ((0, 0, 1), (1, 0, 0)), "110": ((1, 1, 0), (0, 0, 1)), "111": ((1, 1, 1), (1, -1, 0))}
+EDGE_ON_RATIO = 0.25  # below this minor/major a loop looks like a bar
+SMALL_NM = 11.0  # loops below this diameter have no room for a rim
+PLACEMENT_TRIES = 40
+VISIBLE_PX = 12  # an instance with fewer pixels in the image is not an instance
+DRIFT = 0.03  # of the field, between near-duplicate frames; standard deviation
+
+
+@dataclass(frozen=True)
+class Defect:
+    """One loop or dot.
+
+    Attributes
+    ----------
+    code : class
+    x, y, major_px, minor_px, angle_deg : ellipse
+    rim_px, inner : width of the rim; contrast inside it, share of the rim's
+    depth : 0 (top face) to 1 (bottom face); fades and blurs
+    amplitude : loss of signal at its strongest, share of the local mean
+    unevenness, uneven_deg : share of the contrast that is lost along one direction, and that direction
+    """
+
+    code: int
+    look: Look
+    x: float
+    y: float
+    major_px: float
+    minor_px: float
+    angle_deg: float
+    rim_px: float
+    inner: float
+    depth: float
+    amplitude: float
+    blur_px: float
+    unevenness: float
+    uneven_deg: float
+
+    @property
+    def mean_radius_px(self) -> float:
+        """Radius of the circle of equal area."""
+        return float(np.sqrt(self.major_px * self.minor_px) / 2)
+
+
+@dataclass(frozen=True)
+class Line:
+    """An unlabelled curve: points float [n, 2] (x, y) in px, width in px, amplitude of each segment [n - 1]."""
+
+    points: NDArray[np.float64]
+    width_px: float
+    amplitudes: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Truth of one micrograph.
+
+    Attributes
+    ----------
+    magnification, pixel_size_nm : name and nm per px
+    grain : number of the crystal that it shows, shared by neighbouring frames
+    beam : vector [3] along the beam, crystal axes
+    azimuth_deg : displayed angle of the in-plane reference direction of the zone axis
+    same_field_as : number of the image whose field this one shows again, None for a field of its own
+    """
+
+    size_px: int
+    magnification: str
+    pixel_size_nm: float
+    grain: int
+    beam: NDArray[np.float64]
+    azimuth_deg: float
+    defects: tuple[Defect, ...]
+    lines: tuple[Line, ...]
+    same_field_as: int | None = None
+
+    def mask(self, defect: Defect) -> tuple[NDArray[np.bool_], Window]:
+        """Pixels of a defect [h, w] and their window in the image."""
+        radius, window = ellipse_radius(
+            (self.size_px, self.size_px), defect.x, defect.y, defect.major_px, defect.minor_px, defect.angle_deg
+        )
+        return radius <= 1, window
+
+
+def projected(normal: NDArray, beam: NDArray, reference: NDArray) -> tuple[float, float]:
+    """Aspect ratio (minor/major, 0-1) and long-axis angle (degrees, [0, 180)) of a circular loop.
+
+    Parameters
+    ----------
+    normal : [3] unit normal of the loop plane, crystal axes
+    beam : [3] unit vector along the beam
+    reference : [3] in-plane direction that is displayed at angle 0
+    """
+    along = np.cross(normal, beam)
+    e1 = reference - (reference @ beam) * beam
+    e1 /= np.sqrt(e1 @ e1)
+    e2 = np.cross(beam, e1)
+    angle = float(np.rad2deg(np.arctan2(along @ e2, along @ e1))) % 180.0
+    return float(min(1.0, abs(normal @ beam))), angle
+
+
+def draw_scene(parameters: Phantom, root_seed: int, number: int) -> Scene:
+    """Draw the content of micrograph `number` (1, 2, ...) of a data set.
+
+    The density is per px, not per nm: microscopists choose the magnification by what they want to see.
+    """
+    p, rng = parameters, seeds.generator(root_seed, "phantom", "scene", number)
+    if number > 1 and rng.uniform() < p.duplicate_share:
+        earlier = draw_scene(p, root_seed, number - 1)
+        source = earlier.same_field_as or number - 1
+        return replace(_moved(earlier, rng.normal(0, DRIFT * p.size_px, 2)), same_field_as=source)
+    names = sorted(p.magnifications)
+    name = names[rng.choice(len(names), p=[p.magnifications[n][1] for n in names])]
+    grain = 1 + (number - 1) // p.frames_per_grain
+    crystal = seeds.generator(root_seed, "phantom", "grain", grain)
+    direction = np.array(BEAMS[p.beam][0], dtype=float)
+    beam = _tilted(direction / np.sqrt(direction @ direction), p.zone_error_deg, crystal)
+    empty = Scene(p.size_px, name, p.magnifications[name][0], grain, beam, float(crystal.uniform(0, 360)), (), ())
+    defects = _place_defects(empty, p, rng)
+    return replace(empty, defects=tuple(defects), lines=tuple(_draw_lines(empty, p, rng)))
+
+
+def _moved(scene: Scene, by: NDArray) -> Scene:
+    defects = [replace(d, x=d.x + float(by[0]), y=d.y + float(by[1])) for d in scene.defects]
+    lines = tuple(replace(line, points=line.points + by) for line in scene.lines)
+    return replace(scene, defects=_visible(scene, defects), lines=lines)
+
+
+def _visible(scene: Scene, defects: Sequence[Defect]) -> tuple[Defect, ...]:
+    return tuple(d for d in defects if scene.mask(d)[0].sum() >= VISIBLE_PX)
+
+
+def _place_defects(scene: Scene, p: Phantom, rng: np.random.Generator) -> tuple[Defect, ...]:
+    margin = p.loop100_nm[2] / scene.pixel_size_nm / 2  # centres outside the frame make defects that its border cuts
+    area = (scene.size_px + 2 * margin) ** 2 / 2**20
+    density = p.defects_per_megapixel * np.exp(p.density_spread * rng.standard_normal())
+    codes = 1 + rng.choice(3, size=rng.poisson(density * area), p=np.array(p.class_shares) / sum(p.class_shares))
+    defects: list[Defect] = []
+    for code in codes:
+        shape = _draw_defect(int(code), scene, p, rng)
+        place = _free_place(shape, defects, scene.size_px, margin, p.crowding, rng)
+        if place is not None:
+            defects.append(replace(shape, x=place[0], y=place[1]))
+    return _visible(scene, defects)
+
+
+def _draw_defect(code: int, scene: Scene, p: Phantom, rng: np.random.Generator) -> Defect:
+    low, median, high = (p.loop100_nm, p.loop111_nm, p.black_dot_nm)[code - 1]
+    sigma = np.log(high / low) / 4
+    diameter = float(np.clip(median * np.exp(sigma * rng.standard_normal()), low, high))
+    depth, strength, rim, inner, pick, width, uneven = (float(u) for u in rng.uniform(size=7))
+    look: Look
+    if code == BLACK_DOT:
+        ratio, angle, look = float(rng.uniform(0.75, 1.0)), float(rng.uniform(0, 180)), "dot"
+    else:
+        normal = _tilted(NORMALS[code][rng.integers(len(NORMALS[code]))], p.tilt_jitter_deg, rng)
+        ratio, angle = projected(normal, scene.beam, _reference(p))
+        if ratio < EDGE_ON_RATIO:
+            look = "edge-on"
+        elif diameter < SMALL_NM or pick > 1 - p.filled_share:
+            look = "filled"
+        else:
+            look = "coffee-bean" if code == LOOP_111 and pick < p.coffee_bean_share else "rim"
+    return Defect(
+        code=code,
+        look=look,
+        x=0.0,
+        y=0.0,
+        major_px=diameter / scene.pixel_size_nm,
+        minor_px=max(ratio * diameter, _between(p.edge_on_nm, width)) / scene.pixel_size_nm,
+        angle_deg=(angle + scene.azimuth_deg) % 180,
+        rim_px=_between(p.rim_nm, rim) / scene.pixel_size_nm,
+        inner=_between(p.inner_contrast, inner),
+        depth=depth,
+        amplitude=p.contrast[0] * (p.contrast[1] / p.contrast[0]) ** strength * (1 - p.depth_fade * depth),
+        blur_px=_between(p.depth_blur_nm, depth) / scene.pixel_size_nm,
+        unevenness=uneven * p.rim_unevenness,
+        uneven_deg=scene.azimuth_deg % 180,
+    )
+
+
+def _between(limits: tuple[float, float], share: float) -> float:
+    return limits[0] + (limits[1] - limits[0]) * share
+
+
+def _reference(p: Phantom) -> NDArray[np.float64]:
+    return np.array(BEAMS[p.beam][1], dtype=float)
+
+
+def _tilted(vector: NDArray, spread_deg: float, rng: np.random.Generator) -> NDArray[np.float64]:
+    moved = vector + np.deg2rad(spread_deg) * rng.standard_normal(3)
+    return moved / np.sqrt(moved @ moved)
+
+
+def _free_place(
+    shape: Defect, others: Sequence[Defect], size: int, margin: float, crowding: float, rng: np.random.Generator
+) -> tuple[float, float] | None:
+    """A centre whose mean-radius circle keeps its distance from the others; None after many tries."""
+    taken = np.array([(d.x, d.y, d.mean_radius_px) for d in others]).reshape(-1, 3)
+    for x, y in rng.uniform(-margin, size + margin, size=(PLACEMENT_TRIES, 2)):
+        gap = (taken[:, 0] - x) ** 2 + (taken[:, 1] - y) ** 2
+        if (gap >= ((1 - crowding) * (taken[:, 2] + shape.mean_radius_px)) ** 2).all():
+            return float(x), float(y)
+    return None
+
+
+def _draw_lines(scene: Scene, p: Phantom, rng: np.random.Generator) -> list[Line]:
+    size, scale = scene.size_px, scene.pixel_size_nm
+    megapixels = size * size / 2**20
+    lines: list[Line] = []
+    for _ in range(rng.poisson(p.dislocations_per_megapixel * megapixels)):
+        # Half of the lines start on another one: dislocations meet in networks.
+        if lines and rng.uniform() < 0.5:
+            start = lines[rng.integers(len(lines))].points[rng.integers(12)]
+        else:
+            start = rng.uniform(0, size, 2)
+        heading = rng.uniform(0, 2 * np.pi) + np.cumsum(rng.normal(0, 0.12, 60)) + rng.normal(0, 0.03) * np.arange(60)
+        step = rng.uniform(0.4, 1.2) * size / 60
+        points = start + np.cumsum(step * np.stack([np.cos(heading), np.sin(heading)], axis=1), axis=0)
+        lines.append(Line(points, rng.uniform(1.5, 4.0) / scale, _uneven(59, p, rng)))
+    for _ in range(rng.poisson(p.large_loops_per_megapixel * megapixels)):
+        code = int(rng.integers(1, 3))
+        ratio, angle = projected(_tilted(NORMALS[code][0], p.tilt_jitter_deg, rng), scene.beam, _reference(p))
+        major = rng.uniform(*p.large_loop_nm) / scale / 2
+        turn, t = np.deg2rad(angle + scene.azimuth_deg), np.linspace(0, 2 * np.pi, 73)
+        along, across = major * np.cos(t), max(ratio, 0.1) * major * np.sin(t)
+        x, y = rng.uniform(0, size, 2)
+        outline = np.stack([x + along * np.cos(turn) + across * np.sin(turn),
+                            y - along * np.sin(turn) + across * np.cos(turn)], axis=1)  # fmt: skip
+        lines.append(Line(outline, rng.uniform(1.5, 3.5) / scale, _uneven(72, p, rng)))
+    return lines
+
+
+def _uneven(n: int, p: Phantom, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Amplitudes along a line that runs through the foil: its contrast oscillates with depth."""
+    phase = rng.uniform(0, 2 * np.pi) + np.arange(n) * rng.uniform(0.05, 0.9)
+    return rng.uniform(*p.contrast) * (0.7 + 0.3 * np.cos(phase)) * 0.8

@@ -152,5 +152,6 @@ def test_thresholds_out_of_range(coco, iou, confidence):
 
 
 def test_evaluation_never_imports_torch():
-    code = "import sys, companion.evaluation.claims, companion.evaluation.runs, companion.figures.scores; sys.exit('torch' in sys.modules)"
+    modules = "companion.evaluation.claims, companion.evaluation.runs, companion.figures.scores"
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

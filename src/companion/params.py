@@ -59,6 +59,7 @@ class Masks(Section):
     overlap_tries: Count = Field(80, description="draws before an overlapping instance is placed anyway")
     candidates: Count = Field(16, description="places among which repair 'positions' chooses by real interaction")
     crystal_fold: Literal[2, 4, 6] = Field(4, description="symmetry of directions: 4 for beam [001], 2 [110], 6 [111]")
+    learned_steps: Count = Field(400, description="optimiser steps of the learned sampler")
     rare_class_weight: Positive = Field(2.0, description="factor on the rarest class's frequency in the rare trial")
 
     @model_validator(mode="after")

@@ -141,7 +141,7 @@ def test_pages_include_only_what_a_run_writes(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("COMPANION_RUNS", str(tmp_path / "runs"))
     profile = load_profile("smoke")
     tree = stages.tree(profile)
-    write_json(tree / "claims" / "claims.json", CLAIMS)
+    write_json(tree / "claims" / "claims.json", {"dataset": "phantom", "claims": CLAIMS})
     write_table(tree / "sizes" / "sizes.parquet", GAINS)
     first = stages.matrix(profile)[0].folder
     write_json(first / "stamp.json", {"outputs": {}, "wall_s": 61.0, "peak_memory_mib": 300, "device": "CPU"})
@@ -183,6 +183,12 @@ def test_citations_are_in_the_bibliography() -> None:
             assert not missing, f"{page.name} cites {missing}"
 
 
+def test_only_the_references_page_lists_references() -> None:
+    # Two lists with one key in common are a warning of the build, and a warning is an error.
+    pages = [p for p in [*BOOK.rglob("*.md"), *(ROOT / "notebooks").glob("*.ipynb")] if "executed" not in p.parts]
+    assert [p.name for p in pages if "{bibliography}" in p.read_text(encoding="utf-8")] == ["references.md"]
+
+
 # --- build --------------------------------------------------------------------------------------------------
 
 
@@ -201,14 +207,18 @@ def placeholder_sources(folder: Path) -> Path:
         notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
         notebook.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
         nbformat.write(notebook, folder / "book" / f"{name}.ipynb")
-    keys = [key for page in BOOK.glob("*.md") for key in book_glue.glued_keys(page.read_text(encoding="utf-8"))]
-    book_glue.glue_notebook({key: f"[{key}]" for key in keys}, executed / "headline.ipynb")
+    glue_placeholders(executed, "")
     for page in BOOK.glob("*.md"):
         for fragment in re.findall(r"\{include\} (executed/\S+)", page.read_text(encoding="utf-8")):
             (folder / "book" / fragment).write_text(f"placeholder of {fragment}\n", encoding="utf-8")
     (executed / "notice.md").write_text(book_glue.data_notice("phantom", "smoke"), encoding="utf-8")
     Image.fromarray(np.full((64, 256), 200, np.uint8)).save(executed / "strip.png")
     return folder
+
+
+def glue_placeholders(executed: Path, note: str) -> None:
+    keys = [key for page in BOOK.glob("*.md") for key in book_glue.glued_keys(page.read_text(encoding="utf-8"))]
+    book_glue.glue_notebook({key: f"[{key}]{note}" for key in keys}, executed / "headline.ipynb")
 
 
 def build(folder: Path) -> subprocess.CompletedProcess[str]:
@@ -234,6 +244,16 @@ def test_pages_build_without_a_warning_and_quote_the_glued_values(placeholder_ht
     for key in keys:
         assert f"[{key}]" in index
     assert "not the paper's data" in index.replace("’", "'")
+
+
+@pytest.mark.slow
+def test_new_numbers_reach_a_page_whose_own_text_is_as_before(placeholder_html: Path) -> None:
+    folder = placeholder_html.parents[1]
+    glue_placeholders(folder / "book" / "executed", " anew")
+    (folder / "book" / "executed" / "notice.md").touch()  # every assembly writes it, and the first page includes it
+    done = build(folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "[data] anew" in (placeholder_html / "index.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

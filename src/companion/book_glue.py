@@ -44,8 +44,7 @@ def write_fragments(folder: Path, profile: Profile, claims: Path, sizes: Path) -
     claims : claims.json
     sizes : sizes.parquet; its first split and largest N make the headline
     """
-    rows = json.loads(claims.read_text(encoding="utf-8"))
-    rows = rows["claims"] if isinstance(rows, dict) else rows
+    rows = json.loads(claims.read_text(encoding="utf-8"))["claims"]
     gains = headline_gains(pd.read_parquet(sizes), profile)
     matrix = stages.matrix(profile)
     stamps = [(stage.kind.notebook, provenance.read_stamp(stage.folder) or {}) for stage in matrix]

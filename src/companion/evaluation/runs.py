@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -13,8 +14,8 @@ from numpy.typing import NDArray
 
 from companion.data.patches import Patches, load_patches
 from companion.evaluation.formats import Truth, read_predictions, read_truth
-from companion.evaluation.matching import Matching
-from companion.evaluation.scores import Counts, Unpredicted, count, tabulate
+from companion.evaluation.matching import MATCHINGS, Matching
+from companion.evaluation.scores import Counts, Unpredicted, count, mask_overlaps, tabulate
 from companion.evaluation.significance import best_confidence
 from companion.stages import Stage, dataset_name, split_name
 
@@ -58,13 +59,37 @@ def sources(stage: Stage, kind: str) -> Iterator[tuple[dict[str, Any], Stage]]:
 
 
 def count_runs(
-    found: Sequence[Run], iou: Sequence[float], confidence: Sequence[float], matching: Matching = "truth-greedy"
+    found: Sequence[Run],
+    iou: Sequence[float],
+    confidence: Sequence[float],
+    matching: Matching = "truth-greedy",
+    same_class: bool = False,
+    on: Literal["boxes", "masks"] = "boxes",
 ) -> list[Counts]:
     """`scores.count` of every run, at the same thresholds."""
-    return [
-        count(run.predictions, run.truth.table, run.truth.patches, run.truth.classes, iou, confidence, matching)
-        for run in found
-    ]
+    counts = []
+    for run in found:
+        truth, table = run.truth, run.predictions
+        overlaps = mask_overlaps(table, truth.table, load_patches(run.test).instances) if on == "masks" else None
+        counts.append(
+            count(table, truth.table, truth.patches, truth.classes, iou, confidence, matching, same_class, overlaps)
+        )
+    return counts
+
+
+def compare_rules(found: Sequence[Run], iou: float, confidence: float) -> pd.DataFrame:
+    """Scores of every run under each way of matching: rule, on boxes or masks, classes ignored or equal.
+
+    Returns
+    -------
+    rule, on, classes, then the columns of scores.parquet; masks only where every prediction has one
+    """
+    masks = all("mask" in run.predictions and run.predictions["mask"].notna().all() for run in found)
+    tables = []
+    for rule, on, same_class in product(MATCHINGS, ("boxes", "masks") if masks else ("boxes",), (False, True)):
+        table = tabulate_runs(found, count_runs(found, [iou], [confidence], rule, same_class, on))  # type: ignore[arg-type]
+        tables.append(table.assign(rule=rule, on=on, classes="equal" if same_class else "ignored"))
+    return pd.concat(tables, ignore_index=True)
 
 
 def tabulate_runs(found: Sequence[Run], counts: Sequence[Counts], unpredicted: Unpredicted = "count") -> pd.DataFrame:

@@ -1,0 +1,281 @@
+"""torchvision's Mask R-CNN without its loops over images: the same network, losses and detections, faster.
+
+Patches have one size, so anchors are the same for all, truths are padded to a rectangle, and every patch gives the
+same number of proposals and regions with a mark for those that are left over. Parameters and their names are
+torchvision's: weights move between the two freely.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.rpn import concat_box_prediction_layers
+from torchvision.ops import roi_align
+from torchvision.ops.poolers import _setup_scales
+
+from companion.detection import regions
+from companion.detection.model import Batch, Detections
+
+_BETA = 1 / 9  # of the smooth L1 losses, as in torchvision
+
+
+class BatchedDetector:
+    """Mask R-CNN for batches of equal patches.
+
+    Parameters
+    ----------
+    network : torchvision's network; its modules and thresholds are used as they are
+    channels : of the images that it takes
+    """
+
+    def __init__(self, network: MaskRCNN, channels: int) -> None:
+        self.network = network
+        self.channels = channels
+        self._anchors: tuple[tuple[int, ...], Tensor] | None = None
+
+    def random_keys(self, shape: tuple[int, ...], device: torch.device) -> Tensor:
+        """Numbers in [0, 1) that decide which anchors and regions are sampled, from the global generator."""
+        return torch.rand(shape, device=device)
+
+    # --- shared by training and detection -------------------------------------------------------------------
+
+    def _images(self, images: Tensor) -> Tensor:
+        transform, device = self.network.transform, next(self.network.parameters()).device
+        grey = images.to(device, non_blocking=True).float()[:, None].expand(-1, self.channels, -1, -1) / 255
+        mean, std = (grey.new_tensor(v)[:, None, None] for v in (transform.image_mean, transform.image_std))
+        return (grey - mean) / std  # (B, channels, S, S)
+
+    def _anchors_of(self, images: Tensor, levels: list[Tensor]) -> Tensor:
+        shape = (*images.shape[-2:], *(side for level in levels for side in level.shape[-2:]))
+        if self._anchors is None or self._anchors[0] != shape or self._anchors[1].device != images.device:
+            listed = ImageList(images[:1], [tuple(images.shape[-2:])])
+            made = self.network.rpn.anchor_generator(listed, [level.float() for level in levels])[0]
+            self._anchors = (shape, made)
+        return self._anchors[1]  # (A, 4)
+
+    def _propose(self, objectness: list[Tensor], logits: Tensor, deltas: Tensor, anchors: Tensor, size: int):
+        """Best boxes of each patch: [B, P, 4] and which of them are real, bool [B, P]."""
+        rpn = self.network.rpn
+        coder = rpn.box_coder
+        boxes, scores, valid, start = [], [], [], 0
+        for level in objectness:
+            n = level[0].numel()
+            top = min(rpn.pre_nms_top_n(), n)
+            value, index = logits[:, start : start + n].topk(top, dim=1)
+            index = index + start
+            box = regions.decode(regions.pick(deltas, index), anchors[index], coder.weights).clamp(0, size)
+            good = ((box[..., 2:] - box[..., :2]) >= rpn.min_size).all(dim=-1)
+            value = torch.sigmoid(value)
+            good = regions.suppress(box, good & (value >= rpn.score_thresh), rpn.nms_thresh)
+            boxes.append(box), scores.append(value), valid.append(good)
+            start += n
+        scores = torch.where(torch.cat(valid, 1), torch.cat(scores, 1), -1.0)
+        scores, order = scores.sort(dim=1, descending=True, stable=True)
+        order = order[:, : rpn.post_nms_top_n()]
+        return regions.pick(torch.cat(boxes, 1), order), scores[:, : order.shape[1]] >= 0
+
+    def _rpn(self, levels: list[Tensor]) -> tuple[list[Tensor], Tensor, Tensor]:
+        objectness, deltas = self.network.rpn.head(levels)
+        batch = len(levels[0])
+        logits, corrections = concat_box_prediction_layers(objectness, deltas)
+        return objectness, logits.reshape(batch, -1).float(), corrections.reshape(batch, -1, 4).float()
+
+    def _pool(self, pooler, features: dict[str, Tensor], boxes: Tensor, size: int) -> Tensor:
+        """Features of regions [B, R, 4], each from its level of the pyramid: [B * R, C, s, s]."""
+        named = [features[name] for name in pooler.featmap_names]
+        side, samples = pooler.output_size[0], pooler.sampling_ratio
+        if len(named) == 1:
+            return regions.pool(named[0], boxes, named[0].shape[-1] / size, side, samples)
+        # All levels side by side in one map, each with its last row and column once more, which is what RoIAlign
+        # sees beyond the edge: one call pools every region from its own level.
+        atlas, offsets, x = named[0].new_zeros((*named[0].shape[:2], size // 4 + 1, 2 * size // 4 + len(named))), [], 0
+        for level in named:
+            padded = F.pad(level, (0, 1, 0, 1), mode="replicate")
+            atlas[..., : padded.shape[-2], x : x + padded.shape[-1]] = padded
+            offsets.append(x)
+            x += padded.shape[-1]
+        if pooler.map_levels is None:
+            pooler.scales, pooler.map_levels = _setup_scales(
+                named, [(size, size)], pooler.canonical_scale, pooler.canonical_level
+            )
+        flat = boxes.reshape(-1, 4)
+        which = pooler.map_levels([flat])
+        moved = flat * flat.new_tensor(pooler.scales)[which, None]
+        shift = flat.new_tensor(offsets)[which]
+        # RoIAlign widens regions below one cell; done here, since the shift must not change it.
+        moved = torch.cat([moved[:, :2], torch.maximum(moved[:, 2:], moved[:, :2] + 1)], dim=1)
+        moved = moved + torch.stack([shift, torch.zeros_like(shift)] * 2, dim=1)
+        owner = torch.arange(len(boxes), device=boxes.device).repeat_interleave(boxes.shape[1])
+        return roi_align(atlas, torch.cat([owner[:, None].to(moved), moved], 1).to(atlas.dtype), side, 1.0, samples)
+
+    # --- training -------------------------------------------------------------------------------------------
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """The five losses of Mask R-CNN, under torchvision's names."""
+        self.network.train()
+        images = self._images(batch.images)
+        features = self.network.backbone(images)
+        levels = list(features.values())
+        objectness, logits, deltas = self._rpn(levels)
+        anchors = self._anchors_of(images, levels)
+        with torch.no_grad():
+            proposals, valid = self._propose(objectness, logits, deltas, anchors, images.shape[-1])
+        return {
+            **self._rpn_losses(batch, logits, deltas, anchors), **self._region_losses(batch, features, proposals, valid)
+        }  # fmt: skip
+
+    def _rpn_losses(self, batch: Batch, logits: Tensor, deltas: Tensor, anchors: Tensor) -> dict[str, Tensor]:
+        rpn, real = self.network.rpn, batch.labels > 0
+        with torch.no_grad():
+            overlap = regions.overlaps(batch.boxes, anchors[None])
+            matcher, sampler = rpn.proposal_matcher, rpn.fg_bg_sampler
+            truth, positive, negative = regions.match(
+                overlap, real, matcher.low_threshold, matcher.high_threshold, every_truth=True
+            )
+            keys = self.random_keys(logits.shape, logits.device)
+            index, chosen, is_positive = regions.sample(
+                positive, negative, keys, sampler.batch_size_per_image, sampler.positive_fraction
+            )
+            places = _positive_places(sampler, index)
+            near = index[:, :places]
+            wanted = regions.pick(batch.boxes, regions.pick(truth, near))
+            wanted = regions.encode(wanted, anchors[near], rpn.box_coder.weights)
+        count = chosen.sum().clamp(min=1)
+        loss = F.binary_cross_entropy_with_logits(regions.pick(logits, index), is_positive.float(), reduction="none")
+        box = F.smooth_l1_loss(regions.pick(deltas, near), wanted, beta=_BETA, reduction="none")
+        return {
+            "loss_objectness": _sum_where(loss, chosen) / count,
+            "loss_rpn_box_reg": _sum_where(box, is_positive[:, :places, None]) / count,
+        }
+
+    def _region_losses(
+        self, batch: Batch, features: dict[str, Tensor], proposals: Tensor, valid: Tensor
+    ) -> dict[str, Tensor]:
+        heads, real, size = self.network.roi_heads, batch.labels > 0, batch.images.shape[-1]
+        with torch.no_grad():
+            # Truths are proposals too, so that the heads see defects before the proposals are any good.
+            boxes = torch.cat([proposals, batch.boxes], dim=1)
+            valid = torch.cat([valid, real], dim=1)
+            matcher, sampler = heads.proposal_matcher, heads.fg_bg_sampler
+            truth, positive, negative = regions.match(
+                regions.overlaps(batch.boxes, boxes), real, matcher.low_threshold, matcher.high_threshold
+            )
+            keys = self.random_keys(valid.shape, valid.device)
+            index, chosen, is_positive = regions.sample(
+                positive & valid, negative & valid, keys, sampler.batch_size_per_image, sampler.positive_fraction
+            )
+            boxes, truth = regions.pick(boxes, index), regions.pick(truth, index)  # (B, R, 4), (B, R)
+            labels = torch.where(is_positive, regions.pick(batch.labels, truth), 0)
+            places = _positive_places(sampler, index)
+            wanted = regions.pick(batch.boxes, truth[:, :places])
+            wanted = regions.encode(wanted, boxes[:, :places], heads.box_coder.weights)
+        pooled = self._pool(heads.box_roi_pool, features, boxes, size)
+        scores, corrections = heads.box_predictor(heads.box_head(pooled))
+        corrections = corrections.reshape(*index.shape, -1, 4)[:, :places].float()  # (B, P, K + 1, 4)
+        of_class = labels[:, :places, None, None].expand(-1, -1, 1, 4)
+        box = F.smooth_l1_loss(corrections.gather(2, of_class)[:, :, 0], wanted, beta=_BETA, reduction="none")
+        classifier = F.cross_entropy(scores.float(), labels.flatten(), reduction="none")
+        count = chosen.sum().clamp(min=1)
+        return {
+            "loss_classifier": _sum_where(classifier, chosen.flatten()) / count,
+            "loss_box_reg": _sum_where(box, is_positive[:, :places, None]) / count,
+            "loss_mask": self._mask_loss(
+                batch, features, boxes[:, :places], truth[:, :places], labels[:, :places], is_positive[:, :places]
+            ),
+        }
+
+    def _mask_loss(
+        self, batch: Batch, features: dict[str, Tensor], boxes: Tensor, truth: Tensor, labels: Tensor, valid: Tensor
+    ) -> Tensor:
+        heads, size = self.network.roi_heads, batch.images.shape[-1]
+        # Where shapes may depend on values (no waiting for a device), places that are left over cost nothing.
+        keep = valid.flatten() if boxes.device.type == "cpu" else torch.ones_like(valid).flatten()
+        logits = self._mask_logits(self._pool(heads.mask_roi_pool, features, boxes, size)[keep], labels.flatten()[keep])
+        with torch.no_grad():
+            masks = (batch.instances[:, None] == batch.ids[:, :, None, None]).float()  # (B, M, S, S)
+            owner = torch.arange(len(masks), device=truth.device)[:, None] * masks.shape[1] + truth
+            rois = torch.cat([owner.reshape(-1, 1).to(boxes), boxes.reshape(-1, 4)], dim=1)[keep]
+            wanted = roi_align(masks.flatten(0, 1)[:, None], rois, logits.shape[-1], 1.0)[:, 0]
+        loss = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(dim=(1, 2))
+        return _sum_where(loss, valid.flatten()[keep]) / valid.sum().clamp(min=1)
+
+    def _mask_logits(self, pooled: Tensor, labels: Tensor) -> Tensor:
+        """Mask logits [N, 2m, 2m] of regions with features [N, C, m, m], for their class [N] alone.
+
+        torchvision's predictor (a 2x2 up-convolution, ReLU, a 1x1 convolution to all classes) as two matrix
+        products: no window of an up-convolution with stride 2 overlaps another.
+        """
+        heads = self.network.roi_heads
+        up, classes = heads.mask_predictor.conv5_mask, heads.mask_predictor.mask_fcn_logits
+        x = heads.mask_head(pooled).permute(0, 2, 3, 1)  # (N, m, m, C)
+        n, side = len(x), x.shape[1]
+        x = F.relu(x @ up.weight.permute(0, 2, 3, 1).flatten(1) + up.bias.repeat(4))  # (N, m, m, 2 * 2 * C')
+        x = x.reshape(n, -1, up.out_channels) @ classes.weight[labels, :, 0]  # (N, m * m * 2 * 2, 1)
+        x = x.reshape(n, side, side, 2, 2) + classes.bias[labels][:, None, None, None, None]
+        return x.permute(0, 1, 3, 2, 4).reshape(n, 2 * side, 2 * side).float()
+
+    # --- detection ------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def detect(self, images: Tensor) -> list[Detections]:
+        """Detections in patches, uint8 [B, S, S], one entry per patch."""
+        self.network.eval()
+        images = self._images(images)
+        size = images.shape[-1]
+        features = self.network.backbone(images)
+        levels = list(features.values())
+        objectness, logits, deltas = self._rpn(levels)
+        proposals, valid = self._propose(objectness, logits, deltas, self._anchors_of(images, levels), size)
+        boxes, scores, labels, valid = self._classify(features, proposals, valid, size)
+        masks = self._masks(features, boxes, labels, valid, size)
+        per_patch = valid.sum(dim=1).tolist()
+        parts = [part[valid].cpu().split(per_patch) for part in (boxes, scores, labels)]
+        return [
+            Detections(b.numpy(), s.numpy(), c.numpy(), m.numpy())
+            for b, s, c, m in zip(*parts, masks.cpu().split(per_patch), strict=True)
+        ]
+
+    def _classify(self, features: dict[str, Tensor], proposals: Tensor, valid: Tensor, size: int) -> tuple[Tensor, ...]:
+        """Boxes [B, D, 4], scores, labels and marks [B, D] of the detections, best first."""
+        heads = self.network.roi_heads
+        batch, count = valid.shape
+        pooled = self._pool(heads.box_roi_pool, features, proposals, size)
+        scores, corrections = heads.box_predictor(heads.box_head(pooled))
+        scores = scores.float().softmax(-1).reshape(batch, count, -1)[..., 1:]  # (B, P, K)
+        corrections = corrections.float().reshape(batch, count, -1, 4)[:, :, 1:]
+        boxes = regions.decode(corrections, proposals[:, :, None], heads.box_coder.weights).clamp(0, size)
+        good = valid[..., None] & (scores > heads.score_thresh)
+        good &= ((boxes[..., 2:] - boxes[..., :2]) >= 1e-2).all(dim=-1)  # torchvision's smallest detection
+        # Classes do not suppress each other: every class of every patch is a group of its own.
+        scores = torch.where(good, scores, -1.0).transpose(1, 2)  # (B, K, P)
+        scores, order = scores.sort(dim=2, descending=True, stable=True)
+        boxes = boxes.transpose(1, 2).gather(2, order[..., None].expand(-1, -1, -1, 4))
+        kept = regions.suppress(boxes.flatten(0, 1), (scores >= 0).flatten(0, 1), heads.nms_thresh)
+        labels = torch.arange(1, scores.shape[1] + 1, device=scores.device)[None, :, None].expand(scores.shape)
+        scores = torch.where(kept.reshape(scores.shape), scores, -1.0).flatten(1)
+        scores, order = scores.sort(dim=1, descending=True, stable=True)
+        order = order[:, : heads.detections_per_img]
+        scores = scores[:, : order.shape[1]]
+        return regions.pick(boxes.flatten(1, 2), order), scores, labels.flatten(1).gather(1, order), scores >= 0
+
+    def _masks(self, features: dict[str, Tensor], boxes: Tensor, labels: Tensor, valid: Tensor, size: int) -> Tensor:
+        """Masks of the valid detections, patch by patch, bool [N, S, S]."""
+        heads = self.network.roi_heads
+        most = int(valid.sum(dim=1).max()) if len(valid) else 0  # the valid come first
+        if most == 0:
+            return torch.zeros((0, size, size), dtype=torch.bool)
+        valid, boxes, labels = valid[:, :most], boxes[:, :most], labels[:, :most]
+        pooled = self._pool(heads.mask_roi_pool, features, boxes, size)[valid.flatten()]
+        return regions.paste(self._mask_logits(pooled, labels[valid]).sigmoid(), boxes[valid], size) > 0.5
+
+
+def _positive_places(sampler, index: Tensor) -> int:
+    return min(int(sampler.batch_size_per_image * sampler.positive_fraction), index.shape[1])
+
+
+def _sum_where(values: Tensor, where: Tensor) -> Tensor:
+    """Sum of `values` [..., k] where marked; what is not marked cannot spoil it, not even an infinity."""
+    return torch.where(where, values, 0.0).sum()

@@ -99,6 +99,22 @@ def simulate(
     return Simulation(merge_touching(simulated) if merges else simulated, drawn[DRAWN_COLUMNS])
 
 
+def variants(masks: Masks) -> dict[str, Masks]:
+    """The samplers that are judged side by side: the paper's, it with one repair each, and those of ``masks.compare``.
+
+    Returns
+    -------
+    Name -> settings; "authors", "+ <repair>", "companion", "companion, real outlines", "learned".
+    """
+    plain = masks.model_copy(update={"sampler": "authors", "repairs": [], "outlines": "ellipse"})
+    found = {"authors": plain, **{f"+ {repair}": plain.model_copy(update={"repairs": [repair]}) for repair in REPAIRS}}
+    for name in masks.compare:
+        found[name] = plain.model_copy(update={"sampler": name})
+    if "companion" in masks.compare:
+        found["companion, real outlines"] = found["companion"].model_copy(update={"outlines": "instance"})
+    return found
+
+
 def class_shares(counts: pd.DataFrame, n_classes: int, rare_weight: float | None = None) -> NDArray[np.float64]:
     """Probability of each class, [n_classes], sum 1; the rarest class that occurs multiplied by `rare_weight`."""
     total = counts.groupby("class")["count"].sum().reindex(range(1, n_classes + 1), fill_value=0).to_numpy(float)

@@ -10,8 +10,8 @@ from test_matching import plain_match
 
 from companion.errors import CompanionError
 from companion.evaluation.matching import MATCHINGS
-from companion.evaluation.scores import count, harmonic_mean, pooled, tabulate
-from companion.geometry import box_iou
+from companion.evaluation.scores import count, harmonic_mean, mask_overlaps, pooled, tabulate
+from companion.geometry import box_iou, encode_rle
 
 BOX = ["x1", "y1", "x2", "y2"]
 
@@ -190,3 +190,20 @@ def test_a_strange_class_or_patch_is_refused():
         count(found, truth, range(1), (1, 2), [0.5], [0.5])
     with pytest.raises(CompanionError, match="patch 7"):
         count(found.assign(label=1, patch=7), truth, range(1), (1, 2), [0.5], [0.5])
+
+
+def test_masks_instead_of_boxes():
+    patches = ellipse_patches(8, seed=1)
+    masks = [patches.instances[p] == i for p, i in patches.table[["patch", "instance"]].itertuples(index=False)]
+    found = patches.table.rename(columns={"class": "label"}).assign(score=0.9, mask=encode_rle(np.stack(masks)))
+
+    def scored(found, iou):
+        overlaps = mask_overlaps(found, patches.table, patches.instances)
+        return one(tabulate(count(found, patches.table, range(8), (1, 2, 3), [iou], [0.5], overlaps=overlaps)))
+
+    assert scored(found, 0.99)["f1_detect"] == 1
+    half = [m & (np.cumsum(m).reshape(m.shape) <= m.sum() // 2) for m in masks]  # the upper half of each mask
+    halved = found.assign(mask=encode_rle(np.stack(half)))
+    assert scored(halved, 0.4)["f1_detect"] == 1 and scored(halved, 0.6)["f1_detect"] < 0.2  # boxes would still match
+    with pytest.raises(CompanionError, match="match by boxes"):
+        scored(found.assign(mask=None), 0.5)

@@ -88,6 +88,17 @@ def data_fetch(name: Annotated[str, typer.Argument(help="a name of `companion da
     print(fetch(name))
 
 
+@data.command("check")
+def data_check(path: Annotated[Path, typer.Argument(help="data set folder: images/ and annotations.json")]) -> None:
+    """Validate a data set folder, or list everything that is wrong with it."""
+    from companion.data.dataset import load_dataset
+
+    dataset = load_dataset(path)
+    instances = sum(len(micrograph.annotations) for micrograph in dataset.micrographs)
+    names = ", ".join(dataset.classes)
+    print(f"{path}: {len(dataset.micrographs)} micrographs, {instances} instances, classes {names}; no problem found")
+
+
 @data.command("import")
 def data_import(
     images: Annotated[Path, typer.Option(help="folder with the micrographs")],

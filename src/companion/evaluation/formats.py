@@ -27,7 +27,8 @@ class Truth:
 
     Attributes
     ----------
-    table : columns patch, x1, y1, x2, y2 (px), class; one row per defect, in file order
+    table : columns patch, x1, y1, x2, y2 (px), class (and instance, of a patches folder); one row per defect, in
+        file order
     patches : every patch, those without defects too
     classes : class code -> name
     source : where it was read from, for messages
@@ -49,7 +50,7 @@ def read_truth(path: Path) -> Truth:
     """
     if path.is_dir():
         patches = load_patches(path)
-        table = patches.table.rename(columns=str)[TRUTH_COLUMNS].reset_index(drop=True)
+        table = patches.table[[*TRUTH_COLUMNS, "instance"]].reset_index(drop=True)
         names = dict(enumerate(patches.classes, start=1))
         truth = Truth(table, patches.index["patch"].tolist(), names, str(path))
         if found := [*_box_problems(table, "instance"), *_unknown(table["class"], names, "class")]:
@@ -93,7 +94,7 @@ def read_predictions(path: Path, truth: Truth) -> pd.DataFrame:
 
     Returns
     -------
-    Columns patch, x1, y1, x2, y2 (px), score, label; one row per prediction.
+    Columns patch, x1, y1, x2, y2 (px), score, label (and mask where the file has it); one row per prediction.
 
     Raises
     ------
@@ -136,7 +137,7 @@ def _parquet_predictions(path: Path, expected: str) -> tuple[pd.DataFrame, list[
         raise CompanionError(
             f"{path} lacks the column(s) {', '.join(missing)}; it should have {', '.join(PREDICTION_COLUMNS)}"
         )
-    table = table[PREDICTION_COLUMNS].reset_index(drop=True)
+    table = table[[*PREDICTION_COLUMNS, *(["mask"] if "mask" in table else [])]].reset_index(drop=True)
     types = {c: "whole numbers" if c in ("patch", "label") else "numbers" for c in PREDICTION_COLUMNS}
     wrong = [c for c in types if len(table) and not pd.api.types.is_numeric_dtype(table[c])]
     wrong += [c for c in ("patch", "label") if c not in wrong and not (table[c] == np.floor(table[c])).all()]

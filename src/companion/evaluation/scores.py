@@ -7,7 +7,7 @@ never a silent 0 or 1.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +23,7 @@ from companion.geometry import box_iou
 
 RUN_KEYS = ["dataset", "split", "n_train", "arm", "seed"]
 Unpredicted = Literal["count", "skip"]
+Overlaps = Callable[[NDArray[np.intp], NDArray[np.intp]], NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ def count(
     confidence: Sequence[float],
     matching: Matching = "truth-greedy",
     same_class: bool = False,
+    overlaps: Overlaps | None = None,
 ) -> Counts:
     """Match every patch at every threshold.
 
@@ -69,6 +71,7 @@ def count(
     iou, confidence : thresholds; a pair or a score equal to them counts
     matching : see `matching`
     same_class : only pairs of one class can match (the paper ignores class in matching)
+    overlaps : IoU of some truths and predictions, given by row; of boxes by default (see `mask_overlaps`)
     """
     codes = np.asarray(sorted(classes))
     strange = set(predictions["label"]) | set(truths["class"])
@@ -87,7 +90,7 @@ def count(
         predicted[p] = n_kept = kept(scores[rows], confidence)
         if len(rows) == 0 or len(truth) == 0:
             continue
-        overlap = box_iou(truth_boxes[truth], boxes[rows])  # (T, M)
+        overlap = overlaps(truth, rows) if overlaps else box_iou(truth_boxes[truth], boxes[rows])  # (T, M)
         if same_class:
             overlap = class_aware(overlap, truth_labels[truth], labels[rows])
         i, c, t = np.nonzero((found := match(overlap, n_kept, iou, matching)) >= 0)
@@ -96,6 +99,35 @@ def count(
         pairs, predicted, np.stack([np.bincount(truth_labels[t], minlength=K) for t in truth_rows]).astype(np.int32),
         tuple(map(float, iou)), tuple(map(float, confidence)), tuple(codes.tolist()), tuple(patches),
     )  # fmt: skip
+
+
+def mask_overlaps(predictions: pd.DataFrame, truths: pd.DataFrame, instances: NDArray[np.integer]) -> Overlaps:
+    """Overlap of masks instead of boxes, for `count`.
+
+    Parameters
+    ----------
+    predictions : with column mask (COCO compressed run-length bytes)
+    truths : with columns patch and instance
+    instances : [P, S, S] instance ids; of overlapping instances only what is on top counts
+
+    Raises
+    ------
+    CompanionError
+        If a prediction has no mask.
+    """
+    from pycocotools import mask as coco
+
+    if "mask" not in predictions or predictions["mask"].isna().any():
+        raise CompanionError("matching by masks needs predictions with masks; these have boxes only: match by boxes")
+    size = list(instances.shape[1:])
+    found = [{"size": size, "counts": counts} for counts in predictions["mask"]]
+    ids = zip(truths["patch"], truths["instance"], strict=True)
+    true = [coco.encode(np.asfortranarray(instances[patch] == instance, dtype=np.uint8)) for patch, instance in ids]
+
+    def overlaps(truth: NDArray[np.intp], rows: NDArray[np.intp]) -> NDArray[np.float64]:
+        return coco.iou([found[r] for r in rows], [true[t] for t in truth], [0] * len(truth)).T
+
+    return overlaps
 
 
 def _rows(column: pd.Series, patches: Sequence[int]) -> list[NDArray[np.intp]]:

@@ -1,0 +1,94 @@
+"""Equivalence, variance components, models and power, against simulations and library results."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from companion.evaluation.designs import equivalence, overall_effect, power_table, seeds_power, variance_components
+
+
+def drawn(splits=4, seeds=4, effect=0.02, split_sd=0.01, seed_sd=0.01, sizes=(50,), rng=0):
+    rng = np.random.default_rng(rng)
+    rows = [
+        (str(s), n, k, effect + shift + rng.normal(0, seed_sd))
+        for s, shift in enumerate(rng.normal(0, split_sd, splits))
+        for n in sizes
+        for k in range(seeds)
+    ]
+    return pd.DataFrame(rows, columns=["split", "n_train", "seed", "difference"])
+
+
+def test_equivalence_is_two_one_sided_tests():
+    values = [0.001, -0.002, 0.003, 0.0]
+    result = equivalence(values, 0.01)
+    one_sided = [
+        stats.ttest_1samp(values, -0.01, alternative="greater").pvalue,
+        stats.ttest_1samp(values, 0.01, alternative="less").pvalue,
+    ]
+    assert result["p"] == pytest.approx(max(one_sided))
+    assert (result["p"] < 0.05) == (result["low"] > -0.01 and result["high"] < 0.01)
+    assert equivalence([0.05, 0.06, 0.04], 0.01)["p"] > 0.9
+    assert "1 pair" in equivalence([0.0], 0.01)["undefined"]
+
+
+def test_variance_components_by_hand():
+    pairs = pd.DataFrame({"split": ["1", "1", "2", "2"], "n_train": 10, "difference": [0.0, 2.0, 4.0, 6.0]})
+    found = variance_components(pairs)
+    assert found["seed_sd"] == pytest.approx(np.sqrt(2))  # both conditions have variance 2
+    assert found["split_sd"] == pytest.approx(np.sqrt(8 - 2 / 2))  # means 1 and 5: variance 8, less 2 / 2 seeds
+    one = variance_components(pairs[pairs["split"] == "1"])
+    assert np.isnan(one["split_sd"]) and one["seed_sd"] == pytest.approx(np.sqrt(2))
+    assert np.isnan(variance_components(pairs.iloc[[0]])["seed_sd"])
+
+
+def test_variance_components_recover_what_was_drawn():
+    found = variance_components(drawn(splits=300, seeds=3, split_sd=0.02, seed_sd=0.01))
+    assert found["seed_sd"] == pytest.approx(0.01, rel=0.1) and found["split_sd"] == pytest.approx(0.02, rel=0.15)
+
+
+def test_the_model_follows_from_what_is_identified():
+    mixed = overall_effect(drawn(splits=8, seeds=3, sizes=(10, 50)))
+    assert mixed["model"] == "mixed" and mixed["low"] < 0.02 < mixed["high"]
+    fixed = overall_effect(drawn(splits=2, seeds=4, sizes=(10, 50)))
+    assert fixed["model"] == "fixed" and "not identified" in fixed["reason"]
+    none = overall_effect(drawn(splits=2, seeds=1))
+    assert none["model"] == "none" and np.isnan(none["effect"])
+    assert overall_effect(drawn().iloc[:1])["model"] == "none"
+
+
+def test_fixed_effects_of_one_condition_are_the_paired_test():
+    pairs = drawn(splits=1, seeds=5)
+    test = stats.ttest_1samp(pairs["difference"], 0)
+    found = overall_effect(pairs)
+    assert (found["effect"], found["p"]) == pytest.approx((pairs["difference"].mean(), test.pvalue))
+
+
+def test_mixed_effect_is_honest_about_splits():
+    # Splits differ much, seeds little: a test over all pairs would be far too sure.
+    rejected = {"mixed": 0, "pooled": 0}
+    for k in range(40):
+        pairs = drawn(splits=6, seeds=4, effect=0.0, split_sd=0.03, seed_sd=0.003, rng=k)
+        rejected["mixed"] += overall_effect(pairs)["p"] < 0.05
+        rejected["pooled"] += stats.ttest_1samp(pairs["difference"], 0).pvalue < 0.05
+    assert rejected["mixed"] < rejected["pooled"] and rejected["mixed"] <= 10 < rejected["pooled"]
+
+
+def test_power_against_simulation():
+    table = power_table(0.02, 0.02, 0.01, [(1, 8), (4, 2), (8, 1)]).set_index("splits")
+    assert np.isnan(table.loc[1, "power"])
+    rng = np.random.default_rng(3)
+    means = 0.02 + rng.normal(0, 0.01, (4000, 4)) + rng.normal(0, 0.02 / np.sqrt(2), (4000, 4))
+    simulated = (stats.ttest_1samp(means, 0, axis=1).pvalue < 0.05).mean()
+    assert table.loc[4, "power"] == pytest.approx(simulated, abs=0.03)
+    assert table.loc[8, "standard_error"] < table.loc[4, "standard_error"] < table.loc[1, "standard_error"]
+
+
+def test_seeds_power():
+    table = seeds_power(0.02, 0.01, [2, 4, 8]).set_index("seeds")
+    assert table["power"].is_monotonic_increasing and table["smallest_effect"].is_monotonic_decreasing
+    values = 0.02 + np.random.default_rng(1).normal(0, 0.01, (4000, 4))
+    simulated = (stats.ttest_1samp(values, 0, axis=1).pvalue < 0.05).mean()
+    assert table.loc[4, "power"] == pytest.approx(simulated, abs=0.03)

@@ -83,19 +83,25 @@ class Autoencoder(Section):
 
     weights: str | None = Field(None, description="path of pretrained weights; none: trained here, then frozen")
     downsampling: Literal[4, 8] = Field(4, description="pixels per latent pixel, along a side")
-    channels: list[Count] = Field([16, 32, 32], description="base channels per resolution, finest first")
+    channels: list[Count] = Field([16, 32], description="base channels per resolution, finest first")
+    stem: Literal[1, 2, 4] = Field(2, description="px along a side folded into channels first; the paper's has 1")
+    blocks: Count = Field(1, description="residual blocks per resolution")
+    attention: bool = Field(False, description="self-attention at the coarsest resolution; the paper's has it")
     latent_channels: Count = Field(4, description="embedding dimension")
     codes: Count = Field(256, description="entries of the codebook")
-    steps: Count = Field(150, description="optimiser steps")
+    steps: Count = Field(300, description="optimiser steps")
     batch_size: Count = Field(16, description="crops per step")
     crop_px: Count = Field(64, description="side of the training crop, px")
-    learning_rate: Positive = Field(2e-3, description="peak learning rate (AdamW, one cycle)")
+    learning_rate: Positive = Field(4e-3, description="peak learning rate (AdamW, one cycle)")
+    spectral_weight: Annotated[float, Field(ge=0)] = Field(
+        0.1, description="weight of the power-spectrum loss beside the L1 reconstruction loss"
+    )
 
     @model_validator(mode="after")
     def _levels(self) -> Autoencoder:
-        if 2 ** (len(self.channels) - 1) != self.downsampling:
+        if (given := self.stem * 2 ** (len(self.channels) - 1)) != self.downsampling:
             raise ValueError(
-                f"{len(self.channels)} channel levels give downsampling {2 ** (len(self.channels) - 1)}, "
+                f"stem {self.stem} and {len(self.channels)} channel level(s) give downsampling {given}, "
                 f"not {self.downsampling}"
             )
         return self
@@ -105,6 +111,7 @@ class Denoiser(Section):
     """diffusers UNet2DModel on latents, with the mask concatenated to its input."""
 
     channels: list[Count] = Field([32, 64, 64], description="channels per resolution, finest first")
+    stem: Literal[1, 2, 4] = Field(2, description="px along a side folded into channels first; the paper's has 1")
     blocks: Count = Field(1, description="residual blocks per resolution")
     attention_factors: list[Count] = Field([4], description="down-factors that have attention")
     mask_encoding: Literal["bilinear", "space-to-depth"] = Field(

@@ -72,7 +72,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 def write_json(path: Path, content: Any) -> None:
     """Write JSON atomically; keys keep their order, undefined numbers (NaN) become null."""
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
+        temporary.write_text(json.dumps(plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
@@ -87,13 +87,14 @@ def write_array(path: Path, array: np.ndarray) -> None:
         np.save(file, array, allow_pickle=False)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """`value` in JSON's own types; undefined numbers (NaN, infinity) become None."""
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, np.generic):
-        return _plain(value.item())
+        return plain(value.item())
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, float) and not np.isfinite(value):
@@ -112,7 +113,7 @@ def hash_file(path: Path) -> str:
 
 def hash_value(value: Any) -> str:
     """sha256 of a JSON-like value, independent of the order of keys."""
-    return hashlib.sha256(json.dumps(_plain(value), sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(plain(value), sort_keys=True).encode()).hexdigest()
 
 
 def hash_notebook(path: Path) -> str:
@@ -172,7 +173,7 @@ def artifact_hashes(folder: Path) -> dict[str, str]:
 
 
 def _is_working_file(path: Path) -> bool:
-    return path.name in (STAMP, "notebook.ipynb", "failed.ipynb") or any(
+    return path.name in (STAMP, "notebook.ipynb", "failed.ipynb", "error.txt") or any(
         part.startswith(".") or part == "checkpoint" for part in path.parts
     )
 

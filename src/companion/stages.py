@@ -1,4 +1,4 @@
-"""The paper as a table of stages: which notebook makes what, from what, into which folder.
+"""The paper as a matrix of stages: which notebook makes what, from what, into which folder.
 
 Notebooks `begin` a stage and `finish` it; Snakemake and the command line read the same table. A stage is
 fresh when its stamp matches the code, parameters and inputs of now and its files are as they were written.
@@ -6,66 +6,25 @@ fresh when its stamp matches the code, parameters and inputs of now and its file
 
 from __future__ import annotations
 
+import json
 import resource
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import product
 from pathlib import Path
-from string import Formatter
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from companion import paths, provenance, seeds
 from companion.errors import CompanionError, nearest, problems
-from companion.params import Arm, Count, Profile, Splits, Whole, load_profile, validate
-
-Masks = Literal["plain", "rare"]
-KEYS: dict[str, Any] = {"split": Whole | str, "n_train": Count, "arm": Arm, "seed": Whole, "masks": Masks}
-COMPUTE = ("threads", "device", "precision")
-
-
-@dataclass(frozen=True)
-class Kind:
-    """One notebook of the paper."""
-
-    name: str
-    notebook: str
-    folder: str  # below runs/<profile>/<dataset>/; its fields are the keys that tell its stages apart
-    sections: tuple[str, ...]  # what it reads of the profile
-    knobs: Mapping[str, str] = field(default_factory=dict)  # notebook parameters that override the profile
-
-    @cached_property
-    def keys(self) -> tuple[str, ...]:
-        return tuple(name for _, name, _, _ in Formatter().parse(self.folder) if name)
-
-
-_CONDITION = "split-{split}/n-{n_train}"
-KINDS = {
-    kind.name: kind
-    for kind in (
-        Kind("micrographs", "01_micrographs", "split-{split}/micrographs",
-             ("dataset", "sizes", "n_test", "phantom", "patches")),
-        Kind("statistics", "02_mask_statistics", _CONDITION + "/statistics", ()),
-        Kind("masks", "03_mask_simulation", _CONDITION + "/simulated-{masks}", ("masks",),
-             {"n_patches": "masks.n_patches"}),
-        Kind("diffusion", "04_latent_diffusion", _CONDITION + "/diffusion", ("diffusion", *COMPUTE),
-             {"autoencoder_steps": "diffusion.autoencoder.steps", "denoiser_steps": "diffusion.denoiser.steps"}),
-        Kind("generated", "05_generated_images", _CONDITION + "/generated-{masks}", ("sampling", *COMPUTE),
-             {"sampling_steps": "sampling.steps"}),
-        Kind("detector", "06_mask_rcnn", _CONDITION + "/{arm}/seed-{seed}", ("detection", *COMPUTE),
-             {"steps": "detection.steps"}),
-        Kind("thresholds", "07_thresholds", "thresholds", ("evaluation",), {"iou": "evaluation.iou"}),
-        Kind("sizes", "08_sizes_and_splits", "sizes", ("evaluation",)),
-        Kind("significance", "09_significance", "significance", ("evaluation",)),
-        Kind("imbalance", "10_class_imbalance", "imbalance", ("evaluation", "masks")),
-        Kind("claims", "11_claims", "claims", ("evaluation",)),
-    )
-}  # fmt: skip
+from companion.kinds import KEYS, KINDS, Kind
+from companion.params import Profile, Splits, load_profile, validate
 
 
 class _Named(BaseModel):
@@ -157,8 +116,13 @@ class Stage:
         weights = named.get(self.kind.name)
         return {"weights": weights} if weights else {}
 
-    def finish(self) -> dict[str, str]:
-        """Write the stamp beside the artifacts; the last cell of a notebook. Returns file -> hash."""
+    def finish(self) -> pd.DataFrame:
+        """Write the stamp beside the artifacts; the last cell of a notebook.
+
+        Returns
+        -------
+        One row per artifact: file (below runs/), size in KiB, first digits of its sha256.
+        """
         outputs = provenance.artifact_hashes(self.folder)
         if not outputs:
             raise CompanionError(f"{self.folder}: the notebook has written nothing")
@@ -170,7 +134,11 @@ class Stage:
             "wall_s": round(time.time() - self.began, 2),
             "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         })  # fmt: skip
-        return outputs
+        here = Path(*self.folder.parts[len(paths.runs().parts) :])
+        return pd.DataFrame(
+            [(str(here / name), (self.folder / name).stat().st_size / 1024, sha[:12]) for name, sha in outputs.items()],
+            columns=["file", "KiB", "sha256"],
+        ).round(1)
 
     def staleness(self) -> list[str] | None:
         """Why this stage must run again: None if it never finished, empty if it is fresh."""
@@ -205,6 +173,20 @@ def dataset_folder(profile: Profile) -> Path:
     return given if len(given.parts) > 1 or given.is_dir() else paths.data_cache() / profile.dataset
 
 
+def class_count(profile: Profile) -> int | None:
+    """Number of classes that the data set declares; None while it is not here."""
+    path = dataset_folder(profile) / "annotations.json"
+    return _class_count(path, path.stat().st_mtime_ns) if path.is_file() else None
+
+
+@lru_cache(maxsize=16)
+def _class_count(path: Path, _modified: int) -> int | None:
+    try:
+        return len(json.loads(path.read_text(encoding="utf-8"))["categories"])
+    except (ValueError, KeyError, TypeError):
+        return None  # the importer says what is wrong with it
+
+
 def split_name(split: int | str) -> str:
     """1 -> '1', 'my/split.yaml' -> 'split'."""
     return Path(split).stem if isinstance(split, str) else str(split)
@@ -213,7 +195,8 @@ def split_name(split: int | str) -> str:
 def matrix(profile: Profile) -> list[Stage]:
     """Every stage of a profile, each after the stages it reads."""
     conditions = [{"split": s, "n_train": n} for s, n in product(profile.splits, profile.sizes)]
-    rare = [c for c in conditions if c["n_train"] in profile.imbalance_sizes]
+    # With one class there is no rare one.
+    rare = [c for c in conditions if c["n_train"] in profile.imbalance_sizes and class_count(profile) != 1]
     generated = [*({**c, "masks": "plain"} for c in conditions), *({**c, "masks": "rare"} for c in rare)]
     detectors = [{**c, "arm": arm} for c in conditions for arm in profile.arms if arm != "EXP+RARE"]
     detectors += [{**c, "arm": "EXP+RARE"} for c in rare]

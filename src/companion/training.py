@@ -181,7 +181,8 @@ def save_state(state: Any, path: Path, about: dict[str, Any]) -> None:
 
     structure = strip(state)
     with atomic(path) as temporary:
-        save_file(tensors, temporary, metadata={"structure": json.dumps(structure), "about": json.dumps(about)})
+        # One entry only: safetensors keeps its metadata in no particular order, and equal states give equal bytes.
+        save_file(tensors, temporary, metadata={"state": json.dumps({"structure": structure, "about": about})})
 
 
 def load_state(path: Path, device: str = "cpu") -> tuple[Any, dict[str, Any]]:
@@ -196,7 +197,8 @@ def load_state(path: Path, device: str = "cpu") -> tuple[Any, dict[str, Any]]:
         with safe_open(path, framework="pt", device=device) as file:
             found = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        structure, about = json.loads(found["structure"]), json.loads(found["about"])
+        found = json.loads(found["state"])
+        structure, about = found["structure"], found["about"]
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise CompanionError(f"{path} is not a weights file of this package: {error}") from None
 

@@ -1,0 +1,63 @@
+# The paper's experimental matrix as a graph of notebooks. `companion run PROFILE` is a friendly face over
+#   snakemake --cores 2 --rerun-triggers mtime --config profile=smoke
+# The stages, their folders and what each reads stand in src/companion/stages.py.
+import shlex
+import sys
+
+from companion import stages
+from companion.execute import DONE, parse_split, synchronise
+from companion.params import load_profile
+
+NAME = str(config.get("profile", "smoke"))
+GIVEN = {key: config[key] for key in ("dataset",) if key in config}
+if "splits" in config:
+    GIVEN["splits"] = [parse_split(text) for text in str(config["splits"]).split(",")]
+PROFILE = load_profile(NAME, **GIVEN)
+QUOTED = shlex.join([NAME, PROFILE.dataset, ",".join(str(split) for split in PROFILE.splits)])
+TREE = stages.tree(PROFILE)
+MATRIX = {stage.address: stage for stage in stages.matrix(PROFILE)}
+TRAINS = {"diffusion", "generated", "detector"}
+
+if workflow.is_main_process:
+    synchronise(PROFILE)
+
+
+def flag(address):
+    return str(TREE / address / DONE)
+
+
+def read_by(kind):
+    return lambda wildcards: [flag(s.address) for s, _ in MATRIX[kind.folder.format(**wildcards)].upstream.values()]
+
+
+wildcard_constraints:
+    split=r"[^/]+",
+    n_train=r"\d+",
+    arm=r"[^/]+",
+    seed=r"\d+",
+    masks=r"plain|rare",
+
+
+rule all:
+    input:
+        [flag(address) for address in MATRIX],
+
+
+for kind in stages.KINDS.values():
+
+    rule:
+        name:
+            kind.name
+        input:
+            read_by(kind),
+        output:
+            flag(kind.folder),
+        params:
+            address=lambda wildcards, kind=kind: kind.folder.format(**wildcards),
+        threads: PROFILE.threads
+        resources:
+            gpu=int(kind.name in TRAINS and PROFILE.device != "cpu"),
+            mem_mb=4096 if kind.name not in TRAINS else 8192,
+            runtime=60 if kind.name not in TRAINS else 720,
+        shell:
+            f"{sys.executable} -m companion.execute {QUOTED} {{params.address:q}}"

@@ -1,0 +1,106 @@
+"""From executed notebooks to the pages of the book: one page per stage, each with a badge made from its stamps."""
+
+from __future__ import annotations
+
+import argparse
+import html
+import shutil
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from companion import paths, provenance, stages
+from companion.errors import CompanionError, problems
+from companion.params import Profile, load_profile
+
+
+def assemble(profile: Profile, target: Path) -> list[Path]:
+    """Copy one executed notebook per stage into `target`, with badges; the pages stand for the largest condition.
+
+    Parameters
+    ----------
+    profile : whose run is shown
+    target : book/executed; replaced whole
+
+    Raises
+    ------
+    CompanionError
+        When the run is not complete.
+    """
+    shown = representatives(profile)
+    if absent := [s.address for s in shown.values() if not (s.folder / "notebook.ipynb").exists()]:
+        title = f"the book needs a complete run; `companion run {profile.name}` makes what is missing:"
+        raise problems(title, absent)
+    with provenance.atomic_folder(target) as folder:
+        for stage in shown.values():
+            nbformat.write(page(stage), folder / f"{stage.kind.notebook}.ipynb")
+        for figure in sorted((shown["claims"].folder / "figures").glob("strip.*")):
+            shutil.copy(figure, folder / figure.name)
+        shutil.copy(shown["claims"].folder / "claims.json", folder / "claims.json")
+    return sorted(target.glob("*.ipynb"))
+
+
+def representatives(profile: Profile) -> dict[str, stages.Stage]:
+    """The stage of each kind that a page shows: first split, most images, EXP+GEN where there is one, first seed."""
+
+    def rank(stage: stages.Stage) -> tuple[Any, ...]:
+        keys = stage.keys
+        order = profile.seeds.index(keys["seed"]) if "seed" in keys else 0
+        first_split = stages.split_name(keys.get("split", "")) == stages.split_name(profile.splits[0])
+        return (not first_split, -keys.get("n_train", 0), keys.get("arm") != "EXP+GEN",
+                keys.get("masks") != "plain", order)  # fmt: skip
+
+    chosen: dict[str, stages.Stage] = {}
+    for stage in sorted(stages.matrix(profile), key=rank):
+        chosen.setdefault(stage.kind.name, stage)
+    return chosen
+
+
+def page(stage: stages.Stage) -> nbformat.NotebookNode:
+    """The executed notebook of `stage` as a page: badge after the title, papermill's own cell and paths removed."""
+    notebook = nbformat.read(stage.folder / "notebook.ipynb", as_version=4)
+    for cell in notebook.cells:
+        cell.metadata.pop("papermill", None)
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            cell.metadata.tags = [*cell.metadata.tags, "remove-cell"]
+    notebook.metadata.pop("papermill", None)
+    notebook.cells.insert(1, nbformat.v4.new_markdown_cell(badge(stage), id="badge"))
+    return notebook
+
+
+def badge(stage: stages.Stage) -> str:
+    """HTML line from the stamp: data set, condition, profile, device, wall time, commit, date, freshness."""
+    stamp = provenance.read_stamp(stage.folder)
+    if stamp is None:
+        raise CompanionError(f"{stage.folder} has no stamp: its notebook did not finish")
+    reasons = stage.staleness()
+    data = "phantom (simulated)" if stamp["dataset"] == "phantom" else stamp["dataset"]
+    keys = ", ".join(f"{name} {value}" for name, value in stamp["keys"].items())
+    entries = [
+        ("data", data), ("profile", stamp["profile"]), ("condition", keys or "all"), ("device", stamp["device"]),
+        ("wall time", f"{stamp['wall_s']:.0f} s"), ("peak memory", f"{stamp['peak_memory_mib']} MiB"),
+        ("commit", stamp["commit"] or "none"), ("date", stamp["started"][:10]),
+    ]  # fmt: skip
+    chips = "".join(f"<span><b>{name}</b> {html.escape(str(value))}</span>" for name, value in entries)
+    state = "fresh" if reasons == [] else "stale"
+    why = html.escape("; ".join(reasons or []), quote=True)
+    return f'<div class="stamp stamp-{state}" title="{why}">{chips}<span class="state">{state}</span></div>'
+
+
+def main() -> None:
+    """``python -m companion.book PROFILE [DATASET]``: make book/executed from a finished run."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("profile")
+    parser.add_argument("dataset", nargs="?")
+    given = parser.parse_args()
+    profile = load_profile(given.profile, **({"dataset": given.dataset} if given.dataset else {}))
+    try:
+        pages = assemble(profile, paths.root() / "book" / "executed")
+    except CompanionError as error:
+        parser.exit(2, f"error: {error}\n")
+    print(f"book/executed: {len(pages)} pages from {profile.name} on {stages.dataset_name(profile.dataset)}")
+
+
+if __name__ == "__main__":
+    main()

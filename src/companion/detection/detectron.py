@@ -1,0 +1,87 @@
+"""detectron2's Mask R-CNN, the authors' choice, behind the same interface; needs detectron2."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from companion.detection.model import ASPECT_RATIOS, Batch, Detections, library_targets
+from companion.errors import CompanionError
+from companion.params import Detection
+
+_CONFIG = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml"
+
+
+class Detectron2Detector:
+    """Mask R-CNN R50-FPN of detectron2 (Wu et al. 2019) on grey patches.
+
+    Without pretrained weights the network is trained whole, its normalisation included.
+
+    Raises
+    ------
+    CompanionError
+        detectron2 is not installed, or the settings name a network that it does not have.
+    """
+
+    def __init__(self, settings: Detection, n_classes: int) -> None:
+        try:
+            from detectron2 import model_zoo
+            from detectron2.modeling import build_model
+        except ImportError:
+            raise CompanionError(
+                "detection.backend: detectron2 is not installed. It is not on PyPI: use the conda environment "
+                "(environment.yml; conda-forge has it), or backend: torchvision"
+            ) from None
+        if settings.network != "r50-fpn":
+            raise CompanionError(
+                f"detection.network: '{settings.network}' is not built with detectron2; use network: r50-fpn"
+            )
+        config = model_zoo.get_config(_CONFIG)
+        config.MODEL.DEVICE = "cpu"  # the caller moves it
+        config.MODEL.WEIGHTS = ""
+        if not settings.weights:
+            config.MODEL.RESNETS.NORM, config.MODEL.BACKBONE.FREEZE_AT = "BN", 0
+        config.MODEL.ANCHOR_GENERATOR.SIZES = [[size] for size in settings.anchor_sizes_px]
+        config.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS = [list(ASPECT_RATIOS)]
+        config.MODEL.RPN.IOU_THRESHOLDS = list(settings.rpn_iou)
+        config.MODEL.RPN.POST_NMS_TOPK_TRAIN = config.MODEL.RPN.POST_NMS_TOPK_TEST = settings.proposals
+        config.MODEL.ROI_HEADS.IOU_THRESHOLDS = [settings.roi_iou]
+        config.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = settings.rois_per_image
+        config.MODEL.ROI_HEADS.NUM_CLASSES = n_classes
+        config.MODEL.ROI_HEADS.SCORE_THRESH_TEST = settings.score_floor
+        config.TEST.DETECTIONS_PER_IMAGE = settings.max_detections
+        config.INPUT.MASK_FORMAT = "bitmask"
+        self.network = build_model(config)
+
+    def _inputs(self, images: Tensor) -> list[dict]:
+        device = next(self.network.parameters()).device
+        colour = images.to(device)[:, None].expand(-1, 3, -1, -1).float()  # detectron2 takes 0...255
+        size = images.shape[-1]
+        return [{"image": image, "height": size, "width": size} for image in colour]
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        from detectron2.structures import BitMasks, Boxes, Instances
+        from detectron2.utils.events import EventStorage
+
+        self.network.train()
+        inputs = self._inputs(batch.images)
+        for entry, target in zip(inputs, library_targets(batch), strict=True):
+            truth = Instances(tuple(batch.images.shape[-2:]))
+            truth.gt_boxes = Boxes(target["boxes"])
+            truth.gt_classes = target["labels"] - 1  # detectron2 counts classes from 0
+            truth.gt_masks = BitMasks(target["masks"].bool())
+            entry["instances"] = truth
+        with EventStorage():
+            return self.network(inputs)
+
+    @torch.no_grad()
+    def detect(self, images: Tensor) -> list[Detections]:
+        self.network.eval()
+        found = [output["instances"].to("cpu") for output in self.network(self._inputs(images))]
+        return [
+            Detections(
+                f.pred_boxes.tensor.float().numpy(), f.scores.float().numpy(), f.pred_classes.numpy() + 1,
+                f.pred_masks.numpy(),
+            )
+            for f in found
+        ]  # fmt: skip

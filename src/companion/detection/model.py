@@ -1,0 +1,295 @@
+"""Mask R-CNN behind one interface, whichever library carries it.
+
+torchvision's model is the default. detectron2, the authors' choice, is an optional adapter. Patches have one
+fixed size, so nothing inside the model looks at the size of an image, and weights come from a path or from
+scratch: nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torchvision.models import resnet50
+from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.rpn import RPNHead
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
+
+from companion.errors import CompanionError
+from companion.params import Detection
+from companion.training import load_state
+
+ASPECT_RATIOS = (0.5, 1.0, 2.0)  # height / width of anchors
+STRIDES = {"tiny": (4, 8, 16), "r50-fpn": (4, 8, 16, 32, 64)}  # px per cell of each feature level
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Training patches with their truth, padded to the largest number of instances.
+
+    Attributes
+    ----------
+    images : uint8 [B, S, S] grey levels
+    instances : int64 [B, S, S] instance ids, 0 for none
+    boxes : float32 [B, M, 4] x1, y1, x2, y2 in px, half-open; padding is zero
+    labels : int64 [B, M] class codes 1..., 0 marks padding
+    ids : int64 [B, M] which id of `instances` each box belongs to
+    """
+
+    images: Tensor
+    instances: Tensor
+    boxes: Tensor
+    labels: Tensor
+    ids: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on another device."""
+        return Batch(**{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What was found in one patch, best first.
+
+    Attributes
+    ----------
+    boxes : float32 [N, 4] px
+    scores : float32 [N] in [0, 1]
+    labels : int64 [N] class codes 1...
+    masks : bool [N, S, S]
+    """
+
+    boxes: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    masks: NDArray[np.bool_]
+
+
+class Detector(Protocol):
+    """One interface for every backend."""
+
+    network: nn.Module
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Scalar losses of a training batch, by name; their sum is what is minimised."""
+        ...
+
+    def detect(self, images: Tensor) -> list[Detections]:
+        """Detections in patches, uint8 [B, S, S], one entry per patch."""
+        ...
+
+
+class TorchvisionDetector:
+    """torchvision's Mask R-CNN (He et al. 2017) on fixed-size grey patches."""
+
+    def __init__(self, network: MaskRCNN, channels: int) -> None:
+        self.network = network
+        self.channels = channels  # 1 for our own backbones, 3 for those made for colour images
+
+    def _images(self, images: Tensor) -> list[Tensor]:
+        device = next(self.network.parameters()).device
+        grey = images.to(device).float() / 255
+        return list(grey[:, None].expand(-1, self.channels, -1, -1))  # each [C, S, S]
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        self.network.train()
+        return self.network(self._images(batch.images), library_targets(batch))
+
+    @torch.no_grad()
+    def detect(self, images: Tensor) -> list[Detections]:
+        self.network.eval()
+        found = self.network(self._images(images))
+        return [
+            Detections(
+                f["boxes"].float().cpu().numpy(),
+                f["scores"].float().cpu().numpy(),
+                f["labels"].cpu().numpy(),
+                (f["masks"][:, 0] > 0.5).cpu().numpy(),
+            )
+            for f in found
+        ]
+
+
+def library_targets(batch: Batch) -> list[dict[str, Tensor]]:
+    """A batch as torchvision's list of targets: boxes [N, 4], labels [N], masks uint8 [N, S, S]."""
+    targets = []
+    for boxes, labels, ids, instances in zip(batch.boxes, batch.labels, batch.ids, batch.instances, strict=True):
+        real = labels > 0
+        masks = instances[None] == ids[real][:, None, None]  # [N, S, S]
+        targets.append({"boxes": boxes[real], "labels": labels[real], "masks": masks.to(torch.uint8)})
+    return targets
+
+
+class _FixedSize(GeneralizedRCNNTransform):
+    """torchvision's normalisation without its resizing: a patch stays as large as it is."""
+
+    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, Any]:
+        return image, target
+
+
+class SmallBackbone(nn.Module):
+    """Stages of two 3x3 convolutions with BatchNorm at strides 4, 8, 16, under a feature pyramid.
+
+    Parameters
+    ----------
+    channels : of the stages, finest first
+    out_channels : of every level of the pyramid
+    """
+
+    def __init__(self, channels: Sequence[int], out_channels: int) -> None:
+        super().__init__()
+        self.stem = _convolution(1, channels[0], stride=2)
+        widths = [channels[0], *channels]
+        self.stages = nn.ModuleList(
+            nn.Sequential(_convolution(before, after, stride=2), _convolution(after, after, stride=1))
+            for before, after in itertools.pairwise(widths)
+        )
+        self.pyramid = FeaturePyramidNetwork(list(channels), out_channels)
+        self.out_channels = out_channels
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        x = self.stem(images)  # (B, 1, S, S) -> (B, C, S/2, S/2)
+        levels = {}
+        for number, stage in enumerate(self.stages):
+            levels[str(number)] = x = stage(x)  # (B, C, S/4, S/4), then half of it each time
+        return self.pyramid(levels)
+
+
+def _convolution(before: int, after: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(before, after, 3, stride=stride, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU(inplace=True)
+    )
+
+
+def build(settings: Detection, n_classes: int) -> Detector:
+    """The detector that the settings name, with fresh or pretrained weights.
+
+    Parameters
+    ----------
+    settings : the profile's section
+    n_classes : defect classes, background not counted
+
+    Raises
+    ------
+    CompanionError
+        The backend is not installed, or the weights file does not fit the network.
+    """
+    if settings.backend == "detectron2":
+        from companion.detection.detectron import Detectron2Detector
+
+        return Detectron2Detector(settings, n_classes)
+    detector = _tiny(settings, n_classes) if settings.network == "tiny" else _r50(settings, n_classes)
+    if settings.weights:
+        load_weights(detector.network, Path(settings.weights))
+    return detector
+
+
+def _common(settings: Detection) -> dict[str, Any]:
+    low, high = settings.rpn_iou
+    return {
+        "rpn_fg_iou_thresh": high, "rpn_bg_iou_thresh": low,
+        "box_fg_iou_thresh": settings.roi_iou, "box_bg_iou_thresh": settings.roi_iou,
+        "rpn_post_nms_top_n_train": settings.proposals, "rpn_post_nms_top_n_test": settings.proposals,
+        "box_batch_size_per_image": settings.rois_per_image, "box_score_thresh": settings.score_floor,
+        "box_detections_per_img": settings.max_detections,
+    }  # fmt: skip
+
+
+def _anchors(settings: Detection) -> AnchorGenerator:
+    sizes, levels = settings.anchor_sizes_px, len(STRIDES[settings.network])
+    if len(sizes) != levels:
+        raise CompanionError(
+            f"detection.anchor_sizes_px {sizes}: network '{settings.network}' has {levels} feature levels "
+            "and needs one anchor size for each"
+        )
+    return AnchorGenerator(tuple((size,) for size in sizes), (ASPECT_RATIOS,) * levels)
+
+
+def _tiny(settings: Detection, n_classes: int) -> TorchvisionDetector:
+    width, box_width, mask_width = 64, 128, 32
+    backbone = SmallBackbone((32, 64, 128), width)
+    network = MaskRCNN(
+        backbone,
+        rpn_anchor_generator=_anchors(settings), rpn_head=RPNHead(width, len(ASPECT_RATIOS)),
+        rpn_pre_nms_top_n_train=3 * settings.proposals, rpn_pre_nms_top_n_test=3 * settings.proposals,
+        rpn_batch_size_per_image=128,
+        # Defects are small: every region is pooled from the finest level, as torchvision's rule would have it too.
+        box_roi_pool=MultiScaleRoIAlign(["0"], 7, 2), mask_roi_pool=MultiScaleRoIAlign(["0"], 14, 2),
+        box_head=TwoMLPHead(width * 7 * 7, box_width), box_predictor=FastRCNNPredictor(box_width, n_classes + 1),
+        mask_head=MaskRCNNHeads(width, (mask_width, mask_width), 1),
+        mask_predictor=MaskRCNNPredictor(mask_width, mask_width, n_classes + 1),
+        **_common(settings),
+    )  # fmt: skip
+    network.transform = _FixedSize(0, 0, [0.5], [0.25])
+    return TorchvisionDetector(network, channels=1)
+
+
+def _r50(settings: Detection, n_classes: int) -> TorchvisionDetector:
+    # From scratch every layer and its normalisation is trained; pretrained, the stem and the first stage stay
+    # as they are (FREEZE_AT 2 in the authors' configuration).
+    backbone = resnet50(weights=None, norm_layer=nn.BatchNorm2d)
+    network = MaskRCNN(
+        _resnet_fpn_extractor(backbone, trainable_layers=3 if settings.weights else 5),
+        n_classes + 1,
+        rpn_anchor_generator=_anchors(settings),
+        rpn_pre_nms_top_n_train=2000, rpn_pre_nms_top_n_test=1000,
+        **_common(settings),
+    )  # fmt: skip
+    network.transform = _FixedSize(0, 0, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    return TorchvisionDetector(network, channels=3)
+
+
+def load_weights(network: nn.Module, path: Path) -> list[str]:
+    """Copy weights from a file of this package or a plain safetensors state_dict.
+
+    Heads made for another number of classes keep their fresh weights.
+
+    Returns
+    -------
+    Names of the parameters that the file did not fill.
+
+    Raises
+    ------
+    CompanionError
+        The file is missing or broken, or holds no tensor that fits the backbone.
+    """
+    given = _read_weights(path)
+    own = network.state_dict()
+    fits = {name: value for name, value in given.items() if name in own and value.shape == own[name].shape}
+    if not any(name.startswith("backbone.") for name in fits):
+        raise CompanionError(f"{path}: no tensor in it fits the backbone of this network; is it for another one?")
+    network.load_state_dict(fits, strict=False)
+    return sorted(own.keys() - fits.keys())
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_state(path)[0]
+    except CompanionError:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise CompanionError(f"{path} cannot be read as weights (safetensors): {error}") from None
+
+
+def anchor_boxes(settings: Detection, size: int) -> list[NDArray[np.float32]]:
+    """Anchors of every feature level for patches of side `size`, each float32 [rows, columns, ratios, 4] in px."""
+    strides = STRIDES[settings.network]
+    grids = [[-(-size // stride)] * 2 for stride in strides]
+    made = _anchors(settings).grid_anchors(grids, [[torch.tensor(stride)] * 2 for stride in strides])
+    return [boxes.reshape(*grid, len(ASPECT_RATIOS), 4).numpy() for boxes, grid in zip(made, grids, strict=True)]

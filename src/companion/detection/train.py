@@ -1,0 +1,158 @@
+"""Training a detector on a recipe: equal steps in every arm, interrupted and continued to the same bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from companion.detection.model import Detector, build
+from companion.detection.recipes import Recipe
+from companion.errors import CompanionError
+from companion.params import Detection
+from companion.provenance import write_table
+from companion.training import (
+    Compute,
+    drop_checkpoint,
+    fingerprint,
+    fit,
+    is_finished,
+    load_state,
+    one_cycle,
+    save_state,
+    set_learning_rate,
+)
+
+WEIGHTS, LOG = "weights.safetensors", "log.parquet"
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a weights file says of its detector, enough to run it anywhere.
+
+    Attributes
+    ----------
+    settings : the profile's section Detection
+    classes : names of the class codes 1, 2, ...
+    patch_size : side of the patches that it was trained on, px
+    """
+
+    settings: Detection
+    classes: tuple[str, ...]
+    patch_size: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "settings": self.settings.model_dump(mode="json"), "classes": self.classes, "patch_size": self.patch_size
+        }  # fmt: skip
+
+
+def train_detector(
+    recipe: Recipe,
+    settings: Detection,
+    compute: Compute,
+    folder: Path,
+    *,
+    inputs: Mapping[str, Any],
+    callback: Callable[[int], None] | None = None,
+) -> tuple[Detector, pd.DataFrame]:
+    """Train a detector and write ``weights.safetensors`` and ``log.parquet`` into `folder`.
+
+    A finished training with the same code, settings and inputs is read back; an interrupted one continues from
+    its last checkpoint and ends with the weights it would have had. The first weights and the sampling of
+    anchors and regions depend on the recipe's names, not on the arm: arms of one seed start alike.
+
+    Parameters
+    ----------
+    recipe : where the batches come from
+    settings : network, optimiser, number of steps
+    compute : device and precision
+    folder : the stage's folder
+    inputs : hashes or values that identify the training patches
+    callback : called with the step number after each checkpoint
+
+    Returns
+    -------
+    detector : trained
+    log : one row per step: step, learning_rate, total and each loss
+
+    Raises
+    ------
+    CompanionError
+        A loss is not finite, or the settings cannot be used.
+    """
+    root_seed, names = recipe.names
+    first = next(iter(recipe.pools.values()))
+    card = Card(settings, first.classes, first.size)
+    identity = fingerprint(
+        __name__, card=card.to_json(), counts=dict(recipe.counts), names=[root_seed, *names], inputs=dict(inputs),
+        compute=[str(compute.device), str(compute.dtype), torch.get_num_threads()],
+    )  # fmt: skip
+    path = folder / WEIGHTS
+    if is_finished(path, identity) and (folder / LOG).exists():
+        return load_detector(path, compute)[0], pd.read_parquet(folder / LOG)
+    with compute.global_seed(*names, "weights"):
+        detector = build(settings, len(card.classes))
+    detector.network.to(compute.device)
+    optimizer = _optimizer(detector, settings)
+
+    def step(number: int) -> dict[str, float]:
+        rate = learning_rate(settings, number)
+        set_learning_rate(optimizer, rate)
+        batch = recipe.batch(number).to(compute.device)
+        # The library samples anchors and regions with the global generator.
+        with compute.global_seed(*names, "sampling", number), compute.autocast():
+            losses = detector.losses(batch)
+        total = torch.stack(list(losses.values())).sum()
+        optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        optimizer.step()
+        values = torch.stack([total, *losses.values()]).detach().tolist()
+        return {"learning_rate": rate, **dict(zip(["total", *losses], values, strict=True))}
+
+    log = fit(
+        step, {"network": detector.network, "optimizer": optimizer}, steps=settings.steps, folder=folder,
+        identity=identity, every=settings.checkpoint_every, title="detector", callback=callback,
+    )  # fmt: skip
+    write_table(folder / LOG, log)
+    save_state(detector.network.state_dict(), path, {"identity": identity, **card.to_json()})
+    drop_checkpoint(folder)
+    return detector, log
+
+
+def load_detector(path: Path, compute: Compute) -> tuple[Detector, Card]:
+    """A trained detector from its weights file.
+
+    Raises
+    ------
+    CompanionError
+        The file is missing, broken, or not the weights of a detector.
+    """
+    state, about = load_state(path)
+    try:
+        settings = Detection(**{**about["settings"], "weights": None})
+        card = Card(settings, tuple(about["classes"]), int(about["patch_size"]))
+        detector = build(settings, len(card.classes))
+        detector.network.load_state_dict(state)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CompanionError(f"{path} does not hold the weights of a detector: {error}") from None
+    detector.network.to(compute.device)
+    return detector, card
+
+
+def learning_rate(settings: Detection, step: int) -> float:
+    """Learning rate of a step: one cycle for AdamW; for SGD constant, a tenth of it in the last fifth."""
+    if settings.optimizer == "adamw-one-cycle":
+        return one_cycle(step, settings.steps, settings.learning_rate)
+    return settings.learning_rate * (0.1 if step >= 0.8 * settings.steps else 1.0)
+
+
+def _optimizer(detector: Detector, settings: Detection) -> torch.optim.Optimizer:
+    parameters = [p for p in detector.network.parameters() if p.requires_grad]
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=settings.learning_rate, momentum=0.9, weight_decay=1e-4)
+    return torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=1e-2)

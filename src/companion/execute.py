@@ -1,0 +1,119 @@
+"""Run one stage: its notebook through papermill, whole or not at all. Snakemake calls this once per job."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+from companion import paths, stages
+from companion.errors import CompanionError
+from companion.params import Profile, load_profile
+from companion.provenance import atomic
+
+DONE = ".done"  # Snakemake's flag; whether a stage is fresh is told by its stamp alone
+
+
+def synchronise(profile: Profile) -> dict[str, list[str] | None]:
+    """Make Snakemake's flags say what the stamps say, and return why each stage has to run.
+
+    A stage that is fresh, and reads fresh stages only, gets its flag, with modification times in the order of
+    the matrix; every other flag is removed. So neither a copied tree nor a fresh checkout reruns anything,
+    and nothing stale is used.
+
+    Returns
+    -------
+    Address -> reasons: None where the stage never finished, empty where it is fresh.
+    """
+    states: dict[str, list[str] | None] = {}
+    now = time.time()
+    for order, stage in enumerate(stages.matrix(profile)):
+        waiting = [name for other, _ in stage.upstream.values() if states[name := other.address] != []]
+        reasons = stage.staleness()
+        if waiting and reasons is not None:
+            reasons = [*reasons, f"reads {waiting[0]}" + (f" and {len(waiting) - 1} more" if waiting[1:] else "")]
+        states[stage.address] = reasons
+        flag = stage.folder / DONE
+        if reasons == []:
+            flag.touch()
+            os.utime(flag, (now - 10_000 + order, now - 10_000 + order))
+        else:
+            flag.unlink(missing_ok=True)
+    return states
+
+
+def execute(stage: stages.Stage, name_or_path: str) -> None:
+    """Execute the notebook of `stage`, unless its stamp already matches, and keep the executed copy beside its output.
+
+    Parameters
+    ----------
+    name_or_path : the profile as the user named it, which the notebook reads again
+
+    Raises
+    ------
+    CompanionError
+        When the notebook stops; the copy with the error is kept as ``failed.ipynb``.
+    """
+    import papermill
+
+    flag, failed = stage.folder / DONE, stage.folder / "failed.ipynb"
+    if stage.staleness() != []:
+        stage.folder.mkdir(parents=True, exist_ok=True)
+        parameters = {"profile": name_or_path, "dataset": stage.profile.dataset, **stage.keys}
+        if not stage.kind.keys:
+            parameters["splits"] = list(stage.profile.splits)
+        try:
+            with atomic(stage.folder / "notebook.ipynb") as copy:
+                try:
+                    papermill.execute_notebook(
+                        stage.notebook, copy, parameters, kernel_name="python3", language="python", cwd=paths.root(),
+                        progress_bar=False, autosave_cell_every=0,
+                    )  # fmt: skip
+                except papermill.PapermillExecutionError:
+                    copy.replace(failed)
+                    raise
+        except papermill.PapermillExecutionError as error:
+            if error.ename == CompanionError.__name__:
+                raise CompanionError(error.evalue) from None
+            raise CompanionError(
+                f"{stage.kind.notebook} stopped in cell {error.exec_count}: {error.ename}: {error.evalue}. "
+                f"The executed copy is {failed}"
+            ) from None
+    failed.unlink(missing_ok=True)
+    (stage.folder / "error.txt").unlink(missing_ok=True)
+    flag.touch()
+
+
+def main(arguments: list[str]) -> int:
+    """``python -m companion.execute PROFILE DATASET SPLITS ADDRESS``: what the Snakefile runs; SPLITS by commas."""
+    name, dataset, splits, address = arguments
+    profile = load_profile(name, dataset=dataset, splits=[parse_split(text) for text in splits.split(",")])
+    stage = next(s for s in stages.matrix(profile) if s.address == address)
+    try:
+        execute(stage, name)
+    except CompanionError as error:
+        with atomic(stage.folder / "error.txt") as file:
+            file.write_text(f"{error}\n", encoding="utf-8")
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def parse_split(text: str) -> int | str:
+    """'2' -> 2; anything else is the path of a split file, which must exist.
+
+    Raises
+    ------
+    CompanionError
+        When it is neither.
+    """
+    if text.isdecimal():
+        return int(text)
+    if not Path(text).is_file():
+        raise CompanionError(f"--split {text}: neither a number nor an existing split file (YAML)")
+    return str(Path(text).resolve())
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

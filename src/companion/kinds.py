@@ -1,0 +1,54 @@
+"""The table of notebooks: what each is called, where its results go, and what it reads of the profile."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from string import Formatter
+from typing import Any, Literal
+
+from companion.params import Arm, Count, Whole
+
+Masks = Literal["plain", "rare"]
+KEYS: dict[str, Any] = {"split": Whole | str, "n_train": Count, "arm": Arm, "seed": Whole, "masks": Masks}
+COMPUTE = ("threads", "device", "precision")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One notebook of the paper."""
+
+    name: str
+    notebook: str
+    folder: str  # below runs/<profile>/<dataset>/; its fields are the keys that tell its stages apart
+    sections: tuple[str, ...]  # what it reads of the profile
+    knobs: Mapping[str, str] = field(default_factory=dict)  # notebook parameters that override the profile
+
+    @cached_property
+    def keys(self) -> tuple[str, ...]:
+        return tuple(name for _, name, _, _ in Formatter().parse(self.folder) if name)
+
+
+_CONDITION = "split-{split}/n-{n_train}"
+KINDS = {
+    kind.name: kind
+    for kind in (
+        Kind("micrographs", "01_micrographs", "split-{split}/micrographs",
+             ("dataset", "sizes", "n_test", "phantom", "patches")),
+        Kind("statistics", "02_mask_statistics", _CONDITION + "/statistics", ()),
+        Kind("masks", "03_mask_simulation", _CONDITION + "/simulated-{masks}", ("masks",),
+             {"n_patches": "masks.n_patches"}),
+        Kind("diffusion", "04_latent_diffusion", _CONDITION + "/diffusion", ("diffusion", *COMPUTE),
+             {"autoencoder_steps": "diffusion.autoencoder.steps", "denoiser_steps": "diffusion.denoiser.steps"}),
+        Kind("generated", "05_generated_images", _CONDITION + "/generated-{masks}", ("sampling", *COMPUTE),
+             {"sampling_steps": "sampling.steps"}),
+        Kind("detector", "06_mask_rcnn", _CONDITION + "/{arm}/seed-{seed}", ("detection", *COMPUTE),
+             {"steps": "detection.steps"}),
+        Kind("thresholds", "07_thresholds", "thresholds", ("evaluation",), {"iou": "evaluation.iou"}),
+        Kind("sizes", "08_sizes_and_splits", "sizes", ("evaluation",)),
+        Kind("significance", "09_significance", "significance", ("evaluation",)),
+        Kind("imbalance", "10_class_imbalance", "imbalance", ("evaluation", "masks")),
+        Kind("claims", "11_claims", "claims", ("evaluation",)),
+    )
+}  # fmt: skip

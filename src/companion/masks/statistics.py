@@ -1,0 +1,164 @@
+"""Size, shape, place and number of labelled defects: what the masks are simulated from.
+
+The paper fits an ellipse to the contour of every instance (cv2.fitEllipse) and counts instances per patch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import cv2
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from companion.data.patches import Patches, instance_table
+
+Fit = Literal["contour", "moments"]
+Ellipse = tuple[float, float, float, float, float]  # x, y, major_px, minor_px, angle_deg
+ELLIPSE_COLUMNS = ["x", "y", "major_px", "minor_px", "angle_deg"]
+STATISTICS_COLUMNS = ["image", "patch", "class", *ELLIPSE_COLUMNS, "area_px", "touches_border", "pixel_size_nm"]
+CONTOUR_POINTS = 5  # an ellipse has five parameters
+CONTOUR_PX = 1.0  # OpenCV's contours run through the centres of the outermost pixels: the region is this much wider
+# A fit outside these bounds has failed (a line of pixels has no ellipse).
+SMALLEST_MINOR_PX, LARGEST_MAJOR = 0.5, 2.0  # the latter in diagonals of the instance's box
+
+
+def measure(patches: Patches, fit: Fit = "contour") -> pd.DataFrame:
+    """One row per instance: its ellipse, area and border contact.
+
+    Parameters
+    ----------
+    patches : patches with instance maps
+    fit : ``"contour"``: cv2.fitEllipse of the longest outer contour, the paper's way, with `ellipse_of_moments`
+        where the contour has fewer than five points or the fit fails; ``"moments"``: `ellipse_of_moments` for all
+
+    Returns
+    -------
+    Table in the order of ``patches.table`` with image, patch, class, x, y (px, centre), major_px, minor_px
+    (full axes), angle_deg (of the major axis, counter-clockwise as displayed, [0, 180)), area_px (visible),
+    touches_border, pixel_size_nm. Lengths of instances that touch the border are those of the visible part.
+
+    Notes
+    -----
+    Contour fits come out about `CONTOUR_PX` shorter than the region; moments have no such bias. A mask drawn
+    from a contour fit must be as much wider than it, which cv2.ellipse does by itself.
+    """
+    table = patches.table
+    ellipses = np.empty((len(table), len(ELLIPSE_COLUMNS)))
+    boxes = table[["x1", "y1", "x2", "y2"]].to_numpy().astype(int)
+    ids = zip(table["patch"].to_numpy(), table["instance"].to_numpy(), boxes.tolist(), strict=True)
+    one = ellipse_of_contour if fit == "contour" else ellipse_of_moments
+    for row, (patch, instance, (x1, y1, x2, y2)) in enumerate(ids):
+        x, y, *rest = one(np.asarray(patches.instances[patch, y1:y2, x1:x2]) == instance)
+        ellipses[row] = x + x1, y + y1, *rest
+    numbers = table["patch"].to_numpy()
+    return pd.DataFrame({
+        "image": patches.index["image"].to_numpy()[numbers], "patch": numbers, "class": table["class"].to_numpy(),
+        **{column: ellipses[:, k] for k, column in enumerate(ELLIPSE_COLUMNS)},
+        "area_px": table["area_px"].to_numpy(), "touches_border": table["touches_border"].to_numpy(),
+        "pixel_size_nm": patches.index["pixel_size_nm"].to_numpy()[numbers],
+    })[STATISTICS_COLUMNS]  # fmt: skip
+
+
+def counts(patches: Patches) -> pd.DataFrame:
+    """Instances per patch and class: image, patch, class, count; a row for every pair, zeros included."""
+    shape = (len(patches), len(patches.classes))
+    number = np.zeros(shape, dtype=np.int64)
+    np.add.at(number, (patches.table["patch"].to_numpy(), patches.table["class"].to_numpy() - 1), 1)
+    patch, code = np.indices(shape)
+    image = patches.index["image"].to_numpy()[patch.ravel()]
+    return pd.DataFrame({"image": image, "patch": patch.ravel(), "class": code.ravel() + 1, "count": number.ravel()})
+
+
+def ellipse_of_contour(mask: NDArray[np.bool_]) -> Ellipse:
+    """Ellipse through the longest outer contour of a mask [h, w], by cv2.fitEllipse (least squares).
+
+    Falls back on `ellipse_of_moments` for contours of fewer than five points and for failed fits.
+    """
+    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    contour = max(contours, key=len)
+    if len(contour) < CONTOUR_POINTS:
+        return ellipse_of_moments(mask)
+    (x, y), (width, height), turned = cv2.fitEllipse(contour)
+    sides = np.array([width, height])
+    failed = not np.isfinite(sides).all() or sides.min() < SMALLEST_MINOR_PX
+    if failed or sides.max() > LARGEST_MAJOR * np.hypot(*mask.shape):
+        return ellipse_of_moments(mask)
+    # OpenCV turns clockwise as displayed, and its angle is that of the first side; pixel 0 is centred at 0.
+    angle = -turned if width >= height else 90.0 - turned
+    return x + 0.5, y + 0.5, float(sides.max()), float(sides.min()), angle % 180.0
+
+
+def ellipse_of_moments(mask: NDArray[np.bool_]) -> Ellipse:
+    """Ellipse with the centroid and the second moments of a mask [h, w], each pixel a unit square."""
+    rows, columns = np.nonzero(mask)
+    x, y = columns.mean(), rows.mean()
+    dx, dy = columns - x, y - rows  # y upwards, so that angles are counter-clockwise as displayed
+    # A uniform ellipse with semi-axis a has variance a^2 / 4 along it; a unit square adds 1/12 to its centre's.
+    xx, yy, xy = (dx * dx).mean() + 1 / 12, (dy * dy).mean() + 1 / 12, (dx * dy).mean()
+    middle, spread = (xx + yy) / 2, np.hypot((xx - yy) / 2, xy)
+    angle = np.degrees(np.arctan2(2 * xy, xx - yy)) / 2 % 180.0
+    return (float(x + 0.5), float(y + 0.5), float(4 * np.sqrt(middle + spread)),
+            float(4 * np.sqrt(max(middle - spread, 1 / 12))), float(angle % 180.0))  # fmt: skip
+
+
+def merge_touching(patches: Patches) -> Patches:
+    """Patches as read back from label maps: touching instances of one class become one.
+
+    The paper keeps its masks as label maps and finds instances again as contours, so instances of one class
+    that touch, also diagonally, merge. Instances cut in two by one on top of them come apart.
+    """
+    meeting = np.unique(touching_boxes(patches.table)["patch"].to_numpy())
+    if len(meeting) == 0:
+        return patches
+    instances, labels = np.array(patches.instances), {}
+    for row, (patch, label_map) in enumerate(zip(meeting.tolist(), patches.label_maps(meeting), strict=True)):
+        new, number = np.zeros(label_map.shape, np.int32), 0
+        for code in np.unique(label_map[label_map > 0]).tolist():
+            found, components = cv2.connectedComponents((label_map == code).astype(np.uint8), connectivity=8)
+            new[components > 0] = components[components > 0] + number
+            labels.update({(row, number + k): code for k in range(1, found)})
+            number += found - 1
+        if number > np.iinfo(instances.dtype).max:
+            instances = instances.astype(np.uint16)
+        instances[patch] = new
+    merged = instance_table(instances[meeting], labels)
+    merged["patch"] = meeting[merged["patch"].to_numpy()].astype("int32")
+    untouched = patches.table[~patches.table["patch"].isin(meeting)]
+    table = pd.concat([untouched, merged]).sort_values(["patch", "instance"], ignore_index=True)
+    return replace(patches, instances=instances, table=table)
+
+
+def touching_boxes(table: pd.DataFrame) -> pd.DataFrame:
+    """Pairs of instances of one patch whose boxes share a pixel or a corner: patch, instance_a < instance_b."""
+    boxes = table[["patch", "instance", "x1", "y1", "x2", "y2"]]
+    pairs = boxes.merge(boxes, on="patch", suffixes=("_a", "_b"))
+    pairs = pairs[pairs["instance_a"] < pairs["instance_b"]]
+    meet = np.ones(len(pairs), dtype=bool)
+    for low, high in (("x1", "x2"), ("y1", "y2")):
+        meet &= (pairs[f"{low}_a"] <= pairs[f"{high}_b"]) & (pairs[f"{low}_b"] <= pairs[f"{high}_a"])
+    return pairs.loc[meet, ["patch", "instance_a", "instance_b"]].reset_index(drop=True)
+
+
+def summary(statistics: pd.DataFrame, counts: pd.DataFrame, classes: tuple[str, ...]) -> pd.DataFrame:
+    """One row per class and one for all: number, share, mean per patch, and means over instances not cut.
+
+    Returns
+    -------
+    Table with class (name), instances, share, per_patch, cut_share (of instances that touch the border), and of
+    the uncut: major_px, major_nm, aspect (means; undefined where there is none).
+    """
+    rows = []
+    n_patches = counts["patch"].nunique()
+    for code, name in [*enumerate(classes, start=1), (None, "all")]:
+        some = statistics if code is None else statistics[statistics["class"] == code]
+        whole = some[~some["touches_border"]]
+        rows.append({
+            "class": name, "instances": len(some), "share": len(some) / max(1, len(statistics)),
+            "per_patch": len(some) / n_patches, "cut_share": some["touches_border"].mean(),
+            "major_px": whole["major_px"].mean(), "major_nm": (whole["major_px"] * whole["pixel_size_nm"]).mean(),
+            "aspect": (whole["major_px"] / whole["minor_px"]).mean(),
+        })  # fmt: skip
+    return pd.DataFrame(rows)

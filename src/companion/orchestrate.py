@@ -1,0 +1,193 @@
+"""A friendly face over Snakemake: what is done, what runs, how long it will take; one run per tree at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from companion import paths, provenance, stages
+from companion.errors import CompanionError
+from companion.execute import DONE, synchronise
+from companion.params import Profile
+
+LOG = "snakemake.log"
+
+
+def run(profile: Profile, name_or_path: str, cores: int, console: Console) -> int:
+    """Run every stage of `profile` that is missing or stale.
+
+    Parameters
+    ----------
+    profile : validated, with the data set and splits of the command line
+    name_or_path : the profile as named by the user
+    cores : how many processor cores the jobs share
+
+    Returns
+    -------
+    Exit code: 0 done, 2 a stage refused its input, 1 a stage failed otherwise, 130 interrupted.
+    """
+    check_inputs(profile)
+    tree = stages.tree(profile)
+    with _only_run(tree):
+        waiting = [address for address, reasons in synchronise(profile).items() if reasons != []]
+        if not waiting:
+            console.print(f"{_title(profile)}: nothing to do, every stage is fresh. {_shown(tree)}")
+            return 0
+        began = time.monotonic()
+        code = _snakemake(profile, name_or_path, cores, waiting, console)
+        if code == 0:
+            took = time.monotonic() - began
+            console.print(f"{_title(profile)}: {len(waiting)} stages done in {_duration(took)}. {_shown(tree)}")
+        return code
+
+
+def check_inputs(profile: Profile) -> None:
+    """Refuse a data set or split that cannot be used before any work.
+
+    Raises
+    ------
+    CompanionError
+        With every problem found.
+    """
+    if profile.dataset == "phantom" and not any(isinstance(split, str) for split in profile.splits):
+        if (needed := max(profile.sizes) + profile.n_test) > profile.phantom.n_images:
+            raise CompanionError(
+                f"profile {profile.name}: {max(profile.sizes)} training and {profile.n_test} test micrographs are "
+                f"{needed}, the phantom has phantom.n_images = {profile.phantom.n_images}"
+            )
+        return
+    from companion.data.dataset import load_dataset
+    from companion.data.registry import obtain
+    from companion.data.splits import make_split
+
+    dataset = load_dataset(obtain(profile))
+    for split in profile.splits:
+        make_split(dataset, split, sizes=profile.sizes, n_test=profile.n_test, root_seed=profile.root_seed)
+
+
+def status(profile: Profile, console: Console) -> bool:
+    """Print every stage as fresh, stale (and because of what), running or missing; True if all are fresh."""
+    states = synchronise(profile)
+    table = Table(title=f"{_title(profile)} · {_shown(stages.tree(profile))}", title_justify="left")
+    for column in ("stage", "notebook", "state", "why", "wall time"):
+        table.add_column(column)
+    for stage in stages.matrix(profile):
+        reasons, stamp = states[stage.address], provenance.read_stamp(stage.folder) or {}
+        state = "[red]missing" if reasons is None else "[yellow]stale" if reasons else "[green]fresh"
+        why = "; ".join(reasons or []) or _working(stage.folder) or _error(stage.folder)
+        wall = _duration(stamp["wall_s"]) if "wall_s" in stamp else ""
+        table.add_row(stage.address, stage.kind.notebook, state, why, wall)
+    console.print(table)
+    fresh = sum(reasons == [] for reasons in states.values())
+    console.print(f"{fresh} of {len(states)} stages fresh")
+    return fresh == len(states)
+
+
+def _snakemake(profile: Profile, name_or_path: str, cores: int, waiting: list[str], console: Console) -> int:
+    tree = stages.tree(profile)
+    command = [
+        sys.executable, "-m", "snakemake", "--snakefile", str(paths.root() / "Snakefile"),
+        "--directory", str(paths.root()), "--cores", str(cores), "--rerun-triggers", "mtime", "--rerun-incomplete",
+        "--nolock", "--keep-going", "--quiet", "progress", "--resources", "gpu=1",
+        "--config", f"profile={name_or_path}", f"dataset={profile.dataset}",
+        "splits=" + ",".join(str(split) for split in profile.splits),
+    ]  # fmt: skip
+    for address in waiting:
+        (tree / address / "error.txt").unlink(missing_ok=True)
+    with open(tree / LOG, "w", encoding="utf-8") as log:
+        # A session of its own: an interrupt reaches Snakemake once, from here, and not its jobs out of order.
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            _watch(process, tree, waiting, console)
+        except KeyboardInterrupt:
+            _stop(process)
+            console.print("interrupted; what is finished is kept, and the same command continues from here")
+            return 130
+    if process.returncode == 0:
+        return 0
+    refused = [(address, text) for address in waiting if (text := _error(tree / address))]
+    for address, text in refused:
+        print(f"error in {address}: {text}", file=sys.stderr)
+    if not refused:
+        print(f"error: Snakemake stopped; its log is {tree / LOG}", file=sys.stderr)
+    return 2 if refused else 1
+
+
+def _watch(process: subprocess.Popen[bytes], tree: Path, waiting: list[str], console: Console) -> None:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    finished: set[str] = set()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("stages", total=len(waiting))
+        while True:
+            ended = process.poll() is not None
+            for address in waiting:
+                if address not in finished and (tree / address / DONE).exists():
+                    finished.add(address)
+                    wall = (provenance.read_stamp(tree / address) or {}).get("wall_s", 0)
+                    console.print(f"  {len(finished):>3}/{len(waiting)}  {address}  {_duration(wall)}", highlight=False)
+            running = [f"{a}: {text}" for a in waiting if a not in finished and (text := _working(tree / a))]
+            progress.update(task, completed=len(finished), description="; ".join(running[:2]) or "stages")
+            if ended:
+                return
+            time.sleep(0.5)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(timeout=30)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        # Notebook kernels that outlived Snakemake are in its session.
+        subprocess.run(["pkill", "-TERM", "-s", str(process.pid)], check=False)
+
+
+@contextmanager
+def _only_run(tree: Path) -> Iterator[None]:
+    """Hold the tree's lock; the system releases it however the process ends."""
+    tree.mkdir(parents=True, exist_ok=True)
+    with open(tree / ".lock", "w", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CompanionError(f"another run is working on {_shown(tree)}; wait for it or stop it") from None
+        yield
+
+
+def _working(folder: Path) -> str:
+    try:
+        progress = json.loads((folder / "checkpoint" / "progress.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    left = f"about {_duration(progress['left_s'])} left"
+    return f"{progress['title']}, step {progress['step']} of {progress['steps']}, {left}"
+
+
+def _error(folder: Path) -> str:
+    path = folder / "error.txt"
+    return path.read_text(encoding="utf-8").strip() if path.exists() else ""
+
+
+def _title(profile: Profile) -> str:
+    return f"{profile.name} on {stages.dataset_name(profile.dataset)}"
+
+
+def _shown(path: Path) -> str:
+    return str(path.relative_to(paths.root()) if path.is_relative_to(paths.root()) else path)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

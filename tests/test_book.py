@@ -1,0 +1,266 @@
+"""The book: its sources build without a warning, and every page of the built book opens in a real browser."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+import yaml
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from PIL import Image
+
+from companion import book_glue
+from companion.errors import CompanionError
+
+ROOT = Path(__file__).resolve().parents[1]
+BOOK = ROOT / "book"
+STAMP = {
+    "dataset": "phantom", "profile": "smoke", "keys": {"split": 1, "n_train": 10}, "device": "CPU, 2 cores (x86_64)",
+    "wall_s": 12.34, "commit": "0123456789ab", "started": "2026-01-02T03:04:05+00:00",
+}  # fmt: skip
+# Switches that keep Chromium from talking to anyone, so that each request seen is one of the page.
+CHROMIUM = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update",
+]  # fmt: skip
+
+
+# --- glue ---------------------------------------------------------------------------------------------------
+
+
+def test_glued_values_reach_the_notebook_as_they_are(tmp_path: Path) -> None:
+    book_glue.glue_notebook(
+        {"gain": "0.410", "data": "it's | phantom"}, tmp_path / "n.ipynb", {"gain": "scores.parquet"}
+    )
+    notebook = nbformat.read(tmp_path / "n.ipynb", as_version=4)
+    nbformat.validate(notebook)
+    outputs = {o.metadata["scrapbook"]["name"]: o.data for o in notebook.cells[1].outputs}
+    # MyST-NB evaluates the text as a Python literal: the trailing zero survives only inside quotes.
+    assert outputs["gain"] == {"application/papermill.record/text/plain": "'0.410'"}
+    assert "| `gain` | 0.410 | scores.parquet |" in notebook.cells[0].source
+    assert "it's \\| phantom" in notebook.cells[0].source
+
+
+@pytest.mark.parametrize("values", [{"a:b": "1"}, {"Gain": "1"}, {"gain": 0.41}])
+def test_what_cannot_be_glued_is_refused(values: dict, tmp_path: Path) -> None:
+    with pytest.raises(CompanionError, match=re.escape(next(iter(values)))):
+        book_glue.glue_notebook(values, tmp_path / "n.ipynb")
+    assert not (tmp_path / "n.ipynb").exists()
+
+
+def test_glued_keys_are_found_in_a_page() -> None:
+    page = (
+        "a {glue:text}`executed/headline.ipynb::gain:s` b\n{glue:text}`x.ipynb::n_pairs:s` {glue:text}`x.ipynb::gain:s`"
+    )
+    assert book_glue.glued_keys(page) == ["gain", "n_pairs"]
+
+
+def test_every_quotation_of_a_page_is_one_that_glued_keys_finds() -> None:
+    for page in BOOK.glob("*.md"):
+        text = page.read_text(encoding="utf-8")
+        assert text.count("{glue:") == len(book_glue._GLUED.findall(text)), f"{page.name}: a key without `:s`?"
+
+
+def test_badge_says_where_a_page_comes_from_and_when_it_is_stale() -> None:
+    fresh = book_glue.badge(STAMP)
+    for text in ("phantom (simulated)", "smoke", "split 1, n_train 10", "12 s", "0123456789ab", "2026-01-02", "fresh"):
+        assert text in fresh
+    stale = book_glue.badge({**STAMP, "commit": None, "keys": {}}, ['inputs changed: "a" <b>'])
+    assert "companion-stale" in stale and "outside git" in stale and "&quot;a&quot; &lt;b&gt;" in stale
+
+
+def test_notice_never_lets_the_phantom_pass_for_the_papers_data() -> None:
+    assert "not the paper's data" in book_glue.data_notice("phantom", "smoke")
+    assert "too small to decide" in book_glue.data_notice("loops_316L", "smoke")
+    assert "profiles/mini.yaml" in book_glue.data_notice("phantom", "mini")
+
+
+def test_unknown_verdict_is_refused() -> None:
+    assert 'class="verdict verdict-not-reproduced"' in book_glue.verdict_chip("not reproduced")
+    with pytest.raises(CompanionError, match="sort of"):
+        book_glue.verdict_chip("sort of")
+
+
+# --- sources ------------------------------------------------------------------------------------------------
+
+
+def toc_files(node: object) -> list[str]:
+    if isinstance(node, dict):
+        own = [node[key] for key in ("root", "file") if key in node]
+        return own + [name for value in node.values() for name in toc_files(value)]
+    return [name for item in node for name in toc_files(item)] if isinstance(node, list) else []
+
+
+def test_table_of_contents_lists_every_page_once() -> None:
+    listed = toc_files(yaml.safe_load((BOOK / "_toc.yml").read_text(encoding="utf-8")))
+    pages = {p.relative_to(BOOK).with_suffix("").as_posix() for p in BOOK.rglob("*.md") if "executed" not in p.parts}
+    assert len(listed) == len(set(listed))
+    assert pages == {name for name in listed if not name.startswith("executed/")}
+
+
+def test_citations_are_in_the_bibliography() -> None:
+    keys = set(re.findall(r"^@\w+\{([^,]+),", (BOOK / "references.bib").read_text(encoding="utf-8"), re.MULTILINE))
+    pages = [*BOOK.glob("*.md"), *BOOK.glob("decisions/*.md"), *(ROOT / "notebooks").glob("*.ipynb")]
+    for page in pages:
+        for cited in re.findall(r"\{cite(?::\w+)?\}`([^`]+)`", page.read_text(encoding="utf-8")):
+            missing = {key.strip() for key in cited.split(",")} - keys
+            assert not missing, f"{page.name} cites {missing}"
+
+
+# --- build --------------------------------------------------------------------------------------------------
+
+
+def placeholder_sources(folder: Path) -> Path:
+    """The book's own pages with placeholders, which look like no result, for everything that a run makes."""
+    shutil.copytree(BOOK, folder / "book", ignore=shutil.ignore_patterns("executed"))
+    shutil.copy(ROOT / "_config.yml", folder)
+    executed = folder / "book" / "executed"
+    executed.mkdir()
+    names = [n for n in toc_files(yaml.safe_load((BOOK / "_toc.yml").read_text(encoding="utf-8"))) if "executed/" in n]
+    for name in names:
+        title, badge = new_markdown_cell(f"# {name}"), new_markdown_cell(book_glue.badge(STAMP))
+        text = new_markdown_cell("A formula, $a^2$, and a wide line:\n\n$$b/a = |n \\cdot B|$$")
+        output = new_output("stream", name="stdout", text="placeholder")
+        notebook = new_notebook(cells=[title, badge, text, new_code_cell("print('placeholder')", outputs=[output])])
+        notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        notebook.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
+        nbformat.write(notebook, folder / "book" / f"{name}.ipynb")
+    keys = [key for page in BOOK.glob("*.md") for key in book_glue.glued_keys(page.read_text(encoding="utf-8"))]
+    book_glue.glue_notebook({key: f"[{key}]" for key in keys}, executed / "headline.ipynb")
+    for page in BOOK.glob("*.md"):
+        for fragment in re.findall(r"\{include\} (executed/\S+)", page.read_text(encoding="utf-8")):
+            (folder / "book" / fragment).write_text(f"placeholder of {fragment}\n", encoding="utf-8")
+    (executed / "notice.md").write_text(book_glue.data_notice("phantom", "smoke"), encoding="utf-8")
+    Image.fromarray(np.full((64, 256), 200, np.uint8)).save(executed / "strip.png")
+    return folder
+
+
+def build(folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", "book"]
+    command += ["--config", "_config.yml", "--path-output", ".", "-W", "--keep-going"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def placeholder_html(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("jupyter_book", reason="the book extra is not installed")
+    folder = placeholder_sources(tmp_path_factory.mktemp("book"))
+    done = build(folder)
+    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return folder / "_build" / "html"
+
+
+@pytest.mark.slow
+def test_pages_build_without_a_warning_and_quote_the_glued_values(placeholder_html: Path) -> None:
+    index = (placeholder_html / "index.html").read_text(encoding="utf-8")
+    keys = book_glue.glued_keys((BOOK / "index.md").read_text(encoding="utf-8"))
+    assert keys
+    for key in keys:
+        assert f"[{key}]" in index
+    assert "not the paper's data" in index.replace("’", "'")
+
+
+@pytest.mark.slow
+def test_a_quotation_of_a_missing_number_stops_the_build(tmp_path: Path) -> None:
+    pytest.importorskip("jupyter_book", reason="the book extra is not installed")
+    folder = placeholder_sources(tmp_path)
+    book_glue.glue_notebook({"other": "1"}, folder / "book" / "executed" / "headline.ipynb")
+    done = build(folder)
+    assert done.returncode != 0
+    assert "not found in doc" in done.stdout + done.stderr
+
+
+# --- browser ------------------------------------------------------------------------------------------------
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    executable = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if executable is None:
+        pytest.skip("no Chromium on this machine; Debian's package is `chromium`")
+    with playwright.sync_playwright() as running:
+        opened = running.chromium.launch(executable_path=executable, args=CHROMIUM)
+        yield opened
+        opened.close()
+
+
+def visit(browser, html: Path) -> list[str]:
+    """Open every page of a built book; returns what is wrong, one line each."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Quiet, directory=str(html)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_address[1]}/"
+    wrong: list[str] = []
+    page = browser.new_page()
+    name = ""
+    page.on("console", lambda m: wrong.append(f"{name}: console: {m.text}") if m.type == "error" else None)
+    page.on("pageerror", lambda error: wrong.append(f"{name}: script: {error}"))
+    page.on("requestfailed", lambda r: wrong.append(f"{name}: failed: {r.url}"))
+    page.on("response", lambda r: wrong.append(f"{name}: {r.status}: {r.url}") if r.status >= 400 else None)
+
+    def outside(route) -> None:
+        wrong.append(f"{name}: asks for {route.request.url}")
+        route.abort()
+
+    page.route(lambda url: not url.startswith((address, "data:", "blob:")), outside)
+    try:
+        for path in sorted(html.rglob("*.html")):
+            name = path.relative_to(html).as_posix()
+            if name.startswith("_static/"):
+                continue
+            page.goto(address + name, wait_until="load")
+            page.evaluate("document.querySelectorAll('img[loading=lazy]').forEach(i => i.loading = 'eager')")
+            page.wait_for_function("[...document.images].every(i => i.complete)", timeout=20_000)
+            images = page.evaluate(
+                "[...document.images].map(i => [i.getAttribute('src'), i.naturalWidth, i.alt.trim()])"
+            )
+            wrong += [f"{name}: {source[:80]} did not load" for source, width, _ in images if not width]
+            wrong += [f"{name}: {source[:80]} has no alt text" for source, _, alt in images if not alt]
+            if page.locator(".system-message").count():
+                wrong.append(f"{name}: shows an error of the build")
+            if page.locator(".math").count():
+                page.wait_for_function("document.querySelectorAll('mjx-container').length > 0", timeout=20_000)
+    finally:
+        page.close()
+        server.shutdown()
+        server.server_close()
+    return wrong
+
+
+@pytest.mark.slow
+def test_a_broken_page_is_seen(browser, tmp_path: Path) -> None:
+    (tmp_path / "page.html").write_text(
+        "<img src='gone.png'><script src='https://example.org/x.js'></script><script>throw Error('bang')</script>"
+    )
+    wrong = "\n".join(visit(browser, tmp_path))
+    for sign in ("gone.png did not load", "gone.png has no alt text", "asks for https://example.org/x.js", "bang"):
+        assert sign in wrong
+
+
+@pytest.mark.slow
+def test_placeholder_pages_open(browser, placeholder_html: Path) -> None:
+    assert visit(browser, placeholder_html) == []
+
+
+@pytest.mark.slow
+def test_pages_of_the_book_open(browser) -> None:
+    html = Path(os.environ.get("COMPANION_BOOK_HTML", ROOT / "_build" / "html"))
+    if not (html / "index.html").is_file():
+        assert os.environ.get("COMPANION_REQUIRE_BOOK") != "1", f"no book at {html}: `make book` builds it"
+        pytest.skip(f"no book at {html}: `make book` builds it")
+    assert visit(browser, html) == []

@@ -1,0 +1,146 @@
+"""The registry: the cache, the mirror, and what goes wrong on the way."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+
+from companion import provenance
+from companion.data import registry
+from companion.data.dataset import load_dataset
+from companion.errors import CompanionError
+from companion.params import Phantom, load_profile
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("COMPANION_DATA", str(tmp_path / "cache"))
+    monkeypatch.delenv("COMPANION_DATA_MIRROR", raising=False)
+    return tmp_path / "cache"
+
+
+def small(**changes):
+    return load_profile("smoke").model_copy(update={"phantom": Phantom(n_images=2, size_px=64, **changes)})
+
+
+def test_the_phantom_is_rendered_once_per_set_of_parameters(cache, monkeypatch):
+    folder = registry.obtain(small())
+    assert len(load_dataset(folder).micrographs) == 2
+    before = (folder / "annotations.json").stat().st_mtime_ns
+    assert registry.obtain(small()) == folder
+    assert (folder / "annotations.json").stat().st_mtime_ns == before
+    assert registry.obtain(small(wedge=0.1)) != folder
+    assert registry.obtain(small().model_copy(update={"root_seed": 1})) != folder
+
+
+def test_of_two_processes_that_render_at_once_the_first_stays(cache, monkeypatch):
+    from companion.phantom import render
+
+    real, folder = render.render_dataset, None
+
+    def slower(parameters, seed, target):
+        nonlocal folder
+        monkeypatch.setattr(render, "render_dataset", real)
+        folder = registry.obtain(small())  # the other process finishes first
+        (folder / "first").touch()
+        real(parameters, seed, target)
+
+    monkeypatch.setattr(render, "render_dataset", slower)
+    assert registry.obtain(small()) == folder
+    assert (folder / "first").exists()
+    assert [p.name for p in cache.iterdir()] == [folder.name]
+
+
+def test_an_interrupted_rendering_leaves_nothing(cache, monkeypatch):
+    from companion.phantom import render
+
+    def interrupted(parameters, seed, target):
+        (target / "images").mkdir()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(render, "render_dataset", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        registry.obtain(small())
+    assert not list(cache.iterdir())
+
+
+def test_a_full_disk_is_one_clear_error(cache, monkeypatch):
+    from companion.phantom import render
+
+    def full(parameters, seed, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(render, "render_dataset", full)
+    with pytest.raises(CompanionError, match=r"could not be written: No space left on device"):
+        registry.obtain(small())
+    assert not list(cache.iterdir())
+
+
+def test_a_path_is_used_as_it_is_and_downloads_are_never_implicit(cache, tmp_path):
+    profile = load_profile("smoke", dataset=str(tmp_path / "mine"))
+    assert registry.obtain(profile) == tmp_path / "mine"
+    with pytest.raises(CompanionError, match=r"run `companion data fetch loops_316L`"):
+        registry.obtain(load_profile("smoke", dataset="loops_316L"))
+    with pytest.raises(CompanionError, match=r"did you mean 'loops_316L'"):
+        registry.obtain(load_profile("smoke", dataset="loops_316l"))
+    with pytest.raises(CompanionError, match=r"did you mean 'fecral'"):
+        registry.fetch("fecrals")
+    with pytest.raises(CompanionError, match=r"is not downloaded"):
+        registry.fetch("phantom")
+    assert not cache.exists()
+
+
+def test_every_entry_states_licence_and_citation():
+    assert [entry.name for entry in registry.entries()] == ["phantom", "loops_316L", "fecral"]
+    assert all(entry.licence and entry.citation and entry.source for entry in registry.entries())
+    assert len(registry._loops_files()) == 17
+
+
+def _mirror(folder, monkeypatch, contents):
+    """A mirror with the given files, registered as a data set named 'made'."""
+    for name, content in contents.items():
+        (folder / "made" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "made" / name).write_bytes(content)
+    files = tuple(
+        registry.File(name, f"http://nowhere.invalid/{name}", f"sha256:{hashlib.sha256(content).hexdigest()}")
+        for name, content in contents.items()
+    )
+
+    def convert(downloads, target):
+        for name in contents:
+            with provenance.atomic(target / name) as temporary:
+                temporary.write_bytes((downloads / name).read_bytes())
+
+    entry = registry.Entry("made", "made", "MIT", "none", "here", lambda: files, convert)
+    monkeypatch.setitem(registry._ENTRIES, "made", entry)
+    monkeypatch.setenv("COMPANION_DATA_MIRROR", str(folder))
+
+
+def _contents(tmp_path):
+    from test_data import make_dataset
+
+    make_dataset(tmp_path, n=2)
+    return {p.relative_to(tmp_path).as_posix(): p.read_bytes() for p in sorted(tmp_path.rglob("*.*")) if p.is_file()}
+
+
+def test_the_mirror_serves_what_the_network_would(cache, tmp_path, monkeypatch):
+    _mirror(tmp_path / "mirror", monkeypatch, _contents(tmp_path / "made"))
+    folder = registry.obtain(load_profile("smoke", dataset="made"))
+    assert folder == cache / "made" and len(load_dataset(folder).micrographs) == 2
+    assert not (cache / ".downloads" / "made").exists()
+
+
+def test_a_wrong_or_missing_file_of_the_mirror_leaves_no_data_set(cache, tmp_path, monkeypatch):
+    _mirror(tmp_path / "mirror", monkeypatch, _contents(tmp_path / "made"))
+    wrong = tmp_path / "mirror" / "made" / "images" / "m2.png"
+    right = wrong.read_bytes()
+    wrong.write_bytes(right[:-1])
+    with pytest.raises(CompanionError, match=r"is not the registered file"):
+        registry.fetch("made")
+    wrong.unlink()
+    with pytest.raises(CompanionError, match=r"the mirror .* has no made/images/m2.png"):
+        registry.fetch("made")
+    assert not (cache / "made").exists()
+    wrong.write_bytes(right)
+    assert registry.fetch("made") == cache / "made"

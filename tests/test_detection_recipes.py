@@ -1,0 +1,110 @@
+"""Arms as recipes: equal batches, draws by step only, truth that moves with its patch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from conftest import ellipse_patches
+
+from companion.detection.recipes import recipe
+from companion.errors import CompanionError
+from companion.geometry import box_of
+
+
+def make(arm="EXP", n=12, batch_size=4, share=0.5, seed=1, **pools):
+    pools = {"real": ellipse_patches(n), "generated": ellipse_patches(7, seed=5), **pools}
+    return recipe(arm, pools, batch_size=batch_size, generated_share=share, root_seed=3, names=("detector", seed))
+
+
+def test_every_arm_has_the_same_batch_size():
+    for arm, counts in (("EXP", {"real": 8}), ("EXP+GEN", {"real": 6, "generated": 2}), ("EXP+RARE", None)):
+        made = make(arm, batch_size=8, share=0.25)
+        assert sum(made.counts.values()) == 8
+        assert made.batch(0).images.shape == (8, 64, 64)
+        assert counts is None or dict(made.counts) == counts
+
+
+def test_a_step_is_drawn_without_the_steps_before():
+    straight = [make("EXP+GEN").draw(step) for step in range(5)]
+    alone = make("EXP+GEN").draw(4)
+    for a, b in zip(straight[4], alone, strict=True):
+        assert a.pool == b.pool
+        assert (a.patches == b.patches).all()
+        assert (a.symmetries == b.symmetries).all()
+
+
+def test_all_patches_are_seen_equally_often():
+    made = make(n=10, batch_size=4)
+    seen = Counter(int(p) for step in range(5) for draw in made.draw(step) for p in draw.patches)
+    assert seen == dict.fromkeys(range(10), 2)
+
+
+def test_another_seed_draws_other_patches():
+    a, b = make(seed=1).draw(0)[0], make(seed=2).draw(0)[0]
+    assert (a.patches != b.patches).any()
+
+
+def test_only_allowed_symmetries_are_drawn():
+    made = make(real=replace(ellipse_patches(12), symmetries=(1, 6)))
+    codes = {int(c) for step in range(20) for draw in made.draw(step) for c in draw.symmetries}
+    assert codes == {1, 6}
+
+
+def test_boxes_follow_their_masks_in_every_symmetry():
+    made = make(real=replace(ellipse_patches(12), symmetries=tuple(range(8))), batch_size=6)
+    checked = 0
+    for step in range(8):
+        batch = made.batch(step)
+        for place in range(6):
+            for box, label, number in zip(batch.boxes[place], batch.labels[place], batch.ids[place], strict=True):
+                if label > 0:
+                    assert box_of((batch.instances[place] == number).numpy()) == tuple(box.tolist())
+                    checked += 1
+    assert checked > 50
+
+
+def test_padding_is_marked_by_label_zero():
+    batch = make(batch_size=12).batch(0)
+    table = ellipse_patches(12).table
+    assert int((batch.labels > 0).sum()) == len(table)
+    assert (batch.boxes[batch.labels == 0] == 0).all()
+
+
+def test_boxes_without_area_are_left_out():
+    patches = ellipse_patches(4)
+    table = patches.table.copy()
+    table.loc[0, "x2"] = table.loc[0, "x1"]
+    batch = make(real=replace(patches, table=table), batch_size=4).batch(0)
+    assert int((batch.labels > 0).sum()) == len(table) - 1
+
+
+def test_a_share_of_nothing_is_the_plain_arm():
+    assert dict(make("EXP+GEN", share=0.0).counts) == {"real": 4}
+    assert make("EXP+GEN", share=1.0).batch(0).images.shape[0] == 4
+
+
+@pytest.mark.parametrize(
+    ("arm", "pools", "message"),
+    [
+        ("EXP+GAN", {}, "no arm 'EXP[+]GAN'"),
+        ("EXP", {"real": ellipse_patches(0)}, "no patches"),
+        ("EXP", {"real": replace(ellipse_patches(2), images=None)}, "no patches with images"),
+        ("EXP+GEN", {"generated": ellipse_patches(2, size=32)}, "differ in size .*64.*32"),
+        ("EXP+GEN", {"generated": ellipse_patches(2, classes=1)}, "differ in classes"),
+    ],
+)
+def test_unusable_pools_are_named(arm, pools, message):
+    with pytest.raises(CompanionError, match=message):
+        make(arm, **pools)
+
+
+def test_a_missing_pool_is_named():
+    with pytest.raises(CompanionError, match="needs generated patches"):
+        recipe("EXP+GEN", {"real": ellipse_patches(2)}, batch_size=2, generated_share=0.5, root_seed=1, names=())
+
+
+def test_images_stay_grey_bytes():
+    assert make().batch(0).images.numpy().dtype == np.uint8

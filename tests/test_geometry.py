@@ -1,0 +1,68 @@
+"""Symmetries, boxes, ellipses and run-length masks."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from companion.geometry import (
+    box_iou,
+    box_of,
+    decode_rle,
+    ellipse_box,
+    ellipse_radius,
+    encode_rle,
+    symmetry,
+    symmetry_angle,
+    symmetry_boxes,
+)
+
+
+@given(code=st.integers(0, 7), x=st.integers(0, 20), y=st.integers(0, 20), w=st.integers(1, 11), h=st.integers(1, 11))
+def test_boxes_follow_the_image(code, x, y, w, h):
+    image = np.zeros((32, 32), dtype=bool)
+    image[y : y + h, x : x + w] = True
+    moved = symmetry_boxes(np.array([[x, y, x + w, y + h]]), code, 32)[0]
+    assert tuple(moved) == box_of(symmetry(image, code))
+
+
+@pytest.mark.parametrize("code", range(8))
+def test_angles_follow_the_image(code):
+    radius, window = ellipse_radius((101, 101), 50.5, 50.5, 80, 8, 30)
+    image = np.zeros((101, 101), dtype=bool)
+    image[window] = radius <= 1
+    y, x = np.nonzero(symmetry(image, code))
+    values, vectors = np.linalg.eigh(np.cov(x, -y))  # y upwards, as displayed
+    measured = np.rad2deg(np.arctan2(*vectors[::-1, np.argmax(values)])) % 180
+    assert measured == pytest.approx(float(symmetry_angle(np.array(30.0), code)), abs=0.5)
+
+
+def test_eight_symmetries_differ_and_are_views():
+    image = np.arange(9).reshape(3, 3)
+    seen = {symmetry(image, code).tobytes() for code in range(8)}
+    assert len(seen) == 8
+    assert all(np.shares_memory(symmetry(image, code), image) for code in range(8))
+    with pytest.raises(ValueError, match="symmetry 8"):
+        symmetry(image, 8)
+
+
+def test_box_iou_by_hand():
+    a = np.array([[0, 0, 4, 4], [0, 0, 0, 0]])
+    b = np.array([[2, 2, 6, 6], [0, 0, 4, 4], [10, 10, 12, 12]])
+    assert box_iou(a, b) == pytest.approx(np.array([[4 / 28, 1, 0], [0, 0, 0]]))
+    assert box_iou(np.zeros((0, 4)), b).shape == (0, 3)
+
+
+def test_ellipse_area_and_box():
+    radius, (rows, columns) = ellipse_radius((64, 64), 30, 32, 40, 20, 0)
+    assert (radius <= 1).sum() == pytest.approx(np.pi * 20 * 10, rel=0.02)
+    assert ellipse_box(30, 32, 40, 20, 90) == pytest.approx((20, 12, 40, 52))
+    assert (rows.start, columns.start) == (21, 9)
+    outside, _ = ellipse_radius((64, 64), -50, 10, 20, 20, 0)
+    assert outside.size == 0
+
+
+@given(seed=st.integers(0, 1000), n=st.integers(0, 4))
+def test_rle_round_trip(seed, n):
+    masks = np.random.default_rng(seed).random((n, 9, 7)) > 0.5
+    assert np.array_equal(decode_rle(encode_rle(masks), (9, 7)), masks)

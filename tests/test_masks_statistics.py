@@ -1,0 +1,134 @@
+"""Ellipses, counts and touching instances."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ellipse_patches
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from companion.data.patches import Patches, instance_table
+from companion.geometry import ellipse_radius
+from companion.masks import statistics
+
+
+def of_maps(instances: np.ndarray, labels: dict, classes=("a", "b"), pixel_size_nm=0.5) -> Patches:
+    index = pd.DataFrame({"patch": range(len(instances)), "image": "one.png", "x0": 0, "y0": 0, "symmetry": 0,
+                          "pixel_size_nm": pixel_size_nm})  # fmt: skip
+    return Patches(None, instances, index, instance_table(instances, labels), classes)
+
+
+def one_ellipse(x, y, major, minor, angle, size=96) -> Patches:
+    instances = np.zeros((1, size, size), np.uint8)
+    radius, window = ellipse_radius((size, size), x, y, major, minor, angle)
+    instances[0][window][radius <= 1] = 1
+    return of_maps(instances, {(0, 1): 1})
+
+
+@given(x=st.floats(40, 56), y=st.floats(40, 56), major=st.floats(16, 60), aspect=st.floats(1.3, 3),
+       angle=st.floats(0, 179.99))  # fmt: skip
+@settings(max_examples=60, deadline=None)
+def test_both_fits_recover_a_drawn_ellipse(x, y, major, aspect, angle):
+    patches = one_ellipse(x, y, major, major / aspect, angle)
+    for fit, lost in (("contour", statistics.CONTOUR_PX), ("moments", 0.0)):
+        row = statistics.measure(patches, fit).iloc[0]
+        assert abs(row["x"] - x) < 0.6 and abs(row["y"] - y) < 0.6
+        assert abs(row["major_px"] + lost - major) < 1.2 and abs(row["minor_px"] + lost - major / aspect) < 1.2
+        assert abs((row["angle_deg"] - angle + 90) % 180 - 90) < 8
+        assert 0 <= row["angle_deg"] < 180
+
+
+def test_moments_are_unbiased_where_contours_come_out_one_pixel_short():
+    rng = np.random.default_rng(0)
+    rows = [[*rng.uniform(40, 56, 2), 24.0, 14.0, rng.uniform(0, 180)] for _ in range(100)]
+    fits = {
+        fit: pd.concat([statistics.measure(one_ellipse(*row), fit) for row in rows]) for fit in ("contour", "moments")
+    }
+    for axis, true in (("major_px", 24.0), ("minor_px", 14.0)):
+        assert fits["moments"][axis].mean() == pytest.approx(true, abs=0.05)
+        assert 0.7 < true - fits["contour"][axis].mean() < 1.1
+
+
+@pytest.mark.parametrize("fit", ["contour", "moments"])
+@pytest.mark.parametrize("angle", [0.0, 30.0, 90.0, 135.0])
+def test_angle_is_counter_clockwise_as_displayed(fit, angle):
+    row = statistics.measure(one_ellipse(48, 48, 40, 12, angle), fit).iloc[0]
+    assert abs((row["angle_deg"] - angle + 90) % 180 - 90) < 1
+
+
+def test_tiny_and_thin_instances_fall_back_on_moments():
+    instances = np.zeros((1, 16, 16), np.uint8)
+    instances[0, 3, 4] = 1  # a pixel
+    instances[0, 8, 2:12] = 2  # a line
+    instances[0, 12:14, 5:7] = 3  # a 2 x 2 square: four contour points
+    measured = statistics.measure(of_maps(instances, {(0, 1): 1, (0, 2): 1, (0, 3): 2}))
+    assert measured[["x", "y"]].to_numpy().tolist() == [[4.5, 3.5], [7.0, 8.5], [6.0, 13.0]]
+    assert measured["major_px"][1] == pytest.approx(4 * np.sqrt(100 / 12)) and measured["angle_deg"][1] == 0
+    assert measured["major_px"][2] == pytest.approx(4 * np.sqrt(4 / 12))
+    assert np.isfinite(measured[["major_px", "minor_px"]]).all(axis=None)
+
+
+def test_columns_and_border_contact_follow_the_patches():
+    patches = ellipse_patches(30)
+    measured = statistics.measure(patches)
+    assert list(measured) == statistics.STATISTICS_COLUMNS
+    assert len(measured) == len(patches.table)
+    assert (measured["touches_border"] == patches.table["touches_border"]).all()
+    assert (measured["image"] == patches.index["image"].to_numpy()[measured["patch"]]).all()
+    assert (measured["major_px"] >= measured["minor_px"]).all()
+
+
+def test_counts_include_zeros_and_sum_to_the_table():
+    patches = ellipse_patches(20)
+    counts = statistics.counts(patches)
+    assert len(counts) == 20 * 3
+    assert (counts.groupby("patch")["count"].sum() == 0).any()
+    table = patches.table.groupby(["patch", "class"]).size()
+    for row in counts.itertuples():
+        assert row.count == table.get((row.patch, row._3), 0)
+
+
+def test_no_instance_gives_an_empty_table():
+    patches = of_maps(np.zeros((2, 8, 8), np.uint8), {})
+    assert len(statistics.measure(patches)) == 0 and list(statistics.measure(patches)) == statistics.STATISTICS_COLUMNS
+    assert statistics.counts(patches)["count"].tolist() == [0, 0, 0, 0]
+    assert (
+        statistics.summary(statistics.measure(patches), statistics.counts(patches), ("a", "b"))["instances"].sum() == 0
+    )
+
+
+def test_touching_instances_merge_within_a_class_only():
+    instances = np.zeros((2, 8, 8), np.uint8)
+    instances[0, 0:3, 0:3] = 1
+    instances[0, 3:5, 3:5] = 2  # diagonal contact, same class
+    instances[0, 5:7, 3:5] = 3  # contact, other class
+    instances[1, 0:2, 0:2] = 1
+    instances[1, 5:7, 5:7] = 2  # apart
+    patches = of_maps(instances, {(0, 1): 1, (0, 2): 1, (0, 3): 2, (1, 1): 1, (1, 2): 1})
+    merged = statistics.merge_touching(patches)
+    assert merged.table.groupby(["patch", "class"]).size().to_dict() == {(0, 1): 1, (0, 2): 1, (1, 1): 2}
+    assert merged.table["area_px"].sum() == patches.table["area_px"].sum()
+    assert (merged.label_maps() == patches.label_maps()).all()
+    assert (patches.instances[0] == instances[0]).all()  # the input is left alone
+
+
+def test_an_instance_cut_in_two_comes_apart():
+    instances = np.zeros((1, 9, 9), np.uint8)
+    instances[0, 4, :] = 1
+    instances[0, :, 4] = 2
+    merged = statistics.merge_touching(of_maps(instances, {(0, 1): 1, (0, 2): 2}))
+    assert merged.table["class"].value_counts().to_dict() == {1: 2, 2: 1}
+
+
+def test_summary_by_hand():
+    instances = np.zeros((2, 32, 32), np.uint8)
+    instances[0, 10:12, 5:15] = 1
+    instances[0, 0:4, 20:24] = 2  # cut by the border
+    instances[1, 20, 20] = 1
+    patches = of_maps(instances, {(0, 1): 1, (0, 2): 1, (1, 1): 2})
+    table = statistics.summary(statistics.measure(patches, "moments"), statistics.counts(patches), patches.classes)
+    first, second, every = table.to_dict("records")
+    assert (first["instances"], second["instances"], every["instances"]) == (2, 1, 3)
+    assert first["share"] == pytest.approx(2 / 3) and first["per_patch"] == 1 and first["cut_share"] == 0.5
+    assert first["major_px"] == pytest.approx(4 * np.sqrt(100 / 12))
+    assert first["major_nm"] == pytest.approx(first["major_px"] * 0.5)

@@ -1,0 +1,146 @@
+"""The phantom: geometry by hand, reproducible bytes, defects that can be seen."""
+
+from __future__ import annotations
+
+import hashlib
+
+import cv2
+import numpy as np
+import pytest
+
+from companion import seeds
+from companion.data.dataset import load_dataset
+from companion.errors import CompanionError
+from companion.geometry import ellipse_radius
+from companion.params import Phantom, load_profile, validate
+from companion.phantom import optics
+from companion.phantom.render import render_dataset
+from companion.phantom.scene import BEAMS, BLACK_DOT, LOOP_100, LOOP_111, NORMALS, Defect, draw_scene, projected
+
+
+def unit(values) -> np.ndarray:
+    array = np.array(values, dtype=float)
+    return array / np.linalg.norm(array)
+
+
+def ratios(code: int, beam: str) -> list[float]:
+    direction, reference = BEAMS[beam]
+    return sorted(projected(n, unit(direction), unit(reference))[0] for n in NORMALS[code])
+
+
+@pytest.mark.parametrize(
+    ("beam", "loops100", "loops111"),
+    [
+        ("001", [0, 0, 1], [0.5774] * 4),
+        ("110", [0, 0.7071, 0.7071], [0, 0, 0.8165, 0.8165]),
+        ("111", [0.5774] * 3, [1 / 3, 1 / 3, 1 / 3, 1]),
+    ],
+)
+def test_projected_aspects_of_all_variants(beam, loops100, loops111):
+    assert ratios(LOOP_100, beam) == pytest.approx(loops100, abs=1e-4)
+    assert ratios(LOOP_111, beam) == pytest.approx(loops111, abs=1e-4)
+
+
+def test_along_001_the_111_loops_lie_45_degrees_from_the_100_bars():
+    direction, reference = BEAMS["001"]
+    bars = {round(projected(n, unit(direction), unit(reference))[1]) for n in NORMALS[LOOP_100][:2]}
+    ellipses = {round(projected(n, unit(direction), unit(reference))[1]) for n in NORMALS[LOOP_111]}
+    assert bars == {0, 90}
+    assert ellipses == {45, 135}
+
+
+def test_one_azimuth_ties_the_orientations_of_an_image_together():
+    parameters = Phantom(size_px=1024, tilt_jitter_deg=0.5, zone_error_deg=0.0, density_spread=0.0)
+    scene = draw_scene(parameters, seeds.generator(1, "scene"))
+    relative = [(d.angle_deg - scene.azimuth_deg) % 90 for d in scene.defects if d.code == LOOP_111]
+    assert len(relative) > 30
+    assert np.abs(np.array(relative) - 45).max() < 5
+    bars = [(d.angle_deg - scene.azimuth_deg + 45) % 90 for d in scene.defects if d.look == "edge-on"]
+    assert np.abs(np.array(bars) - 45).max() < 5
+
+
+def test_sizes_and_shares_are_those_asked_for():
+    parameters = Phantom(size_px=2048, defects_per_megapixel=300, density_spread=0.0)
+    scene = draw_scene(parameters, seeds.generator(2, "scene"))
+    codes = np.array([d.code for d in scene.defects])
+    shares = np.bincount(codes, minlength=4)[1:] / len(codes)
+    assert shares == pytest.approx(parameters.class_shares, abs=0.06)
+    for code, span in ((LOOP_100, parameters.loop100_nm), (LOOP_111, parameters.loop111_nm),
+                       (BLACK_DOT, parameters.black_dot_nm)):  # fmt: skip
+        sizes = np.array([d.major_px * 0.8805 for d in scene.defects if d.code == code])
+        assert np.median(sizes) == pytest.approx(span[1], rel=0.12)
+        assert sizes.min() >= span[0] - 1e-9 and sizes.max() <= span[2] + 1e-9
+
+
+def test_contrast_lies_where_the_mask_is():
+    defect = Defect(LOOP_111, "filled", 40.0, 30.0, 24.0, 14.0, 30.0, 3.0, 0.3, 0.0, 0.4, 0.5)
+    stamp, window = optics.defect_contrast(defect, 64)
+    loss = np.zeros((64, 64))
+    loss[window] = stamp
+    radius, place = ellipse_radius((64, 64), 40.0, 30.0, 24.0, 14.0, 30.0)
+    inside = np.zeros((64, 64), bool)
+    inside[place] = radius <= 1
+    assert ((loss > 0.2) & inside).sum() / ((loss > 0.2) | inside).sum() > 0.93
+    assert loss.sum() == pytest.approx(0.4 * np.pi * 12 * 7, rel=0.03)
+
+
+def test_a_defect_cut_by_the_border_is_the_crop_of_the_whole():
+    whole = Defect(LOOP_100, "rim", 30.3, 60.0, 22.0, 22.0, 0.0, 3.0, 0.3, 0.0, 0.4, 1.0)
+    cut = Defect(LOOP_100, "rim", 0.3, 30.0, 22.0, 22.0, 0.0, 3.0, 0.3, 0.0, 0.4, 1.0)
+    images = []
+    for defect in (whole, cut):
+        image = np.zeros((128, 128))
+        stamp, window = optics.defect_contrast(defect, 128)
+        image[window] = stamp
+        images.append(image)
+    np.testing.assert_allclose(images[1][:60, :60], images[0][30:90, 30:90], atol=1e-12)
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("phantom")
+    render_dataset(Phantom(n_images=4, size_px=256), 7, folder)
+    return folder
+
+
+def test_same_seed_same_bytes_and_nested_sets(rendered, tmp_path):
+    render_dataset(Phantom(n_images=2, size_px=256), 7, tmp_path)
+    for name in ("phantom_001.png", "phantom_002.png"):
+        assert (tmp_path / "images" / name).read_bytes() == (rendered / "images" / name).read_bytes()
+    assert load_dataset(tmp_path).micrographs[1].annotations == load_dataset(rendered).micrographs[1].annotations
+
+
+def test_the_first_image_is_the_one_recorded_here(rendered):
+    """Guards the bytes across machines and versions; change it knowingly, with the generator."""
+    pixels = load_dataset(rendered).micrographs[0].read()
+    assert hashlib.sha256(pixels.tobytes()).hexdigest()[:16] == RECORDED
+
+
+RECORDED = "181312972c5ace97"
+
+
+def test_labelled_defects_are_darker_than_what_surrounds_them(tmp_path):
+    render_dataset(Phantom(n_images=6), 11, tmp_path)
+    darker = []
+    for micrograph in load_dataset(tmp_path).micrographs:
+        pixels, truth = micrograph.read().astype(float), micrograph.instances()
+        for instance in range(1, len(truth.codes)):
+            mask = (truth.ids == instance).astype(np.uint8)
+            ring = (cv2.dilate(mask, np.ones((9, 9))) - cv2.dilate(mask, np.ones((3, 3)))) * (truth.ids == 0)
+            if mask.any() and ring.any():
+                darker.append(pixels[mask > 0].mean() < pixels[ring > 0].mean())
+    assert len(darker) > 150
+    assert np.mean(darker) >= 0.97
+
+
+def test_a_phantom_without_defects_is_an_empty_micrograph(tmp_path):
+    render_dataset(Phantom(n_images=1, size_px=128, defects_per_megapixel=1e-9), 1, tmp_path)
+    assert load_dataset(tmp_path).micrographs[0].instances().ids.max() == 0
+
+
+def test_parameters_that_make_no_sense_are_refused():
+    with pytest.raises(CompanionError, match=r"class_shares sum to 0.9"):
+        validate(Phantom, {"class_shares": (0.3, 0.3, 0.3)}, "test")
+    with pytest.raises(CompanionError, match=r"contrast .* should rise"):
+        validate(Phantom, {"contrast": (0.5, 0.1)}, "test")
+    assert load_profile("smoke").phantom.n_images >= 16

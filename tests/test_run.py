@@ -1,0 +1,177 @@
+"""Orchestration, end to end, on a copy of the project whose notebooks write small files instead of training."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from companion import stages
+
+PROJECT = Path(__file__).resolve().parents[1]
+WORK = {
+    "micrographs": "for part in ('train-n10', 'test'): write_json(stage.folder / part / 'a.json', {'n': 1})",
+    "masks": "import companion.geometry\nwrite_json(stage.folder / 'table.json', stage.parameters['masks'])",
+    "detector": "write_json(stage.folder / 'predictions.json', stage.parameters)",
+    "thresholds": "write_json(stage.folder / 'scores.parquet', stage.parameters)",
+}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A project folder with its own copy of the package, run once."""
+    root = tmp_path_factory.mktemp("project")
+    for name in ("profiles", "src"):
+        shutil.copytree(PROJECT / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    shutil.copy(PROJECT / "Snakefile", root)
+    (root / "notebooks").mkdir()
+    for kind in stages.KINDS.values():
+        keys = {"split": 1, "n_train": 10, "arm": "EXP", "seed": 1, "masks": "plain"}
+        named = [f"{key} = {keys[key]!r}" for key in kind.keys] or ["splits = None"]
+        parameters = nbformat.v4.new_code_cell("\n".join(["profile = 'smoke'", "dataset = 'phantom'", *named]))
+        parameters.metadata.tags = ["parameters"]
+        work = WORK.get(kind.name, "write_json(stage.folder / 'summary.json', stage.parameters)")
+        source = (
+            "from companion.provenance import write_json\nfrom companion.stages import begin\n"
+            f"stage = begin({kind.name!r}, globals())\n{work}\nstage.finish()"
+        )
+        notebook = nbformat.v4.new_notebook(cells=[parameters, nbformat.v4.new_code_cell(source)])
+        nbformat.write(notebook, root / "notebooks" / f"{kind.notebook}.ipynb")
+    done = companion(root, "run", "smoke")
+    assert done.returncode == 0, done.stderr + (root / "runs/smoke/phantom/snakemake.log").read_text()
+    return root
+
+
+def environment(root: Path) -> dict[str, str]:
+    cleared = {k: v for k, v in os.environ.items() if not k.startswith("COMPANION")}
+    return {**cleared, "COMPANION_ROOT": str(root), "PYTHONPATH": str(root / "src")}
+
+
+def companion(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "companion.cli", *arguments]
+    return subprocess.run(command, cwd=root, env=environment(root), capture_output=True, text=True, timeout=300)
+
+
+def stamps(root: Path) -> dict[str, str]:
+    tree = root / "runs" / "smoke" / "phantom"
+    return {str(p.parent.relative_to(tree)): p.read_text() for p in sorted(tree.rglob("stamp.json"))}
+
+
+def rerun(root: Path, *arguments: str) -> set[str]:
+    """Addresses whose notebooks ran again."""
+    before = stamps(root)
+    done = companion(root, "run", "smoke", *arguments)
+    assert done.returncode == 0, done.stderr
+    return {address for address, text in stamps(root).items() if before.get(address) != text}
+
+
+def test_a_second_run_has_nothing_to_do(project):
+    done = companion(project, "run", "smoke")
+    assert "nothing to do" in done.stdout
+    assert rerun(project) == set()
+
+
+def test_a_moved_tree_without_flags_is_still_fresh(project):
+    for flag in (project / "runs").rglob(".done"):
+        flag.unlink()
+    for index, path in enumerate(sorted((project / "runs").rglob("*.json"))):
+        os.utime(path, (index, index))
+    assert rerun(project) == set()
+
+
+def test_a_changed_parameter_reruns_what_reads_it(project):
+    profile = project / "profiles" / "smoke.yaml"
+    kept = profile.read_text()
+    profile.write_text(kept + "\nevaluation: {bootstrap: 77}\n")
+    assert rerun(project) == {"thresholds", "sizes", "significance", "imbalance", "claims"}
+    profile.write_text(kept)
+    assert "thresholds" in rerun(project)
+
+
+def test_a_changed_package_file_reruns_what_imports_it_and_nothing_else(project):
+    with open(project / "src/companion/geometry.py", "a") as file:
+        file.write("# changed\n")
+    states = companion(project, "status", "smoke").stdout
+    assert states.count("companion/geometry.py") == 2
+    # The masks come out as before, so what reads them is left alone.
+    assert rerun(project) == {"split-1/n-10/simulated-plain", "split-1/n-10/simulated-rare"}
+
+
+def test_a_changed_notebook_reruns_it_and_what_follows(project):
+    path = project / "notebooks" / "09_significance.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[1].source = notebook.cells[1].source.replace("stage.parameters)", "{'changed': 1})")
+    nbformat.write(notebook, path)
+    assert rerun(project) == {"significance", "claims"}
+
+
+def test_a_damaged_artifact_is_made_again(project):
+    (project / "runs/smoke/phantom/split-1/n-10/statistics/summary.json").write_text("")
+    assert rerun(project) == {"split-1/n-10/statistics"}
+
+
+def test_what_a_notebook_refuses_is_one_message(project):
+    path = project / "notebooks" / "11_claims.ipynb"
+    kept = path.read_text()
+    path.write_text(
+        kept.replace(
+            "stage.finish()", "from companion.errors import CompanionError\\nraise CompanionError('too few images: 3')"
+        )
+    )
+    done = companion(project, "run", "smoke")
+    path.write_text(kept)
+    assert done.returncode == 2
+    assert done.stderr.strip() == "error in claims: too few images: 3"
+    assert rerun(project) <= {"claims"}
+
+
+def test_interrupted_runs_continue(project):
+    (project / "runs/smoke/phantom/split-1/micrographs/stamp.json").unlink()
+    (project / "runs/smoke/phantom/thresholds/stamp.json").unlink()
+    command = [sys.executable, "-m", "companion.cli", "run", "smoke"]
+    process = subprocess.Popen(command, cwd=project, env=environment(project), stdout=subprocess.PIPE, text=True)
+    time.sleep(5)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130 and "continues from here" in out
+    assert {"split-1/micrographs", "thresholds"} & rerun(project)
+    assert rerun(project) == set()
+
+
+def test_two_runs_on_one_tree_are_refused(project):
+    import fcntl
+
+    with open(project / "runs/smoke/phantom/.lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = companion(project, "run", "smoke")
+    assert done.returncode == 2 and "another run is working on runs/smoke/phantom" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "smok"], "did you mean 'smoke'"),
+        (["run", "smoke", "--split", "none.yaml"], "neither a number nor an existing split file"),
+        (["run", "smoke", "--cores", "0"], "--cores"),
+        (["run", "smoke", "--spit", "1"], "--spit"),
+        (["run", "smoke", "--dataset", "loops_316"], "loops_316"),
+        (["evaluate", "no.parquet", "no.json"], "no.parquet"),
+    ],
+)
+def test_unusable_command_lines_exit_with_2(project, arguments, said):
+    before = stamps(project)
+    done = companion(project, *arguments)
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
+    assert stamps(project) == before
+
+
+def test_stamps_are_json(project):
+    assert all(json.loads(text)["outputs"] for text in stamps(project).values())

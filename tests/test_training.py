@@ -1,0 +1,99 @@
+"""The training loop: interrupted and continued equals uninterrupted."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from companion import seeds, training
+from companion.errors import CompanionError
+
+
+def small_training(folder, steps=12, stop_at=None, identity="a", broken_at=None):
+    torch.manual_seed(3)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 1))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+
+    def step(i):
+        if i == stop_at:
+            raise KeyboardInterrupt
+        x = torch.randn(16, 4, generator=seeds.torch_generator(1, "batch", i))
+        loss = (model(x) - x.sum(1, keepdim=True)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return {"loss": math.nan if i == broken_at else loss.item()}
+
+    parts = {"model": model, "optimizer": optimizer}
+    log = training.fit(step, parts, steps=steps, folder=folder, identity=identity, every=5)
+    return model.state_dict(), log
+
+
+def equal(a, b):
+    return all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_interrupted_and_continued_equals_uninterrupted(tmp_path):
+    weights, log = small_training(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        small_training(tmp_path / "cut", stop_at=8)
+    continued, log_continued = small_training(tmp_path / "cut")
+    assert equal(weights, continued)
+    assert log.equals(log_continued) and list(log["step"]) == list(range(12))
+
+
+def test_a_checkpoint_of_another_training_is_not_used(tmp_path):
+    weights, _ = small_training(tmp_path / "fresh", steps=6)
+    small_training(tmp_path / "x", steps=10, identity="other")
+    again, _ = small_training(tmp_path / "x", steps=6, identity="a")
+    assert equal(weights, again)
+
+
+@pytest.mark.parametrize("damage", [b"", b"not safetensors", None])
+def test_a_broken_checkpoint_starts_again(tmp_path, damage):
+    weights, _ = small_training(tmp_path / "fresh")
+    with pytest.raises(KeyboardInterrupt):
+        small_training(tmp_path / "x", stop_at=7)
+    path = tmp_path / "x" / "checkpoint" / "state.safetensors"
+    path.write_bytes(path.read_bytes()[:200] if damage is None else damage)
+    again, _ = small_training(tmp_path / "x")
+    assert equal(weights, again)
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path):
+    with pytest.raises(CompanionError, match=r"not finite at step 7.*checkpoint of step 5 is kept"):
+        small_training(tmp_path, broken_at=7)
+    assert training.load_state(tmp_path / "checkpoint" / "state.safetensors")[1]["step"] == 5
+
+
+def test_state_round_trip_keeps_structure(tmp_path):
+    state = {"w": torch.arange(3), "groups": [{"lr": 0.1, "params": [0, 1]}], 5: {"exp": torch.ones(2)}, "none": None}
+    training.save_state(state, tmp_path / "s.safetensors", {"step": 1})
+    loaded, about = training.load_state(tmp_path / "s.safetensors")
+    assert about == {"step": 1} and loaded["groups"] == state["groups"] and loaded["none"] is None
+    assert torch.equal(loaded[5]["exp"], torch.ones(2)) and torch.equal(loaded["w"], torch.arange(3))
+
+
+def test_finished_means_these_weights_of_this_training(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    assert not training.is_finished(path, "a")
+    training.save_state({"w": torch.ones(1)}, path, {"identity": "a"})
+    assert training.is_finished(path, "a") and not training.is_finished(path, "b")
+    path.write_bytes(b"foreign")
+    assert not training.is_finished(path, "a")
+
+
+def test_one_cycle_rises_then_falls():
+    rates = [training.one_cycle(i, 100, 1e-3) for i in range(100)]
+    peak = rates.index(max(rates))
+    assert 20 <= peak <= 30 and max(rates) == pytest.approx(1e-3, rel=0.02)
+    assert rates[0] < 1e-4 and rates[-1] < 1e-5
+    assert all(a < b for a, b in itertools.pairwise(rates[: peak + 1]))
+
+
+def test_generators_are_independent_of_each_other_and_repeatable():
+    a = seeds.generator(1, "masks", 10).random(3)
+    assert (a == seeds.generator(1, "masks", 10).random(3)).all()
+    assert (a != seeds.generator(1, "masks", 11).random(3)).all()
+    assert (a != seeds.generator(2, "masks", 10).random(3)).all()

@@ -136,7 +136,7 @@ class Autoencoder(Section):
     crop_px: Count = Field(64, description="side of the training crop, px")
     learning_rate: Positive = Field(4e-3, description="peak learning rate (AdamW, one cycle)")
     spectral_weight: Annotated[float, Field(ge=0)] = Field(
-        0.1, description="weight of the power-spectrum loss beside the L1 reconstruction loss"
+        0.0, description="weight of a power-spectrum loss beside the L1 reconstruction loss"
     )
 
     @model_validator(mode="after")
@@ -152,10 +152,11 @@ class Autoencoder(Section):
 class Denoiser(Section):
     """diffusers UNet2DModel on latents, with the mask concatenated to its input."""
 
-    channels: list[Count] = Field([32, 64, 64], description="channels per resolution, finest first")
+    stem: Literal[1, 2, 4] = Field(2, description="latent px along a side folded into channels first; the paper's has 1")
+    channels: list[Count] = Field([64, 96], description="channels per resolution, finest first")
     stem: Literal[1, 2, 4] = Field(2, description="px along a side folded into channels first; the paper's has 1")
     blocks: Count = Field(1, description="residual blocks per resolution")
-    attention_factors: list[Count] = Field([4], description="down-factors that have attention")
+    attention_factors: list[Count] = Field([2], description="down-factors that have attention; the middle always has")
     mask_encoding: Literal["bilinear", "space-to-depth"] = Field(
         "bilinear", description="how the one-hot mask reaches latent size; bilinear is the paper's"
     )
@@ -164,18 +165,18 @@ class Denoiser(Section):
     timesteps: Count = Field(1000, description="diffusion steps T")
     beta_start: Positive = Field(0.0015, description="first variance (linear in its square root)")
     beta_end: Positive = Field(0.0205, description="last variance")
-    steps: Count = Field(400, description="optimiser steps")
+    steps: Count = Field(150, description="optimiser steps")
     batch_size: Count = Field(32, description="patches per step")
-    learning_rate: Positive = Field(1e-3, description="peak learning rate (AdamW)")
+    learning_rate: Positive = Field(2e-3, description="learning rate after warm-up (AdamW)")
     warmup_steps: Whole = Field(20, description="linear warm-up, steps")
-    ema_decay: Share = Field(0.99, description="decay of the weight average used for sampling; 0: none")
+    ema_decay: Share = Field(0.95, description="decay of the weight average used for sampling; 0: none")
 
 
 class Sampling(Section):
     """From noise to micrographs."""
 
     sampler: Literal["ddim", "dpm-solver++"] = Field("ddim", description="the paper uses ddim")
-    steps: Count = Field(20, description="denoising steps")
+    steps: Count = Field(15, description="denoising steps")
     eta: Share = Field(1.0, description="DDIM stochasticity; the paper uses 1")
     batch_size: Count = Field(64, description="patches denoised together")
 

@@ -66,7 +66,8 @@ class Denoiser(nn.Module):
 
     def forward(self, noisy: Tensor, timestep: Tensor, mask_features: Tensor) -> Tensor:
         """Prediction [B, C, s, s] for latents [B, C, s, s] at timestep [B], given `mask_encoder`'s features."""
-        return self.unet(torch.cat([noisy, mask_features], dim=1), timestep).sample  # (B, 2C, s, s) -> (B, C, s, s)
+        folded = F.pixel_unshuffle(torch.cat([noisy, mask_features], dim=1), self.config["stem"])  # (B, 2C t^2, s/t, s/t)
+        return F.pixel_shuffle(self.unet(folded, timestep).sample, self.config["stem"])  # (B, C, s, s)
 
 
 def configuration(
@@ -81,8 +82,8 @@ def configuration(
             "encoding": parameters.mask_encoding,
         },
         "unet": {
-            "in_channels": 2 * latent_channels,
-            "out_channels": latent_channels,
+            "in_channels": 2 * latent_channels * parameters.stem**2,
+            "out_channels": latent_channels * parameters.stem**2,
             "block_out_channels": list(parameters.channels),
             "layers_per_block": parameters.blocks,
             "down_block_types": ["AttnDownBlock2D" if a else "DownBlock2D" for a in attends],
@@ -90,6 +91,7 @@ def configuration(
             "attention_head_dim": math.gcd(32, *parameters.channels),
             "norm_num_groups": math.gcd(32, *parameters.channels),
         },
+        "stem": parameters.stem,
         "schedule": {
             # "scaled_linear" is linear in the square root of beta, which CompVis' code calls "linear".
             "beta_schedule": "scaled_linear",

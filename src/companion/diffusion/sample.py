@@ -160,7 +160,7 @@ def _denoise(
 def _check(autoencoder: Autoencoder, denoiser: Denoiser, label_maps: NDArray[np.uint8], numbers: Sequence[int]) -> None:
     if len(label_maps) != len(numbers):
         raise CompanionError(f"{len(label_maps)} masks but {len(numbers)} noise numbers; give one number per mask")
-    factor = autoencoder.downsampling * 2 ** (len(denoiser.config["unet"]["block_out_channels"]) - 1)
+    factor = autoencoder.downsampling * denoiser.config["stem"] * 2 ** (len(denoiser.config["unet"]["block_out_channels"]) - 1)
     if label_maps.shape[-1] % factor:
         raise CompanionError(f"masks of {label_maps.shape[-1]} px: the networks need a multiple of {factor} px")
     classes = denoiser.config["mask"]["classes"]

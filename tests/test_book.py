@@ -14,20 +14,19 @@ from pathlib import Path
 
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
-from companion import book_glue
+from companion import book_glue, stages
 from companion.errors import CompanionError
+from companion.params import load_profile
+from companion.provenance import write_json, write_table
 
 ROOT = Path(__file__).resolve().parents[1]
 BOOK = ROOT / "book"
-STAMP = {
-    "dataset": "phantom", "profile": "smoke", "keys": {"split": 1, "n_train": 10}, "device": "CPU, 2 cores (x86_64)",
-    "wall_s": 12.34, "commit": "0123456789ab", "started": "2026-01-02T03:04:05+00:00",
-}  # fmt: skip
 # Switches that keep Chromium from talking to anyone, so that each request seen is one of the page.
 CHROMIUM = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
@@ -71,14 +70,6 @@ def test_every_quotation_of_a_page_is_one_that_glued_keys_finds() -> None:
         assert text.count("{glue:") == len(book_glue._GLUED.findall(text)), f"{page.name}: a key without `:s`?"
 
 
-def test_badge_says_where_a_page_comes_from_and_when_it_is_stale() -> None:
-    fresh = book_glue.badge(STAMP)
-    for text in ("phantom (simulated)", "smoke", "split 1, n_train 10", "12 s", "0123456789ab", "2026-01-02", "fresh"):
-        assert text in fresh
-    stale = book_glue.badge({**STAMP, "commit": None, "keys": {}}, ['inputs changed: "a" <b>'])
-    assert "companion-stale" in stale and "outside git" in stale and "&quot;a&quot; &lt;b&gt;" in stale
-
-
 def test_notice_never_lets_the_phantom_pass_for_the_papers_data() -> None:
     assert "not the paper's data" in book_glue.data_notice("phantom", "smoke")
     assert "too small to decide" in book_glue.data_notice("loops_316L", "smoke")
@@ -89,6 +80,81 @@ def test_unknown_verdict_is_refused() -> None:
     assert 'class="verdict verdict-not-reproduced"' in book_glue.verdict_chip("not reproduced")
     with pytest.raises(CompanionError, match="sort of"):
         book_glue.verdict_chip("sort of")
+
+
+# --- fragments from results ---------------------------------------------------------------------------------
+
+GAINS = pd.DataFrame(
+    [("1", 4, "f1_hm", 0.25, 0.5, 0.25, -0.5, 1.0, 2, 1 / 3),
+     ("1", 10, "f1_hm", 0.25, 0.375, 0.125, 0.0, 0.25, 2, 1 / 6),
+     ("1", 10, "f1_class", np.nan, np.nan, np.nan, np.nan, np.nan, 0, np.nan),
+     ("1", 10, "f1_detect", 0.5, 0.5, 0.0, -0.25, 0.25, 2, 0.0), ("2", 10, "f1_hm", 0.1, 0.1, 0.0, 0.0, 0.0, 2, 0.0)],
+    columns=["split", "n_train", "measure", "base", "other", "gain", "low", "high", "n", "share_of_left"],
+)  # fmt: skip
+
+
+def claim(name: str, verdict: str, reason: str = "because") -> dict:
+    return {"id": name, "claim": "a | b", "paper": "p < 0.1", "ours": "c", "verdict": verdict, "reason": reason}
+
+
+CLAIMS = [claim("C1", "partly"), claim("C2", "reproduced"), claim("C3", "reproduced"), claim("C12", "not attempted")]
+
+
+def test_headline_is_the_first_split_at_the_largest_n() -> None:
+    profile = load_profile("smoke", sizes=[4, 10], imbalance_sizes=[], splits=[1, 2])
+    gains = book_glue.headline_gains(GAINS, profile)
+    assert gains["measure"].tolist() == ["f1_detect", "f1_class", "f1_hm"]
+    assert gains["gain"].tolist()[::2] == [0.0, 0.125]
+    lines = book_glue.scores_table(gains).splitlines()
+    assert "| 0.250 | 0.375 | 0.12 (95 % interval 0.00 to 0.25, n = 2) |" in lines[-1]
+    assert "| undefined | undefined | undefined (n = 0) |" in lines[-2]
+
+
+def test_quoted_numbers_say_what_the_files_say() -> None:
+    profile = load_profile("smoke")
+    stamps = [
+        {"wall_s": 59.6, "device": "CPU", "commit": "abc"},
+        {"wall_s": 30.0, "device": "CPU", "commit": "abc"},
+        {},
+    ]
+    found = book_glue.quoted_numbers(profile, CLAIMS, book_glue.headline_gains(GAINS, profile), stamps)
+    quoted = {key: value for key, (value, _) in found.items()}
+    assert (quoted["n_reproduced"], quoted["n_partly"], quoted["n_not_reproduced"]) == ("2", "1", "0")
+    assert (quoted["n_claims"], quoted["n_not_attempted"]) == ("4", "1")
+    assert (quoted["f1_hm_exp"], quoted["f1_hm_gen"], quoted["f1_class_exp"]) == ("0.250", "0.375", "undefined")
+    assert (quoted["wall_time"], quoted["n_stages"], quoted["device"], quoted["commit"]) == (
+        "1 min 30 s",
+        "3",
+        "CPU",
+        "abc",
+    )
+    assert (quoted["data"], quoted["split"], quoted["n_train"]) == ("phantom (simulated)", "1", "10")
+
+
+def test_pages_quote_only_what_a_run_provides_even_an_empty_one() -> None:
+    provided = book_glue.quoted_numbers(load_profile("smoke"), [], GAINS.iloc[:0], [])
+    for page in BOOK.glob("*.md"):
+        assert set(book_glue.glued_keys(page.read_text(encoding="utf-8"))) <= provided.keys(), page.name
+
+
+def test_pages_include_only_what_a_run_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COMPANION_RUNS", str(tmp_path / "runs"))
+    profile = load_profile("smoke")
+    tree = stages.tree(profile)
+    write_json(tree / "claims" / "claims.json", {"dataset": "phantom", "claims": CLAIMS})
+    write_table(tree / "sizes" / "sizes.parquet", GAINS)
+    first = stages.matrix(profile)[0].folder
+    write_json(first / "stamp.json", {"outputs": {}, "wall_s": 61.0, "peak_memory_mib": 300, "device": "CPU"})
+    executed = tmp_path / "executed"
+    book_glue.write_fragments(executed, profile, tree / "claims" / "claims.json", tree / "sizes" / "sizes.parquet")
+    included = [n for p in BOOK.glob("*.md") for n in re.findall(r"\{include\} executed/(\S+)", p.read_text("utf-8"))]
+    assert set(included) == {path.name for path in executed.glob("*.md")}
+    text = nbformat.read(executed / "headline.ipynb", as_version=4).cells[0].source
+    assert "| `n_partly` | 1 | runs/smoke/phantom/claims/claims.json |" in text
+    verdicts = (executed / "verdicts.md").read_text(encoding="utf-8")
+    assert "| C12 | a \\| b | p &lt; 0.1 | c | <span" in verdicts
+    assert "C12" not in (executed / "headline.md").read_text(encoding="utf-8")
+    assert "| 1 | 1 min 1 s | 1 min 1 s | 300 MiB | CPU |" in (executed / "times.md").read_text(encoding="utf-8")
 
 
 # --- sources ------------------------------------------------------------------------------------------------
@@ -117,6 +183,12 @@ def test_citations_are_in_the_bibliography() -> None:
             assert not missing, f"{page.name} cites {missing}"
 
 
+def test_only_the_references_page_lists_references() -> None:
+    # Two lists with one key in common are a warning of the build, and a warning is an error.
+    pages = [p for p in [*BOOK.rglob("*.md"), *(ROOT / "notebooks").glob("*.ipynb")] if "executed" not in p.parts]
+    assert [p.name for p in pages if "{bibliography}" in p.read_text(encoding="utf-8")] == ["references.md"]
+
+
 # --- build --------------------------------------------------------------------------------------------------
 
 
@@ -128,21 +200,25 @@ def placeholder_sources(folder: Path) -> Path:
     executed.mkdir()
     names = [n for n in toc_files(yaml.safe_load((BOOK / "_toc.yml").read_text(encoding="utf-8"))) if "executed/" in n]
     for name in names:
-        title, badge = new_markdown_cell(f"# {name}"), new_markdown_cell(book_glue.badge(STAMP))
+        title = new_markdown_cell(f"# {name}")
         text = new_markdown_cell("A formula, $a^2$, and a wide line:\n\n$$b/a = |n \\cdot B|$$")
         output = new_output("stream", name="stdout", text="placeholder")
-        notebook = new_notebook(cells=[title, badge, text, new_code_cell("print('placeholder')", outputs=[output])])
+        notebook = new_notebook(cells=[title, text, new_code_cell("print('placeholder')", outputs=[output])])
         notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
         notebook.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
         nbformat.write(notebook, folder / "book" / f"{name}.ipynb")
-    keys = [key for page in BOOK.glob("*.md") for key in book_glue.glued_keys(page.read_text(encoding="utf-8"))]
-    book_glue.glue_notebook({key: f"[{key}]" for key in keys}, executed / "headline.ipynb")
+    glue_placeholders(executed, "")
     for page in BOOK.glob("*.md"):
         for fragment in re.findall(r"\{include\} (executed/\S+)", page.read_text(encoding="utf-8")):
             (folder / "book" / fragment).write_text(f"placeholder of {fragment}\n", encoding="utf-8")
     (executed / "notice.md").write_text(book_glue.data_notice("phantom", "smoke"), encoding="utf-8")
     Image.fromarray(np.full((64, 256), 200, np.uint8)).save(executed / "strip.png")
     return folder
+
+
+def glue_placeholders(executed: Path, note: str) -> None:
+    keys = [key for page in BOOK.glob("*.md") for key in book_glue.glued_keys(page.read_text(encoding="utf-8"))]
+    book_glue.glue_notebook({key: f"[{key}]{note}" for key in keys}, executed / "headline.ipynb")
 
 
 def build(folder: Path) -> subprocess.CompletedProcess[str]:
@@ -168,6 +244,16 @@ def test_pages_build_without_a_warning_and_quote_the_glued_values(placeholder_ht
     for key in keys:
         assert f"[{key}]" in index
     assert "not the paper's data" in index.replace("’", "'")
+
+
+@pytest.mark.slow
+def test_new_numbers_reach_a_page_whose_own_text_is_as_before(placeholder_html: Path) -> None:
+    folder = placeholder_html.parents[1]
+    glue_placeholders(folder / "book" / "executed", " anew")
+    (folder / "book" / "executed" / "notice.md").touch()  # every assembly writes it, and the first page includes it
+    done = build(folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "[data] anew" in (placeholder_html / "index.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

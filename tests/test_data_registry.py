@@ -10,7 +10,8 @@ from companion import provenance
 from companion.data import registry
 from companion.data.dataset import load_dataset
 from companion.errors import CompanionError
-from companion.params import Phantom, load_profile
+from companion.params import load_profile
+from companion.params_phantom import Phantom
 
 
 @pytest.fixture

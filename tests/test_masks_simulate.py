@@ -10,7 +10,9 @@ from scipy.stats import ks_2samp
 
 from companion.data.patches import load_patches
 from companion.errors import CompanionError
-from companion.masks.simulate import class_shares, draw_ellipses, place, simulate
+from companion.masks.outlines import draw_ellipses
+from companion.masks.placing import Window, boxes_near, place_by_rejection
+from companion.masks.simulate import class_shares, simulate
 from companion.masks.statistics import CONTOUR_PX, counts, measure
 from companion.params import Masks
 
@@ -74,7 +76,9 @@ def test_boxes_keep_their_distance_unless_forced():
 
 def test_hopeless_crowding_is_drawn_anyway_and_reported():
     crowd = ellipses(*[(0, k, 0.0, 0.0, 60.0, 60.0, 0.0) for k in (1, 2, 3)], (1, 1, 0.0, 0.0, 5.0, 5.0, 0.0))
-    centres, forced = place(crowd, 2, 64, 2, 80, np.random.default_rng(0))
+    crowd = crowd.sort_values("patch", ignore_index=True)
+    near, rng = boxes_near(crowd, 2), np.random.default_rng(0)
+    centres, forced = place_by_rejection(crowd, near, Window(64), 80, rng)
     assert forced.tolist() == [False, True, True, False]
     assert ((centres >= 0) & (centres < 64)).all()
 

@@ -8,19 +8,26 @@ import cv2
 import numpy as np
 import pytest
 
-from companion import seeds
 from companion.data.dataset import load_dataset
 from companion.errors import CompanionError
 from companion.geometry import ellipse_radius
-from companion.params import Phantom, load_profile, validate
+from companion.params import load_profile, validate
+from companion.params_phantom import PRESETS, Annotator, Phantom
 from companion.phantom import optics
-from companion.phantom.render import render_dataset
+from companion.phantom.annotator import annotate, miss_probability, truth
+from companion.phantom.render import TRUTH, render_dataset
 from companion.phantom.scene import BEAMS, BLACK_DOT, LOOP_100, LOOP_111, NORMALS, Defect, draw_scene, projected
 
 
 def unit(values) -> np.ndarray:
     array = np.array(values, dtype=float)
     return array / np.linalg.norm(array)
+
+
+def loop(look: str, x: float, y: float, **changes) -> Defect:
+    plain = {"major_px": 22.0, "minor_px": 22.0, "angle_deg": 0.0, "rim_px": 3.0, "inner": 0.3, "depth": 0.0,
+             "amplitude": 0.4, "blur_px": 0.5, "unevenness": 0.0, "uneven_deg": 20.0}  # fmt: skip
+    return Defect(LOOP_111, look, x, y, **{**plain, **changes})
 
 
 def ratios(code: int, beam: str) -> list[float]:
@@ -51,7 +58,7 @@ def test_along_001_the_111_loops_lie_45_degrees_from_the_100_bars():
 
 def test_one_azimuth_ties_the_orientations_of_an_image_together():
     parameters = Phantom(size_px=1024, tilt_jitter_deg=0.5, zone_error_deg=0.0, density_spread=0.0)
-    scene = draw_scene(parameters, seeds.generator(1, "scene"))
+    scene = draw_scene(parameters, 1, 1)
     relative = [(d.angle_deg - scene.azimuth_deg) % 90 for d in scene.defects if d.code == LOOP_111]
     assert len(relative) > 30
     assert np.abs(np.array(relative) - 45).max() < 5
@@ -61,7 +68,7 @@ def test_one_azimuth_ties_the_orientations_of_an_image_together():
 
 def test_sizes_and_shares_are_those_asked_for():
     parameters = Phantom(size_px=2048, defects_per_megapixel=300, density_spread=0.0)
-    scene = draw_scene(parameters, seeds.generator(2, "scene"))
+    scene = draw_scene(parameters, 2, 1)
     codes = np.array([d.code for d in scene.defects])
     shares = np.bincount(codes, minlength=4)[1:] / len(codes)
     assert shares == pytest.approx(parameters.class_shares, abs=0.06)
@@ -73,7 +80,7 @@ def test_sizes_and_shares_are_those_asked_for():
 
 
 def test_contrast_lies_where_the_mask_is():
-    defect = Defect(LOOP_111, "filled", 40.0, 30.0, 24.0, 14.0, 30.0, 3.0, 0.3, 0.0, 0.4, 0.5)
+    defect = loop("filled", 40.0, 30.0, major_px=24.0, minor_px=14.0, angle_deg=30.0)
     stamp, window = optics.defect_contrast(defect, 64)
     loss = np.zeros((64, 64))
     loss[window] = stamp
@@ -85,8 +92,7 @@ def test_contrast_lies_where_the_mask_is():
 
 
 def test_a_defect_cut_by_the_border_is_the_crop_of_the_whole():
-    whole = Defect(LOOP_100, "rim", 30.3, 60.0, 22.0, 22.0, 0.0, 3.0, 0.3, 0.0, 0.4, 1.0)
-    cut = Defect(LOOP_100, "rim", 0.3, 30.0, 22.0, 22.0, 0.0, 3.0, 0.3, 0.0, 0.4, 1.0)
+    whole, cut = loop("rim", 30.3, 60.0, unevenness=0.5), loop("rim", 0.3, 30.0, unevenness=0.5)
     images = []
     for defect in (whole, cut):
         image = np.zeros((128, 128))
@@ -105,7 +111,7 @@ def rendered(tmp_path_factory):
 
 def test_same_seed_same_bytes_and_nested_sets(rendered, tmp_path):
     render_dataset(Phantom(n_images=2, size_px=256), 7, tmp_path)
-    for name in ("phantom_001.png", "phantom_002.png"):
+    for name in ("phantom_001_70kx.png", "phantom_002_70kx.png"):
         assert (tmp_path / "images" / name).read_bytes() == (rendered / "images" / name).read_bytes()
     assert load_dataset(tmp_path).micrographs[1].annotations == load_dataset(rendered).micrographs[1].annotations
 
@@ -116,7 +122,7 @@ def test_the_first_image_is_the_one_recorded_here(rendered):
     assert hashlib.sha256(pixels.tobytes()).hexdigest()[:16] == RECORDED
 
 
-RECORDED = "181312972c5ace97"
+RECORDED = "b159c3c46e8b8acf"
 
 
 def test_labelled_defects_are_darker_than_what_surrounds_them(tmp_path):
@@ -143,4 +149,81 @@ def test_parameters_that_make_no_sense_are_refused():
         validate(Phantom, {"class_shares": (0.3, 0.3, 0.3)}, "test")
     with pytest.raises(CompanionError, match=r"contrast .* should rise"):
         validate(Phantom, {"contrast": (0.5, 0.1)}, "test")
+    with pytest.raises(CompanionError, match=r"shares of magnifications .* should sum to 1"):
+        validate(Phantom, {"magnifications": {"70kx": (0.88, 0.7)}}, "test")
+    with pytest.raises(CompanionError, match=r"preset"):
+        validate(Phantom, {"preset": "fecra"}, "test")
     assert load_profile("smoke").phantom.n_images >= 16
+
+
+def test_a_preset_is_a_starting_point():
+    changed = Phantom(preset="fecral", wedge=0.0, annotator={"miss": 0.5})
+    assert changed.wedge == 0.0 and changed.size_px == PRESETS["fecral"]["size_px"]
+    assert changed.annotator == Annotator(**{**PRESETS["fecral"]["annotator"], "miss": 0.5})
+    assert Phantom(**changed.model_dump()) == changed
+    assert Phantom() == Phantom(preset="plain")
+
+
+def test_magnifications_grains_and_repeated_fields():
+    p = Phantom(preset="hard", n_images=60, size_px=256, duplicate_share=0.3)
+    scenes = [draw_scene(p, 3, number) for number in range(1, 61)]
+    names = [scene.magnification for scene in scenes]
+    assert set(names) == set(p.magnifications) and names.count("500kx") > names.count("70kx")
+    assert {scene.pixel_size_nm for scene in scenes} == {0.8805, 0.4785, 0.2832}
+    own = [s for s in scenes if s.same_field_as is None]
+    assert all(len({s.azimuth_deg for s in own if s.grain == g}) <= 1 for g in range(1, 21))
+    assert len({s.azimuth_deg for s in own}) == len({s.grain for s in own})
+    again = [(k, s) for k, s in enumerate(scenes, start=1) if s.same_field_as]
+    assert 8 <= len(again) <= 28
+    for number, scene in again:
+        source = scenes[scene.same_field_as - 1]
+        assert scene.same_field_as < number and source.same_field_as is None
+        shared = {d.major_px for d in scene.defects} & {d.major_px for d in source.defects}
+        assert len(shared) >= 0.5 * min(len(scene.defects), len(source.defects))
+
+
+@pytest.fixture(scope="module")
+def crowd():
+    return draw_scene(Phantom(size_px=2048, crowding=0.6, defects_per_megapixel=400), 4, 1)
+
+
+def test_the_perfect_annotator_draws_the_truth(crowd):
+    drawn = annotate(crowd, Annotator(), np.random.default_rng(0))
+    for label, exact in zip(drawn, truth(crowd), strict=True):
+        assert (label.code, label.window, label.defect) == (exact.code, exact.window, exact.defect)
+        assert (label.mask == exact.mask).all()
+
+
+def test_misses_follow_contrast_and_crowding(crowd):
+    assert miss_probability(crowd.defects, Annotator(miss=0.2)) == pytest.approx(0.2)
+    pair = [loop("rim", 20.0, 20.0, amplitude=0.1), loop("rim", 44.0, 20.0, amplitude=0.3)]
+    assert miss_probability(pair, Annotator(miss_contrast=0.1)) == pytest.approx([0.5, 1 / 82])
+    assert miss_probability(pair, Annotator(miss_crowded=0.3)) == pytest.approx([0.3, 0.3])
+    assert miss_probability([pair[0], loop("rim", 47.0, 20.0)], Annotator(miss_crowded=0.3)) == pytest.approx(0.0)
+    assert len(miss_probability([], Annotator(miss=0.2))) == 0
+    found = len(annotate(crowd, Annotator(miss=0.25), np.random.default_rng(1))) / len(crowd.defects)
+    assert found == pytest.approx(0.75, abs=0.04)
+
+
+def test_confusions_and_outlines_come_at_their_rates(crowd):
+    drawn = annotate(crowd, Annotator(confusion=0.3, outline_jitter=0.08), np.random.default_rng(3))
+    changed = np.mean([label.code != crowd.defects[label.defect].code for label in drawn])
+    assert changed == pytest.approx(0.3, abs=0.04)
+    areas = np.array([[label.mask.sum(), crowd.mask(crowd.defects[label.defect])[0].sum()] for label in drawn])
+    relative = (areas[:, 0] / areas[:, 1])[areas[:, 1] > 100]
+    assert np.mean(relative) == pytest.approx(1.0, abs=0.03) and 0.03 < np.std(relative) < 0.2
+    larger = annotate(crowd, Annotator(outline_bias=0.1), np.random.default_rng(2))
+    ratio = [label.mask.sum() / crowd.mask(crowd.defects[label.defect])[0].sum() for label in larger]
+    assert np.median(ratio) == pytest.approx(1.21, abs=0.05)
+
+
+def test_truth_is_kept_beside_the_labels(tmp_path):
+    annotator = {"miss": 0.3, "confusion": 0.2, "outline_jitter": 0.05}
+    render_dataset(Phantom(n_images=2, annotator=annotator), 9, tmp_path)
+    labels, exact = load_dataset(tmp_path), load_dataset(tmp_path, TRUTH)
+    assert labels.files == exact.files
+    for labelled, true in zip(labels.micrographs, exact.micrographs, strict=True):
+        ids = {a["id"] for a in labelled.annotations}
+        assert {a["label_id"] for a in true.annotations} - {None} == ids
+        assert 0 < len(ids) < len(true.annotations)
+        assert all(a["defect"]["code"] == a["category_id"] for a in true.annotations)

@@ -10,7 +10,7 @@ from typing import Any
 
 import nbformat
 
-from companion import paths, provenance, stages
+from companion import book_glue, paths, provenance, stages
 from companion.errors import CompanionError, problems
 from companion.params import Profile, load_profile
 
@@ -37,7 +37,9 @@ def assemble(profile: Profile, target: Path) -> list[Path]:
             nbformat.write(page(stage), folder / f"{stage.kind.notebook}.ipynb")
         for figure in sorted((shown["claims"].folder / "figures").glob("strip.*")):
             shutil.copy(figure, folder / figure.name)
-        shutil.copy(shown["claims"].folder / "claims.json", folder / "claims.json")
+        claims, sizes = shown["claims"].folder / "claims.json", shown["sizes"].folder / "sizes.parquet"
+        shutil.copy(claims, folder / "claims.json")
+        book_glue.write_fragments(folder, profile, claims, sizes)
     return sorted(target.glob("*.ipynb"))
 
 

@@ -65,6 +65,55 @@ def evaluate(
         _print_table(rows.dropna(axis=1, how="all"))
 
 
+@data.command("list")
+def data_list() -> None:
+    """Registered data sets: licence, source, and whether they are here."""
+    import pandas as pd
+
+    from companion import paths
+    from companion.data.registry import entries
+
+    def here(name: str) -> str:
+        return "rendered when needed" if name == "phantom" else "yes" if (paths.data_cache() / name).is_dir() else "no"
+
+    rows = [(entry.name, entry.title, entry.licence, entry.source, here(entry.name)) for entry in entries()]
+    _print_table(pd.DataFrame(rows, columns=["name", "title", "licence", "source", "here"]))
+
+
+@data.command("fetch")
+def data_fetch(name: Annotated[str, typer.Argument(help="a name of `companion data list`")]) -> None:
+    """Download a registered data set and convert it (from COMPANION_DATA_MIRROR where that is set)."""
+    from companion.data.registry import fetch
+
+    print(fetch(name))
+
+
+@data.command("import")
+def data_import(
+    images: Annotated[Path, typer.Option(help="folder with the micrographs")],
+    labels: Annotated[Path, typer.Option(help="annotation file, or folder with one file per micrograph")],
+    out: Annotated[Path, typer.Option(help="data set folder to make")],
+    format: Annotated[str, typer.Option(help="coco, labelmap, yolo-seg, via or detectron2")] = "coco",
+    classes: Annotated[str | None, typer.Option(help="names in the order of their codes, with commas")] = None,
+    pixel_size_nm: Annotated[
+        str | None, typer.Option(help="nm per px; or 70kx=0.8805,300kx=0.4785 for texts in file names; or a CSV file")
+    ] = None,
+) -> None:
+    """Convert micrographs and annotations to the one format, or say everything that is wrong with them."""
+    from companion.data.importers import import_dataset
+
+    names = [name.strip() for name in classes.split(",")] if classes else None
+    dataset = import_dataset(format, images, labels, names, _number(pixel_size_nm), out)
+    print(f"{out}: {len(dataset.micrographs)} micrographs, classes {', '.join(dataset.classes)}")
+
+
+def _number(text: str | None) -> float | str | None:
+    try:
+        return float(text) if text is not None else None
+    except ValueError:
+        return text
+
+
 def _profile(name: str, dataset: str | None, split: str | None):
     from companion.execute import parse_split
     from companion.params import load_profile
@@ -95,10 +144,25 @@ def _print_table(rows) -> None:
     _console().print(table)
 
 
+def repeat_options(arguments: list[str], options: tuple[str, ...] = ("--iou", "--confidence")) -> list[str]:
+    """``--iou 0.3 0.5`` as ``--iou 0.3 --iou 0.5``: several values may follow one option."""
+    spread: list[str] = []
+    option = ""
+    for argument in arguments:
+        if option and spread[-1] != option and argument.replace(".", "", 1).isdecimal():
+            spread.append(option)
+        elif option and spread[-1] != option:
+            option = ""
+        if argument in options:
+            option = argument
+        spread.append(argument)
+    return spread
+
+
 def main() -> None:
     """Entry point: an unusable input is one message on stderr and exit code 2."""
     try:
-        app()
+        app(repeat_options(sys.argv[1:]))
     except CompanionError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -37,7 +37,7 @@ KINDS = {
         Kind("micrographs", "01_micrographs", "split-{split}/micrographs",
              ("dataset", "sizes", "n_test", "phantom", "patches")),
         Kind("statistics", "02_mask_statistics", _CONDITION + "/statistics", ()),
-        Kind("masks", "03_mask_simulation", _CONDITION + "/simulated-{masks}", ("masks",),
+        Kind("masks", "03_mask_simulation", _CONDITION + "/simulated-{masks}", ("masks", "patches"),
              {"n_patches": "masks.n_patches"}),
         Kind("diffusion", "04_latent_diffusion", _CONDITION + "/diffusion", ("diffusion", *COMPUTE),
              {"autoencoder_steps": "diffusion.autoencoder.steps", "denoiser_steps": "diffusion.denoiser.steps"}),

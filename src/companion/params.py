@@ -11,86 +11,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from companion import paths
 from companion.errors import CompanionError, nearest, problems
+from companion.params_base import Count, Positive, Section, Share, Whole
+from companion.params_phantom import Phantom
 
-Count = Annotated[int, Field(ge=1, strict=True)]
-Whole = Annotated[int, Field(ge=0, strict=True)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Degrees = Annotated[float, Field(ge=0, le=90)]
-Range = tuple[Positive, Positive]
-Span = tuple[Positive, Positive, Positive]
 Arm = Literal["EXP", "EXP+GEN", "EXP+RARE"]
 Splits = Annotated[list[Whole | str], Field(min_length=1)]
 Model = TypeVar("Model", bound=BaseModel)
-
-
-class Section(BaseModel):
-    """Base of every section: immutable, and unknown entries are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
-
-
-class Phantom(Section):
-    """Simulated STEM micrographs with exact truth. Ranges are (low, high), drawn uniformly unless said."""
-
-    # What is there: crystal and defects
-    n_images: Count = Field(24, description="micrographs in the data set")
-    size_px: Annotated[int, Field(ge=64, le=4096, strict=True)] = Field(512, description="side of the micrograph, px")
-    pixel_size_nm: Positive = Field(0.8805, description="nm per px")
-    beam: Literal["001", "110", "111"] = Field("001", description="zone axis along the beam")
-    defects_per_megapixel: Positive = Field(250.0, description="mean areal density, per 1024 x 1024 px")
-    density_spread: Share = Field(0.35, description="standard deviation of the logarithm of an image's density")
-    class_shares: tuple[Share, Share, Share] = Field(
-        (0.225, 0.340, 0.435), description="shares of <100> loops, <111> loops and black dots; sum 1"
-    )
-    loop100_nm: Span = Field((8.0, 19.0, 60.0), description="<100> diameter, log-normal: low, median, high (2 sigma)")
-    loop111_nm: Span = Field((8.0, 18.0, 45.0), description="<111> diameter, the same way")
-    black_dot_nm: Span = Field((4.0, 8.0, 14.0), description="black dot diameter, the same way")
-    tilt_jitter_deg: Degrees = Field(4.0, description="standard deviation of a loop normal's tilt about its variant")
-    zone_error_deg: Degrees = Field(2.0, description="standard deviation of the beam's tilt off the zone axis")
-    crowding: Share = Field(0.25, description="how far two defects may overlap, share of the sum of their radii")
-
-    # How it looks
-    contrast: Range = Field((0.12, 0.50), description="amplitude of a defect at the top face, share of the local mean")
-    depth_fade: Share = Field(0.35, description="share of the amplitude that a defect at the bottom face has lost")
-    depth_blur_nm: Range = Field((0.6, 1.6), description="blur of a defect at the top and at the bottom face, nm")
-    rim_nm: Range = Field((1.8, 4.0), description="width of a loop's dark rim, nm")
-    inner_contrast: Range = Field((0.15, 0.5), description="inside of a rimmed loop, share of its rim's amplitude")
-    filled_share: Share = Field(0.25, description="share of large loops that are filled instead of rimmed")
-    coffee_bean_share: Share = Field(0.1, description="share of <111> loops with a line of no contrast")
-    dislocations_per_megapixel: NotNegative = Field(6.0, description="unlabelled curved dislocation lines")
-    large_loops_per_megapixel: NotNegative = Field(1.0, description="unlabelled loops too large to be counted")
-    wedge: Share = Field(0.25, description="largest loss of signal across the image by a thickness wedge")
-    bend_contours: NotNegative = Field(0.5, description="mean number of dark bend contours in an image")
-    contamination: NotNegative = Field(0.5, description="mean number of dim contamination patches in an image")
-    unevenness: Share = Field(0.05, description="slow variation of the grey level, share of the mean")
-
-    # How it is recorded
-    dose_electrons: Positive = Field(200.0, description="mean electrons per px (Poisson noise)")
-    detector_noise: Share = Field(0.01, description="standard deviation of the detector's noise, share of full scale")
-    stripes: Share = Field(0.015, description="standard deviation of the gain of scan lines")
-    row_jitter_px: NotNegative = Field(0.3, description="standard deviation of the shift of scan lines, px")
-    gain_drift: Share = Field(0.08, description="standard deviation of an image's mean grey level, share")
-    gamma_drift: Share = Field(0.1, description="standard deviation of the logarithm of an image's gamma")
-
-    @model_validator(mode="after")
-    def _shares_sum_to_one(self) -> Phantom:
-        if abs(sum(self.class_shares) - 1) > 1e-6:
-            raise ValueError(f"class_shares sum to {sum(self.class_shares):g}, should be 1")
-        return self
-
-    @model_validator(mode="after")
-    def _spans_rise(self) -> Phantom:
-        for name in ("loop100_nm", "loop111_nm", "black_dot_nm", "contrast", "rim_nm", "inner_contrast"):
-            values = getattr(self, name)
-            if list(values) != sorted(values):
-                raise ValueError(f"{name} {values} should rise from low to high")
-        return self
 
 
 class Patches(Section):
@@ -111,13 +41,32 @@ class Patches(Section):
         return self
 
 
-class Masks(Section):
-    """Simulated masks: the paper's sampler."""
+Repair = Literal[
+    "empty-patches", "composition", "magnification", "azimuth", "overlap", "borders", "positions", "merging"
+]
 
+
+class Masks(Section):
+    """Simulated masks."""
+
+    sampler: Literal["authors", "companion", "learned"] = Field(
+        "authors", description="authors: the paper's; companion: with every repair; learned: a generative model"
+    )
+    repairs: list[Repair] = Field([], description="simplifications of the paper's sampler that are put right")
+    outlines: Literal["ellipse", "instance"] = Field("ellipse", description="filled: ellipses, or real outlines turned")
     n_patches: Count = Field(256, description="simulated masks per condition")
-    overlap_buffer_px: Whole = Field(2, description="gap kept between axis-aligned boxes, px")
+    overlap_buffer_px: Whole = Field(2, description="gap kept between defects (the paper's: axis-aligned boxes), px")
     overlap_tries: Count = Field(80, description="draws before an overlapping instance is placed anyway")
+    candidates: Count = Field(16, description="places among which repair 'positions' chooses by real interaction")
+    crystal_fold: Literal[2, 4, 6] = Field(4, description="symmetry of directions: 4 for beam [001], 2 [110], 6 [111]")
+    learned_steps: Count = Field(400, description="optimiser steps of the learned sampler")
     rare_class_weight: Positive = Field(2.0, description="factor on the rarest class's frequency in the rare trial")
+
+    @model_validator(mode="after")
+    def _repairs_have_a_use(self) -> Masks:
+        if self.repairs and self.sampler != "authors":
+            raise ValueError(f"repairs {self.repairs} are for sampler 'authors'; '{self.sampler}' takes none")
+        return self
 
 
 class Autoencoder(Section):
@@ -219,6 +168,8 @@ class Evaluation(Section):
     confidence_sweep: list[Share] = Field(
         [round(0.05 * k, 2) for k in range(1, 20)], min_length=1, description="score thresholds swept"
     )
+    confidence: Share = Field(0.5, description="score threshold where none is chosen from the curves")
+    equivalence_margin: Positive = Field(0.01, description="differences of F1 within it count as none")
     bootstrap: Count = Field(1000, description="resamples behind each bootstrap interval")
     confidence_level: Share = Field(0.95, description="of every interval")
 
@@ -226,6 +177,8 @@ class Evaluation(Section):
     def _headline_is_swept(self) -> Evaluation:
         if self.iou not in self.iou_sweep:
             raise ValueError(f"iou {self.iou} is not in iou_sweep {self.iou_sweep}")
+        if self.confidence not in self.confidence_sweep:
+            raise ValueError(f"confidence {self.confidence} is not in confidence_sweep {self.confidence_sweep}")
         return self
 
 

@@ -241,7 +241,8 @@ def _upstream(stage: Stage) -> dict[str, tuple[Stage, str]]:
             return {"scores": other("thresholds", "scores.parquet"), **every("statistics"), **every("masks", "table")}
         case _:
             evaluated = {name: other(name) for name in ("thresholds", "sizes", "significance", "imbalance")}
-            return {**evaluated, **every("generated"), **every("diffusion", "summary")}
+            shown = {**every("micrographs"), **every("detector", "predictions")}  # the strip of the front page
+            return {**evaluated, **every("generated"), **every("diffusion", "summary"), **shown}
 
 
 def begin(kind: str, namespace: Mapping[str, Any]) -> Stage:

@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from companion.data.pixels import read_grey, segmentation_mask, to_uint8
+from companion.data.pixels import GREY_MODES, read_grey, segmentation_mask, to_uint8
 from companion.errors import CompanionError, problems
 
 ANNOTATIONS = "annotations.json"
 SUFFIXES = (".png", ".tif", ".tiff")
-GREY_MODES = ("L", "I", "I;16", "I;16L", "I;16B", "I;16N")
 TOLERANCE_PX = 1.0  # annotation tools round outwards, so an outline may end this far outside its image
 SHOWN = 20  # problems listed before "and n more"
 
@@ -113,8 +112,12 @@ class DataSet:
         raise KeyError(file_name)
 
 
-def load_dataset(folder: Path | str) -> DataSet:
+def load_dataset(folder: Path | str, annotations: str = ANNOTATIONS) -> DataSet:
     """Read and validate a data set folder.
+
+    Parameters
+    ----------
+    annotations : name of the COCO file in it; a phantom also has truth.json, what a perfect annotator had drawn
 
     Raises
     ------
@@ -123,11 +126,11 @@ def load_dataset(folder: Path | str) -> DataSet:
         another size than annotated, an outline outside its image, no images, no categories, ...
     """
     folder = Path(folder)
-    document = read_document(folder / ANNOTATIONS)
+    document = read_document(folder / annotations)
     found = list(find_problems(document, folder / "images"))
     if found:
         more = [f"and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
-        raise problems(f"{folder / ANNOTATIONS}: {len(found)} problem(s)", [*found[:SHOWN], *more])
+        raise problems(f"{folder / annotations}: {len(found)} problem(s)", [*found[:SHOWN], *more])
     categories = sorted(document["categories"], key=lambda category: category["id"])
     codes = {category["id"]: code for code, category in enumerate(categories, start=1)}
     of_image: dict[Any, list[Mapping[str, Any]]] = {}

@@ -1,7 +1,8 @@
-"""Annotations of other tools into the one format; everything or nothing."""
+"""Micrographs and annotations of other tools into the one format: everything or nothing."""
 
 from __future__ import annotations
 
+import csv
 import re
 import shutil
 from collections.abc import Sequence
@@ -9,73 +10,160 @@ from pathlib import Path
 from typing import Any
 
 from companion.data.dataset import ANNOTATIONS, SUFFIXES, DataSet, find_problems, load_dataset, read_document
-from companion.errors import CompanionError, problems
+from companion.data.formats import FORMATS, Draft
+from companion.data.pixels import is_grey_file, read_grey, write_grey
+from companion.errors import CompanionError, nearest, problems
 from companion.provenance import atomic_folder, write_json
 
 
-def import_coco(
-    images: Path, labels: Path, classes: Sequence[str] | None, pixel_size_nm: float | None, out: Path
+def import_dataset(
+    format: str, images: Path, labels: Path, classes: Sequence[str] | None, pixel_size_nm: float | str | None, out: Path
 ) -> DataSet:
-    """Import a COCO instances file.
+    """Convert to a data set folder.
 
     Parameters
     ----------
-    images : folder with the micrographs
-    labels : the COCO JSON file
-    classes : names of the categories to keep, in the order of their codes; None keeps all, in order of id
-    pixel_size_nm : nm per px of every image; None where the file has ``images[].pixel_size_nm``
+    format : a name in `companion.data.formats.FORMATS`: coco, labelmap, yolo-seg, via, detectron2
+    images : folder with the micrographs: grey, 8 or 16-bit; colour files whose channels are equal become grey
+    labels : the annotation file, or for labelmap and yolo-seg the folder with one file per micrograph
+    classes : names of the classes in the order of their codes; a COCO file brings its own and needs none
+    pixel_size_nm : nm per px of every image; or "70kx=0.8805,300kx=0.4785", texts in file names and their sizes;
+        or the path of a CSV file with columns file_name and pixel_size_nm; None where a COCO file has it
     out : data set folder to make; must not exist
 
     Raises
     ------
     CompanionError
-        Every problem at once; nothing is written then.
+        Every problem at once, with file names; nothing is written then.
     """
-    document = read_document(Path(labels))
-    found = []
-    if pixel_size_nm is not None and pixel_size_nm <= 0:
-        found.append(f"pixel size {pixel_size_nm} should be a positive number of nm per px")
-    for image in document["images"]:
-        if isinstance(image, dict) and pixel_size_nm is not None:
-            image["pixel_size_nm"] = pixel_size_nm
-        if isinstance(image, dict) and isinstance(image.get("file_name"), str):
-            image["file_name"] = Path(image["file_name"]).name
-    found += find_problems(document, Path(images))
-    if classes:
-        names = [category.get("name") for category in document["categories"] if isinstance(category, dict)]
-        found += [f"class '{name}' is not among the categories {names}" for name in classes if name not in names]
-    if found:
-        raise problems(f"{labels}: {len(found)} problem(s), nothing imported", found)
-    return _write(_chosen(document, classes), Path(images), Path(out), f"COCO file {Path(labels).name}")
-
-
-def _chosen(document: dict[str, Any], classes: Sequence[str] | None) -> dict[str, Any]:
-    """The document with only the wanted categories, numbered 1, 2, ..."""
-    ordered = sorted(document["categories"], key=lambda category: category["id"])
-    kept = [next(c for c in ordered if c["name"] == name) for name in classes] if classes else ordered
-    codes = {category["id"]: code for code, category in enumerate(kept, start=1)}
-    annotations = [
-        {**a, "category_id": codes[a["category_id"]]} for a in document["annotations"] if a["category_id"] in codes
-    ]
-    categories = [{"id": codes[category["id"]], "name": category["name"]} for category in kept]
-    return {**document, "categories": categories, "annotations": annotations}
-
-
-def _write(document: dict[str, Any], images: Path, out: Path, source: str) -> DataSet:
+    images, labels, out = Path(images), Path(labels), Path(out)
+    if format not in FORMATS:
+        raise CompanionError(f"format '{format}': {nearest(format, FORMATS)}")
+    if not images.is_dir():
+        raise CompanionError(f"no folder of images {images}")
+    if not labels.exists():
+        raise CompanionError(f"no annotations at {labels}")
     if out.exists():
         raise CompanionError(f"{out} exists already; give a new folder")
-    card = {"name": out.name, "source": source, **document["info"].get("dataset_card", {})}
+    draft = FORMATS[format](labels, images, tuple(classes or ()))
+    source = f"{labels.name} ({format})"
     with atomic_folder(out) as temporary:
-        (temporary / "images").mkdir()
-        for image in document["images"]:
-            shutil.copyfile(images / image["file_name"], temporary / "images" / image["file_name"])
-        write_json(temporary / ANNOTATIONS, {**document, "info": {**document["info"], "dataset_card": card}})
-        load_dataset(temporary)
+        found = [*draft.found, *_copy_images(draft, images, temporary / "images")]
+        found += _add_pixel_sizes(draft.images, pixel_size_nm)
+        document = _document(draft, {"name": out.name, "source": source, **draft.card})
+        found += [p for p in find_problems(document, temporary / "images") if not _said(p, found)]
+        if found:
+            raise problems(f"{labels}: {len(found)} problem(s), nothing imported", found)
+        write_json(temporary / ANNOTATIONS, document)
     return load_dataset(out)
 
 
+def import_coco(
+    images: Path, labels: Path, classes: Sequence[str] | None, pixel_size_nm: float | str | None, out: Path
+) -> DataSet:
+    """`import_dataset` of a COCO instances file."""
+    return import_dataset("coco", images, labels, classes, pixel_size_nm, out)
+
+
+def _document(draft: Draft, card: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "info": {"dataset_card": card},
+        "images": draft.images,
+        "annotations": [{**a, "id": k} for k, a in enumerate(draft.annotations, start=1)],
+        "categories": [{"id": code, "name": name} for code, name in enumerate(draft.classes, start=1)],
+    }
+
+
+def _copy_images(draft: Draft, images: Path, target: Path) -> list[str]:
+    """Copies grey PNG and TIFF files, rewrites the others as grey PNG; fills in names and missing sizes."""
+    target.mkdir()
+    found = []
+    for image in draft.images:
+        source = images / image["file_name"]
+        if not source.is_file():
+            found.append(f"{image['file_name']}: missing from {images}")
+            continue
+        try:
+            pixels = read_grey(source)
+        except CompanionError as error:
+            found.append(f"{image['file_name']}: {error}")
+            continue
+        if is_grey_file(source) and source.suffix.lower() in SUFFIXES:
+            shutil.copyfile(source, target / source.name)
+            image["file_name"] = source.name
+        else:
+            image["file_name"] = f"{source.stem}.png"
+            write_grey(target / image["file_name"], pixels)
+        image.setdefault("height", int(pixels.shape[0]))
+        image.setdefault("width", int(pixels.shape[1]))
+    return found
+
+
+def _said(problem: str, found: Sequence[str]) -> bool:
+    """Whether a problem of the copy only repeats one that was found on the way to it."""
+    return ": missing from " in problem and any(f.startswith(problem.split(":")[0] + ":") for f in found)
+
+
+def _add_pixel_sizes(images: Sequence[dict[str, Any]], given: float | str | None) -> list[str]:
+    """Sets ``pixel_size_nm`` of every image; returns what is wrong with it."""
+    if given is None:
+        return []
+    found: list[str] = []
+    table = _table(str(given), found)
+    for image in images:
+        name = image["file_name"]
+        if isinstance(table, float):
+            image["pixel_size_nm"] = table
+        elif str(given).lower().endswith(".csv"):
+            if name in table:
+                image["pixel_size_nm"] = table[name]
+            else:
+                found.append(f"{name}: {given} has no row for it")
+        else:
+            sizes = {size for part, size in table.items() if part.lower() in name.lower()}
+            if len(sizes) == 1:
+                image["pixel_size_nm"] = sizes.pop()
+            else:
+                found.append(f"{name}: its name should contain one of {', '.join(table)} to give a pixel size")
+    return found
+
+
+def _table(given: str, found: list[str]) -> float | dict[str, float]:
+    """A pixel size for all, or by file name, or by a text in the file name."""
+    try:
+        return float(given)
+    except ValueError:
+        pass
+    if given.lower().endswith(".csv"):
+        try:
+            with open(given, newline="", encoding="utf-8-sig") as file:
+                return {row["file_name"]: float(row["pixel_size_nm"]) for row in csv.DictReader(file)}
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise CompanionError(
+                f"{given} is not a table with columns file_name and pixel_size_nm (a number, nm per px): {error}"
+            ) from None
+    pairs = re.findall(r"([^=,]+)=([^=,]+)", given)
+    try:
+        if not pairs:
+            raise ValueError
+        return {part.strip(): float(size) for part, size in pairs}
+    except ValueError:
+        raise CompanionError(
+            f"pixel size '{given}' should be a number (nm per px), the path of a CSV file, or pairs like "
+            "70kx=0.8805,300kx=0.4785"
+        ) from None
+
+
+# --- a downloaded record ------------------------------------------------------------------------------------
+
+# nm per px at a width of 1024 px, by the magnification in the file name (the paper's microscope).
+PAPER_MAGNIFICATIONS = {"70kx": 0.8805, "100kx": 0.8691, "300kx": 0.4785, "500kx": 0.2832}
+
+
 def import_record(downloads: Path, folder: Path, card: dict[str, Any]) -> None:
-    """A downloaded record into the one format, where it holds one COCO file and the images that it names.
+    """A downloaded record into `folder`, where it holds one COCO file and the images that it names.
+
+    Pixel sizes come from the magnification in each file name.
 
     Raises
     ------
@@ -90,26 +178,24 @@ def import_record(downloads: Path, folder: Path, card: dict[str, Any]) -> None:
     documents = [path for path in sorted(downloads.rglob("*.json")) if _is_coco(path)]
     if len(documents) != 1:
         raise CompanionError(
-            f"{downloads} holds {len(documents)} COCO files, one was expected; the files are there: use "
-            "`companion data import --format coco` on the one you want"
+            f"{downloads} holds {len(documents)} COCO files ({', '.join(p.name for p in documents) or 'none'}); one "
+            "was expected. The files are there: use `companion data import --format coco` on the one you want"
         )
-    document = read_document(documents[0])
-    places = {path.name: path for path in downloads.rglob("*") if path.suffix.lower() in SUFFIXES}
-    (folder / "images").mkdir()
-    for image in document["images"]:
-        image["file_name"] = Path(image["file_name"]).name
-        image.setdefault("pixel_size_nm", magnification_pixel_size(image["file_name"], image.get("width", 1024)))
-        if image["file_name"] in places:
-            shutil.copyfile(places[image["file_name"]], folder / "images" / image["file_name"])
-    document["info"]["dataset_card"] = card
+    draft = FORMATS["coco"](documents[0], downloads, ())
+    places = {path.name: path.relative_to(downloads) for path in downloads.rglob("*") if path.is_file()}
+    for image in draft.images:
+        image["file_name"] = str(places.get(Path(image["file_name"]).name, image["file_name"]))
+    found = [*draft.found, *_copy_images(draft, downloads, folder / "images")]
+    for image in draft.images:
+        name = image["file_name"].lower()
+        sizes = [size for part, size in PAPER_MAGNIFICATIONS.items() if re.search(rf"(?<!\d){part}", name)]
+        if "pixel_size_nm" not in image and len(sizes) == 1:
+            image["pixel_size_nm"] = sizes[0] * 1024 / image.get("width", 1024)
+    document = _document(draft, card)
+    found += find_problems(document, folder / "images")
+    if found:
+        raise problems(f"{downloads}: {len(found)} problem(s); the files stay there", found[:20])
     write_json(folder / ANNOTATIONS, document)
-
-
-def magnification_pixel_size(file_name: str, width: int) -> float | None:
-    """nm per px from a magnification in a file name ("..._300kx_..."), for the paper's microscope; None without."""
-    found = re.search(r"(\d+)\s*kx", file_name, re.IGNORECASE)
-    at_1024 = {"70": 0.8805, "100": 0.8691, "300": 0.4785, "500": 0.2832}.get(found[1]) if found else None
-    return at_1024 * 1024 / width if at_1024 else None
 
 
 def _is_coco(path: Path) -> bool:

@@ -14,11 +14,13 @@ from companion.geometry import box_of, encode_rle
 from companion.provenance import atomic
 
 PERCENTILES = (0.5, 99.5)  # grey levels of a 16-bit micrograph that become 0 and 255
+CHANNEL_DIFFERENCE = 3  # grey levels between the channels of a grey picture that was stored in colour (JPEG)
+GREY_MODES = ("L", "I", "I;16", "I;16L", "I;16B", "I;16N")
 Window = tuple[slice, slice]  # (rows, columns)
 
 
 def read_grey(path: Path) -> NDArray[np.uint8] | NDArray[np.uint16]:
-    """Grey levels [H, W] of an 8 or 16-bit image file; a colour file is accepted if its channels are equal.
+    """Grey levels [H, W] of an 8 or 16-bit image file; a colour file counts if its channels are equal.
 
     Raises
     ------
@@ -33,14 +35,22 @@ def read_grey(path: Path) -> NDArray[np.uint8] | NDArray[np.uint16]:
     except (OSError, ValueError, SyntaxError) as error:
         raise CompanionError(f"{path} is not a readable image: {error}") from None
     if pixels.ndim == 3:
-        if (pixels != pixels[..., :1]).any():
+        if int(np.ptp(pixels[..., :3].astype(np.int16), axis=2).max()) > CHANNEL_DIFFERENCE:
             raise CompanionError(f"{path} is a colour picture; micrographs and label maps are grey")
-        pixels = pixels[..., 0]
+        pixels = pixels[..., 1]
     if pixels.dtype == np.uint8:
         return pixels
     if pixels.dtype.kind not in "iu" or pixels.min() < 0 or pixels.max() > 65535:
         raise CompanionError(f"{path} holds {pixels.dtype} values; micrographs are 8 or 16-bit grey")
     return pixels.astype(np.uint16)
+
+
+def is_grey_file(path: Path) -> bool:
+    """Whether an image file stores one grey channel of 8 or 16 bit."""
+    from PIL import Image
+
+    with Image.open(path) as opened:
+        return opened.mode in GREY_MODES
 
 
 def to_uint8(pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> NDArray[np.uint8]:

@@ -1,13 +1,16 @@
-"""Masks drawn from the statistics of real ones: the paper's sampler (FACTS 3, mask simulation).
+"""Masks drawn from the statistics of real ones.
 
-The number of instances of a patch comes from the non-empty real patches, classes from their frequencies,
-shapes jointly (major axis, minor axis, angle) from one real instance of the class, centres are uniform, and
-an ellipse whose axis-aligned box comes too near to one already drawn is placed anew.
+`authors` is the paper's sampler (FACTS 3, mask simulation): the number of instances of a patch comes from the
+non-empty real patches, classes from their frequencies, shapes jointly (major axis, minor axis, angle) from one real
+instance of the class, centres are uniform, and an ellipse whose axis-aligned box comes too near to one already drawn
+is placed anew. Each of its simplifications can be put right alone (`REPAIRS`); `companion` puts all of them right;
+`learned` replaces the tables by a small generative model.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -15,11 +18,15 @@ from numpy.typing import NDArray
 
 from companion.data.patches import Patches, instance_table
 from companion.errors import CompanionError
-from companion.geometry import ellipse_radius, symmetry_angle
+from companion.geometry import symmetry_angle
+from companion.masks import placing
+from companion.masks.outlines import draw_ellipses, draw_instances
+from companion.masks.spatial import find_crystals, inclusion_weights
 from companion.masks.statistics import CONTOUR_PX, ELLIPSE_COLUMNS, merge_touching
-from companion.params import Masks
+from companion.params import Masks, Repair
 
-DRAWN_COLUMNS = ["patch", "instance", "class", *ELLIPSE_COLUMNS, "forced"]
+REPAIRS: tuple[Repair, ...] = get_args(Repair)
+DRAWN_COLUMNS = ["patch", "instance", "class", *ELLIPSE_COLUMNS, "forced", "source"]
 
 
 @dataclass(frozen=True)
@@ -29,9 +36,9 @@ class Simulation:
     Attributes
     ----------
     patches : masks in the layout of real patches, without images
-    drawn : one row per ellipse: patch, instance, class, x, y, major_px, minor_px, angle_deg, and forced
-        (placed although it overlapped, because every try had failed); axes are those of the filled region, ids those
-        before touching instances merge
+    drawn : one row per ellipse: patch, instance, class, x, y, major_px, minor_px, angle_deg, forced (placed although
+        it overlapped, because every try had failed) and source (row of the real instance in the statistics, -1 for
+        none); axes are those of the filled region, ids those before touching instances merge
     """
 
     patches: Patches
@@ -51,6 +58,7 @@ def simulate(
     rng: np.random.Generator,
     condition: str,
     rare: bool = False,
+    min_visible: float = 0.25,
 ) -> Simulation:
     """Draw masks.
 
@@ -58,41 +66,37 @@ def simulate(
     ----------
     statistics, counts : of the real training patches, see `statistics.measure` and `statistics.counts`
     real : the training patches: size, classes, pixel sizes, and the symmetries that training applies to them
-    masks : number of masks and the sampler's settings
+    masks : which sampler, and its settings
     rng : where every draw comes from
     condition : what ``index["image"]`` says of every simulated patch
     rare : multiply the frequency of the rarest class by ``masks.rare_class_weight`` (the imbalance trial)
+    min_visible : share of a defect that must lie in a patch to be labelled, as the real patches were cut
 
     Raises
     ------
     CompanionError
         When there is nothing to draw from, or `rare` is asked of data with one class.
     """
-    share = class_shares(counts, len(real.classes), masks.rare_class_weight if rare else None)
-    parents = _parents(counts, masks.n_patches, rng)
-    number = counts.groupby("patch")["count"].sum().to_numpy()[parents]
-    patch = np.repeat(np.arange(masks.n_patches), number)
-    code = rng.choice(len(share), size=len(patch), p=share) + 1
-    shape = statistics.iloc[_instances_of_class(statistics["class"].to_numpy(), code, rng)]
-    # The paper measures patches that were already turned and mirrored, so an angle brings its own symmetry.
-    turn = rng.choice(real.symmetries, size=len(patch))
-    angle = np.empty(len(patch))
-    for symmetry in real.symmetries:
-        angle[turn == symmetry] = symmetry_angle(shape["angle_deg"].to_numpy()[turn == symmetry], symmetry)
-    drawn = pd.DataFrame({
-        "patch": patch, "instance": _rank(patch) + 1, "class": code, "x": 0.0, "y": 0.0,
-        "major_px": shape["major_px"].to_numpy() + CONTOUR_PX, "minor_px": shape["minor_px"].to_numpy() + CONTOUR_PX,
-        "angle_deg": angle, "forced": False,
-    })  # fmt: skip
-    centres, forced = place(drawn, masks.n_patches, real.size, masks.overlap_buffer_px, masks.overlap_tries, rng)
-    drawn = drawn.assign(x=centres[:, 0], y=centres[:, 1], forced=forced)[DRAWN_COLUMNS]
+    share = class_shares(counts, len(real.classes))
+    wanted = class_shares(counts, len(real.classes), masks.rare_class_weight if rare else None)
+    if masks.sampler == "learned":
+        from companion.masks.learned import draw_learned
+
+        parents, drawn = draw_learned(statistics, real, masks, rng)
+    else:
+        source = _Source(statistics, counts, real, masks, rng, min_visible)
+        parents = source.parents(masks.n_patches)
+        drawn = source.shapes(parents, share, wanted)
+        drawn = source.places(drawn)
     index = pd.DataFrame({
         "patch": np.arange(masks.n_patches), "image": condition, "x0": 0, "y0": 0, "symmetry": 0,
         "pixel_size_nm": real.index["pixel_size_nm"].to_numpy()[parents],
     })  # fmt: skip
-    instances = draw_ellipses(drawn, masks.n_patches, real.size)
-    table = instance_table(instances, drawn)
-    return Simulation(merge_touching(Patches(None, instances, index, table, real.classes)), drawn)
+    draw = draw_ellipses if masks.outlines == "ellipse" else draw_instances(real, statistics)
+    instances = draw(drawn, masks.n_patches, real.size)
+    simulated = Patches(None, instances, index, instance_table(instances, drawn), real.classes)
+    merges = masks.sampler == "authors" and "merging" not in masks.repairs
+    return Simulation(merge_touching(simulated) if merges else simulated, drawn[DRAWN_COLUMNS])
 
 
 def class_shares(counts: pd.DataFrame, n_classes: int, rare_weight: float | None = None) -> NDArray[np.float64]:
@@ -110,68 +114,129 @@ def class_shares(counts: pd.DataFrame, n_classes: int, rare_weight: float | None
     return total / total.sum()
 
 
-def place(
-    drawn: pd.DataFrame, n_patches: int, size: int, buffer: float, tries: int, rng: np.random.Generator
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Uniform centres, redrawn while the box comes within `buffer` px of one placed before in the same patch.
+class _Source:
+    """Real patches as a source of simulated ones, with the repairs that the settings name."""
 
-    Boxes are major_px wide and minor_px high whatever the angle, as in the paper. All patches are filled at
-    once: first instances, then second ones, and so on, so the draws per patch are those of the plain loop.
+    def __init__(
+        self, statistics: pd.DataFrame, counts: pd.DataFrame, real: Patches, masks: Masks, rng: np.random.Generator,
+        min_visible: float,
+    ) -> None:  # fmt: skip
+        self.statistics, self.real, self.masks, self.rng = statistics, real, masks, rng
+        self.repairs = frozenset(REPAIRS if masks.sampler == "companion" else masks.repairs)
+        table = counts.pivot(index="patch", columns="class", values="count").sort_index()
+        self.composition = table.to_numpy()  # [P, C]
+        borders = "borders" in self.repairs
+        margin = statistics["major_px"].max() / 2 + CONTOUR_PX
+        self.window = placing.Window(real.size, min_visible, margin) if borders else placing.Window(real.size)
+        self.weights = inclusion_weights(statistics, real.size) if borders else np.ones(len(statistics))
+        self.crystal = find_crystals(statistics, masks.crystal_fold)
+        # Pixel sizes as codes; pooled, as in the paper, they are all one.
+        sizes = real.index["pixel_size_nm"].round(6) if "magnification" in self.repairs else real.index["patch"] * 0
+        self.magnification = pd.factorize(sizes)[0]  # [P]
 
-    Returns
-    -------
-    centres : [M, 2] x, y in px, in [0, size)
-    forced : [M], True where `tries` draws all overlapped and the last was kept
-    """
-    patch, rank = drawn["patch"].to_numpy(), drawn["instance"].to_numpy() - 1
-    half = drawn[["major_px", "minor_px"]].to_numpy() / 2  # [M, 2]
-    centres, forced = np.zeros((len(drawn), 2)), np.zeros(len(drawn), dtype=bool)
-    placed = np.full((n_patches, int(rank.max(initial=-1)) + 1, 4), np.nan)  # comparisons with nan are False
-    for k in range(placed.shape[1]):
-        waiting = np.flatnonzero(rank == k)
-        for attempt in range(tries):
-            proposal = rng.uniform(0, size, (len(waiting), 2))
-            low, high = proposal - half[waiting], proposal + half[waiting]
-            before = placed[patch[waiting], :k]  # [n, k, 4]
-            near = (low[:, None] < before[..., 2:] + buffer) & (high[:, None] > before[..., :2] - buffer)
-            overlaps = near.all(axis=2).any(axis=1)
-            settled = ~overlaps | (attempt == tries - 1)
-            centres[waiting[settled]] = proposal[settled]
-            forced[waiting[settled & overlaps]] = True
-            placed[patch[waiting[settled]], k] = np.concatenate([low[settled], high[settled]], axis=1)
-            waiting = waiting[~settled]
-            if len(waiting) == 0:
-                break
-    return centres, forced
+    def parents(self, n: int) -> NDArray[np.int64]:
+        """The real patches [n] that lend their number of instances; the paper leaves empty ones out."""
+        eligible = np.arange(len(self.composition))
+        if "empty-patches" not in self.repairs:
+            eligible = eligible[self.composition.sum(axis=1) > 0]
+        return self.rng.choice(eligible, size=n)
 
+    def shapes(self, parents: NDArray[np.int64], share: NDArray, wanted: NDArray) -> pd.DataFrame:
+        """Classes and ellipses for every mask, not yet placed; in each mask in random order."""
+        number = self.composition[parents].sum(axis=1)
+        patch = np.repeat(np.arange(len(parents)), number)
+        group = self.magnification[parents][patch]
+        code = self._classes(parents, patch, group, share, wanted)
+        turn = self._turns(parents, patch)
+        rows = self._rows(code, group)
+        shapes = self._ellipses(rows, patch, parents, turn)
+        if self.window.min_visible is not None:
+            # Large defects reach into the window from farther away: shape and place are accepted together.
+            waiting = np.arange(len(rows))
+            while len(waiting):
+                centres = self.window.anywhere(len(waiting), self.rng)
+                waiting = waiting[~self.window.sees(shapes.iloc[waiting], centres)]
+                rows[waiting] = self._rows(code[waiting], group[waiting])
+                shapes = self._ellipses(rows, patch, parents, turn)
+        return shapes.assign(**{"class": code, "instance": _rank(patch) + 1, "source": rows})
 
-def draw_ellipses(drawn: pd.DataFrame, n_patches: int, size: int) -> NDArray[np.uint8] | NDArray[np.uint16]:
-    """Instance maps [n_patches, size, size] of filled ellipses, the later on top; at least the centre's pixel each."""
-    dtype = np.uint8 if drawn["instance"].max() <= np.iinfo(np.uint8).max else np.uint16
-    instances = np.zeros((n_patches, size, size), dtype=dtype)
-    for patch, instance, x, y, *shape in drawn[["patch", "instance", *ELLIPSE_COLUMNS]].itertuples(
-        index=False, name=None
-    ):
-        radius, window = ellipse_radius((size, size), x, y, *shape)
-        instances[patch][window][radius <= 1] = instance
-        instances[patch, int(y), int(x)] = instance
-    return instances
+    def places(self, shapes: pd.DataFrame) -> pd.DataFrame:
+        """The same with x, y and forced."""
+        buffer, forced = self.masks.overlap_buffer_px, np.zeros(len(shapes), dtype=bool)
+        if "positions" in self.repairs:
+            measured = placing.real_interaction(self.statistics, self.real.size, self.rng)
+            rule = placing.interaction_of(shapes, measured)
+            centres = placing.place_by_interaction(shapes, rule, self.window, self.masks.candidates, self.rng)
+        else:
+            near = placing.ellipses_near if "overlap" in self.repairs else placing.boxes_near
+            rule = near(shapes, buffer)
+            tries = self.masks.overlap_tries
+            centres, forced = placing.place_by_rejection(shapes, rule, self.window, tries, self.rng)
+        return shapes.assign(x=centres[:, 0], y=centres[:, 1], forced=forced)
 
+    def _classes(
+        self, parents: NDArray, patch: NDArray, group: NDArray, share: NDArray, wanted: NDArray
+    ) -> NDArray[np.int64]:
+        classes = np.arange(1, len(share) + 1)
+        if "composition" in self.repairs:
+            code = np.repeat(np.tile(classes, len(parents)), self.composition[parents].ravel())
+            code = code[np.lexsort([self.rng.random(len(code)), patch])]
+        else:
+            code = np.empty(len(patch), dtype=np.int64)
+            for g in np.unique(group):
+                total = self.composition[self.magnification == g].sum(axis=0)
+                code[group == g] = self.rng.choice(classes, size=int((group == g).sum()), p=total / total.sum())
+        # Turning a share q of the others into the rarest class raises its share from p to p + (1 - p) q.
+        rarest = int((wanted - share).argmax())
+        if wanted[rarest] > share[rarest]:
+            q = (wanted[rarest] - share[rarest]) / (1 - share[rarest])
+            code[(code != rarest + 1) & (self.rng.random(len(code)) < q)] = rarest + 1
+        return code
 
-def _parents(counts: pd.DataFrame, n: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """The real patches, non-empty ones only, that lend their number of instances."""
-    per_patch = counts.groupby("patch")["count"].sum()
-    return rng.choice(per_patch.index[per_patch > 0].to_numpy(), size=n)
+    def _rows(self, code: NDArray[np.integer], group: NDArray[np.integer]) -> NDArray[np.int64]:
+        """For each wanted instance the row of a real one of its class, and of its magnification where there is one."""
+        rows = np.empty(len(code), dtype=np.int64)
+        classes = self.statistics["class"].to_numpy()
+        groups = self.magnification[self.statistics["patch"].to_numpy()]
+        for c, g in {*zip(code.tolist(), group.tolist(), strict=True)}:
+            weight = self.weights * (classes == c)
+            if (weight * (groups == g)).any():
+                weight = weight * (groups == g)
+            elif not weight.any():  # every instance of the class is cut by a border
+                weight = (classes == c).astype(float)
+            here = (code == c) & (group == g)
+            rows[here] = self.rng.choice(len(weight), size=int(here.sum()), p=weight / weight.sum())
+        return rows
 
+    def _turns(self, parents: NDArray[np.int64], patch: NDArray[np.int64]) -> pd.DataFrame:
+        """For every instance the azimuth of its mask's crystal, in degrees, and the symmetry applied to it."""
+        # The paper measures patches that were already turned and mirrored, so an angle brings its own symmetry.
+        if "azimuth" not in self.repairs:
+            return pd.DataFrame({"azimuth": 0.0, "symmetry": self.rng.choice(self.real.symmetries, size=len(patch))})
+        azimuth = np.array(self.real.index["image"].iloc[parents].map(self.crystal.azimuth_deg), dtype=float)  # [masks]
+        unknown = np.isnan(azimuth)  # no instance in the whole micrograph
+        azimuth[unknown] = self.rng.uniform(0, 360 / self.crystal.fold, int(unknown.sum()))
+        symmetry = self.rng.choice(self.real.symmetries, size=len(parents))
+        return pd.DataFrame({"azimuth": azimuth[patch], "symmetry": symmetry[patch]})
 
-def _instances_of_class(
-    classes: NDArray[np.integer], wanted: NDArray[np.integer], rng: np.random.Generator
-) -> NDArray[np.int64]:
-    """For each wanted class code the row of one real instance of that class."""
-    rows = np.empty(len(wanted), dtype=np.int64)
-    for code in np.unique(wanted):
-        rows[wanted == code] = rng.choice(np.flatnonzero(classes == code), size=int((wanted == code).sum()))
-    return rows
+    def _ellipses(self, rows: NDArray, patch: NDArray, parents: NDArray, turns: pd.DataFrame) -> pd.DataFrame:
+        """The ellipses of real instances, turned into their masks and brought to their magnification."""
+        shape = self.statistics.iloc[rows]
+        angle = shape["angle_deg"].to_numpy() + turns["azimuth"].to_numpy()
+        if "azimuth" in self.repairs:
+            angle = angle - shape["image"].map(self.crystal.azimuth_deg).to_numpy()
+        turned = np.empty(len(rows))
+        for symmetry in self.real.symmetries:
+            some = turns["symmetry"].to_numpy() == symmetry
+            turned[some] = symmetry_angle(angle[some], symmetry) % 180
+        scale = 1.0
+        if "magnification" in self.repairs:
+            own = self.real.index["pixel_size_nm"].to_numpy()[parents][patch]
+            scale = shape["pixel_size_nm"].to_numpy() / own
+        return pd.DataFrame({
+            "patch": patch, "major_px": (shape["major_px"].to_numpy() + CONTOUR_PX) * scale,
+            "minor_px": (shape["minor_px"].to_numpy() + CONTOUR_PX) * scale, "angle_deg": turned,
+        })  # fmt: skip
 
 
 def _rank(patch: NDArray[np.integer]) -> NDArray[np.int64]:

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from companion.data.patches import Patches, instance_table
 
-Fit = Literal["contour", "moments"]
+Fit = Literal["contour", "arc", "moments"]
 Ellipse = tuple[float, float, float, float, float]  # x, y, major_px, minor_px, angle_deg
 ELLIPSE_COLUMNS = ["x", "y", "major_px", "minor_px", "angle_deg"]
 STATISTICS_COLUMNS = ["image", "patch", "class", *ELLIPSE_COLUMNS, "area_px", "touches_border", "pixel_size_nm"]
-CONTOUR_POINTS = 5  # an ellipse has five parameters
+CONTOUR_POINTS, ARC_POINTS = 5, 10  # an ellipse has five parameters; part of one needs more points
 CONTOUR_PX = 1.0  # OpenCV's contours run through the centres of the outermost pixels: the region is this much wider
 # A fit outside these bounds has failed (a line of pixels has no ellipse).
 SMALLEST_MINOR_PX, LARGEST_MAJOR = 0.5, 2.0  # the latter in diagonals of the instance's box
@@ -32,13 +32,16 @@ def measure(patches: Patches, fit: Fit = "contour") -> pd.DataFrame:
     ----------
     patches : patches with instance maps
     fit : ``"contour"``: cv2.fitEllipse of the longest outer contour, the paper's way, with `ellipse_of_moments`
-        where the contour has fewer than five points or the fit fails; ``"moments"``: `ellipse_of_moments` for all
+        where the contour has fewer than five points or the fit fails; ``"arc"``: the same, but of an instance cut by
+        the border only the part of the contour inside the patch is fitted, which continues the ellipse beyond the
+        border; ``"moments"``: `ellipse_of_moments` for all
 
     Returns
     -------
     Table in the order of ``patches.table`` with image, patch, class, x, y (px, centre), major_px, minor_px
     (full axes), angle_deg (of the major axis, counter-clockwise as displayed, [0, 180)), area_px (visible),
-    touches_border, pixel_size_nm. Lengths of instances that touch the border are those of the visible part.
+    touches_border, pixel_size_nm. Lengths of instances that touch the border are those of the visible part,
+    except for ``"arc"``.
 
     Notes
     -----
@@ -49,9 +52,14 @@ def measure(patches: Patches, fit: Fit = "contour") -> pd.DataFrame:
     ellipses = np.empty((len(table), len(ELLIPSE_COLUMNS)))
     boxes = table[["x1", "y1", "x2", "y2"]].to_numpy().astype(int)
     ids = zip(table["patch"].to_numpy(), table["instance"].to_numpy(), boxes.tolist(), strict=True)
-    one = ellipse_of_contour if fit == "contour" else ellipse_of_moments
     for row, (patch, instance, (x1, y1, x2, y2)) in enumerate(ids):
-        x, y, *rest = one(np.asarray(patches.instances[patch, y1:y2, x1:x2]) == instance)
+        mask = np.asarray(patches.instances[patch, y1:y2, x1:x2]) == instance
+        if fit == "moments":
+            x, y, *rest = ellipse_of_moments(mask)
+        elif fit == "arc" and (x1 == 0 or y1 == 0 or x2 == patches.size or y2 == patches.size):
+            x, y, *rest = ellipse_of_contour(mask, (1 - x1, 1 - y1, patches.size - 2 - x1, patches.size - 2 - y1))
+        else:
+            x, y, *rest = ellipse_of_contour(mask)
         ellipses[row] = x + x1, y + y1, *rest
     numbers = table["patch"].to_numpy()
     return pd.DataFrame({
@@ -72,20 +80,35 @@ def counts(patches: Patches) -> pd.DataFrame:
     return pd.DataFrame({"image": image, "patch": patch.ravel(), "class": code.ravel() + 1, "count": number.ravel()})
 
 
-def ellipse_of_contour(mask: NDArray[np.bool_]) -> Ellipse:
+def ellipse_of_contour(mask: NDArray[np.bool_], inside: tuple[int, int, int, int] | None = None) -> Ellipse:
     """Ellipse through the longest outer contour of a mask [h, w], by cv2.fitEllipse (least squares).
+
+    Parameters
+    ----------
+    inside : fit only the contour's points with x1 <= x <= x2 and y1 <= y <= y2 (pixel numbers in the mask), unless
+        fewer than `ARC_POINTS` are left or the fit fails
 
     Falls back on `ellipse_of_moments` for contours of fewer than five points and for failed fits.
     """
     contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     contour = max(contours, key=len)
-    if len(contour) < CONTOUR_POINTS:
-        return ellipse_of_moments(mask)
-    (x, y), (width, height), turned = cv2.fitEllipse(contour)
+    if inside is not None:
+        points = contour[:, 0]
+        arc = contour[((points >= inside[:2]) & (points <= inside[2:])).all(axis=1)]
+        found = _fit(arc, mask.shape) if len(arc) >= ARC_POINTS else None
+        if found is not None:
+            return found
+    found = _fit(contour, mask.shape) if len(contour) >= CONTOUR_POINTS else None
+    return ellipse_of_moments(mask) if found is None else found
+
+
+def _fit(points: NDArray[np.int32], shape: tuple[int, ...]) -> Ellipse | None:
+    """cv2.fitEllipse in this package's conventions; None if it failed."""
+    (x, y), (width, height), turned = cv2.fitEllipse(points)
     sides = np.array([width, height])
     failed = not np.isfinite(sides).all() or sides.min() < SMALLEST_MINOR_PX
-    if failed or sides.max() > LARGEST_MAJOR * np.hypot(*mask.shape):
-        return ellipse_of_moments(mask)
+    if failed or sides.max() > LARGEST_MAJOR * np.hypot(*shape):
+        return None
     # OpenCV turns clockwise as displayed, and its angle is that of the first side; pixel 0 is centred at 0.
     angle = -turned if width >= height else 90.0 - turned
     return x + 0.5, y + 0.5, float(sides.max()), float(sides.min()), angle % 180.0

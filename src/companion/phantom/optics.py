@@ -10,17 +10,16 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from companion.params import Phantom
+from companion.params_phantom import Phantom
 from companion.phantom.scene import Defect, Line, Scene
 
-MEAN_GREY = 0.66  # share of full scale
 SUBPIXEL_BITS = 4  # cv2 draws lines at 1/16 px
 
 
 def render(scene: Scene, parameters: Phantom, rng: np.random.Generator) -> NDArray[np.uint8]:
     """Micrograph of a scene, uint8 [S, S]."""
     size = scene.size_px
-    signal = background(size, parameters, rng)  # transmitted share of the mean, around 1
+    signal = background(size, scene.pixel_size_nm, parameters, rng)  # transmitted share of the mean, around 1
     signal *= 1 - np.minimum(draw_lines(scene.lines, size), 0.8)
     for defect in scene.defects:
         stamp, window = defect_contrast(defect, size)
@@ -54,6 +53,11 @@ def defect_contrast(defect: Defect, size: int) -> tuple[NDArray[np.float64], tup
     elif defect.look == "coffee-bean":
         width = max(0.22 * b, 0.7)
         profile = profile * (1 - 0.85 * np.exp(-((across / width) ** 2)))
+    if defect.look in ("rim", "filled"):
+        # Strain contrast vanishes where the displacement lies in the diffracting planes.
+        weak = np.deg2rad(defect.uneven_deg)
+        toward = (dx * np.cos(weak) - dy * np.sin(weak)) ** 2 / np.maximum(dx**2 + dy**2, 0.25)
+        profile = profile * (1 - defect.unevenness * toward * np.clip(radius, 0, 1))
     elif defect.look == "dot":
         profile = profile * np.clip(1.15 - 0.5 * radius**2, 0, 1)
     blurred = cv2.GaussianBlur(profile, (0, 0), blur, borderType=cv2.BORDER_CONSTANT)
@@ -86,8 +90,8 @@ def smooth_field(size: int, order: int, rng: np.random.Generator) -> NDArray[np.
     return waves @ weights @ waves.T / norm
 
 
-def background(size: int, p: Phantom, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Signal of the empty foil, [S, S], around 1: unevenness, thickness wedge, bend contours, contamination."""
+def background(size: int, pixel_size_nm: float, p: Phantom, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Signal of the empty foil, [S, S], around 1: unevenness, wedge, bend contours, contamination, mottle."""
     axis = (np.arange(size) + 0.5) / size - 0.5
     turn = rng.uniform(0, 2 * np.pi)
     across = axis[None, :] * np.cos(turn) + axis[:, None] * np.sin(turn)  # -0.7 ... 0.7
@@ -102,6 +106,11 @@ def background(size: int, p: Phantom, rng: np.random.Generator) -> NDArray[np.fl
         x, y, width = rng.uniform(-0.5, 0.5), rng.uniform(-0.5, 0.5), rng.uniform(0.1, 0.25)
         squared = ((axis[None, :] - x) ** 2 + (axis[:, None] - y) ** 2) / width**2
         signal *= 1 - rng.uniform(0.05, 0.15) * np.exp(-(squared**2))
+    if p.texture:
+        width = p.texture_nm / pixel_size_nm / 2
+        mottle = cv2.GaussianBlur(rng.standard_normal((size, size)), (0, 0), width)
+        # The blur divides the standard deviation of white noise by 2 sqrt(pi) widths.
+        signal *= 1 + p.texture * max(1.0, 2 * np.sqrt(np.pi) * width) * mottle
     return np.clip(signal, 0.2, 1.6)
 
 
@@ -117,8 +126,9 @@ def record(signal: NDArray[np.float64], p: Phantom, rng: np.random.Generator) ->
     slow = np.convolve(rng.standard_normal(size + 30), kernel / np.sqrt(kernel @ kernel), mode="valid")
     gain = 1 + p.stripes * (0.7 * rng.standard_normal(size) + 0.7 * slow)[:, None]
     counts = rng.poisson(p.dose_electrons * np.clip(lines * gain, 0, None))
-    level = counts / p.dose_electrons * MEAN_GREY * np.exp(p.gain_drift * rng.standard_normal())
+    level = counts / p.dose_electrons * p.grey_level * np.exp(p.gain_drift * rng.standard_normal())
     level += p.detector_noise * rng.standard_normal(level.shape)
+    level[:, 1:] = (1 - p.afterglow) * level[:, 1:] + p.afterglow * level[:, :-1]
     gamma = np.exp(p.gamma_drift * rng.standard_normal())
     grey = np.clip(level, 0, 1) ** gamma
     image = np.rint(255 * grey).astype(np.uint8)

@@ -7,14 +7,16 @@ is what tells the classes apart.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from companion import seeds
 from companion.geometry import ellipse_radius
-from companion.params import Phantom
+from companion.params_phantom import Phantom
 
 CLASSES = ("<100> loop", "<111> loop", "black dot")
 LOOP_100, LOOP_111, BLACK_DOT = 1, 2, 3
@@ -29,15 +31,24 @@ NORMALS = {
 BEAMS = {"001": ((0, 0, 1), (1, 0, 0)), "110": ((1, 1, 0), (0, 0, 1)), "111": ((1, 1, 1), (1, -1, 0))}
 EDGE_ON_RATIO = 0.25  # below this minor/major a loop looks like a bar
 SMALL_NM = 11.0  # loops below this diameter have no room for a rim
-EDGE_WIDTH_NM = 3.0  # a loop seen edge-on is as wide as its strain contrast
-LARGE_LOOP_NM = (90.0, 220.0)
 PLACEMENT_TRIES = 40
 VISIBLE_PX = 12  # an instance with fewer pixels in the image is not an instance
+DRIFT = 0.03  # of the field, between near-duplicate frames; standard deviation
 
 
 @dataclass(frozen=True)
 class Defect:
-    """One loop or dot: centre (x, y), axes and blur in px, angle in degrees, depth 0 (top) to 1 (bottom)."""
+    """One loop or dot.
+
+    Attributes
+    ----------
+    code : class
+    x, y, major_px, minor_px, angle_deg : ellipse
+    rim_px, inner : width of the rim; contrast inside it, share of the rim's
+    depth : 0 (top face) to 1 (bottom face); fades and blurs
+    amplitude : loss of signal at its strongest, share of the local mean
+    unevenness, uneven_deg : share of the contrast that is lost along one direction, and that direction
+    """
 
     code: int
     look: Look
@@ -51,6 +62,13 @@ class Defect:
     depth: float
     amplitude: float
     blur_px: float
+    unevenness: float
+    uneven_deg: float
+
+    @property
+    def mean_radius_px(self) -> float:
+        """Radius of the circle of equal area."""
+        return float(np.sqrt(self.major_px * self.minor_px) / 2)
 
 
 @dataclass(frozen=True)
@@ -64,14 +82,26 @@ class Line:
 
 @dataclass(frozen=True)
 class Scene:
-    """Truth of one micrograph. `azimuth_deg`: angle of the in-plane reference direction of its zone axis."""
+    """Truth of one micrograph.
+
+    Attributes
+    ----------
+    magnification, pixel_size_nm : name and nm per px
+    grain : number of the crystal that it shows, shared by neighbouring frames
+    beam : vector [3] along the beam, crystal axes
+    azimuth_deg : displayed angle of the in-plane reference direction of the zone axis
+    same_field_as : number of the image whose field this one shows again, None for a field of its own
+    """
 
     size_px: int
+    magnification: str
     pixel_size_nm: float
-    beam: str
+    grain: int
+    beam: NDArray[np.float64]
     azimuth_deg: float
     defects: tuple[Defect, ...]
     lines: tuple[Line, ...]
+    same_field_as: int | None = None
 
     def mask(self, defect: Defect) -> tuple[NDArray[np.bool_], Window]:
         """Pixels of a defect [h, w] and their window in the image."""
@@ -98,62 +128,92 @@ def projected(normal: NDArray, beam: NDArray, reference: NDArray) -> tuple[float
     return float(min(1.0, abs(normal @ beam))), angle
 
 
-def draw_scene(parameters: Phantom, rng: np.random.Generator) -> Scene:
-    """Draw the content of one micrograph.
+def draw_scene(parameters: Phantom, root_seed: int, number: int) -> Scene:
+    """Draw the content of micrograph `number` (1, 2, ...) of a data set.
 
     The density is per px, not per nm: microscopists choose the magnification by what they want to see.
     """
-    p, size = parameters, parameters.size_px
-    scale = p.pixel_size_nm
-    direction, reference = (np.array(v, dtype=float) for v in BEAMS[p.beam])
-    beam = _tilted(direction / np.sqrt(direction @ direction), p.zone_error_deg, rng)
-    azimuth = float(rng.uniform(0, 360))
-    margin = p.loop100_nm[2] / scale / 2  # centres outside the frame make the defects that its border cuts
-    area = (size + 2 * margin) ** 2 / 2**20
+    p, rng = parameters, seeds.generator(root_seed, "phantom", "scene", number)
+    if number > 1 and rng.uniform() < p.duplicate_share:
+        earlier = draw_scene(p, root_seed, number - 1)
+        source = earlier.same_field_as or number - 1
+        return replace(_moved(earlier, rng.normal(0, DRIFT * p.size_px, 2)), same_field_as=source)
+    names = sorted(p.magnifications)
+    name = names[rng.choice(len(names), p=[p.magnifications[n][1] for n in names])]
+    grain = 1 + (number - 1) // p.frames_per_grain
+    crystal = seeds.generator(root_seed, "phantom", "grain", grain)
+    direction = np.array(BEAMS[p.beam][0], dtype=float)
+    beam = _tilted(direction / np.sqrt(direction @ direction), p.zone_error_deg, crystal)
+    empty = Scene(p.size_px, name, p.magnifications[name][0], grain, beam, float(crystal.uniform(0, 360)), (), ())
+    defects = _place_defects(empty, p, rng)
+    return replace(empty, defects=tuple(defects), lines=tuple(_draw_lines(empty, p, rng)))
+
+
+def _moved(scene: Scene, by: NDArray) -> Scene:
+    defects = [replace(d, x=d.x + float(by[0]), y=d.y + float(by[1])) for d in scene.defects]
+    lines = tuple(replace(line, points=line.points + by) for line in scene.lines)
+    return replace(scene, defects=_visible(scene, defects), lines=lines)
+
+
+def _visible(scene: Scene, defects: Sequence[Defect]) -> tuple[Defect, ...]:
+    return tuple(d for d in defects if scene.mask(d)[0].sum() >= VISIBLE_PX)
+
+
+def _place_defects(scene: Scene, p: Phantom, rng: np.random.Generator) -> tuple[Defect, ...]:
+    margin = p.loop100_nm[2] / scene.pixel_size_nm / 2  # centres outside the frame make defects that its border cuts
+    area = (scene.size_px + 2 * margin) ** 2 / 2**20
     density = p.defects_per_megapixel * np.exp(p.density_spread * rng.standard_normal())
     codes = 1 + rng.choice(3, size=rng.poisson(density * area), p=np.array(p.class_shares) / sum(p.class_shares))
     defects: list[Defect] = []
     for code in codes:
-        shape = _draw_defect(int(code), p, scale, beam, reference, azimuth, rng)
-        place = _free_place(shape.major_px, shape.minor_px, defects, size, margin, p.crowding, rng)
+        shape = _draw_defect(int(code), scene, p, rng)
+        place = _free_place(shape, defects, scene.size_px, margin, p.crowding, rng)
         if place is not None:
-            placed = Defect(**{**vars(shape), "x": place[0], "y": place[1]})
-            defects.append(placed)
-    shape_only = Scene(size, scale, p.beam, azimuth, (), ())
-    visible = [d for d in defects if shape_only.mask(d)[0].sum() >= VISIBLE_PX]
-    lines = _draw_lines(p, size, scale, beam, reference, azimuth, rng)
-    return Scene(size, scale, p.beam, azimuth, tuple(visible), tuple(lines))
+            defects.append(replace(shape, x=place[0], y=place[1]))
+    return _visible(scene, defects)
 
 
-def _draw_defect(
-    code: int, p: Phantom, scale: float, beam: NDArray, reference: NDArray, azimuth: float, rng: np.random.Generator
-) -> Defect:
+def _draw_defect(code: int, scene: Scene, p: Phantom, rng: np.random.Generator) -> Defect:
     low, median, high = (p.loop100_nm, p.loop111_nm, p.black_dot_nm)[code - 1]
     sigma = np.log(high / low) / 4
     diameter = float(np.clip(median * np.exp(sigma * rng.standard_normal()), low, high))
-    depth, strength, rim, inner, pick = (float(u) for u in rng.uniform(size=5))
-    amplitude = p.contrast[0] * (p.contrast[1] / p.contrast[0]) ** strength * (1 - p.depth_fade * depth)
+    depth, strength, rim, inner, pick, width, uneven = (float(u) for u in rng.uniform(size=7))
     look: Look
     if code == BLACK_DOT:
         ratio, angle, look = float(rng.uniform(0.75, 1.0)), float(rng.uniform(0, 180)), "dot"
     else:
-        variants = NORMALS[code]
-        normal = _tilted(variants[rng.integers(len(variants))], p.tilt_jitter_deg, rng)
-        ratio, angle = projected(normal, beam, reference)
+        normal = _tilted(NORMALS[code][rng.integers(len(NORMALS[code]))], p.tilt_jitter_deg, rng)
+        ratio, angle = projected(normal, scene.beam, _reference(p))
         if ratio < EDGE_ON_RATIO:
             look = "edge-on"
-        elif code == LOOP_111 and pick < p.coffee_bean_share and diameter > SMALL_NM:
-            look = "coffee-bean"
+        elif diameter < SMALL_NM or pick > 1 - p.filled_share:
+            look = "filled"
         else:
-            look = "filled" if diameter < SMALL_NM or pick > 1 - p.filled_share else "rim"
-    blur = p.depth_blur_nm[0] + (p.depth_blur_nm[1] - p.depth_blur_nm[0]) * depth
+            look = "coffee-bean" if code == LOOP_111 and pick < p.coffee_bean_share else "rim"
     return Defect(
-        code=code, look=look, x=0.0, y=0.0, major_px=diameter / scale,
-        minor_px=max(ratio * diameter, EDGE_WIDTH_NM) / scale, angle_deg=(angle + azimuth) % 180,
-        rim_px=(p.rim_nm[0] + (p.rim_nm[1] - p.rim_nm[0]) * rim) / scale,
-        inner=p.inner_contrast[0] + (p.inner_contrast[1] - p.inner_contrast[0]) * inner,
-        depth=depth, amplitude=amplitude, blur_px=blur / scale,
-    )  # fmt: skip
+        code=code,
+        look=look,
+        x=0.0,
+        y=0.0,
+        major_px=diameter / scene.pixel_size_nm,
+        minor_px=max(ratio * diameter, _between(p.edge_on_nm, width)) / scene.pixel_size_nm,
+        angle_deg=(angle + scene.azimuth_deg) % 180,
+        rim_px=_between(p.rim_nm, rim) / scene.pixel_size_nm,
+        inner=_between(p.inner_contrast, inner),
+        depth=depth,
+        amplitude=p.contrast[0] * (p.contrast[1] / p.contrast[0]) ** strength * (1 - p.depth_fade * depth),
+        blur_px=_between(p.depth_blur_nm, depth) / scene.pixel_size_nm,
+        unevenness=uneven * p.rim_unevenness,
+        uneven_deg=scene.azimuth_deg % 180,
+    )
+
+
+def _between(limits: tuple[float, float], share: float) -> float:
+    return limits[0] + (limits[1] - limits[0]) * share
+
+
+def _reference(p: Phantom) -> NDArray[np.float64]:
+    return np.array(BEAMS[p.beam][1], dtype=float)
 
 
 def _tilted(vector: NDArray, spread_deg: float, rng: np.random.Generator) -> NDArray[np.float64]:
@@ -162,22 +222,19 @@ def _tilted(vector: NDArray, spread_deg: float, rng: np.random.Generator) -> NDA
 
 
 def _free_place(
-    major: float, minor: float, others: list[Defect], size: int, margin: float, crowding: float,
-    rng: np.random.Generator,
-) -> tuple[float, float] | None:  # fmt: skip
+    shape: Defect, others: Sequence[Defect], size: int, margin: float, crowding: float, rng: np.random.Generator
+) -> tuple[float, float] | None:
     """A centre whose mean-radius circle keeps its distance from the others; None after many tries."""
-    radius = np.sqrt(major * minor) / 2
-    taken = np.array([(d.x, d.y, np.sqrt(d.major_px * d.minor_px) / 2) for d in others]).reshape(-1, 3)
+    taken = np.array([(d.x, d.y, d.mean_radius_px) for d in others]).reshape(-1, 3)
     for x, y in rng.uniform(-margin, size + margin, size=(PLACEMENT_TRIES, 2)):
         gap = (taken[:, 0] - x) ** 2 + (taken[:, 1] - y) ** 2
-        if (gap >= ((1 - crowding) * (taken[:, 2] + radius)) ** 2).all():
+        if (gap >= ((1 - crowding) * (taken[:, 2] + shape.mean_radius_px)) ** 2).all():
             return float(x), float(y)
     return None
 
 
-def _draw_lines(
-    p: Phantom, size: int, scale: float, beam: NDArray, reference: NDArray, azimuth: float, rng: np.random.Generator
-) -> list[Line]:
+def _draw_lines(scene: Scene, p: Phantom, rng: np.random.Generator) -> list[Line]:
+    size, scale = scene.size_px, scene.pixel_size_nm
     megapixels = size * size / 2**20
     lines: list[Line] = []
     for _ in range(rng.poisson(p.dislocations_per_megapixel * megapixels)):
@@ -192,9 +249,9 @@ def _draw_lines(
         lines.append(Line(points, rng.uniform(1.5, 4.0) / scale, _uneven(59, p, rng)))
     for _ in range(rng.poisson(p.large_loops_per_megapixel * megapixels)):
         code = int(rng.integers(1, 3))
-        ratio, angle = projected(_tilted(NORMALS[code][0], p.tilt_jitter_deg, rng), beam, reference)
-        major = rng.uniform(*LARGE_LOOP_NM) / scale / 2
-        turn, t = np.deg2rad(angle + azimuth), np.linspace(0, 2 * np.pi, 73)
+        ratio, angle = projected(_tilted(NORMALS[code][0], p.tilt_jitter_deg, rng), scene.beam, _reference(p))
+        major = rng.uniform(*p.large_loop_nm) / scale / 2
+        turn, t = np.deg2rad(angle + scene.azimuth_deg), np.linspace(0, 2 * np.pi, 73)
         along, across = major * np.cos(t), max(ratio, 0.1) * major * np.sin(t)
         x, y = rng.uniform(0, size, 2)
         outline = np.stack([x + along * np.cos(turn) + across * np.sin(turn),

@@ -1,0 +1,167 @@
+"""What a claim is judged by and what a rule finds, and the rules about images and cost.
+
+A rule is a function of a run's evidence and of a factor on its tolerance; no verdict is written by hand. What a
+run did not try is "not attempted"; what it tried but cannot decide (too few runs, an undefined score, another
+device) is "cannot be compared"; both say why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import pandas as pd
+
+from companion.evaluation.wording import number
+
+Verdict = Literal["reproduced", "partly", "not reproduced", "not attempted", "cannot be compared"]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the claims are judged by.
+
+    Attributes
+    ----------
+    gains : sizes.parquet, at each arm's best threshold (`significance.gain_table`)
+    tests : rows of significance.json at each arm's best threshold
+    best : best confidence per split, n_train, arm and seed
+    rare : paired differences EXP+RARE minus EXP+GEN of F1HM: split, n_train, difference
+    quality : rows of every quality.parquet, with split and n_train
+    patches : training patches per split, n_train and source ("generated")
+    hours : split, n_train, device, hours of LDM training and of generation
+    step : distance of the swept confidences
+    margin : differences of F1 within it count as none
+    level : of every interval
+    """
+
+    gains: pd.DataFrame
+    tests: pd.DataFrame
+    best: pd.DataFrame
+    rare: pd.DataFrame
+    quality: pd.DataFrame
+    patches: pd.DataFrame
+    hours: pd.DataFrame
+    step: float
+    margin: float
+    level: float
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a rule found: value with interval, tolerance, verdict and the reason for it in words."""
+
+    verdict: Verdict
+    reason: str
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+    tolerance: float | None = None
+    tolerance_from: str = "none: nothing to compare"
+    shown: str = ""
+
+
+Rule = Callable[[Evidence, float], Finding]
+
+
+def absent(reason: str) -> Finding:
+    """What was not tried, and why."""
+    return Finding("not attempted", reason)
+
+
+def unclear(reason: str, **found: Any) -> Finding:
+    """What was tried and cannot be decided, and why."""
+    return Finding("cannot be compared", reason, **found)
+
+
+def judge_image_quality(e: Evidence, factor: float) -> Finding:
+    """C1: generated images against the yardstick of each quality measure."""
+    judged = e.quality.dropna(subset=["value", "yardstick"])
+    if judged.empty:
+        return absent("no quality measure with a yardstick was computed")
+    spread = (judged["high"] - judged["low"]) / 2
+    near = (judged["value"] - judged["yardstick"]).abs() <= factor * spread.fillna(0)
+    share, n = float(near.mean()), len(judged)
+    verdict: Verdict = "reproduced" if share == 1 else "partly" if share > 0 else "not reproduced"
+    reason = f"{int(near.sum())} of {n} measures reach their yardstick (real images measured the same way)"
+    return Finding(
+        verdict,
+        reason,
+        share,
+        n=n,
+        tolerance=factor,
+        tolerance_from="half widths of each interval",
+        shown=f"{int(near.sum())} of {n} measures",
+    )
+
+
+def judge_quality_with_n(e: Evidence, factor: float) -> Finding:
+    """C7: does the distance of each measure from its yardstick fall as N rises?"""
+    sizes = sorted(set(e.quality["n_train"])) if len(e.quality) else []
+    if len(sizes) < 2:
+        return absent(f"needs at least two N; this run has {', '.join(map(str, sizes)) or 'none'}")
+    distance = (e.quality["value"] - e.quality["yardstick"]).abs()
+    table = e.quality.assign(distance=distance).pivot_table(index="measure", columns="n_train", values="distance")
+    change = (table[sizes[0]] - table[sizes[-1]]).dropna()
+    half = ((e.quality["high"] - e.quality["low"]) / 2).groupby(e.quality["measure"]).mean().reindex(change.index)
+    if change.empty:
+        return absent("no quality measure with a yardstick was computed at the smallest and the largest N")
+    better, worse = int((change > factor * half.fillna(0)).sum()), int((change < -factor * half.fillna(0)).sum())
+    verdict: Verdict = "partly" if better else "not reproduced"
+    if better > len(change) / 2 and not worse:
+        verdict = "reproduced"
+    moved = f"{better} of {len(change)} measures come closer to real images, {worse} go away"
+    reason = f"from N={sizes[0]} to N={sizes[-1]}: {moved}"
+    return Finding(
+        verdict,
+        reason,
+        better / len(change),
+        n=len(change),
+        tolerance=factor,
+        tolerance_from="half widths of each interval",
+        shown=f"{better} of {len(change)} measures",
+    )
+
+
+def judge_patches(e: Evidence, factor: float) -> Finding:
+    """C11: patches per condition."""
+    if e.patches.empty:
+        return absent("no generated patches were found")
+    low, high = int(e.patches["n"].min()), int(e.patches["n"].max())
+    shown = f"{low}" if low == high else f"{low} to {high}"
+    found = Finding(
+        "not attempted",
+        f"this profile makes {shown} patches per condition, to stay small",
+        float(low),
+        n=len(e.patches),
+        tolerance=1000 * factor,
+        tolerance_from="a tenth of 10,000",
+        shown=shown,
+    )
+    if abs(low - 10_000) <= 1000 * factor and abs(high - 10_000) <= 1000 * factor:
+        return replace(found, verdict="reproduced", reason="as many as in the paper")
+    return found
+
+
+def judge_hours(e: Evidence, factor: float) -> Finding:
+    """C12: GPU hours of training one LDM and generating 10,000 images."""
+    if e.hours.empty:
+        return absent("no LDM was trained in this run")
+    hours, devices = float(e.hours["hours"].mean()), ", ".join(sorted(set(e.hours["device"].astype(str))))
+    found = Finding(
+        "cannot be compared",
+        f"measured on {devices}; the paper's hours are of a V100",
+        hours,
+        n=len(e.hours),
+        shown=f"{number(hours)} h",
+        tolerance=7.5 * factor,
+        tolerance_from="half of the paper's 15 h: schedules differ",
+    )
+    if e.patches.empty or e.patches["n"].max() < 9000:
+        return replace(found, verdict="not attempted", reason=f"not the paper's schedule; {found.reason}")
+    if "V100" not in devices:
+        return found
+    near = abs(hours - 15) <= 7.5 * factor
+    return replace(found, verdict="reproduced" if near else "not reproduced", reason="on the paper's kind of GPU")

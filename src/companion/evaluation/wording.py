@@ -1,0 +1,55 @@
+"""Numbers as prose and tables show them: as many digits as the interval carries, and words for what is undefined."""
+
+from __future__ import annotations
+
+import math
+
+
+def _undefined(*values: float | None) -> bool:
+    return any(value is None or not math.isfinite(value) for value in values)
+
+
+def number(value: float | None, digits: int = 2, sign: bool = False) -> str:
+    """A number with `digits` significant digits, without an exponent where it can be read without one.
+
+    >>> number(0.02137), number(-0.5, sign=True), number(1234.5), number(None)
+    ('0.021', '-0.50', '1234', 'undefined')
+    """
+    if value is None or _undefined(value):
+        return "undefined"
+    if value == 0:
+        return "0"
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:{'+' if sign else ''}.{decimals}f}" if decimals <= 8 else f"{value:{'+' if sign else ''}.1e}"
+
+
+def with_interval(
+    value: float | None, low: float | None, high: float | None, n: int | None = None, level: float = 0.95
+) -> str:
+    """A value with its interval, rounded to two significant digits of the interval's half width.
+
+    >>> with_interval(0.02137, 0.0102, 0.0325, 4)
+    '0.021 (95 % interval 0.010 to 0.033, n = 4)'
+    >>> with_interval(0.1, None, None, 1)
+    '0.10 (no interval, n = 1)'
+    """
+    runs = "" if n is None else f", n = {n}"
+    if value is None or _undefined(value):
+        return f"undefined{f' (n = {n})' if n is not None else ''}"
+    if low is None or high is None or _undefined(low, high):
+        return f"{number(value)} (no interval{runs})"
+    half = (high - low) / 2
+    decimals = 3 if half <= 0 else min(8, max(0, 1 - math.floor(math.log10(half))))
+    shown, lowest, highest = (f"{v + 0.0:.{decimals}f}" for v in (value, low, high))
+    return f"{shown} ({100 * level:g} % interval {lowest} to {highest}{runs})"
+
+
+def p_value(p: float | None) -> str:
+    """A p-value as prose shows it.
+
+    >>> p_value(0.00081), p_value(1e-6), p_value(None)
+    ('p = 0.00081', 'p < 0.0001', 'p undefined')
+    """
+    if p is None or _undefined(p):
+        return "p undefined"
+    return "p < 0.0001" if p < 0.0001 else f"p = {number(p)}"

@@ -1,0 +1,221 @@
+"""Where defects lie and how they are turned: neighbours, pair correlation, contact, crystal azimuth, border cuts.
+
+Tables are those of `statistics.measure`; lengths in px, angles in degrees counter-clockwise as displayed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+CONTACT_STEPS = 24  # halvings of the interval that holds the maximum of the contact function
+Floats = NDArray[np.float64]
+
+
+def pairs_within(patch: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows (i, j), i < j, of every pair of instances of one patch; `patch` [M] in any order."""
+    rows = pd.DataFrame({"patch": patch, "row": np.arange(len(patch))})
+    both = rows.merge(rows, on="patch")
+    both = both[both["row_x"] < both["row_y"]]
+    return both["row_x"].to_numpy(), both["row_y"].to_numpy()
+
+
+def inclusion_weights(table: pd.DataFrame, size: int) -> Floats:
+    """Weights [M] that make the uncut instances of square windows represent all instances.
+
+    An instance with a box of w x h px lies strictly inside a randomly placed window of side S with probability
+    proportional to (S - 1 - w)(S - 1 - h), so large ones are missed more often. The inverse is its
+    Horvitz-Thompson weight (minus-sampling with the correction of Miles and Lantuéjoul); cut instances weigh 0.
+    The mean weight of uncut instances is 1. Without the weights mean sizes come out too small.
+
+    Parameters
+    ----------
+    table : see `statistics.measure`
+    size : S, px
+    """
+    t = np.deg2rad(table["angle_deg"].to_numpy())
+    a, b = table["major_px"].to_numpy(), table["minor_px"].to_numpy()
+    width, height = np.hypot(a * np.cos(t), b * np.sin(t)), np.hypot(a * np.sin(t), b * np.cos(t))
+    room = np.clip(size - 1 - width, 1, None) * np.clip(size - 1 - height, 1, None)
+    weights = np.where(table["touches_border"].to_numpy(), 0.0, size**2 / room)
+    kept = weights > 0
+    return weights / weights[kept].mean() if kept.any() else weights
+
+
+def nearest_neighbours(table: pd.DataFrame, size: int) -> pd.DataFrame:
+    """Distance from each instance's centre to the nearest other one in its patch.
+
+    Returns
+    -------
+    Table in the order of `table` with distance_px (inf where it is alone) and known: the distance is not longer
+    than that to the border, so that no neighbour beyond it can be nearer (the reduced-sample estimator uses
+    these only).
+    """
+    i, j = pairs_within(table["patch"].to_numpy())
+    centre = table[["x", "y"]].to_numpy()
+    distance = np.full(len(table), np.inf)
+    apart = np.linalg.norm(centre[i] - centre[j], axis=1)
+    np.minimum.at(distance, i, apart)
+    np.minimum.at(distance, j, apart)
+    border = np.minimum(centre, size - centre).min(axis=1, initial=np.inf)
+    return pd.DataFrame({"distance_px": distance, "known": distance <= border})
+
+
+def pair_correlation(table: pd.DataFrame, size: int, edges_px: Floats) -> pd.DataFrame:
+    """g(r): pairs at distance r against the same numbers per patch at independent uniform places.
+
+    1 means no interaction, less means that defects keep apart, more that they cluster.
+
+    Parameters
+    ----------
+    edges_px : bin edges [B + 1], within [0, S]
+
+    Returns
+    -------
+    Table with r_px (bin middle), pairs (observed), expected and g (undefined where nothing is expected).
+
+    Notes
+    -----
+    Two uniform points of a unit square are closer than r <= 1 with probability pi r^2 - 8 r^3 / 3 + r^4 / 2.
+    """
+    edges = np.asarray(edges_px, dtype=float)
+    if edges.min() < 0 or edges.max() > size:
+        raise ValueError(f"edges_px {edges.min():g}-{edges.max():g} are not within 0-{size}")
+    i, j = pairs_within(table["patch"].to_numpy())
+    centre = table[["x", "y"]].to_numpy()
+    observed = np.histogram(np.linalg.norm(centre[i] - centre[j], axis=1), edges)[0]
+    r = edges / size
+    expected = len(i) * np.diff(np.pi * r**2 - 8 * r**3 / 3 + r**4 / 2)
+    g = np.divide(observed, expected, out=np.full(len(observed), np.nan), where=expected > 0)
+    return pd.DataFrame({"r_px": (edges[1:] + edges[:-1]) / 2, "pairs": observed, "expected": expected, "g": g})
+
+
+def shape_matrices(major_px: Floats, minor_px: Floats, angle_deg: Floats) -> Floats:
+    """Matrices (xx, yy, xy) [..., 3] of ellipses {d : d' M^-1 d <= 1}, x right, y down, from full axes."""
+    t = np.deg2rad(angle_deg)
+    a, b = np.square(np.asarray(major_px) / 2), np.square(np.asarray(minor_px) / 2)
+    c, s = np.cos(t), np.sin(t)
+    return np.stack([a * c * c + b * s * s, a * s * s + b * c * c, -(a - b) * c * s], axis=-1)
+
+
+def contact(offset: Floats, first: Floats, second: Floats) -> Floats:
+    """How far two ellipses are apart, in units of touching: below 1 they overlap, 1 they touch, 2 twice as far.
+
+    The square root of the contact function of Perram and Wertheim (1985): the maximum over 0 < q < 1 of
+    q (1 - q) r' [(1 - q) A + q B]^-1 r, which is concave in q; found by golden-section search.
+
+    Parameters
+    ----------
+    offset : [..., 2] from the first centre to the second, px
+    first, second : [..., 3] their `shape_matrices`
+    """
+    dx, dy = offset[..., 0], offset[..., 1]
+
+    def value(q: Floats) -> Floats:
+        xx, yy, xy = (first[..., k] * (1 - q) + second[..., k] * q for k in range(3))
+        return q * (1 - q) * (yy * dx * dx - 2 * xy * dx * dy + xx * dy * dy) / (xx * yy - xy * xy)
+
+    low, high = np.zeros(np.shape(dx)), np.ones(np.shape(dx))
+    golden = (np.sqrt(5) - 1) / 2
+    for _ in range(CONTACT_STEPS):
+        left, right = high - golden * (high - low), low + golden * (high - low)
+        rising = value(left) < value(right)
+        low, high = np.where(rising, left, low), np.where(rising, high, right)
+    return np.sqrt(value((low + high) / 2))
+
+
+@dataclass(frozen=True)
+class Crystal:
+    """In-plane crystal azimuths of micrographs, estimated from the directions of their defects.
+
+    Attributes
+    ----------
+    azimuth_deg : image -> azimuth, [0, 360 / fold); the zero is arbitrary but common to all images
+    resultant : image -> length of the mean direction vector, 0 (no shared orientation) to 1
+    fold : rotational symmetry of directions about the beam: 4 for [001], 2 for [110], 6 for [111]
+    """
+
+    azimuth_deg: pd.Series
+    resultant: pd.Series
+    fold: int
+
+
+def elongation(table: pd.DataFrame) -> Floats:
+    """1 - minor/major, [M]: how much an instance's angle says."""
+    return 1 - table["minor_px"].to_numpy() / table["major_px"].to_numpy()
+
+
+def find_crystals(table: pd.DataFrame, fold: int) -> Crystal:
+    """Azimuth of every image in `table` from its uncut instances, weighted by their elongation.
+
+    Each class has its own direction relative to the crystal: the phase between classes is estimated from all
+    images together, then each image's azimuth from all its classes. An image without a single elongated uncut
+    instance gets azimuth 0 and resultant 0.
+    """
+    weight = elongation(table) * ~table["touches_border"].to_numpy()
+    vector = weight * np.exp(1j * fold * np.deg2rad(table["angle_deg"].to_numpy()))
+    image, images = pd.factorize(table["image"])
+    vectors = np.zeros((len(images), int(table["class"].max()) + 1 if len(table) else 1), dtype=complex)  # [I, classes]
+    np.add.at(vectors, (image, table["class"].to_numpy()), vector)
+    reference = vectors[:, [np.abs(vectors).sum(axis=0).argmax()]]
+    phase = np.angle((vectors * reference.conj()).sum(axis=0))
+    total = (vectors * np.exp(-1j * phase)).sum(axis=1)
+    weights = np.bincount(image, weight, minlength=len(images))
+    resultant = np.divide(np.abs(total), weights, out=np.zeros(len(total)), where=weights > 0)
+    azimuth = np.degrees(np.angle(total)) / fold % (360 / fold)
+    return Crystal(pd.Series(azimuth, images), pd.Series(resultant, images), fold)
+
+
+def directional_pairs(table: pd.DataFrame, fold: int) -> pd.DataFrame:
+    """Every pair of uncut instances of one patch: patch, class_a <= class_b, weight, likeness.
+
+    `likeness` is cos(fold x difference of angles); `weight` the product of the elongations, since a round
+    instance has no direction.
+    """
+    whole = table[~table["touches_border"]]
+    i, j = pairs_within(whole["patch"].to_numpy())
+    code, weight, angle = whole["class"].to_numpy(), elongation(whole), np.deg2rad(whole["angle_deg"].to_numpy())
+    return pd.DataFrame({
+        "patch": whole["patch"].to_numpy()[i], "class_a": np.minimum(code[i], code[j]),
+        "class_b": np.maximum(code[i], code[j]), "weight": weight[i] * weight[j],
+        "likeness": np.cos(fold * (angle[i] - angle[j])),
+    })  # fmt: skip
+
+
+def coherence(table: pd.DataFrame, fold: int) -> float:
+    """Do uncut defects of one class in one patch point alike? Mean likeness of `directional_pairs` of one class.
+
+    0: directions are independent; 1: all alike up to the crystal's symmetry. Undefined (nan) without such pairs.
+    """
+    pairs = directional_pairs(table, fold)
+    pairs = pairs[pairs["class_a"] == pairs["class_b"]]
+    weight = pairs["weight"].sum()
+    return float((pairs["weight"] * pairs["likeness"]).sum() / weight) if weight > 0 else float("nan")
+
+
+def distribution_band(
+    values: Floats, groups: NDArray, weights: Floats, grid: Floats, rng: np.random.Generator, resamples: int = 500,
+    level: float = 0.95,
+) -> pd.DataFrame:  # fmt: skip
+    """Weighted cumulative distribution with a pointwise bootstrap band; whole groups (micrographs) are resampled.
+
+    Defects of one micrograph share density, size and orientation, so resampling defects would make the band
+    far too narrow.
+
+    Returns
+    -------
+    Table with value (`grid`), share (of the weight at or below it), low, high; share is undefined without weight.
+    """
+    codes, names = pd.factorize(groups)
+    below = np.zeros((len(names), len(grid) + 1))
+    np.add.at(below, (codes, np.searchsorted(grid, values, side="left")), weights)
+    cumulative = below.cumsum(axis=1)  # [groups, G + 1]; the last column is the group's weight
+    chosen = rng.multinomial(len(names), np.full(len(names), 1 / max(1, len(names))), size=resamples)
+    curves = np.vstack([cumulative.sum(axis=0), chosen @ cumulative])
+    with np.errstate(invalid="ignore"):
+        curves = curves[:, :-1] / curves[:, -1:]
+    low, high = np.nanquantile(curves[1:], [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return pd.DataFrame({"value": grid, "share": curves[0], "low": low, "high": high})

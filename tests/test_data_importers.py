@@ -1,0 +1,260 @@
+"""Importers: each format by hand, and every problem at once."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from companion.data.dataset import load_dataset
+from companion.data.formats import FORMATS
+from companion.data.importers import import_dataset, import_record
+from companion.errors import CompanionError
+
+SQUARE = [10, 10, 20, 10, 20, 20, 10, 20]
+CLASSES = ("loop", "dot")
+
+
+@pytest.fixture
+def images(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name in ("a_70kx.png", "b_300kx.tif"):
+        Image.fromarray(rng.integers(0, 255, (48, 64)).astype(np.uint8)).save(folder / name)
+    return folder
+
+
+def written(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def truths(dataset):
+    """Per image: (class code, area) of each instance."""
+    found = {}
+    for micrograph in dataset.micrographs:
+        truth = micrograph.instances()
+        areas = np.bincount(truth.ids.ravel(), minlength=len(truth.codes))[1:]
+        found[micrograph.file_name] = list(zip(truth.codes[1:].tolist(), areas.tolist(), strict=True))
+    return found
+
+
+EXPECTED = {"a_70kx.png": [(1, 100), (2, 100)], "b_300kx.tif": []}
+OTHER = [40, 10, 50, 10, 50, 20, 40, 20]
+
+
+def labels_of(format, folder):
+    """The same two squares in every format."""
+    if format == "coco":
+        document = {
+            "images": [{"id": 5, "file_name": "C:\\data\\a_70kx.png", "width": 64, "height": 48},
+                       {"id": 6, "file_name": "b_300kx.tif", "width": 64, "height": 48}],
+            "annotations": [{"id": 1, "image_id": 5, "category_id": 3, "segmentation": [SQUARE]},
+                            {"id": 2, "image_id": 5, "category_id": 1, "segmentation": [OTHER]}],
+            "categories": [{"id": 1, "name": "dot"}, {"id": 3, "name": "loop"}],
+        }  # fmt: skip
+        return written(folder / "coco.json", document)
+    if format == "labelmap":
+        pixels = np.zeros((48, 64), np.uint8)
+        pixels[10:20, 10:20], pixels[10:20, 40:50] = 128, 255
+        (folder / "maps").mkdir()
+        Image.fromarray(pixels).save(folder / "maps" / "a_70kx.png")
+        Image.fromarray(np.zeros((48, 64), np.uint16)).save(folder / "maps" / "b_300kx.tif")
+        return folder / "maps"
+    if format == "yolo-seg":
+        lines = [f"{code} " + " ".join(f"{v / (48 if k % 2 else 64):.6f}" for k, v in enumerate(polygon))
+                 for code, polygon in ((0, SQUARE), (1, OTHER))]  # fmt: skip
+        written(folder / "yolo" / "a_70kx.txt", "\n".join(lines) + "\n\n")
+        return folder / "yolo"
+    if format == "via":
+        regions = [
+            {"shape_attributes": {"name": "polygon", "all_points_x": p[::2], "all_points_y": p[1::2]},
+             "region_attributes": {"kind": name, "sure": "yes"}}
+            for name, p in (("loop", SQUARE), ("dot", OTHER))
+        ]  # fmt: skip
+        regions[1]["region_attributes"] = {"kind": {"dot": True, "loop": False}}
+        entries = {"x1": {"filename": "a_70kx.png", "size": 1, "regions": regions},
+                   "x2": {"filename": "b_300kx.tif", "size": 1, "regions": {}}}  # fmt: skip
+        return written(folder / "via.json", {"_via_img_metadata": entries})
+    boxes = [{"bbox": [0, 0, 9, 9], "bbox_mode": 0, "category_id": k, "segmentation": [p]}
+             for k, p in enumerate((SQUARE, OTHER))]  # fmt: skip
+    return written(folder / "d2.json", [
+        {"file_name": "/home/x/a_70kx.png", "height": 48, "width": 64, "image_id": 0, "annotations": boxes},
+        {"file_name": "b_300kx.tif", "image_id": 1, "annotations": []},
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_format_gives_the_same_data_set(format, images, tmp_path):
+    labels = labels_of(format, tmp_path)
+    dataset = import_dataset(format, images, labels, CLASSES, 0.5, tmp_path / "out")
+    assert dataset.classes == CLASSES
+    assert truths(dataset) == EXPECTED
+    assert {m.pixel_size_nm for m in dataset.micrographs} == {0.5}
+    assert truths(load_dataset(tmp_path / "out")) == EXPECTED
+
+
+@pytest.mark.parametrize(
+    "given", ["70kx=0.8805, 300kx=0.4785", "sizes.csv"], ids=["pattern in the file name", "column"]
+)
+def test_pixel_sizes_per_image(given, images, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path / "sizes.csv", "file_name,pixel_size_nm\na_70kx.png,0.8805\nb_300kx.tif,0.4785\n")
+    dataset = import_dataset("via", images, labels_of("via", tmp_path), CLASSES, given, tmp_path / "out")
+    assert [m.pixel_size_nm for m in dataset.micrographs] == [0.8805, 0.4785]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (None, r"a_70kx.png: pixel_size_nm should be a positive number"),
+        (-1.0, r"a_70kx.png: pixel_size_nm should be a positive number"),
+        ("70kx=0.8", r"b_300kx.tif: its name should contain one of 70kx"),
+        ("large", r"pixel size 'large' should be a number"),
+        ("gone.csv", r"gone.csv is not a table with columns file_name and pixel_size_nm"),
+    ],
+)
+def test_pixel_sizes_that_cannot_be_used(given, message, images, tmp_path):
+    with pytest.raises(CompanionError, match=message):
+        import_dataset("via", images, labels_of("via", tmp_path), CLASSES, given, tmp_path / "out")
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".tmp*"))
+
+
+def test_colour_files_become_grey_when_their_channels_are_equal(images, tmp_path):
+    grey = np.random.default_rng(1).integers(0, 255, (48, 64)).astype(np.uint8)
+    Image.fromarray(np.stack([grey] * 3, axis=2)).save(images / "c.png")
+    Image.fromarray(np.stack([grey, 255 - grey, grey], axis=2)).save(images / "d.png")
+    labels = written(tmp_path / "via.json", {n: {"filename": f"{n}.png", "regions": []} for n in "cd"})
+    with pytest.raises(CompanionError, match=r"d.png is a colour picture"):
+        import_dataset("via", images, labels, CLASSES, 1, tmp_path / "out")
+    labels = written(tmp_path / "via.json", {"c": {"filename": "c.png", "regions": []}})
+    dataset = import_dataset("via", images, labels, CLASSES, 1, tmp_path / "out")
+    np.testing.assert_array_equal(dataset.micrographs[0].read(), grey)
+
+
+def test_every_problem_of_a_yolo_folder_at_once(images, tmp_path):
+    text = "7 0.1 0.1 0.2 0.1 0.2 0.2\n0 0.1 0.1\nloop 1 2\n1 0.1 0.1 0.2 0.1 0.2 1.5\n"
+    labels = written(tmp_path / "yolo" / "a_70kx.txt", text).parent
+    written(labels / "z.txt", "")
+    with pytest.raises(CompanionError) as caught:
+        import_dataset("yolo-seg", images, labels, CLASSES, 1, tmp_path / "out")
+    for part in ("5 problem(s), nothing imported", "z.txt: there is no image", "line 1: class 7 is not in 0...1",
+                 "line 2: needs three", "line 3: 'loop 1 2' is not", "line 4: needs three"):  # fmt: skip
+        assert part in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_problem_of_label_maps_at_once(images, tmp_path):
+    labels = labels_of("labelmap", tmp_path)
+    pixels = np.zeros((48, 64), np.uint8)
+    pixels[0, :3] = 10, 20, 30
+    Image.fromarray(pixels).save(labels / "a_70kx.png")
+    (labels / "b_300kx.tif").rename(labels / "other.tif")
+    with pytest.raises(CompanionError) as caught:
+        import_dataset("labelmap", images, labels, CLASSES, 1, tmp_path / "out")
+    for part in ("b_300kx.tif", "has no label map of that name", "other.tif: there is no image of that name",
+                 "values [10, 20, 30], which do not fit 2 class(es)"):  # fmt: skip
+        assert part in str(caught.value)
+
+
+def test_16_bit_label_maps_and_regions_that_touch_at_a_corner(images, tmp_path):
+    maps = tmp_path / "maps"
+    maps.mkdir()
+    pixels = np.zeros((48, 64), np.uint16)
+    pixels[2:4, 2:4], pixels[4:6, 4:6], pixels[20:25, 20:25] = 1, 1, 2
+    for name in ("a_70kx.png", "b_300kx.png"):
+        Image.fromarray(pixels).save(maps / name)
+    dataset = import_dataset("labelmap", images, maps, CLASSES, 1, tmp_path / "out")
+    assert truths(dataset)["a_70kx.png"] == [(1, 8), (2, 25)]
+
+
+def test_label_maps_of_another_size_are_named(images, tmp_path):
+    labels = labels_of("labelmap", tmp_path)
+    Image.fromarray(np.zeros((50, 64), np.uint8)).save(labels / "a_70kx.png")
+    with pytest.raises(CompanionError, match=r"a_70kx.png: is 64 x 48 px, annotated as 64 x 50"):
+        import_dataset("labelmap", images, labels, CLASSES, 1, tmp_path / "out")
+
+
+def test_via_shapes_and_their_problems(images, tmp_path):
+    def region(shape, kind="loop"):
+        return {"shape_attributes": shape, "region_attributes": {"kind": kind}}
+
+    ellipse = {"name": "ellipse", "cx": 30, "cy": 24, "rx": 12, "ry": 5, "theta": np.pi / 2}
+    circle = {"name": "circle", "cx": 10, "cy": 10, "r": 6}
+    entry = {"filename": "a_70kx.png", "regions": [region(ellipse), region(circle)]}
+    labels = written(tmp_path / "via.json", {"a": entry})
+    dataset = import_dataset("via", images, labels, CLASSES, 1, tmp_path / "out")
+    (_, turned), (_, round_) = truths(dataset)["a_70kx.png"]
+    assert turned == pytest.approx(np.pi * 60, rel=0.05) and round_ == pytest.approx(np.pi * 36, rel=0.05)
+    ids = dataset.micrographs[0].instances().ids
+    assert ids[34, 30] == 1 and ids[24, 38] == 0
+    entry["regions"] = [region({"name": "rect", "x": 1}), region(circle, "spot"), region({"name": "circle", "cx": 3})]
+    labels = written(tmp_path / "via.json", {"a": entry})
+    with pytest.raises(CompanionError) as caught:
+        import_dataset("via", images, labels, CLASSES, 1, tmp_path / "again")
+    for part in (
+        "3 problem(s)",
+        "region 1: only polygon",
+        "region 2: its attributes ['spot'] name 0",
+        "region 3: only",
+    ):
+        assert part in str(caught.value)
+
+
+def test_detectron2_and_coco_problems(images, tmp_path):
+    entry = {"file_name": "a_70kx.png", "annotations": [{"category_id": 2, "segmentation": [SQUARE]}]}
+    labels = written(tmp_path / "d2.json", [entry, {"file_name": "gone.png"}])
+    with pytest.raises(CompanionError, match=r"(?s)category_id 2 is not in 0...1.*gone.png: missing from"):
+        import_dataset("detectron2", images, labels, CLASSES, 1, tmp_path / "out")
+    coco = json.loads(labels_of("coco", tmp_path).read_text())
+    coco["annotations"][0]["category_id"] = 9
+    coco["annotations"][1]["segmentation"] = [[90, 10, 99, 10, 99, 20]]
+    with pytest.raises(CompanionError, match=r"(?s)2 problem.*unknown category_id 9.*reaches outside"):
+        import_dataset("coco", images, written(tmp_path / "c.json", coco), None, 1, tmp_path / "out")
+
+
+def test_what_cannot_even_be_started(images, tmp_path):
+    labels = labels_of("via", tmp_path)
+    for given, message in (
+        (("vai", images, labels, CLASSES, 1), r"format 'vai': did you mean 'via'"),
+        (("via", tmp_path / "x", labels, CLASSES, 1), r"no folder of images"),
+        (("via", images, tmp_path / "x", CLASSES, 1), r"no annotations at"),
+        (("via", images, labels, (), 1), r"format via needs the class names"),
+        (("via", images, written(tmp_path / "bad.json", "{"), CLASSES, 1), r"is not a JSON file"),
+        (("detectron2", images, labels, CLASSES, 1), r"is not a list of detectron2 dicts"),
+    ):
+        with pytest.raises(CompanionError, match=message):
+            import_dataset(*given, tmp_path / "out")
+
+
+def test_a_4096_px_image_is_imported(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    Image.fromarray(np.zeros((4096, 4096), np.uint8)).save(folder / "big.png")
+    squares = [
+        {"category_id": 0, "segmentation": [[x, x, x + 9, x, x + 9, x + 9, x, x + 9]]} for x in range(0, 4000, 40)
+    ]
+    labels = written(tmp_path / "d2.json", [{"file_name": "big.png", "annotations": squares}])
+    dataset = import_dataset("detectron2", folder, labels, ["dot"], 1, tmp_path / "out")
+    assert {area for _, area in truths(dataset)["big.png"]} == {81}
+
+
+def test_a_downloaded_record_with_one_coco_file(images, tmp_path):
+    import shutil
+
+    labels_of("coco", images)
+    record = tmp_path / "record"
+    record.mkdir()
+    shutil.make_archive(str(record / "data"), "zip", images)
+    (tmp_path / "out").mkdir()
+    import_record(record, tmp_path / "out", {"name": "made"})
+    dataset = load_dataset(tmp_path / "out")
+    assert dataset.classes == ("dot", "loop") and truths(dataset)["a_70kx.png"] == [(2, 100), (1, 100)]
+    assert dataset.micrographs[0].pixel_size_nm == pytest.approx(0.8805 * 1024 / 64)
+    written(record / "second.json", (record / "data" / "coco.json").read_text())
+    with pytest.raises(CompanionError, match=r"holds 2 COCO files"):
+        import_record(record, tmp_path / "again", {})

@@ -1,0 +1,157 @@
+"""Anyone's predictions and truths: what is read, and what is said of files that cannot be."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ellipse_patches
+from test_scores import noisy
+
+from companion.errors import CompanionError
+from companion.evaluation.scores import count, evaluate_files, tabulate
+from companion.provenance import write_table
+
+COCO = {
+    "images": [{"id": 7, "file_name": "a.png", "width": 64, "height": 64}, {"id": 9, "file_name": "b.png"}],
+    "categories": [{"id": 2, "name": "loop"}, {"id": 5, "name": "dot"}],
+    "annotations": [
+        {"id": 1, "image_id": 7, "category_id": 2, "bbox": [0, 0, 10, 10], "iscrowd": 0},
+        {"id": 2, "image_id": 7, "category_id": 5, "bbox": [20, 20, 10, 10]},
+        {"id": 3, "image_id": 9, "category_id": 5, "bbox": [5, 5, 10, 10]},
+    ],
+}
+RESULTS = [
+    {"image_id": 7, "category_id": 2, "bbox": [0.0, 0.0, 10.0, 10.0], "score": 0.9},
+    {"image_id": 7, "category_id": 2, "bbox": [20, 20, 10, 10], "score": 0.8},
+]
+
+
+@pytest.fixture
+def coco(tmp_path):
+    def write(results, truth=COCO):
+        for name, content in (("results.json", results), ("truth.json", truth)):
+            text = content if isinstance(content, str) else json.dumps(content)
+            (tmp_path / name).write_text(text)
+        return tmp_path / "results.json", tmp_path / "truth.json"
+
+    return write
+
+
+def test_coco_results_against_coco_truth(coco):
+    table = evaluate_files(*coco(RESULTS), iou=[0.5], confidence=[0.5, 0.85])
+    first, second = table.to_dict("records")
+    assert (first["tp"], first["fp"], first["fn"]) == (2, 0, 1) and (second["tp"], second["fn"]) == (1, 2)
+    assert first["f1_class_2"] == pytest.approx(2 / 3) and first["f1_class_5"] == 0
+    assert first["dataset"] is None and np.isnan(second["f1_class"])
+
+
+def test_parquet_against_a_patches_folder(tmp_path):
+    patches = ellipse_patches(8, seed=1)
+    patches.save(tmp_path / "test")
+    found = noisy(patches, 2)
+    write_table(tmp_path / "predictions.parquet", found)
+    table = evaluate_files(tmp_path / "predictions.parquet", tmp_path / "test", [0.3, 0.5], [0.1, 0.6], "optimal")
+    direct = tabulate(count(found, patches.table, range(8), (1, 2, 3), [0.3, 0.5], [0.1, 0.6], "optimal"))
+    assert table.equals(direct)
+
+
+def test_the_same_predictions_in_three_formats_score_the_same(tmp_path, coco):
+    results, truth = coco(RESULTS)
+    from companion.evaluation.formats import read_predictions, read_truth
+
+    write_table(tmp_path / "predictions.parquet", read_predictions(results, read_truth(truth)))
+    assert evaluate_files(tmp_path / "predictions.parquet", truth).equals(evaluate_files(results, truth))
+
+
+def test_no_predictions_at_all_are_predictions(tmp_path, coco):
+    row = evaluate_files(*coco([])).iloc[0]
+    assert (row["tp"], row["fp"], row["fn"]) == (0, 0, 3) and np.isnan(row["precision"])
+    write_table(tmp_path / "predictions.parquet", noisy(ellipse_patches(4), 0)[:0])
+    assert evaluate_files(tmp_path / "predictions.parquet", tmp_path / "truth.json").iloc[0]["fn"] == 3
+
+
+def changed(n: int, **entries):
+    results = [dict(r) for r in RESULTS]
+    results[n].update(entries)
+    return results
+
+
+@pytest.mark.parametrize(
+    ("results", "says"),
+    [
+        (changed(0, image_id=8), "unknown image 8: the truths have 7, 9"),
+        (changed(0, category_id=1), "unknown category 1: the truths have 2, 5"),
+        (changed(1, bbox=[1, 1, -4, 5]), "result 2: box .* inverted"),
+        ("[" + json.dumps({**RESULTS[0], "score": 0.5}).replace("0.5", "NaN") + "]", "result 1: score nan"),
+        (changed(0, score=87), "score 87.0 is not in"),
+        (changed(0, bbox=[1, 2, 3]), "result 1: bbox"),
+        (changed(0, image_id="7"), "image_id '7' is not a whole number"),
+        ([{"image_id": 7}], "result 1: lacks category_id, bbox, score"),
+        ({"annotations": []}, "holds dict, not a list of COCO results"),
+        ("{broken", "is not JSON"),
+    ],
+)
+def test_unusable_results_are_named(coco, results, says):
+    with pytest.raises(CompanionError, match=says):
+        evaluate_files(*coco(results))
+
+
+def test_every_problem_is_listed_at_once(coco):
+    results = [*changed(0, image_id=8), {"image_id": 7, "category_id": 3, "bbox": [0, 0, float("inf"), 1], "score": 2}]
+    with pytest.raises(CompanionError) as error:
+        evaluate_files(*coco(results))
+    for says in ("unknown image 8", "unknown category 3", "not finite", "score 2.0"):
+        assert says in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"images": None}, r"no list\(s\) images"),
+        ({"annotations": [{**COCO["annotations"][0], "image_id": 1}]}, "unknown image 1"),
+        ({"annotations": [{**COCO["annotations"][0], "category_id": 9}]}, "unknown category 9"),
+        ({"annotations": [{**COCO["annotations"][0], "bbox": [0, 0, -1, 4]}]}, "annotation 1: box .* inverted"),
+        ({"annotations": [{**COCO["annotations"][0], "iscrowd": 1}]}, "annotation 1: iscrowd"),
+        ({"images": [{"id": 7}, {"id": 7}]}, "id 7 occurs 2 times"),
+        ({"categories": ["loop"]}, "categories entry 1"),
+        ({"images": [], "annotations": []}, "no images"),
+    ],
+)
+def test_unusable_truths_are_named(coco, change, says):
+    with pytest.raises(CompanionError, match=says):
+        evaluate_files(*coco([], {**COCO, **change}))
+
+
+def test_files_that_are_something_else(tmp_path, coco):
+    results, truth = coco(RESULTS)
+    with pytest.raises(CompanionError, match=r"pickle.*coco_instances_results\.json"):
+        evaluate_files(tmp_path / "instances_predictions.pth", truth)
+    with pytest.raises(CompanionError, match="no such file"):
+        evaluate_files(tmp_path / "absent.parquet", truth)
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(CompanionError, match="not a readable parquet"):
+        evaluate_files(tmp_path / "broken.parquet", truth)
+    with pytest.raises(CompanionError, match=r"lacks the column\(s\) score, label"):
+        write_table(tmp_path / "p.parquet", noisy(ellipse_patches(4), 0).drop(columns=["score", "label"]))
+        evaluate_files(tmp_path / "p.parquet", truth)
+    with pytest.raises(CompanionError, match=r"score \(\S+\) should hold numbers"):
+        write_table(tmp_path / "p.parquet", noisy(ellipse_patches(4), 0).astype({"score": str}))
+        evaluate_files(tmp_path / "p.parquet", truth)
+    with pytest.raises(CompanionError, match="not a patches folder"):
+        evaluate_files(results, tmp_path)
+
+
+@pytest.mark.parametrize(("iou", "confidence"), [([0], [0.5]), ([1.2], [0.5]), ([0.5], [-0.1]), ([], [0.5])])
+def test_thresholds_out_of_range(coco, iou, confidence):
+    with pytest.raises(CompanionError, match="thresholds that cannot be used"):
+        evaluate_files(*coco(RESULTS), iou, confidence)
+
+
+def test_evaluation_never_imports_torch():
+    modules = "companion.evaluation.claims, companion.evaluation.runs, companion.figures.scores"
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

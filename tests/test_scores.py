@@ -1,0 +1,192 @@
+"""Scores: hand-computed counts, undefined cases, and equality with one-threshold-at-a-time counting."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ellipse_patches
+from test_matching import plain_match
+
+from companion.errors import CompanionError
+from companion.evaluation.matching import MATCHINGS
+from companion.evaluation.scores import count, harmonic_mean, pooled, tabulate
+from companion.geometry import box_iou
+
+BOX = ["x1", "y1", "x2", "y2"]
+
+
+def frame(rows: list[tuple], last: list[str]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=["patch", *BOX, *last]).astype(dict.fromkeys(["patch", last[-1]], "int64"))
+
+
+def truths(*rows):
+    return frame(list(rows), ["class"])
+
+
+def predictions(*rows):
+    return frame(list(rows), ["score", "label"])
+
+
+def one(found: pd.DataFrame) -> dict:
+    return found.iloc[0].to_dict()
+
+
+def noisy(patches, seed: int, misses: float = 0.2, extra: float = 1.0) -> pd.DataFrame:
+    """Predictions made from the truth: jittered boxes, some missed, some confused, some invented."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for row in patches.table.itertuples():
+        if rng.random() > misses:
+            box = np.array([row.x1, row.y1, row.x2, row.y2]) + rng.normal(0, 2, 4)
+            label = row[3] if rng.random() > 0.2 else int(rng.integers(1, len(patches.classes) + 1))
+            rows.append((row.patch, *box[:2], *np.maximum(box[2:], box[:2] + 1), rng.uniform(0.05, 1), label))
+    for _ in range(rng.poisson(extra * len(patches))):
+        x, y, w, h = rng.uniform(0, 40, 4)
+        label = int(rng.integers(1, len(patches.classes) + 1))
+        rows.append((int(rng.integers(len(patches))), x, y, x + w + 2, y + h + 2, rng.uniform(0.05, 1), label))
+    return predictions(*rows)
+
+
+def plain_scores(found, patches, iou, confidence, rule):
+    """Counts and scores at one threshold, as one would do them by hand."""
+    tp = fp = fn = 0
+    pairs = []
+    for patch in range(len(patches)):
+        truth = patches.of(patch)
+        here = found[(found["patch"] == patch) & (found["score"] >= confidence)].sort_values("score", ascending=False)
+        overlap = box_iou(truth[BOX].to_numpy(), here[BOX].to_numpy())
+        matched = plain_match(overlap, len(here), iou, rule)
+        tp, fp, fn = tp + len(matched), fp + len(here) - len(matched), fn + len(truth) - len(matched)
+        pairs += [(truth["class"].iloc[t], here["label"].iloc[p]) for t, p in matched.items()]
+    per_class = {}
+    for code in range(1, len(patches.classes) + 1):
+        both = sum(t == code and p == code for t, p in pairs)
+        either = sum(int(t == code) + int(p == code) for t, p in pairs)
+        per_class[code] = 2 * both / either if either else np.nan
+    defined = [v for v in per_class.values() if not np.isnan(v)]
+    f1_class = float(np.mean(defined)) if len(defined) > 1 else np.nan
+    f1 = 2 * tp / (2 * tp + fp + fn) if tp + fp + fn else np.nan
+    return {"tp": tp, "fp": fp, "fn": fn, "f1_detect": f1, "f1_class": f1_class,
+            **{f"f1_class_{k}": v for k, v in per_class.items()}}  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", ["truth-greedy", "score-greedy"])
+def test_the_sweep_equals_plain_counting(rule):
+    patches = ellipse_patches(30, seed=3)
+    found = noisy(patches, 4)
+    iou, confidence = (0.1, 0.3, 0.5, 0.7), (0.0, 0.2, 0.5, 0.8, 0.99)
+    table = tabulate(count(found, patches.table, range(30), (1, 2, 3), iou, confidence, rule))
+    assert len(table) == len(iou) * len(confidence)
+    for row in table.to_dict("records"):
+        for name, value in plain_scores(found, patches, row["iou_threshold"], row["confidence"], rule).items():
+            assert row[name] == pytest.approx(value, nan_ok=True, abs=1e-12), (name, row)
+
+
+def test_columns_are_those_of_the_contract():
+    patches = ellipse_patches(4)
+    table = tabulate(count(noisy(patches, 0), patches.table, range(4), (1, 2, 3), [0.5], [0.5]), {"arm": "EXP"})
+    assert list(table) == [
+        "dataset", "split", "n_train", "arm", "seed", "iou_threshold", "confidence", "tp", "fp", "fn", "precision",
+        "recall", "f1_detect", "f1_class_1", "f1_class_2", "f1_class_3", "f1_class", "f1_hm",
+    ]  # fmt: skip
+    assert table["arm"].tolist() == ["EXP"] and table["seed"].isna().all()
+
+
+def test_a_case_by_hand():
+    # Patch 0: three truths; two found (one as another class), one box on nothing. Patch 1: empty, one false box.
+    # Patch 2: one truth, no prediction: its miss counts.
+    truth = truths((0, 0, 0, 10, 10, 1), (0, 20, 20, 30, 30, 2), (0, 40, 40, 50, 50, 2), (2, 0, 0, 8, 8, 1))
+    found = predictions(
+        (0, 0, 0, 10, 10, 0.9, 1), (0, 20, 20, 30, 30, 0.8, 1), (0, 60, 0, 70, 10, 0.7, 2), (1, 0, 0, 5, 5, 0.6, 1)
+    )
+    counts = count(found, truth, range(3), (1, 2, 3), [0.5], [0.5])
+    row = one(tabulate(counts))
+    assert (row["tp"], row["fp"], row["fn"]) == (2, 2, 2)
+    assert (row["precision"], row["recall"], row["f1_detect"]) == (0.5, 0.5, 0.5)
+    assert row["f1_class_1"] == pytest.approx(2 / 3)  # one right; one pair too many
+    assert row["f1_class_2"] == 0.0 and np.isnan(row["f1_class_3"])  # class 3 is in no pair: not averaged
+    assert row["f1_class"] == pytest.approx(1 / 3)
+    assert row["f1_hm"] == pytest.approx(2 * 0.5 / 3 / (0.5 + 1 / 3))
+    skipped = one(tabulate(counts, unpredicted="skip"))
+    assert (skipped["tp"], skipped["fp"], skipped["fn"]) == (2, 2, 1)  # the miss of patch 2 vanishes
+    assert skipped["f1_detect"] == pytest.approx(4 / 7)
+
+
+def test_undefined_stays_undefined():
+    truth, found = truths((0, 0, 0, 10, 10, 1), (0, 20, 0, 30, 10, 2)), predictions((0, 0, 0, 10, 10, 0.5, 1))
+    rows = tabulate(count(found, truth, range(1), (1, 2), [0.5], [0.4, 0.6])).to_dict("records")
+    assert rows[0]["f1_detect"] == pytest.approx(2 / 3)
+    assert np.isnan(rows[0]["f1_class"]) and np.isnan(rows[0]["f1_hm"])  # one class among the pairs
+    assert rows[1]["tp"] == 0 and rows[1]["recall"] == 0 and rows[1]["f1_detect"] == 0
+    assert np.isnan(rows[1]["precision"]) and np.isnan(rows[1]["f1_class"]) and np.isnan(rows[1]["f1_hm"])
+    empty = one(tabulate(count(found[:0], truth[:0], range(2), (1, 2), [0.5], [0.5])))
+    assert all(np.isnan(empty[name]) for name in ("precision", "recall", "f1_detect", "f1_class", "f1_hm"))
+    no_truth = one(tabulate(count(found, truth[:0], range(1), (1, 2), [0.5], [0.5])))
+    assert no_truth["precision"] == 0 and np.isnan(no_truth["recall"])
+
+
+def test_one_class_has_no_classification_score():
+    truth, found = truths((0, 0, 0, 10, 10, 1)), predictions((0, 0, 0, 10, 10, 0.5, 1))
+    row = one(tabulate(count(found, truth, range(1), (1,), [0.5], [0.5])))
+    assert (
+        row["f1_detect"] == 1 and np.isnan(row["f1_class_1"]) and np.isnan(row["f1_class"]) and np.isnan(row["f1_hm"])
+    )
+    row = one(tabulate(count(found.assign(label=2), truth, range(1), (1, 2), [0.5], [0.5])))
+    assert np.isnan(row["f1_class"])  # two classes are named, but only one occurs in the data
+
+
+def test_a_perfect_detector_scores_one_under_every_rule():
+    patches = ellipse_patches(16, seed=5)
+    found = patches.table.rename(columns={"class": "label"}).assign(score=0.9)
+    for rule in MATCHINGS:
+        row = one(tabulate(count(found, patches.table, range(16), (1, 2, 3), [0.7], [0.9], rule)))
+        assert (row["precision"], row["recall"], row["f1_hm"]) == (1, 1, 1)
+
+
+def test_scores_do_not_depend_on_the_order_of_predictions():
+    patches = ellipse_patches(20, seed=6)
+    found = noisy(patches, 7, extra=3)
+    shuffled = found.sample(frac=1, random_state=1)
+    for rule in MATCHINGS:
+        a, b = (count(f, patches.table, range(20), (1, 2, 3), [0.3, 0.5], [0.1, 0.5], rule) for f in (found, shuffled))
+        assert (a.pairs == b.pairs).all()
+
+
+def test_matched_pairs_never_rise_with_either_threshold():
+    patches = ellipse_patches(20, seed=8)
+    iou, confidence = [0.1, 0.3, 0.5, 0.7, 0.9], [0.1, 0.3, 0.5, 0.7, 0.9]
+    tp = pooled(count(noisy(patches, 9), patches.table, range(20), (1, 2, 3), iou, confidence, "optimal"))["tp"]
+    assert (np.diff(tp, axis=0) <= 0).all() and (np.diff(tp, axis=1) <= 0).all() and tp.max() > 0
+
+
+def test_same_class_matching_pairs_only_equal_classes():
+    patches = ellipse_patches(12, seed=2)
+    counts = count(noisy(patches, 3), patches.table, range(12), (1, 2, 3), [0.5], [0.1], same_class=True)
+    confusion = counts.pairs.sum(axis=(0, 1, 2))
+    assert confusion.sum() > 0 and confusion.sum() == np.trace(confusion)
+
+
+def test_weights_repeat_patches():
+    patches = ellipse_patches(6, seed=2)
+    found = noisy(patches, 3)
+    counts = count(found, patches.table, range(6), (1, 2, 3), [0.5], [0.1])
+    weights = np.array([[1, 1, 1, 1, 1, 1], [2, 2, 2, 2, 2, 2], [0, 0, 0, 0, 0, 0]])
+    scores = pooled(counts, weights)
+    assert scores["tp"].shape == (3, 1, 1) and scores["tp"][1] == 2 * scores["tp"][0]
+    assert scores["f1_hm"][1] == scores["f1_hm"][0] and np.isnan(scores["f1_detect"][2])
+
+
+def test_harmonic_mean():
+    assert harmonic_mean(np.array([0.5, 0, 0, np.nan]), np.array([1, 0.3, 0, 1])).tolist()[:3] == pytest.approx(
+        [2 / 3, 0, 0]
+    )
+    assert np.isnan(harmonic_mean(np.nan, 0.0))
+
+
+def test_a_strange_class_or_patch_is_refused():
+    truth, found = truths((0, 0, 0, 10, 10, 1)), predictions((0, 0, 0, 10, 10, 0.5, 4))
+    with pytest.raises(CompanionError, match=r"class code\(s\) \[4\]"):
+        count(found, truth, range(1), (1, 2), [0.5], [0.5])
+    with pytest.raises(CompanionError, match="patch 7"):
+        count(found.assign(label=1, patch=7), truth, range(1), (1, 2), [0.5], [0.5])

@@ -101,7 +101,9 @@ class Autoencoder(Section):
 class Denoiser(Section):
     """diffusers UNet2DModel on latents, with the mask concatenated to its input."""
 
-    stem: Literal[1, 2, 4] = Field(2, description="latent px along a side folded into channels first; the paper's has 1")
+    stem: Literal[1, 2, 4] = Field(
+        2, description="latent px along a side folded into channels first; the paper's has 1"
+    )
     channels: list[Count] = Field([64, 96], description="channels per resolution, finest first")
     stem: Literal[1, 2, 4] = Field(2, description="px along a side folded into channels first; the paper's has 1")
     blocks: Count = Field(1, description="residual blocks per resolution")

@@ -121,7 +121,7 @@ class Autoencoder(nn.Module):
         self.latent_std.copy_(latents.std(dim=(0, 2, 3), keepdim=True).clamp_min(1e-6))
 
     @torch.no_grad()
-    def features(self, images: NDArray[np.uint8], batch_size: int) -> NDArray[np.float64]:
+    def features(self, images: NDArray[np.uint8], batch_size: int = 32) -> NDArray[np.float64]:
         """What the encoder sees: mean and standard deviation over each of its levels' channels, float [P, D].
 
         Used as feature space of distances between sets of images where no network pretrained on other data is at hand.
@@ -162,6 +162,12 @@ def reconstruct(autoencoder: Autoencoder, images: NDArray[np.uint8], batch_size:
     device = autoencoder.latent_mean.device
     parts = [to_grey(autoencoder.decode(autoencoder.encode(b.to(device)))) for b in batches(images, batch_size)]
     return np.concatenate(parts) if parts else np.zeros_like(images)
+
+
+def peak_signal_to_noise(images: NDArray[np.uint8], decoded: NDArray[np.uint8]) -> float:
+    """PSNR in dB over all pixels of two stacks of patches; infinite for equal ones."""
+    error = np.mean([np.mean((a.astype(float) - b) ** 2) for a, b in zip(images, decoded, strict=True)])
+    return float(10 * np.log10(255**2 / error)) if error > 0 else math.inf
 
 
 def to_grey(decoded: Tensor) -> NDArray[np.uint8]:

@@ -40,14 +40,28 @@ class MaskEncoder(nn.Module):
 
     def forward(self, label_maps: Tensor) -> Tensor:
         """Class codes [B, S, S] -> features [B, channels, S/f, S/f]."""
-        mask = F.one_hot(label_maps.long(), self.classes + 1).movedim(-1, 1)  # (B, K+1, S, S)
-        mask = mask.to(self.project.weight.dtype)
-        if self.encoding == "bilinear":
-            for _ in range(int(math.log2(self.downsampling))):
-                mask = F.interpolate(mask, scale_factor=0.5, mode="bilinear", align_corners=False)
-        else:
-            mask = F.pixel_unshuffle(mask, self.downsampling)  # (B, (K+1) f^2, S/f, S/f)
-        return self.project(mask)
+        mask = one_hot_at_latent_size(label_maps, self.classes, self.downsampling, self.encoding)
+        return self.project(mask.to(self.project.weight.dtype))
+
+
+def one_hot_at_latent_size(label_maps: Tensor, classes: int, downsampling: int, encoding: str) -> Tensor:
+    """The part of the mask encoder that is not trained.
+
+    Parameters
+    ----------
+    label_maps : [B, S, S] class codes
+    classes, downsampling, encoding : see `MaskEncoder`
+
+    Returns
+    -------
+    float [B, K+1, S/f, S/f] for "bilinear", [B, (K+1) f^2, S/f, S/f] for "space-to-depth"
+    """
+    mask = F.one_hot(label_maps.long(), classes + 1).movedim(-1, 1).float()  # (B, K+1, S, S)
+    if encoding == "space-to-depth":
+        return F.pixel_unshuffle(mask, downsampling)
+    for _ in range(int(math.log2(downsampling))):
+        mask = F.interpolate(mask, scale_factor=0.5, mode="bilinear", align_corners=False)
+    return mask
 
 
 class Denoiser(nn.Module):
@@ -66,7 +80,9 @@ class Denoiser(nn.Module):
 
     def forward(self, noisy: Tensor, timestep: Tensor, mask_features: Tensor) -> Tensor:
         """Prediction [B, C, s, s] for latents [B, C, s, s] at timestep [B], given `mask_encoder`'s features."""
-        folded = F.pixel_unshuffle(torch.cat([noisy, mask_features], dim=1), self.config["stem"])  # (B, 2C t^2, s/t, s/t)
+        folded = F.pixel_unshuffle(
+            torch.cat([noisy, mask_features], dim=1), self.config["stem"]
+        )  # (B, 2C t^2, s/t, s/t)
         return F.pixel_shuffle(self.unet(folded, timestep).sample, self.config["stem"])  # (B, C, s, s)
 
 
@@ -92,15 +108,20 @@ def configuration(
             "norm_num_groups": math.gcd(32, *parameters.channels),
         },
         "stem": parameters.stem,
-        "schedule": {
-            # "scaled_linear" is linear in the square root of beta, which CompVis' code calls "linear".
-            "beta_schedule": "scaled_linear",
-            "beta_start": parameters.beta_start,
-            "beta_end": parameters.beta_end,
-            "num_train_timesteps": parameters.timesteps,
-            "prediction_type": parameters.prediction,
-        },
+        "schedule": schedule_of(parameters),
     }  # fmt: skip
+
+
+def schedule_of(parameters: params.Denoiser) -> dict[str, Any]:
+    """Arguments of diffusers' schedulers that define the noise process."""
+    return {
+        # "scaled_linear" is linear in the square root of beta, which CompVis' code calls "linear".
+        "beta_schedule": "scaled_linear",
+        "beta_start": parameters.beta_start,
+        "beta_end": parameters.beta_end,
+        "num_train_timesteps": parameters.timesteps,
+        "prediction_type": parameters.prediction,
+    }
 
 
 def noise_schedule(config: dict[str, Any]) -> DDPMScheduler:

@@ -6,7 +6,7 @@ whole micrographs (real) or patches (generated), because patches of one microgra
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,6 +119,12 @@ def nearest_training(images: NDArray[np.uint8], train: Patches) -> pd.DataFrame:
         "symmetry": np.asarray(train.symmetries)[found // len(train)],
         "distance": distance,
     })  # fmt: skip
+
+
+def turned(patches: Patches, numbers: Sequence[int], codes: Sequence[int]) -> NDArray[np.uint8]:
+    """Images [n, S, S] of the given patches, each under its own symmetry."""
+    images = _images(patches)
+    return np.stack([geometry.symmetry(images[number], code) for number, code in zip(numbers, codes, strict=True)])
 
 
 @dataclass(frozen=True)

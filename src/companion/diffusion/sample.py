@@ -120,6 +120,37 @@ def sample(
     return images
 
 
+@torch.no_grad()
+def decode_steps(
+    autoencoder: Autoencoder,
+    denoiser: Denoiser,
+    label_maps: NDArray[np.uint8],
+    numbers: Sequence[int],
+    steps: Sequence[int],
+    parameters: params.Sampling,
+    *,
+    machine: training.Compute,
+    name: str,
+) -> NDArray[np.uint8]:
+    """How images appear: the latents after each of `steps` denoising steps (0: pure noise), decoded.
+
+    Parameters as for `sample`; at most ``parameters.batch_size`` masks.
+
+    Returns
+    -------
+    uint8 [len(steps), n, S, S]
+    """
+    frames: dict[int, NDArray[np.uint8]] = {}
+
+    def watch(step: int, latents: torch.Tensor) -> None:
+        if step in steps:
+            frames[step] = to_grey(autoencoder.decode(latents).float())
+
+    few = parameters.model_copy(update={"batch_size": len(label_maps)})
+    sample(autoencoder, denoiser, label_maps, numbers, few, machine=machine, name=name, watch=watch)
+    return np.stack([frames[step] for step in steps])
+
+
 def _denoise(
     autoencoder: Autoencoder,
     denoiser: Denoiser,
@@ -160,7 +191,11 @@ def _denoise(
 def _check(autoencoder: Autoencoder, denoiser: Denoiser, label_maps: NDArray[np.uint8], numbers: Sequence[int]) -> None:
     if len(label_maps) != len(numbers):
         raise CompanionError(f"{len(label_maps)} masks but {len(numbers)} noise numbers; give one number per mask")
-    factor = autoencoder.downsampling * denoiser.config["stem"] * 2 ** (len(denoiser.config["unet"]["block_out_channels"]) - 1)
+    factor = (
+        autoencoder.downsampling
+        * denoiser.config["stem"]
+        * 2 ** (len(denoiser.config["unet"]["block_out_channels"]) - 1)
+    )
     if label_maps.shape[-1] % factor:
         raise CompanionError(f"masks of {label_maps.shape[-1]} px: the networks need a multiple of {factor} px")
     classes = denoiser.config["mask"]["classes"]

@@ -180,6 +180,30 @@ def get_denoiser(
     return denoiser, log
 
 
+@torch.no_grad()
+def noised(
+    autoencoder: Autoencoder,
+    image: np.ndarray,
+    steps: list[int],
+    parameters: params.Denoiser,
+    machine: training.Compute,
+) -> np.ndarray:
+    """One patch [S, S], encoded, noised to each of the timesteps with the same noise, and decoded: [n, S, S]."""
+    latents = autoencoders.encode_all(autoencoder, image[None], 1).expand(len(steps), -1, -1, -1)  # (n, C, s, s)
+    noise = torch.randn(latents[:1].shape, generator=machine.generator("noised")).to(machine.device)
+    process = denoisers.noise_schedule({"schedule": denoisers.schedule_of(parameters)})
+    times = torch.tensor(steps, device=machine.device)
+    return autoencoders.to_grey(autoencoder.decode(process.add_noise(latents, noise.expand_as(latents), times)))
+
+
+def last_losses(log: pd.DataFrame) -> dict[str, float]:
+    """Number of optimiser steps of a log and the mean of each loss over its last tenth; empty for an empty log."""
+    if log.empty:
+        return {"steps": 0}
+    losses = log.drop(columns=["step", "network"], errors="ignore").dropna(axis=1, how="all")
+    return {"steps": len(log), **losses.tail(max(1, len(log) // 10)).mean().to_dict()}
+
+
 def symmetries(batch: Tensor, codes: Tensor) -> Tensor:
     """Each of [B, ..., S, S] under its own symmetry of the square, code 0-7 (see `geometry.symmetry`)."""
     turned = torch.empty_like(batch)

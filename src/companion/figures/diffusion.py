@@ -56,6 +56,20 @@ def denoising_strip(frames: NDArray[np.uint8], steps: Sequence[int], mask: NDArr
     return figure
 
 
+def noising_strip(frames: NDArray[np.uint8], steps: Sequence[int], note: str) -> Figure:
+    """One patch at rising timesteps of the noise process, [n, S, S]."""
+    figure, axes = plt.subplots(1, len(frames), figsize=(1.35 * len(frames), 1.8), squeeze=False)
+    for axis, frame, step in zip(axes[0], frames, steps, strict=True):
+        _show(axis, frame, f"t = {step}")
+    figure.suptitle(f"The noise process, decoded ({note})", fontsize=10)
+    return figure
+
+
+def edited_masks(masks: NDArray[np.uint8], drawn: NDArray[np.uint8], titles: Sequence[str], note: str) -> Figure:
+    """Label maps [n, S, S] above the images [n, S, S] drawn from them with the same noise."""
+    return _grid([("mask", color_mask(masks)), ("image", drawn)], f"Same noise, edited mask ({note})", titles)
+
+
 def pipeline(
     real: NDArray[np.uint8],
     real_mask: NDArray[np.uint8],

@@ -146,7 +146,9 @@ class Diffusion(Section):
 class Detection(Section):
     """Mask R-CNN."""
 
-    backend: Literal["torchvision", "detectron2"] = "torchvision"
+    backend: Literal["batched", "torchvision", "detectron2"] = Field(
+        "batched", description="batched: torchvision's network without its loops over images; detectron2: the authors'"
+    )
     network: Literal["tiny", "r50-fpn"] = Field("tiny", description="tiny: 0.9 M parameters; r50-fpn: the paper's")
     weights: str | None = Field(None, description="path of pretrained weights; none: from scratch")
     steps: Count = Field(120, description="optimiser steps, equal in every arm")

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from PIL import Image
 
+from companion.data.check import check_dataset
 from companion.data.cutting import count_classes, count_patches, cut_patches, grid
 from companion.data.dataset import load_dataset
 from companion.data.importers import import_coco
+from companion.data.pixels import annotation_of, segmentation_mask
 from companion.data.splits import make_split
 from companion.errors import CompanionError
 from companion.geometry import encode_rle
@@ -242,6 +248,51 @@ def test_near_duplicates_across_the_split_are_listed(tmp_path):
     assert split.near_duplicates == (("m1.png", "m4.png"),)
 
 
+def test_grouped_splits_keep_groups_together(tmp_path):
+    document = make_dataset(tmp_path, n=12)
+    for k, image in enumerate(document["images"]):
+        image["grain"] = k // 3
+    (tmp_path / "annotations.json").write_text(json.dumps(document))
+    dataset = load_dataset(tmp_path)
+    path = tmp_path / "s.yaml"
+    path.write_text("{name: by-grain, seed: 4, group_by: grain}")
+    split = make_split(dataset, str(path), [4], 6, root_seed=1)
+    grains = [{(int(name[1:-4]) - 1) // 3 for name in files} for files in (split.train, split.test)]
+    assert len(split.test) == 6 and len(split.train) == 6 and not grains[0] & grains[1]
+    path.write_text("{seed: 4, group_by: 'm(1?)'}")  # m1 and m10-m12 begin with 1: a group of 4, the rest 8
+    split = make_split(dataset, str(path), [4], 4, root_seed=1)
+    assert set(split.test) == {"m1.png", "m10.png", "m11.png", "m12.png"}
+    for content, message in (
+        ("{seed: 4, group_by: film}", r"groups of 6, 6 micrographs: 4 for testing and 4 for training cannot be kept"),
+        (
+            "{seed: 4, group_by: flim}",
+            r"neither an entry of every image \(film, grain\) nor found in the file name of m1",
+        ),
+        ("{seed: 4, group_by: '('}", r"not a regular expression"),
+        ("{train: [m1.png], test: [m2.png], group_by: film}", r"group_by goes with a seed"),
+    ):
+        path.write_text(content)
+        with pytest.raises(CompanionError, match=message):
+            make_split(dataset, str(path), [4] if "seed" in content else [1], 4, root_seed=1)
+
+
+def test_check_describes_a_data_set(tmp_path):
+    document = make_dataset(tmp_path, n=3, info={"dataset_card": {"name": "mine", "source": "here"}})
+    shutil.copyfile(tmp_path / "images" / "m1.png", tmp_path / "images" / "m3.png")
+    document["annotations"] = [a for a in document["annotations"] if a["image_id"] != 3]
+    document["categories"].append({"id": 9, "name": "void"})
+    (tmp_path / "annotations.json").write_text(json.dumps(document))
+    check = check_dataset(tmp_path)
+    assert check.card["name"] == "mine" and check.card["size, px"] == "64 x 64 (3)"
+    assert check.card["micrographs"] == "3, of which 1 without a labelled defect"
+    assert check.classes["instances"].tolist() == [1, 3, 0]
+    assert check.classes["median_nm"][0] == pytest.approx(2 * (100 / np.pi) ** 0.5 * 0.5)
+    assert check.near_duplicates == (("m1.png", "m3.png"),)
+    notes = "\n".join(check.notes)
+    for part in ("class 'void' has no instance", "m1.png and m3.png look like", "states no licence", "m1.png: 12% of"):
+        assert part in notes
+
+
 def test_import_coco_keeps_the_classes_asked_for(tmp_path):
     document = make_dataset(tmp_path / "in")
     document["images"] = [{k: v for k, v in i.items() if k != "pixel_size_nm"} for i in document["images"]]
@@ -260,3 +311,38 @@ def test_import_coco_keeps_the_classes_asked_for(tmp_path):
     with pytest.raises(CompanionError, match=r"pixel_size_nm should be"):
         import_coco(*where, None, None, tmp_path / "none")
     assert not (tmp_path / "none").exists() and not list(tmp_path.glob(".tmp*"))
+
+
+shapes = st.tuples(st.integers(8, 40), st.integers(8, 40))
+
+
+@given(shape=shapes, data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_a_mask_survives_its_annotation(shape, data):
+    y1, x1 = data.draw(st.integers(0, shape[0] - 1)), data.draw(st.integers(0, shape[1] - 1))
+    y2, x2 = data.draw(st.integers(y1 + 1, shape[0])), data.draw(st.integers(x1 + 1, shape[1]))
+    mask = data.draw(arrays(bool, (y2 - y1, x2 - x1)))
+    entry = annotation_of(mask, (slice(y1, y2), slice(x1, x2)), shape, 1)
+    full = np.zeros(shape, bool)
+    full[y1:y2, x1:x2] = mask
+    found, window = segmentation_mask(entry["segmentation"], *shape)
+    again = np.zeros(shape, bool)
+    again[window] = found
+    np.testing.assert_array_equal(again, full)
+    assert entry["area"] == full.sum()
+    left, top, width, height = entry["bbox"]
+    if mask.any():
+        assert full[top : top + height, left : left + width].sum() == full.sum() and min(width, height) > 0
+
+
+@given(points=st.lists(st.tuples(st.floats(-1, 41), st.floats(-1, 33)), min_size=3, max_size=9))
+@settings(max_examples=60, deadline=None)
+def test_a_polygon_in_its_window_is_the_library_s(points):
+    from pycocotools import mask as coco
+
+    ring = [float(value) for point in points for value in point]
+    found, window = segmentation_mask([ring], 32, 40)
+    again = np.zeros((32, 40), bool)
+    again[window] = found
+    whole = coco.decode(coco.merge(coco.frPyObjects([ring], 32, 40))).astype(bool)
+    np.testing.assert_array_equal(again, whole)

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import shutil
+import threading
+import time
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -145,3 +151,138 @@ def test_a_wrong_or_missing_file_of_the_mirror_leaves_no_data_set(cache, tmp_pat
     assert not (cache / "made").exists()
     wrong.write_bytes(right)
     assert registry.fetch("made") == cache / "made"
+
+
+# --- over the network: a local server that can misbehave ------------------------------------------------------
+
+
+class Server:
+    """Serves `files` by path; `faults` maps a path to slow, truncated or wrong."""
+
+    def __init__(self):
+        self.files, self.faults, self.requested = {}, {}, []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                path = self.path.split("?")[0].lstrip("/")
+                outer.requested.append(path)
+                fault = outer.faults.get(path)
+                if path not in outer.files:
+                    return self.send_error(404)
+                body = outer.files[path]
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                if fault == "slow":
+                    time.sleep(1.0)
+                if fault == "wrong":
+                    body = bytes(len(body))
+                self.wfile.write(body[: len(body) // 2] if fault == "truncated" else body)
+
+            def log_message(self, *args):
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}"
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(registry, "TIMEOUT_S", 0.3)
+    made = Server()
+    thread = threading.Thread(target=made.http.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield made
+    made.http.shutdown()
+    made.http.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def served(cache, server, tmp_path, monkeypatch):
+    """A registered data set whose files lie on the server."""
+    _mirror(tmp_path / "mirror", monkeypatch, _contents(tmp_path / "made"))
+    monkeypatch.delenv("COMPANION_DATA_MIRROR")
+    entry = registry._ENTRIES["made"]
+    files = tuple(registry.File(f.name, f"{server.url}/{f.name}", f.checksum) for f in entry.files())
+    monkeypatch.setitem(registry._ENTRIES, "made", replace(entry, files=lambda: files))
+    server.files = {f.name: (tmp_path / "mirror" / "made" / f.name).read_bytes() for f in files}
+    return server
+
+
+def test_a_data_set_is_fetched_over_the_network_once(cache, served):
+    assert registry.fetch("made") == cache / "made"
+    assert len(load_dataset(cache / "made").micrographs) == 2
+    assert sorted(served.requested) == sorted(served.files)
+    registry.fetch("made")
+    assert len(served.requested) == len(served.files)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("slow", r"could not be downloaded: .*timed out"),
+        ("truncated", r"could not be downloaded: .*IncompleteRead"),
+        ("wrong", r"is not the registered file"),
+        ("missing", r"could not be downloaded: 404"),
+    ],
+)
+def test_what_goes_wrong_is_said_and_the_next_try_continues(cache, served, fault, message):
+    broken = "images/m2.png"
+    kept = served.files[broken]
+    if fault == "missing":
+        del served.files[broken]
+    served.faults[broken] = fault
+    with pytest.raises(CompanionError, match=message):
+        registry.fetch("made")
+    assert not (cache / "made").exists()
+    arrived = [p.name for p in (cache / ".downloads" / "made").rglob("*") if p.is_file()]
+    assert arrived and "m2.png" not in arrived and not [name for name in arrived if name.startswith("tmp")]
+    served.faults.clear()
+    served.files[broken] = kept
+    before = len(served.requested)
+    assert registry.fetch("made") == cache / "made"
+    again = served.requested[before:]
+    assert broken in again and len(again) == len(served.files) - len(arrived)
+
+
+def test_no_network_is_one_clear_error(cache, served):
+    served.http.server_close()
+    served.http.shutdown()
+    with pytest.raises(CompanionError, match=r"could not be downloaded.*COMPANION_DATA_MIRROR"):
+        registry.fetch("made")
+    assert not (cache / "made").exists()
+
+
+def test_fecral_reads_the_file_list_of_its_record(cache, server, tmp_path, monkeypatch):
+    from test_data import make_dataset
+
+    make_dataset(tmp_path / "set", n=2)
+    archive = shutil.make_archive(str(tmp_path / "data"), "zip", tmp_path / "set")
+    body = (tmp_path / "data.zip").read_bytes()
+    listing = [{"name": "data.zip", "download_url": f"{server.url}/f/1", "computed_md5": hashlib.md5(body).hexdigest()}]
+    server.files = {"files": json.dumps(listing).encode(), "f/1": body}
+    monkeypatch.setattr(registry, "FIGSHARE", f"{server.url}/files")
+    folder = registry.fetch("fecral")
+    dataset = load_dataset(folder)
+    assert dataset.name == "fecral" and len(dataset.micrographs) == 2 and dataset.classes == ("loop", "dot")
+    assert "figshare" in dataset.card["citation"] and archive
+    for answer, message in ((b"[1]", r"did not answer with a list"), (b"<html>", r"could not be read")):
+        shutil.rmtree(folder, ignore_errors=True)
+        server.files["files"] = answer
+        with pytest.raises(CompanionError, match=message):
+            registry.fetch("fecral")
+    assert not folder.exists()
+
+
+def test_a_record_laid_out_otherwise_stays_for_the_importer(cache, server, monkeypatch):
+    body = b"just text"
+    listing = [{"name": "read.me", "download_url": f"{server.url}/f", "computed_md5": hashlib.md5(body).hexdigest()}]
+    server.files = {"files": json.dumps(listing).encode(), "f": body}
+    monkeypatch.setattr(registry, "FIGSHARE", f"{server.url}/files")
+    with pytest.raises(CompanionError, match=r"holds 0 COCO files .* `companion data import"):
+        registry.fetch("fecral")
+    assert (cache / ".downloads" / "fecral" / "read.me").read_bytes() == body
+    assert not (cache / "fecral").exists()

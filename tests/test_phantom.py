@@ -8,7 +8,9 @@ import cv2
 import numpy as np
 import pytest
 
+from companion.data.check import label_errors
 from companion.data.dataset import load_dataset
+from companion.data.splits import near_duplicates
 from companion.errors import CompanionError
 from companion.geometry import ellipse_radius
 from companion.params import load_profile, validate
@@ -122,7 +124,7 @@ def test_the_first_image_is_the_one_recorded_here(rendered):
     assert hashlib.sha256(pixels.tobytes()).hexdigest()[:16] == RECORDED
 
 
-RECORDED = "b159c3c46e8b8acf"
+RECORDED = "537db4fbdf0a2290"
 
 
 def test_labelled_defects_are_darker_than_what_surrounds_them(tmp_path):
@@ -227,3 +229,19 @@ def test_truth_is_kept_beside_the_labels(tmp_path):
         assert {a["label_id"] for a in true.annotations} - {None} == ids
         assert 0 < len(ids) < len(true.annotations)
         assert all(a["defect"]["code"] == a["category_id"] for a in true.annotations)
+    errors = label_errors(tmp_path).set_index("class")
+    assert errors["defects"].sum() == sum(len(m.annotations) for m in exact.micrographs)
+    assert errors["overlooked"].mean() == pytest.approx(0.3, abs=0.15)
+    assert errors["confused"].mean() == pytest.approx(0.2, abs=0.15)
+    assert 0.7 < errors["iou"].mean() < 0.99
+    (tmp_path / TRUTH).unlink()
+    assert label_errors(tmp_path) is None
+
+
+def test_repeated_fields_are_recognised_across_a_split(tmp_path):
+    render_dataset(Phantom(n_images=20, size_px=384, duplicate_share=0.3), 5, tmp_path)
+    dataset = load_dataset(tmp_path)
+    field = {m.file_name: m.attributes["same_field_as"] or k for k, m in enumerate(dataset.micrographs, start=1)}
+    pairs = near_duplicates(dataset, dataset.files, dataset.files)
+    assert len(pairs) >= 3
+    assert all(field[a] == field[b] for a, b in pairs)

@@ -91,7 +91,7 @@ def test_a_changed_parameter_reruns_what_reads_it(project):
     profile = project / "profiles" / "smoke.yaml"
     kept = profile.read_text()
     profile.write_text(kept + "\nevaluation: {bootstrap: 77}\n")
-    assert rerun(project) == {"thresholds", "sizes", "significance", "imbalance", "claims"}
+    assert rerun(project) == {"thresholds", "sizes", "significance", "imbalance", "claims", "errors"}
     profile.write_text(kept)
     assert "thresholds" in rerun(project)
 

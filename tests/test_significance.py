@@ -13,6 +13,7 @@ from companion.evaluation.significance import (
     best_confidence,
     gain_table,
     holm,
+    operating_points,
     paired_scores,
     paired_t,
     records,
@@ -87,6 +88,10 @@ def test_a_threshold_cannot_win_by_losing_a_seed():
     best = best_confidence(table, 0.5, "f1_hm").set_index("arm")["confidence"]
     assert best["EXP"] == 0.6
     assert len(best_confidence(table.assign(f1_hm=np.nan), 0.5, "f1_hm")) == 0
+    table.loc[table["arm"] == "EXP", "f1_hm"] = np.nan
+    points = operating_points(table, 0.5, "f1_hm", 0.4).set_index("arm")
+    assert points["confidence"].to_dict() == {"EXP": 0.4, "EXP+GEN": 0.6}
+    assert points["chosen_by"].str.startswith("fixed").to_dict() == {"EXP": True, "EXP+GEN": False}
 
 
 def test_table_of_conditions():

@@ -50,5 +50,6 @@ KINDS = {
         Kind("significance", "09_significance", "significance", ("evaluation",)),
         Kind("imbalance", "10_class_imbalance", "imbalance", ("evaluation", "masks")),
         Kind("claims", "11_claims", "claims", ("evaluation",)),
+        Kind("errors", "12_errors", "errors", ("evaluation",)),
     )
 }  # fmt: skip

@@ -53,6 +53,9 @@ class Masks(Section):
         "authors", description="authors: the paper's; companion: with every repair; learned: a generative model"
     )
     repairs: list[Repair] = Field([], description="simplifications of the paper's sampler that are put right")
+    compare: list[Literal["companion", "learned"]] = Field(
+        ["companion"], description="samplers judged beside the paper's; the learned one takes a minute to train"
+    )
     outlines: Literal["ellipse", "instance"] = Field("ellipse", description="filled: ellipses, or real outlines turned")
     n_patches: Count = Field(256, description="simulated masks per condition")
     overlap_buffer_px: Whole = Field(2, description="gap kept between defects (the paper's: axis-aligned boxes), px")

@@ -13,7 +13,10 @@ from companion.params_base import Count, Degrees, NotNegative, Positive, Range, 
 
 PRESETS: dict[str, dict[str, Any]] = {
     # One magnification, perfect labels: learnable in minutes on two cores.
-    "plain": {},
+    "plain": {
+        "contrast": (0.25, 0.5), "depth_fade": 0.25, "texture": 0.008, "dislocations_per_megapixel": 3.0,
+        "large_loops_per_megapixel": 0.5,
+    },
     # For a first lesson: strong contrast and nothing but defects.
     "easy": {
         "contrast": (0.3, 0.5), "depth_fade": 0.0, "dislocations_per_megapixel": 0.0, "large_loops_per_megapixel": 0.0,
@@ -112,9 +115,9 @@ class Phantom(Section):
     @model_validator(mode="before")
     @classmethod
     def _from_preset(cls, given: Any) -> Any:
-        if not isinstance(given, dict) or given.get("preset") not in PRESETS:
+        if not isinstance(given, dict) or given.get("preset", "plain") not in PRESETS:
             return given
-        preset = PRESETS[given["preset"]]
+        preset = PRESETS[given.get("preset", "plain")]
         merged = {**preset, **given}
         if isinstance(given.get("annotator"), dict):
             merged["annotator"] = {**preset.get("annotator", {}), **given["annotator"]}

@@ -235,8 +235,11 @@ def _upstream(stage: Stage) -> dict[str, tuple[Stage, str]]:
             return {**train, **test, **({"generated": other("generated", masks=pool)} if pool else {})}
         case "thresholds":
             return {**every("micrographs", "test/"), **every("detector", "predictions")}
-        case "sizes" | "significance":
+        case "sizes":
             return {"scores": other("thresholds", "scores.parquet")}
+        case "significance" | "errors":
+            detections = {**every("micrographs", "test/"), **every("detector", "predictions")}
+            return {"scores": other("thresholds", "scores.parquet"), **detections}
         case "imbalance":
             return {"scores": other("thresholds", "scores.parquet"), **every("statistics"), **every("masks", "table")}
         case _:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from companion.errors import CompanionError
-from companion.geometry import box_of, encode_rle
+from companion.geometry import box_of
 from companion.provenance import atomic
 
 PERCENTILES = (0.5, 99.5)  # grey levels of a 16-bit micrograph that become 0 and 255
@@ -105,13 +105,16 @@ def segmentation_mask(segmentation: Any, height: int, width: int) -> tuple[NDArr
 
 def annotation_of(mask: NDArray[np.bool_], window: Window, shape: tuple[int, int], code: int) -> dict[str, Any]:
     """COCO annotation (without ids) of a mask [h, w] that lies in `window` of an image of `shape` (H, W)."""
-    full = np.zeros(shape, dtype=bool)
-    full[window] = mask
-    x1, y1, x2, y2 = box_of(full)
+    from pycocotools import mask as coco
+
+    full = np.zeros((*shape, 1), dtype=np.uint8, order="F")  # run lengths go down the columns
+    full[(*window, 0)] = mask
+    x1, y1, x2, y2 = box_of(mask)
+    x0, y0 = window[1].start, window[0].start
     return {
         "category_id": code,
-        "bbox": [x1, y1, x2 - x1, y2 - y1],
+        "bbox": [x0 + x1, y0 + y1, x2 - x1, y2 - y1],
         "area": int(mask.sum()),
-        "segmentation": {"size": list(shape), "counts": encode_rle(full[None])[0].decode("ascii")},
+        "segmentation": {"size": list(shape), "counts": coco.encode(full)[0]["counts"].decode("ascii")},
         "iscrowd": 0,
     }

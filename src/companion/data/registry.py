@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -191,7 +192,7 @@ def _download(entry: Entry, file: File, folder: Path) -> None:
     try:
         pooch.retrieve(
             file.url, file.checksum, fname=target.name, path=target.parent,
-            downloader=pooch.HTTPDownloader(timeout=TIMEOUT_S),
+            downloader=pooch.HTTPDownloader(timeout=TIMEOUT_S, progressbar=sys.stderr.isatty()),
         )  # fmt: skip
     except (RequestException, HTTPError) as error:
         raise CompanionError(

@@ -1,22 +1,33 @@
-"""Which micrographs train and which test: disjoint by image, and the training sets nested in N."""
+"""Which micrographs train and which test: disjoint by image or by group, and the training sets nested in N.
+
+Splits 1, 2, ... k are drawn independently: a profile that lists k numbers repeats its experiment k times.
+"""
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from companion import seeds
 from companion.data.dataset import DataSet
 from companion.errors import CompanionError, nearest, problems
 from companion.provenance import atomic
 
-KEYS = ("name", "dataset", "seed", "train", "test", "val")
-NEAR_DUPLICATE_BITS = 6  # of the 64 bits of a perceptual hash; unrelated micrographs differ in about half
+if TYPE_CHECKING:
+    from imagehash import ImageHash
+
+KEYS = ("name", "dataset", "seed", "group_by", "train", "test", "val")
+# Of the 64 bits of a perceptual hash: unrelated micrographs differ in about 32, standard deviation 4; frames of one
+# field, shifted by a few per cent, in 2 to 20.
+NEAR_DUPLICATE_BITS = 12
 
 
 @dataclass(frozen=True)
@@ -54,7 +65,7 @@ def make_split(dataset: DataSet, split: int | str, sizes: Sequence[int], n_test:
     Parameters
     ----------
     split : number of a split drawn by seed, or the path of a split file (YAML: name, dataset, and either
-        seed or lists train, test and optionally val)
+        lists train, test and optionally val, or a seed and optionally group_by, see `groups`)
     sizes : numbers N of training micrographs; the largest must fit
     n_test : test micrographs of a drawn split; listed ones are all used
 
@@ -81,17 +92,27 @@ def make_split(dataset: DataSet, split: int | str, sizes: Sequence[int], n_test:
 
 
 def near_duplicates(dataset: DataSet, train: Sequence[str], test: Sequence[str]) -> list[tuple[str, str]]:
-    """Pairs (training file, test file) whose perceptual hashes differ in at most `NEAR_DUPLICATE_BITS` bits."""
+    """Pairs (training file, test file) whose perceptual hashes differ in at most `NEAR_DUPLICATE_BITS` bits.
+
+    A file is not its own duplicate, and of two equal lists each pair is given once.
+    """
+    found = {name: perceptual_hash(dataset.micrograph(name).read()) for name in dict.fromkeys((*train, *test))}
+    pairs = [(a, b) for a in train for b in test if a != b and found[a] - found[b] <= NEAR_DUPLICATE_BITS]
+    return [pair for k, pair in enumerate(pairs) if pair[::-1] not in pairs[:k]]
+
+
+def perceptual_hash(pixels: NDArray[np.uint8]) -> ImageHash:
+    """64-bit hash of a micrograph [H, W] that survives noise and small shifts; hashes subtract to bits."""
     import imagehash
     from PIL import Image
 
-    found = {name: imagehash.phash(Image.fromarray(dataset.micrograph(name).read())) for name in (*train, *test)}
-    return [(a, b) for a in train for b in test if found[a] - found[b] <= NEAR_DUPLICATE_BITS]
+    return imagehash.phash(Image.fromarray(pixels))
 
 
 def _drawn(
-    dataset: DataSet, name: str, seed: int, sizes: Sequence[int], n_test: int, root_seed: int, source: str = ""
-) -> Split:
+    dataset: DataSet, name: str, seed: int, sizes: Sequence[int], n_test: int, root_seed: int,
+    group_by: str | None = None, source: str = "",
+) -> Split:  # fmt: skip
     files = sorted(dataset.files)
     n_train = max(sizes)
     if len(files) < n_train + n_test:
@@ -100,9 +121,48 @@ def _drawn(
             f"{source}{dataset.name} has {len(files)} micrographs; {n_train} for training and {n_test} for testing "
             f"need {n_train + n_test}: with {n_test} held out {fits} (sizes and n_test of the profile)"
         )
-    order = seeds.generator(root_seed, "split", dataset.name, seed).permutation(len(files))
-    test = tuple(sorted(files[i] for i in order[:n_test]))
-    return Split(name, dataset.name, tuple(files[i] for i in order[n_test:]), test, seed=seed)
+    members: dict[str, list[str]] = {}
+    for file, group in zip(files, groups(dataset, files, group_by), strict=True):
+        members.setdefault(group, []).append(file)
+    order = seeds.generator(root_seed, "split", dataset.name, seed).permutation(len(members))
+    shuffled = [list(members.values())[k] for k in order]
+    test: list[str] = []
+    train: list[str] = []
+    for group in shuffled:
+        (test if len(test) + len(group) <= n_test else train).extend(group)
+    if not test or len(train) < n_train:
+        sizes_of = sorted(map(len, shuffled), reverse=True)
+        raise CompanionError(
+            f"{source}grouped by {group_by}, {dataset.name} has groups of {', '.join(map(str, sizes_of[:10]))} "
+            f"micrographs: {n_test} for testing and {n_train} for training cannot be kept apart"
+        )
+    return Split(name, dataset.name, tuple(train), tuple(sorted(test)), seed=seed)
+
+
+def groups(dataset: DataSet, files: Sequence[str], group_by: str | None) -> list[str]:
+    """The group of each file: micrographs of one group stay on one side of a split.
+
+    Parameters
+    ----------
+    group_by : an entry of ``images`` in the annotation file, e.g. grain or magnification; or a regular expression
+        for the file name, whose first parenthesis (or whole match) is the group; None: every file for itself
+    """
+    if group_by is None:
+        return list(files)
+    micrographs = [dataset.micrograph(file) for file in files]
+    if all(group_by in m.attributes for m in micrographs):
+        return [str(m.attributes[group_by]) for m in micrographs]
+    known = sorted(set.intersection(*(set(m.attributes) for m in micrographs)))
+    try:
+        found = [re.search(group_by, file) for file in files]
+    except re.error as error:
+        raise CompanionError(f"group_by '{group_by}' is not a regular expression: {error}") from None
+    if unmatched := [file for file, match in zip(files, found, strict=True) if match is None]:
+        raise CompanionError(
+            f"group_by '{group_by}' is neither an entry of every image ({', '.join(known) or 'there is none'}) nor "
+            f"found in the file name of {', '.join(unmatched[:5])}"
+        )
+    return [match[1] if match.re.groups else match[0] for match in found if match]
 
 
 def _from_file(dataset: DataSet, path: Path, sizes: Sequence[int], n_test: int, root_seed: int) -> Split:
@@ -119,7 +179,9 @@ def _from_file(dataset: DataSet, path: Path, sizes: Sequence[int], n_test: int, 
         found.append(f"it is for data set '{named}', not '{dataset.name}'")
     name = str(content.get("name", path.stem))
     if "train" not in content and "test" not in content and isinstance(content.get("seed"), int) and not found:
-        return _drawn(dataset, name, content["seed"], sizes, n_test, root_seed, f"{path}: ")
+        return _drawn(dataset, name, content["seed"], sizes, n_test, root_seed, content.get("group_by"), f"{path}: ")
+    if "group_by" in content:
+        found.append("group_by goes with a seed, not with lists")
     lists = {key: content.get(key, []) for key in ("train", "test", "val")}
     for key, files in lists.items():
         if not isinstance(files, list) or not all(isinstance(file, str) for file in files):

@@ -116,6 +116,21 @@ def best_confidence(scores: pd.DataFrame, iou: float, measure: str) -> pd.DataFr
     return order.drop_duplicates([*CONDITION, "arm"]).sort_values([*CONDITION, "arm"], ignore_index=True)
 
 
+def operating_points(scores: pd.DataFrame, iou: float, measure: str, otherwise: float) -> pd.DataFrame:
+    """`best_confidence` of every condition, and `otherwise` for conditions where the measure is never defined.
+
+    Returns
+    -------
+    split, n_train, arm, confidence, chosen_by ("best on test" or "fixed: ... undefined")
+    """
+    every = scores[[*CONDITION, "arm"]].drop_duplicates()
+    table = every.merge(best_confidence(scores, iou, measure), on=[*CONDITION, "arm"], how="left")
+    best = table["confidence"].notna()
+    table["chosen_by"] = np.where(best, "best on test", f"fixed: {measure} is undefined")
+    table["confidence"] = table["confidence"].fillna(otherwise)
+    return table.drop(columns="mean").sort_values([*CONDITION, "arm"], ignore_index=True)
+
+
 def paired_scores(
     scores: pd.DataFrame, iou: float, arms: tuple[str, str], chosen: pd.DataFrame | float
 ) -> pd.DataFrame:

@@ -15,7 +15,14 @@ from numpy.typing import NDArray
 
 from companion.figures import CLASS_COLORS
 
-SOURCE_COLORS = {"real": "#000000", "simulated": "#D55E00"}
+SOURCE_COLORS = {
+    "real": "#000000",
+    "simulated": "#D55E00",
+    "authors": "#D55E00",
+    "companion": "#0072B2",
+    "learned": "#009E73",
+}
+LINES, MARKERS = ("-", "--", "-.", ":"), "os^Dv*P"
 
 
 def label_maps(rows: Mapping[str, NDArray[np.uint8]], classes: Sequence[str], title: str) -> Figure:
@@ -43,24 +50,30 @@ def label_maps(rows: Mapping[str, NDArray[np.uint8]], classes: Sequence[str], ti
     return figure
 
 
-def sizes_and_angles(statistics: pd.DataFrame, classes: Sequence[str], title: str) -> Figure:
-    """Per class: histograms of the major axis in nm and of the aspect ratio, and the angles of one image after another.
+def sizes_and_angles(
+    bands: Mapping[str, Mapping[str, pd.DataFrame]], statistics: pd.DataFrame, classes: Sequence[str], title: str
+) -> Figure:
+    """Cumulative distributions with bootstrap bands, and the angles of one micrograph after another.
 
     Parameters
     ----------
-    statistics : see `masks.statistics.measure`; instances cut by the border are left out
+    bands : label of the x axis -> class name -> see `masks.spatial.distribution_band`; two of them
+    statistics : see `masks.statistics.measure`; angles of instances cut by the border are left out
     """
+    figure, axes = plt.subplots(1, 3, figsize=(9, 3), width_ratios=[1, 1, 1.2])
+    for axis, (label, curves) in zip(axes, bands.items(), strict=False):
+        for k, name in enumerate(classes):
+            curve, color = curves[name], CLASS_COLORS[k % len(CLASS_COLORS)]
+            axis.fill_between(curve["value"], curve["low"], curve["high"], color=color, alpha=0.25, linewidth=0)
+            axis.plot(curve["value"], curve["share"], color=color, linestyle=LINES[k % len(LINES)], label=name)
+        axis.set(xlabel=label, ylim=(0, 1))
+    axes[0].set_ylabel("share ≤")
     whole = statistics[~statistics["touches_border"]]
-    figure, axes = plt.subplots(1, 3, figsize=(9, 2.9), width_ratios=[1, 1, 1.2])
-    for code, name in enumerate(classes, start=1):
-        rows, color = whole[whole["class"] == code], CLASS_COLORS[(code - 1) % len(CLASS_COLORS)]
-        style = {"histtype": "step", "color": color, "linewidth": 1.6, "density": True, "label": name}
-        axes[0].hist(rows["major_px"] * rows["pixel_size_nm"], bins=np.linspace(0, 60, 31), **style)
-        axes[1].hist(rows["major_px"] / rows["minor_px"], bins=np.linspace(1, 5, 29), **style)
-        images = pd.Categorical(rows["image"], categories=statistics["image"].unique())
-        axes[2].plot(images.codes, rows["angle_deg"], ".", color=color, markersize=3, alpha=0.6)
-    axes[0].set(xlabel="major axis [nm]", ylabel="density")
-    axes[1].set(xlabel="aspect ratio, major / minor")
+    images = pd.Categorical(whole["image"], categories=statistics["image"].unique()).codes
+    for code in range(1, len(classes) + 1):
+        some, color = (whole["class"] == code).to_numpy(), CLASS_COLORS[(code - 1) % len(CLASS_COLORS)]
+        marker = MARKERS[(code - 1) % len(MARKERS)]
+        axes[2].plot(images[some], whole["angle_deg"][some], marker, color=color, markersize=3, alpha=0.6)
     axes[2].set(xlabel="micrograph", ylabel="angle [°]", ylim=(0, 180), yticks=range(0, 181, 45))
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(classes))
     figure.suptitle(title, fontsize=9)
@@ -73,7 +86,7 @@ def counts_per_patch(counts: pd.DataFrame, classes: Sequence[str], title: str) -
     total = counts.groupby("patch")["count"].sum()
     bins = np.arange(int(total.max()) + 1)
     axis.bar(bins, np.bincount(total, minlength=len(bins)), color="0.85", label="all classes")
-    for code, (name, marker) in enumerate(zip(classes, "os^Dv*P" * len(classes), strict=False), start=1):
+    for code, (name, marker) in enumerate(zip(classes, MARKERS * len(classes), strict=False), start=1):
         number = np.bincount(counts.loc[counts["class"] == code, "count"], minlength=len(bins))
         color = CLASS_COLORS[(code - 1) % len(CLASS_COLORS)]
         axis.plot(bins, number, marker=marker, color=color, linewidth=0.8, markersize=4, label=name)
@@ -95,13 +108,13 @@ def distributions(sources: Mapping[str, pd.DataFrame], classes: Sequence[str], t
         "aspect ratio": lambda t: t["major_px"] / t["minor_px"],
         "angle [°]": lambda t: t["angle_deg"],
     }
-    palette = {name: SOURCE_COLORS.get(name, CLASS_COLORS[k]) for k, name in enumerate(sources)}
+    palette = _colors(sources)
     figure, axes = plt.subplots(
         len(classes), len(measures), figsize=(8, 1.6 * len(classes) + 0.9), sharex="col", sharey=True, squeeze=False
     )
     for code, line in enumerate(axes, start=1):
         for axis, (label, value) in zip(line, measures.items(), strict=True):
-            for dashes, (name, table) in zip(["-", "--", ":", "-."] * len(sources), sources.items(), strict=False):
+            for dashes, (name, table) in zip(LINES * len(sources), sources.items(), strict=False):
                 values = value(table[table["class"] == code])
                 if len(values):
                     sns.ecdfplot(values, ax=axis, label=name, color=palette[name], linestyle=dashes)
@@ -111,3 +124,51 @@ def distributions(sources: Mapping[str, pd.DataFrame], classes: Sequence[str], t
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(sources))
     figure.suptitle(title, fontsize=9)
     return figure
+
+
+def neighbourhoods(
+    nearest: Mapping[str, NDArray[np.float64]], correlations: Mapping[str, pd.DataFrame], title: str
+) -> Figure:
+    """Where defects lie relative to each other.
+
+    Parameters
+    ----------
+    nearest : source -> nearest-neighbour distances in px
+    correlations : source -> see `masks.spatial.pair_correlation`
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(7.5, 2.9))
+    palette = _colors(nearest)
+    for line, marker, (name, distances) in zip(LINES * 3, MARKERS * 3, nearest.items(), strict=False):
+        sns.ecdfplot(distances, ax=axes[0], label=name, color=palette[name], linestyle=line)
+        g = correlations[name]
+        axes[1].plot(g["r_px"], g["g"], color=palette[name], linestyle=line, marker=marker, markersize=3)
+    axes[0].set(xlabel="distance to the nearest defect [px]", ylabel="share ≤")
+    axes[1].axhline(1, color="0.6", linewidth=0.8)
+    axes[1].set(xlabel="distance r [px]", ylabel="pair correlation g(r)", ylim=(0, None))
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(nearest))
+    figure.suptitle(title, fontsize=9)
+    return figure
+
+
+def verdict(judged: pd.DataFrame, title: str) -> Figure:
+    """How well a classifier tells each sampler's masks from real ones (left) and how alike their loops point (right).
+
+    Parameters
+    ----------
+    judged : see `masks.judge.judge`
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(7.5, 0.27 * len(judged) + 1.0), sharey=True)
+    rows = np.arange(len(judged))[::-1]
+    axes[0].hlines(rows, judged["auc_low"], judged["auc_high"], color=SOURCE_COLORS["companion"], linewidth=1.5)
+    axes[0].plot(judged["auc"], rows, "o", color=SOURCE_COLORS["companion"], markersize=4)
+    axes[0].axvline(0.5, color="0.3", linewidth=0.8)
+    axes[0].set(xlabel="AUC, simulated against real masks", yticks=rows, yticklabels=judged["sampler"])
+    axes[1].plot(judged["coherence"], rows, "s", color=SOURCE_COLORS["simulated"], markersize=4)
+    axes[1].axvline(0, color="0.6", linewidth=0.8)
+    axes[1].set(xlabel="coherence of directions")
+    figure.suptitle(title, fontsize=9)
+    return figure
+
+
+def _colors(sources: Mapping[str, object]) -> dict[str, str]:
+    return {name: SOURCE_COLORS.get(name, CLASS_COLORS[k % len(CLASS_COLORS)]) for k, name in enumerate(sources)}

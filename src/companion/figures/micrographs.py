@@ -86,6 +86,7 @@ def counts_per_patch(train: Patches, test: Patches, note: str) -> Figure:
             counts, bins=np.arange(counts.max(initial=0) + 2) - 0.5, weights=np.full(len(counts), 1 / len(counts)),
             histtype="step", color=color, linestyle=style, linewidth=1.6, label=f"{name}: {len(counts)} patches",
         )  # fmt: skip
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set(xlabel="labelled instances per patch", ylabel="share of patches", title=f"Instances per patch ({note})")
     axes.legend()
     return figure

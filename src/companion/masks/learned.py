@@ -3,8 +3,7 @@
 The paper asks for better or learned mask generators. Here a small causal transformer reads the instances so far, in
 random order and without positions, since a patch is a set, and predicts the next one attribute by attribute: class
 (or that the list ends), angle, size, aspect, place. It is trained on the real training patches under the symmetries
-of the square, with one random turn of all angles of a patch, because the azimuth of a crystal in the microscope is
-arbitrary while its defects' directions relative to each other are not.
+of the square. Angles are read and predicted relative to the azimuth of the patch's crystal, which is given.
 """
 
 from __future__ import annotations
@@ -20,17 +19,18 @@ from torch.nn import functional
 
 from companion.data.patches import Patches
 from companion.errors import CompanionError
-from companion.geometry import SYMMETRIES
+from companion.geometry import SYMMETRIES, symmetry_angle
+from companion.masks.spatial import find_crystals
 from companion.masks.statistics import CONTOUR_PX, measure
 from companion.params import Masks
 from companion.training import one_cycle, set_learning_rate
 
 ATTRIBUTES = ("class", "angle", "size", "aspect", "x", "y")
-BINS = {"angle": 24, "size": 24, "aspect": 12, "x": 40, "y": 40}
+BINS = {"angle": 18, "size": 16, "aspect": 10, "x": 24, "y": 24}
 MARGIN = 0.25  # centres of cut ellipses lie at most so far outside, share of the side
 LARGEST_ASPECT = 6.0
-WIDTH, LAYERS, HEADS, DROPOUT = 96, 3, 4, 0.1
-BATCH, PEAK_RATE, LONGEST = 64, 2e-3, 2.0  # LONGEST: a list ends at this multiple of the longest real one
+WIDTH, LAYERS, HEADS, DROPOUT = 64, 2, 4, 0.1
+BATCH, PEAK_RATE, LONGEST = 64, 3e-3, 2.0  # LONGEST: a list ends at this multiple of the longest real one
 
 
 @dataclass(frozen=True)
@@ -137,6 +137,8 @@ def draw_learned(
         raise CompanionError("no instance in the training patches: there is nothing to learn masks from")
     table = measure(real, fit="arc")
     table[["major_px", "minor_px"]] += CONTOUR_PX
+    azimuth = find_crystals(table, masks.crystal_fold).azimuth_deg
+    table["angle_deg"] = (table["angle_deg"] - table["image"].map(azimuth)) % 180
     logs = np.log(table["major_px"])
     coding = Coding(real.size, float(logs.min()) - 0.05, float(logs.max()) + 0.05)
     magnification, _ = pd.factorize(real.index["pixel_size_nm"].round(6))
@@ -152,14 +154,19 @@ def draw_learned(
     patch, slot = np.nonzero(tokens[..., 0])
     chosen = tokens[patch, slot]  # [M, A]
     values = (chosen[:, 1:] + rng.random((len(chosen), len(BINS)))) / np.array(list(BINS.values()))
-    drawn = coding.decode(values).assign(**{
-        "patch": patch, "instance": slot + 1, "class": chosen[:, 0], "forced": False, "source": -1,
+    drawn = coding.decode(values)
+    own = np.array(real.index["image"].iloc[parents].map(azimuth), dtype=float)
+    own = np.where(np.isnan(own), rng.uniform(0, 180, len(own)), own)
+    angle, turned = (drawn["angle_deg"].to_numpy() + own[patch]) % 180, rng.choice(real.symmetries, len(own))[patch]
+    for symmetry in real.symmetries:
+        angle[turned == symmetry] = symmetry_angle(angle[turned == symmetry], symmetry) % 180
+    return parents, drawn.assign(**{
+        "patch": patch, "instance": slot + 1, "class": chosen[:, 0], "forced": False, "source": -1, "angle_deg": angle,
     })  # fmt: skip
-    return parents, drawn
 
 
 class _Lists:
-    """The instance lists of real patches, drawn with a random order, symmetry and azimuth."""
+    """The instance lists of real patches, drawn in random order and with a random symmetry of the square."""
 
     def __init__(self, table: pd.DataFrame, coding: Coding, n_patches: int, magnification: NDArray) -> None:
         self.magnification = magnification
@@ -182,8 +189,8 @@ class _Lists:
                 angle, x = -angle, -x
             for _ in range(symmetry % 4):  # a counter-clockwise quarter turn takes (x, y) to (y, -x)
                 x, y = y, -x
-            # The quarter turns of the angles are part of the random azimuth.
-            values[:, 0], values[:, 3], values[:, 4] = (angle + rng.random()) % 1.0, x + 0.5, y + 0.5
+            # A turn moves the crystal along, so relative angles stay; a mirror changes their sign.
+            values[:, 0], values[:, 3], values[:, 4] = angle % 1.0, x + 0.5, y + 0.5
             tokens[line, : len(rows), 0] = self.code[rows]
             tokens[line, : len(rows), 1:] = np.minimum(values * bins, bins - 1)
         return torch.from_numpy(tokens), torch.from_numpy(self.magnification[chosen])

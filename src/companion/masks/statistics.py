@@ -14,6 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from companion.data.patches import Patches, instance_table
+from companion.masks.spatial import inclusion_weights
 
 Fit = Literal["contour", "arc", "moments"]
 Ellipse = tuple[float, float, float, float, float]  # x, y, major_px, minor_px, angle_deg
@@ -184,4 +185,38 @@ def summary(statistics: pd.DataFrame, counts: pd.DataFrame, classes: tuple[str, 
             "major_px": whole["major_px"].mean(), "major_nm": (whole["major_px"] * whole["pixel_size_nm"]).mean(),
             "aspect": (whole["major_px"] / whole["minor_px"]).mean(),
         })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def border_bias(patches: Patches, micrographs: Patches) -> pd.DataFrame:
+    """Mean major axis per class, estimated from patches in four ways, against whole micrographs.
+
+    Parameters
+    ----------
+    patches : patches that cut some instances
+    micrographs : the same micrographs uncut (patches as large as a micrograph); their own border is corrected for
+
+    Returns
+    -------
+    Table with class, micrographs_nm (the reference), and per way the relative error: pieces (every visible piece as
+    an instance, the paper's way), arcs (the same with the ellipse continued beyond the border), uncut (whole
+    instances only), weighted (the same with `spatial.inclusion_weights`).
+    """
+    contour, arc, whole = measure(patches), measure(patches, fit="arc"), measure(micrographs)
+    uncut = ~contour["touches_border"].to_numpy()
+    ways = {
+        "pieces": (contour, np.ones(len(contour))), "arcs": (arc, np.ones(len(arc))), "uncut": (contour, uncut * 1.0),
+        "weighted": (contour, inclusion_weights(contour, patches.size)),
+    }  # fmt: skip
+
+    def mean_nm(table: pd.DataFrame, weights: NDArray[np.float64], code: int) -> float:
+        weight = weights * (table["class"] == code)
+        length = (table["major_px"] + CONTOUR_PX) * table["pixel_size_nm"]
+        return float((weight * length).sum() / weight.sum()) if weight.sum() > 0 else float("nan")
+
+    rows = []
+    for code, name in enumerate(patches.classes, start=1):
+        true = mean_nm(whole, inclusion_weights(whole, micrographs.size), code)
+        errors = {way: mean_nm(table, weights, code) / true - 1 for way, (table, weights) in ways.items()}
+        rows.append({"class": name, "micrographs_nm": true, **errors})
     return pd.DataFrame(rows)

@@ -28,7 +28,7 @@ def render_dataset(parameters: Phantom, root_seed: int, folder: Path) -> None:
     for number in range(1, parameters.n_images + 1):
         scene = draw_scene(parameters, root_seed, number)
         name = f"phantom_{number:03d}_{scene.magnification}.png"
-        pixels = optics.render(scene, parameters, seeds.generator(root_seed, "phantom", "optics", number))
+        pixels = optics.render(scene, parameters, root_seed, number)
         write_grey(folder / "images" / name, pixels)
         images.append(_image(number, name, scene, parameters))
         labelled = _labels(scene, parameters.annotator, root_seed, number, first_id=len(labels) + 1)
@@ -38,7 +38,7 @@ def render_dataset(parameters: Phantom, root_seed: int, folder: Path) -> None:
             defects.append({
                 "id": len(defects) + 1, "image_id": number,
                 **annotation_of(label.mask, label.window, pixels.shape, label.code),
-                "label_id": labelled.get(label.defect, {}).get("id"), "defect": asdict(defect),
+                "label_id": labelled.get(label.defect, {}).get("id"), "defect": _rounded(asdict(defect)),
             })  # fmt: skip
     write_json(folder / "annotations.json", _document(parameters, root_seed, images, labels, "labels"))
     write_json(folder / TRUTH, _document(parameters, root_seed, images, defects, "perfect truth"))
@@ -54,6 +54,11 @@ def _labels(
         label.defect: {"id": k, "image_id": number, **annotation_of(label.mask, label.window, shape, label.code)}
         for k, label in enumerate(drawn, start=first_id)
     }
+
+
+def _rounded(values: dict[str, Any]) -> dict[str, Any]:
+    """Six decimals: what is left beyond them depends on the machine's mathematics library."""
+    return {name: round(value, 6) if isinstance(value, float) else value for name, value in values.items()}
 
 
 def _image(number: int, name: str, scene: Scene, parameters: Phantom) -> dict[str, Any]:

@@ -249,10 +249,12 @@ def _draw_lines(scene: Scene, p: Phantom, rng: np.random.Generator) -> list[Line
         lines.append(Line(points, rng.uniform(1.5, 4.0) / scale, _uneven(59, p, rng)))
     for _ in range(rng.poisson(p.large_loops_per_megapixel * megapixels)):
         code = int(rng.integers(1, 3))
-        ratio, angle = projected(_tilted(NORMALS[code][0], p.tilt_jitter_deg, rng), scene.beam, _reference(p))
+        normal = _tilted(NORMALS[code][rng.integers(len(NORMALS[code]))], p.tilt_jitter_deg, rng)
+        ratio, angle = projected(normal, scene.beam, _reference(p))
         major = rng.uniform(*p.large_loop_nm) / scale / 2
         turn, t = np.deg2rad(angle + scene.azimuth_deg), np.linspace(0, 2 * np.pi, 73)
-        along, across = major * np.cos(t), max(ratio, 0.1) * major * np.sin(t)
+        wobble = major * (1 + 0.05 * np.cos(3 * t + rng.uniform(0, 6)) + 0.03 * np.cos(5 * t + rng.uniform(0, 6)))
+        along, across = wobble * np.cos(t), ratio * wobble * np.sin(t)
         x, y = rng.uniform(0, size, 2)
         outline = np.stack([x + along * np.cos(turn) + across * np.sin(turn),
                             y - along * np.sin(turn) + across * np.cos(turn)], axis=1)  # fmt: skip

@@ -1,0 +1,150 @@
+"""Studies over a run tree: made here from synthetic predictions, read as the notebooks read it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ellipse_patches
+from test_scores import BOX, noisy
+
+from companion import provenance, stages
+from companion.evaluation import runs, studies
+from companion.evaluation.claims import claims_table, gather
+from companion.evaluation.significance import gain_table, operating_points, paired_scores, records, significance_table
+from companion.figures.threshold_page import threshold_page
+from companion.geometry import encode_rle
+from companion.params import load_profile
+
+ARMS = ("EXP", "EXP+GEN")
+
+
+def with_masks(found: pd.DataFrame, size: int = 64) -> pd.DataFrame:
+    y, x = np.mgrid[:size, :size] + 0.5
+    masks = [(x > a) & (x < c) & (y > b) & (y < d) for a, b, c, d in found[BOX].to_numpy()]
+    return found.assign(mask=encode_rle(np.stack(masks)))
+
+
+def make_tree(dataset: str, classes: int) -> stages.Stage:
+    """Artifacts of every stage up to the detectors; returns the claims stage."""
+    everything = stages.matrix(load_profile("smoke", dataset=dataset))
+    for number, stage in enumerate(everything):
+        folder = stage.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        match stage.kind.name:
+            case "micrographs":
+                ellipse_patches(24, seed=1, classes=classes).save(folder / "test")
+                ellipse_patches(12, seed=2, classes=classes).save(folder / "train-n10")
+            case "masks":
+                replace(ellipse_patches(10, seed=number, classes=classes), images=None).save(folder)
+            case "generated":
+                ellipse_patches(10, seed=number, classes=classes).save(folder)
+                quality = {"measure": ["darker"], "value": [0.9], "low": [0.8], "high": [1.0], "n": [9]}
+                provenance.write_table(folder / "quality.parquet", pd.DataFrame({**quality, "yardstick": [0.95]}))
+            case "detector":
+                test = ellipse_patches(24, seed=1, classes=classes)
+                misses = 0.4 if stage.keys["arm"] == "EXP" else 0.2
+                provenance.write_table(folder / "predictions.parquet", with_masks(noisy(test, number, misses=misses)))
+            case "statistics" | "diffusion":
+                provenance.write_json(folder / "summary.json", {})
+            case _:
+                return next(s for s in everything if s.kind.name == "claims")
+        outputs = provenance.artifact_hashes(folder)
+        provenance.write_json(
+            folder / "stamp.json", {"outputs": outputs, "device": "CPU", "wall_s": 3.0, "commit": "c"}
+        )
+    raise AssertionError("no stage after the detectors")
+
+
+@pytest.fixture(scope="module", params=[("phantom", 3), ("loops_316L", 1)], ids=["three classes", "one class"])
+def study(request, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COMPANION_RUNS", str(tmp_path_factory.mktemp("runs")))
+        claims = make_tree(*request.param)
+        stage = next(s for s, _ in claims.upstream.values() if s.kind.name == "thresholds")
+        found = runs.runs(stage)
+        counts = runs.count_runs(found, [0.3, 0.5], [0.1, 0.3, 0.5, 0.7])
+        scores = runs.tabulate_runs(found, counts)
+        measure = "f1_hm" if request.param[1] > 1 else "f1_detect"
+        yield {
+            "claims": claims, "found": found, "counts": counts, "scores": scores, "measure": measure,
+            "chosen": operating_points(scores, 0.5, measure, 0.5), "rng": np.random.default_rng(0),
+        }  # fmt: skip
+
+
+def test_every_detector_is_scored(study):
+    scores = study["scores"]
+    assert len(scores) == 6 * 2 * 4 and set(scores["arm"]) == {"EXP", "EXP+GEN", "EXP+RARE"}
+    assert scores["split"].eq("1").all() and scores["n_train"].eq(10).all()
+    assert scores["f1_hm"].isna().all() == (study["measure"] == "f1_detect")
+
+
+def test_rules_are_compared_on_boxes_and_masks(study):
+    table = runs.compare_rules(study["found"], 0.5, 0.3)
+    assert len(table) == 6 * 3 * 2 * 2
+    totals = table.groupby(["rule", "on", "classes"])["tp"].sum()
+    boxes = totals.xs("boxes", level="on").xs("ignored", level="classes")
+    assert boxes["optimal"] >= boxes["truth-greedy"] and boxes["optimal"] >= boxes["score-greedy"] > 0
+    assert (totals.xs("equal", level="classes") <= totals.xs("ignored", level="classes")).all()
+
+
+def test_errors_of_all_runs(study):
+    predictions, truths = studies.audit_runs(study["found"], study["chosen"], 0.5)
+    counts = studies.error_counts(predictions, truths)
+    assert len(counts) == 6 * 5 and len(truths) == 6 * len(study["found"][0].truth.table)
+    missed = counts[counts["error"] == "missed"].groupby("arm")["per_truth"].mean()
+    assert missed["EXP"] > missed["EXP+GEN"]
+    materials = studies.materials_runs(study["found"], study["chosen"])
+    assert set(materials["image"]) == {f"{k}.png" for k in range(6)}
+    precision = studies.precision_runs(study["found"])
+    assert precision["AP50"].between(0, 1).all() and (precision["AP50"] >= precision["AP"]).all()
+
+
+def test_optimism_and_bootstrap(study):
+    optimism = studies.optimism_runs(study["found"], study["counts"], 0.5, study["measure"], study["rng"], 5)
+    assert len(optimism) == 6 and (optimism["optimism"] >= 0).all()
+    table = studies.bootstrap_runs(
+        study["found"], study["counts"], study["chosen"], ARMS, 0.5, study["measure"], study["rng"], 50, 0.9
+    )
+    assert table["resampled"].tolist() == ["images", "images and seeds"] and (table["pairs"] == 2).all()
+    pairs = paired_scores(study["scores"], 0.5, ARMS, study["chosen"])
+    mean = pairs.loc[pairs["measure"] == study["measure"], "difference"].mean()
+    assert table["difference"].tolist() == pytest.approx([mean, mean])
+
+
+def test_class_shares(study):
+    shares = runs.class_shares(study["claims"].upstream["imbalance"][0])
+    assert shares.groupby("set")["share"].sum().tolist() == pytest.approx([1, 1, 1])
+    assert list(dict.fromkeys(shares["set"])) == ["real", "simulated-plain", "simulated-rare"]
+
+
+def test_the_page_with_sliders_is_one_piece(study):
+    arms, pictures = runs.slider_data(study["found"], study["counts"])
+    classes = study["found"][0].truth.classes
+    page = threshold_page(arms, pictures, [0.3, 0.5], [0.1, 0.3, 0.5, 0.7], (0.5, 0.5), classes, "a < b", "six")
+    assert 4 <= len(pictures) <= 6 and "a &lt; b" in page and page.count("<script>") == 1
+    assert not re.search(r"(src|href)\s*=\s*[\"']?(https?:)?//", page) and "@" not in page.split("<script>")[0]
+    assert "NaN" not in page and (study["measure"] == "f1_hm" or '"f1_hm":[[null' in page)
+
+
+def test_claims_of_a_small_run_claim_little(study, monkeypatch):
+    claims, scores, chosen = study["claims"], study["scores"], study["chosen"]
+    folders = {name: claims.upstream[name][0].folder for name in ("thresholds", "sizes", "significance", "imbalance")}
+    pairs = paired_scores(scores, 0.5, ARMS, chosen)
+    provenance.write_table(folders["thresholds"] / "scores.parquet", scores)
+    provenance.write_table(folders["sizes"] / "sizes.parquet", gain_table(pairs, ARMS))
+    tests = records(significance_table(pairs).assign(operating_point="best on test"))
+    provenance.write_json(folders["significance"] / "significance.json", {"tests": tests})
+    provenance.write_json(folders["imbalance"] / "imbalance.json", {"differences": []})
+    table = pd.DataFrame(claims_table(gather(claims), claims)).set_index("id")
+    assert len(table) == 12 and table["reason"].str.len().min() > 10
+    decided = table[~table["verdict"].isin(["not attempted", "cannot be compared"])]
+    assert set(decided.index) <= {"C1"}, decided
+    assert table.loc["C5", "verdict"] == "cannot be compared" and table.loc["C3", "verdict"] == "not attempted"
+    assert table.loc["C2", "stamp"] == "sizes/stamp.json" and table.loc["C11", "value"] == 10
+    strip = runs.strip_pictures(claims, scores)
+    assert strip.test.shape == (64, 64) and strip.generated.dtype == np.uint8 and "split 1, N = 10" in strip.caption
+    assert strip.real_labels.any() and strip.simulated_labels.any()

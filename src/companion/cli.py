@@ -102,9 +102,10 @@ def data_check(
     _print_table(found.classes)
     print("\n".join(f"look twice: {note}" for note in found.notes) or "no problem found")
     if pictures is not None:
-        from companion.figures import save
+        from companion.figures import save, use_style
         from companion.figures.micrographs import labelled_micrographs
 
+        use_style()
         files = found.dataset.files
         for start in range(0, len(files), 4):
             figure = labelled_micrographs(found.dataset, files[start : start + 4], found.dataset.name)

@@ -32,7 +32,7 @@ class Described:
     statistics : see `statistics.measure`
     per_patch : instances per patch [P]
     features : one row per mask, see `mask_features`
-    groups : what masks belong together [P] (micrographs of real ones), for cross-validation and the bootstrap
+    groups : what masks belong together [P]: real ones and those drawn after them by micrograph
     """
 
     size: int
@@ -42,13 +42,18 @@ class Described:
     groups: NDArray
 
 
-def describe(patches: Patches, fold: int) -> Described:
-    """Measure masks for the judgement. Simulated masks (without images) are each their own group."""
+def describe(patches: Patches, fold: int, groups: NDArray | None = None) -> Described:
+    """Measure masks for the judgement.
+
+    Parameters
+    ----------
+    fold : symmetry of directions, see `spatial.find_crystals`
+    groups : see `Described`; for simulated masks ``Simulation.origin``, for real ones their micrographs (the default)
+    """
     statistics = measure(patches)
     per_patch = counts(patches).groupby("patch")["count"].sum().to_numpy()
-    features = mask_features(patches, statistics, fold)
-    groups = np.arange(len(patches)) if patches.images is None else patches.index["image"].to_numpy()
-    return Described(patches.size, statistics, per_patch, features, groups)
+    groups = patches.index["image"].to_numpy() if groups is None else groups
+    return Described(patches.size, statistics, per_patch, mask_features(patches, statistics, fold), groups)
 
 
 def mask_features(patches: Patches, statistics: pd.DataFrame, fold: int) -> pd.DataFrame:
@@ -151,7 +156,9 @@ def two_sample_auc(
     """Classifier two-sample test (Lopez-Paz and Oquab 2017): can real and simulated masks be told apart?
 
     A ridge-penalised logistic regression on the features of `mask_features`, their squares and products is
-    cross-validated; masks of one micrograph stay in one fold.
+    cross-validated. Masks of one micrograph stay in one fold, and with them the simulated masks that were drawn
+    after them: a copy among the training masks would otherwise mark its original as simulated, and a sampler
+    would look the better the more it copies.
 
     Returns
     -------
@@ -163,7 +170,8 @@ def two_sample_auc(
     sides = [pd.factorize(d.groups)[0] for d in (real, simulated)]
     if min(side.max(initial=-1) for side in sides) < 1:
         return np.nan, np.nan, np.nan
-    fold = np.concatenate([(rng.permutation(side.max() + 1) % FOLDS)[side] for side in sides])
+    code, names = pd.factorize(np.concatenate([real.groups, simulated.groups]))
+    fold = (rng.permutation(len(names)) % FOLDS)[code]
     score = np.full(len(y), np.nan)
     for k in np.unique(fold):
         train = fold != k

@@ -39,10 +39,12 @@ class Simulation:
     drawn : one row per ellipse: patch, instance, class, x, y, major_px, minor_px, angle_deg, forced (placed although
         it overlapped, because every try had failed) and source (row of the real instance in the statistics, -1 for
         none); axes are those of the filled region, ids those before touching instances merge
+    origin : for every mask the micrograph of the real patch that lent it its number of defects or its pixel size
     """
 
     patches: Patches
     drawn: pd.DataFrame
+    origin: NDArray
 
     @property
     def forced(self) -> int:
@@ -96,7 +98,8 @@ def simulate(
     instances = draw(drawn, masks.n_patches, real.size)
     simulated = Patches(None, instances, index, instance_table(instances, drawn), real.classes)
     merges = masks.sampler == "authors" and "merging" not in masks.repairs
-    return Simulation(merge_touching(simulated) if merges else simulated, drawn[DRAWN_COLUMNS])
+    origin = real.index["image"].to_numpy()[parents]
+    return Simulation(merge_touching(simulated) if merges else simulated, drawn[DRAWN_COLUMNS], origin)
 
 
 def variants(masks: Masks) -> dict[str, Masks]:

@@ -215,7 +215,9 @@ def distribution_band(
     cumulative = below.cumsum(axis=1)  # [groups, G + 1]; the last column is the group's weight
     chosen = rng.multinomial(len(names), np.full(len(names), 1 / max(1, len(names))), size=resamples)
     curves = np.vstack([cumulative.sum(axis=0), chosen @ cumulative])
-    with np.errstate(invalid="ignore"):
-        curves = curves[:, :-1] / curves[:, -1:]
-    low, high = np.nanquantile(curves[1:], [(1 - level) / 2, (1 + level) / 2], axis=0)
+    if curves[0, -1] == 0:
+        return pd.DataFrame({"value": grid, "share": np.nan, "low": np.nan, "high": np.nan})
+    curves = curves[curves[:, -1] > 0]  # a resample may hold no weight
+    curves = curves[:, :-1] / curves[:, -1:]
+    low, high = np.quantile(curves[1:], [(1 - level) / 2, (1 + level) / 2], axis=0)
     return pd.DataFrame({"value": grid, "share": curves[0], "low": low, "high": high})

@@ -1,0 +1,151 @@
+"""Neighbours, pair correlation, contact of ellipses, crystal azimuths, border weights, bands."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from companion.masks import spatial
+
+
+def table(n=0, **columns):
+    base = {"image": "a.png", "patch": 0, "class": 1, "x": 0.0, "y": 0.0, "major_px": 10.0, "minor_px": 5.0,
+            "angle_deg": 0.0, "area_px": 39, "touches_border": False, "pixel_size_nm": 1.0}  # fmt: skip
+    n = n or max(len(value) for value in columns.values())
+    return pd.DataFrame({name: columns.get(name, [value] * n) for name, value in base.items()})
+
+
+def test_pairs_stay_within_patches():
+    i, j = spatial.pairs_within(np.array([0, 1, 0, 0, 2]))
+    assert sorted(zip(i.tolist(), j.tolist(), strict=True)) == [(0, 2), (0, 3), (2, 3)]
+    assert len(spatial.pairs_within(np.array([], dtype=int))[0]) == 0
+
+
+def test_nearest_neighbours_by_hand():
+    found = spatial.nearest_neighbours(
+        table(x=[10.0, 13.0, 50.0, 5.0], y=[10.0, 14.0, 50.0, 9.0], patch=[0, 0, 0, 1]), 64
+    )
+    assert found["distance_px"].tolist() == pytest.approx([5, 5, np.hypot(37, 36), np.inf])
+    assert found["known"].tolist() == [True, True, False, False]  # a nearer one may lie beyond the border
+
+
+def test_pair_correlation_of_independent_places_is_one_and_of_kept_apart_ones_is_zero():
+    rng = np.random.default_rng(0)
+    places = rng.uniform(0, 100, (2000 * 4, 2))
+    independent = table(x=places[:, 0], y=places[:, 1], patch=np.repeat(np.arange(2000), 4))
+    g = spatial.pair_correlation(independent, 100, np.linspace(0, 60, 7))
+    assert g["g"].to_numpy() == pytest.approx(1, abs=0.12)
+    assert g["pairs"].sum() <= 2000 * 6
+    apart = table(x=[20.0, 70.0], y=[50.0, 50.0])
+    g = spatial.pair_correlation(apart, 100, np.array([0.0, 40.0, 60.0]))
+    assert g["g"][0] == 0 and g["pairs"].tolist() == [0, 1]
+    with pytest.raises(ValueError, match="not within 0-100"):
+        spatial.pair_correlation(apart, 100, np.array([0.0, 120.0]))
+
+
+@given(r=st.floats(0.5, 40), a=st.floats(1, 30), b=st.floats(1, 30), turn=st.floats(0, 6.28))
+@settings(max_examples=50, deadline=None)
+def test_contact_of_circles_is_distance_over_sum_of_radii(r, a, b, turn):
+    first, second = (spatial.shape_matrices(2 * v, 2 * v, 30.0) for v in (a, b))
+    offset = np.array([r * np.cos(turn), r * np.sin(turn)])
+    assert spatial.contact(offset, first, second) == pytest.approx(r / (a + b), rel=1e-3)
+
+
+@given(dx=st.floats(-40, 40), dy=st.floats(-40, 40), major=st.floats(8, 50), aspect=st.floats(1, 5),
+       angle=st.floats(0, 180), other=st.floats(0, 180))  # fmt: skip
+@settings(max_examples=80, deadline=None)
+def test_contact_agrees_with_points_of_both_ellipses(dx, dy, major, aspect, angle, other):
+    """Ellipses overlap exactly when a point of one lies in the other (sampled; near-touching pairs are left out)."""
+    first = spatial.shape_matrices(major, major / aspect, angle)
+    second = spatial.shape_matrices(20.0, 10.0, other)
+    found = float(spatial.contact(np.array([dx, dy]), first, second))
+    t, u = np.meshgrid(np.linspace(0, 2 * np.pi, 400), np.linspace(0, 1, 40))
+    turn = np.deg2rad(other)
+    along, across = 10 * u * np.cos(t), 5 * u * np.sin(t)
+    x = dx + along * np.cos(turn) + across * np.sin(turn)
+    y = dy - along * np.sin(turn) + across * np.cos(turn)
+    det = first[0] * first[1] - first[2] ** 2
+    inside = (first[1] * x * x - 2 * first[2] * x * y + first[0] * y * y) / det <= 1
+    if abs(found - 1) > 0.1:
+        assert inside.any() == (found < 1)
+
+
+def test_contact_knows_the_angle_that_boxes_ignore():
+    bar = spatial.shape_matrices(40.0, 4.0, 45.0)
+    beside = np.array([14.0, 14.0])  # across bars that rise to the right (y points down)
+    along = np.array([14.0, -14.0])
+    assert spatial.contact(beside, bar, bar) > 2 and spatial.contact(along, bar, bar) < 1
+
+
+def test_weights_undo_the_loss_of_large_instances():
+    """Squares of 10 and 50 px, equally many, dropped on the plane; windows of 100 px keep the uncut ones."""
+    rng = np.random.default_rng(1)
+    width = np.repeat([10.0, 50.0], 20_000)
+    low = rng.uniform(-60, 100, (len(width), 2))
+    inside = ((low >= 1) & (low + width[:, None] <= 99)).all(axis=1)
+    seen = table(major_px=width[inside], minor_px=width[inside])
+    weights = spatial.inclusion_weights(seen, 100)
+    large = seen["major_px"].to_numpy() == 50
+    assert large.mean() < 0.35  # left alone, large ones are too few
+    assert weights[large].sum() / weights.sum() == pytest.approx(0.5, abs=0.02)
+    assert weights.mean() == pytest.approx(1)
+    assert spatial.inclusion_weights(table(touches_border=[True]), 100).tolist() == [0.0]
+
+
+def test_crystal_azimuth_is_found_up_to_the_fold():
+    rng = np.random.default_rng(2)
+    rows, azimuths = [], rng.uniform(0, 90, 12)
+    for k, azimuth in enumerate(azimuths):
+        for code, offset in ((1, 0), (2, 45)):
+            angle = (azimuth + offset + 90 * rng.integers(2, size=15) + rng.normal(0, 4, 15)) % 180
+            minor = 2.5 if code == 1 else 5.8
+            rows.append(
+                table(angle_deg=angle, image=[f"{k}.png"] * 15, minor_px=[minor] * 15).assign(**{"class": code})
+            )
+        noise = rng.uniform(0, 180, 15)
+        rows.append(table(angle_deg=noise, image=[f"{k}.png"] * 15, minor_px=[9.5] * 15).assign(**{"class": 3}))
+    crystal = spatial.find_crystals(pd.concat(rows, ignore_index=True), 4)
+    found = crystal.azimuth_deg.reindex([f"{k}.png" for k in range(12)]).to_numpy()
+    error = (found - azimuths + 45) % 90 - 45
+    error = (error - np.median(error) + 45) % 90 - 45  # the common zero is arbitrary
+    assert np.abs(error).max() < 4
+    assert (crystal.resultant > 0.7).all()
+
+
+def test_crystals_of_nothing_and_of_round_defects():
+    assert len(spatial.find_crystals(table(1).iloc[:0], 4).azimuth_deg) == 0
+    one = spatial.find_crystals(table(minor_px=[10.0]), 4)
+    assert one.resultant.tolist() == [0] and one.azimuth_deg.tolist() == [0]
+
+
+def test_coherence_of_parallel_crossed_and_random_directions():
+    assert spatial.coherence(table(angle_deg=[10.0, 10.0, 100.0]), 4) == pytest.approx(1)
+    assert spatial.coherence(table(angle_deg=[10.0, 55.0]), 4) == pytest.approx(-1)
+    assert spatial.coherence(table(angle_deg=[0.0, 90.0]), 2) == pytest.approx(-1)
+    angles = np.random.default_rng(0).uniform(0, 180, 800)
+    assert abs(spatial.coherence(table(angle_deg=angles, patch=np.repeat(np.arange(200), 4)), 4)) < 0.1
+    assert np.isnan(spatial.coherence(table(angle_deg=[10.0, 10.0], patch=[0, 1]), 4))
+    assert np.isnan(spatial.coherence(table(1).iloc[:0], 4))
+
+
+def test_band_is_as_wide_as_micrographs_differ():
+    rng = np.random.default_rng(0)
+    shift = np.repeat(rng.normal(0, 3, 10), 100)
+    values = shift + rng.normal(0, 0.5, 1000)
+    grid = np.linspace(-8, 8, 9)
+    groups = np.repeat(np.arange(10), 100)
+    clustered = spatial.distribution_band(values, groups, np.ones(1000), grid, rng)
+    alone = spatial.distribution_band(values, np.arange(1000), np.ones(1000), grid, rng)
+    width = [(band["high"] - band["low"]).max() for band in (clustered, alone)]
+    assert width[0] > 4 * width[1]
+    assert (clustered["low"] <= clustered["share"]).all() and (clustered["share"] <= clustered["high"]).all()
+    assert clustered["share"].is_monotonic_increasing
+    assert clustered["share"].to_numpy() == pytest.approx([(values <= g).mean() for g in grid])
+
+
+def test_band_without_any_weight_is_undefined():
+    band = spatial.distribution_band(
+        np.ones(3), np.arange(3), np.zeros(3), np.array([0.0, 2.0]), np.random.default_rng(0)
+    )
+    assert band["share"].isna().all()

@@ -43,7 +43,7 @@ def steps(parameters: Phantom, folder: Path, repeats: int = 7) -> dict[str, floa
         marks = [time.perf_counter()]
         scene = draw_scene(parameters, ROOT_SEED, number)
         marks.append(time.perf_counter())
-        pixels = optics.render(scene, parameters, seeds.generator(ROOT_SEED, "benchmark", number))
+        pixels = optics.render(scene, parameters, ROOT_SEED, number)
         marks.append(time.perf_counter())
         annotate(scene, parameters.annotator, seeds.generator(ROOT_SEED, "benchmark", number))
         marks.append(time.perf_counter())

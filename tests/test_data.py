@@ -7,12 +7,16 @@ import shutil
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from companion.data.check import check_dataset
 from companion.data.cutting import count_classes, count_patches, cut_patches, grid
 from companion.data.dataset import load_dataset
 from companion.data.importers import import_coco
+from companion.data.pixels import annotation_of, segmentation_mask
 from companion.data.splits import make_split
 from companion.errors import CompanionError
 from companion.geometry import encode_rle
@@ -307,3 +311,38 @@ def test_import_coco_keeps_the_classes_asked_for(tmp_path):
     with pytest.raises(CompanionError, match=r"pixel_size_nm should be"):
         import_coco(*where, None, None, tmp_path / "none")
     assert not (tmp_path / "none").exists() and not list(tmp_path.glob(".tmp*"))
+
+
+shapes = st.tuples(st.integers(8, 40), st.integers(8, 40))
+
+
+@given(shape=shapes, data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_a_mask_survives_its_annotation(shape, data):
+    y1, x1 = data.draw(st.integers(0, shape[0] - 1)), data.draw(st.integers(0, shape[1] - 1))
+    y2, x2 = data.draw(st.integers(y1 + 1, shape[0])), data.draw(st.integers(x1 + 1, shape[1]))
+    mask = data.draw(arrays(bool, (y2 - y1, x2 - x1)))
+    entry = annotation_of(mask, (slice(y1, y2), slice(x1, x2)), shape, 1)
+    full = np.zeros(shape, bool)
+    full[y1:y2, x1:x2] = mask
+    found, window = segmentation_mask(entry["segmentation"], *shape)
+    again = np.zeros(shape, bool)
+    again[window] = found
+    np.testing.assert_array_equal(again, full)
+    assert entry["area"] == full.sum()
+    left, top, width, height = entry["bbox"]
+    if mask.any():
+        assert full[top : top + height, left : left + width].sum() == full.sum() and min(width, height) > 0
+
+
+@given(points=st.lists(st.tuples(st.floats(-1, 41), st.floats(-1, 33)), min_size=3, max_size=9))
+@settings(max_examples=60, deadline=None)
+def test_a_polygon_in_its_window_is_the_library_s(points):
+    from pycocotools import mask as coco
+
+    ring = [float(value) for point in points for value in point]
+    found, window = segmentation_mask([ring], 32, 40)
+    again = np.zeros((32, 40), bool)
+    again[window] = found
+    whole = coco.decode(coco.merge(coco.frPyObjects([ring], 32, 40))).astype(bool)
+    np.testing.assert_array_equal(again, whole)

@@ -77,19 +77,25 @@ class Autoencoder(Section):
 
     weights: str | None = Field(None, description="path of pretrained weights; none: trained here, then frozen")
     downsampling: Literal[4, 8] = Field(4, description="pixels per latent pixel, along a side")
-    channels: list[Count] = Field([16, 32, 32], description="base channels per resolution, finest first")
+    channels: list[Count] = Field([16, 32], description="base channels per resolution, finest first")
+    stem: Literal[1, 2, 4] = Field(2, description="px along a side folded into channels first; the paper's has 1")
+    blocks: Count = Field(1, description="residual blocks per resolution")
+    attention: bool = Field(False, description="self-attention at the coarsest resolution; the paper's has it")
     latent_channels: Count = Field(4, description="embedding dimension")
     codes: Count = Field(256, description="entries of the codebook")
-    steps: Count = Field(150, description="optimiser steps")
+    steps: Count = Field(300, description="optimiser steps")
     batch_size: Count = Field(16, description="crops per step")
     crop_px: Count = Field(64, description="side of the training crop, px")
-    learning_rate: Positive = Field(2e-3, description="peak learning rate (AdamW, one cycle)")
+    learning_rate: Positive = Field(4e-3, description="peak learning rate (AdamW, one cycle)")
+    spectral_weight: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="weight of a power-spectrum loss beside the L1 reconstruction loss"
+    )
 
     @model_validator(mode="after")
     def _levels(self) -> Autoencoder:
-        if 2 ** (len(self.channels) - 1) != self.downsampling:
+        if (given := self.stem * 2 ** (len(self.channels) - 1)) != self.downsampling:
             raise ValueError(
-                f"{len(self.channels)} channel levels give downsampling {2 ** (len(self.channels) - 1)}, "
+                f"stem {self.stem} and {len(self.channels)} channel level(s) give downsampling {given}, "
                 f"not {self.downsampling}"
             )
         return self
@@ -98,9 +104,13 @@ class Autoencoder(Section):
 class Denoiser(Section):
     """diffusers UNet2DModel on latents, with the mask concatenated to its input."""
 
-    channels: list[Count] = Field([32, 64, 64], description="channels per resolution, finest first")
+    stem: Literal[1, 2, 4] = Field(
+        2, description="latent px along a side folded into channels first; the paper's has 1"
+    )
+    channels: list[Count] = Field([64, 96], description="channels per resolution, finest first")
+    stem: Literal[1, 2, 4] = Field(2, description="px along a side folded into channels first; the paper's has 1")
     blocks: Count = Field(1, description="residual blocks per resolution")
-    attention_factors: list[Count] = Field([4], description="down-factors that have attention")
+    attention_factors: list[Count] = Field([2], description="down-factors that have attention; the middle always has")
     mask_encoding: Literal["bilinear", "space-to-depth"] = Field(
         "bilinear", description="how the one-hot mask reaches latent size; bilinear is the paper's"
     )
@@ -109,18 +119,18 @@ class Denoiser(Section):
     timesteps: Count = Field(1000, description="diffusion steps T")
     beta_start: Positive = Field(0.0015, description="first variance (linear in its square root)")
     beta_end: Positive = Field(0.0205, description="last variance")
-    steps: Count = Field(400, description="optimiser steps")
+    steps: Count = Field(150, description="optimiser steps")
     batch_size: Count = Field(32, description="patches per step")
-    learning_rate: Positive = Field(1e-3, description="peak learning rate (AdamW)")
+    learning_rate: Positive = Field(2e-3, description="learning rate after warm-up (AdamW)")
     warmup_steps: Whole = Field(20, description="linear warm-up, steps")
-    ema_decay: Share = Field(0.99, description="decay of the weight average used for sampling; 0: none")
+    ema_decay: Share = Field(0.95, description="decay of the weight average used for sampling; 0: none")
 
 
 class Sampling(Section):
     """From noise to micrographs."""
 
     sampler: Literal["ddim", "dpm-solver++"] = Field("ddim", description="the paper uses ddim")
-    steps: Count = Field(20, description="denoising steps")
+    steps: Count = Field(15, description="denoising steps")
     eta: Share = Field(1.0, description="DDIM stochasticity; the paper uses 1")
     batch_size: Count = Field(64, description="patches denoised together")
 
@@ -136,7 +146,9 @@ class Diffusion(Section):
 class Detection(Section):
     """Mask R-CNN."""
 
-    backend: Literal["torchvision", "detectron2"] = "torchvision"
+    backend: Literal["batched", "torchvision", "detectron2"] = Field(
+        "batched", description="batched: torchvision's network without its loops over images; detectron2: the authors'"
+    )
     network: Literal["tiny", "r50-fpn"] = Field("tiny", description="tiny: 0.9 M parameters; r50-fpn: the paper's")
     weights: str | None = Field(None, description="path of pretrained weights; none: from scratch")
     steps: Count = Field(120, description="optimiser steps, equal in every arm")

@@ -25,7 +25,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # The paper's data as far as they are known: 122 micrographs of 1024 px, three magnification groups, an
     # annotator who misses what is faint or crowded.
     "fecral": {
-        "n_images": 122, "size_px": 1024, "defects_per_megapixel": 50.0, "density_spread": 0.45,
+        "n_images": 122, "size_px": 1024, "defects_per_megapixel": 60.0, "density_spread": 0.45,
         "magnifications": {"70kx": (0.8805, 0.13), "300kx": (0.4785, 0.33), "500kx": (0.2832, 0.54)},
         "contrast": (0.08, 0.45), "frames_per_grain": 3,
         "annotator": {"miss": 0.03, "miss_contrast": 0.08, "miss_crowded": 0.15, "outline_jitter": 0.05,

@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.rpn import concat_box_prediction_layers
 from torchvision.ops import roi_align
 from torchvision.ops.poolers import _setup_scales
 
@@ -32,7 +31,7 @@ class BatchedDetector:
     """
 
     def __init__(self, network: MaskRCNN, channels: int) -> None:
-        self.network = network
+        self.network = network.to(memory_format=torch.channels_last)  # what convolutions read fastest
         self.channels = channels
         self._anchors: tuple[tuple[int, ...], Tensor] | None = None
 
@@ -43,8 +42,8 @@ class BatchedDetector:
     # --- shared by training and detection -------------------------------------------------------------------
 
     def _images(self, images: Tensor) -> Tensor:
-        transform, device = self.network.transform, next(self.network.parameters()).device
-        grey = images.to(device, non_blocking=True).float()[:, None].expand(-1, self.channels, -1, -1) / 255
+        transform, like = self.network.transform, next(self.network.parameters())
+        grey = images.to(like.device, like.dtype, non_blocking=True)[:, None].expand(-1, self.channels, -1, -1) / 255
         mean, std = (grey.new_tensor(v)[:, None, None] for v in (transform.image_mean, transform.image_std))
         return (grey - mean) / std  # (B, channels, S, S)
 
@@ -52,17 +51,18 @@ class BatchedDetector:
         shape = (*images.shape[-2:], *(side for level in levels for side in level.shape[-2:]))
         if self._anchors is None or self._anchors[0] != shape or self._anchors[1].device != images.device:
             listed = ImageList(images[:1], [tuple(images.shape[-2:])])
-            made = self.network.rpn.anchor_generator(listed, [level.float() for level in levels])[0]
+            made = self.network.rpn.anchor_generator(listed, [_wide(level) for level in levels])[0]
             self._anchors = (shape, made)
         return self._anchors[1]  # (A, 4)
 
-    def _propose(self, objectness: list[Tensor], logits: Tensor, deltas: Tensor, anchors: Tensor, size: int):
+    def _propose(
+        self, counts: list[int], logits: Tensor, deltas: Tensor, anchors: Tensor, size: int
+    ) -> tuple[Tensor, Tensor]:
         """Best boxes of each patch: [B, P, 4] and which of them are real, bool [B, P]."""
         rpn = self.network.rpn
         coder = rpn.box_coder
         boxes, scores, valid, start = [], [], [], 0
-        for level in objectness:
-            n = level[0].numel()
+        for n in counts:
             top = min(rpn.pre_nms_top_n(), n)
             value, index = logits[:, start : start + n].topk(top, dim=1)
             index = index + start
@@ -77,11 +77,19 @@ class BatchedDetector:
         order = order[:, : rpn.post_nms_top_n()]
         return regions.pick(torch.cat(boxes, 1), order), scores[:, : order.shape[1]] >= 0
 
-    def _rpn(self, levels: list[Tensor]) -> tuple[list[Tensor], Tensor, Tensor]:
-        objectness, deltas = self.network.rpn.head(levels)
-        batch = len(levels[0])
-        logits, corrections = concat_box_prediction_layers(objectness, deltas)
-        return objectness, logits.reshape(batch, -1).float(), corrections.reshape(batch, -1, 4).float()
+    def _rpn(self, levels: list[Tensor]) -> tuple[list[int], Tensor, Tensor]:
+        """Anchors per level, their logits [B, A] and corrections [B, A, 4].
+
+        The two 1x1 convolutions are one matrix product, whose result lies in the order of the anchors already.
+        """
+        head = self.network.rpn.head
+        per_place = head.cls_logits.out_channels
+        weight = torch.cat([head.cls_logits.weight, head.bbox_pred.weight]).flatten(1)
+        bias = torch.cat([head.cls_logits.bias, head.bbox_pred.bias])
+        found = [_wide(F.linear(head.conv(x).permute(0, 2, 3, 1).flatten(1, 2), weight, bias)) for x in levels]
+        logits = torch.cat([part[..., :per_place].flatten(1) for part in found], dim=1)
+        deltas = torch.cat([part[..., per_place:].reshape(len(part), -1, 4) for part in found], dim=1)
+        return [part.shape[1] * per_place for part in found], logits, deltas
 
     def _pool(self, pooler, features: dict[str, Tensor], boxes: Tensor, size: int) -> Tensor:
         """Features of regions [B, R, 4], each from its level of the pyramid: [B * R, C, s, s]."""
@@ -119,10 +127,10 @@ class BatchedDetector:
         images = self._images(batch.images)
         features = self.network.backbone(images)
         levels = list(features.values())
-        objectness, logits, deltas = self._rpn(levels)
+        counts, logits, deltas = self._rpn(levels)
         anchors = self._anchors_of(images, levels)
         with torch.no_grad():
-            proposals, valid = self._propose(objectness, logits, deltas, anchors, images.shape[-1])
+            proposals, valid = self._propose(counts, logits, deltas, anchors, images.shape[-1])
         return {
             **self._rpn_losses(batch, logits, deltas, anchors), **self._region_losses(batch, features, proposals, valid)
         }  # fmt: skip
@@ -144,7 +152,7 @@ class BatchedDetector:
             wanted = regions.pick(batch.boxes, regions.pick(truth, near))
             wanted = regions.encode(wanted, anchors[near], rpn.box_coder.weights)
         count = chosen.sum().clamp(min=1)
-        loss = F.binary_cross_entropy_with_logits(regions.pick(logits, index), is_positive.float(), reduction="none")
+        loss = F.binary_cross_entropy_with_logits(regions.pick(logits, index), is_positive.to(logits), reduction="none")
         box = F.smooth_l1_loss(regions.pick(deltas, near), wanted, beta=_BETA, reduction="none")
         return {
             "loss_objectness": _sum_where(loss, chosen) / count,
@@ -174,10 +182,10 @@ class BatchedDetector:
             wanted = regions.encode(wanted, boxes[:, :places], heads.box_coder.weights)
         pooled = self._pool(heads.box_roi_pool, features, boxes, size)
         scores, corrections = heads.box_predictor(heads.box_head(pooled))
-        corrections = corrections.reshape(*index.shape, -1, 4)[:, :places].float()  # (B, P, K + 1, 4)
+        corrections = _wide(corrections).reshape(*index.shape, -1, 4)[:, :places]  # (B, P, K + 1, 4)
         of_class = labels[:, :places, None, None].expand(-1, -1, 1, 4)
         box = F.smooth_l1_loss(corrections.gather(2, of_class)[:, :, 0], wanted, beta=_BETA, reduction="none")
-        classifier = F.cross_entropy(scores.float(), labels.flatten(), reduction="none")
+        classifier = F.cross_entropy(_wide(scores), labels.flatten(), reduction="none")
         count = chosen.sum().clamp(min=1)
         return {
             "loss_classifier": _sum_where(classifier, chosen.flatten()) / count,
@@ -195,7 +203,7 @@ class BatchedDetector:
         keep = valid.flatten() if boxes.device.type == "cpu" else torch.ones_like(valid).flatten()
         logits = self._mask_logits(self._pool(heads.mask_roi_pool, features, boxes, size)[keep], labels.flatten()[keep])
         with torch.no_grad():
-            masks = (batch.instances[:, None] == batch.ids[:, :, None, None]).float()  # (B, M, S, S)
+            masks = (batch.instances[:, None] == batch.ids[:, :, None, None]).to(boxes)  # (B, M, S, S)
             owner = torch.arange(len(masks), device=truth.device)[:, None] * masks.shape[1] + truth
             rois = torch.cat([owner.reshape(-1, 1).to(boxes), boxes.reshape(-1, 4)], dim=1)[keep]
             wanted = roi_align(masks.flatten(0, 1)[:, None], rois, logits.shape[-1], 1.0)[:, 0]
@@ -213,9 +221,9 @@ class BatchedDetector:
         x = heads.mask_head(pooled).permute(0, 2, 3, 1)  # (N, m, m, C)
         n, side = len(x), x.shape[1]
         x = F.relu(x @ up.weight.permute(0, 2, 3, 1).flatten(1) + up.bias.repeat(4))  # (N, m, m, 2 * 2 * C')
-        x = x.reshape(n, -1, up.out_channels) @ classes.weight[labels, :, 0]  # (N, m * m * 2 * 2, 1)
+        x = x.reshape(n, 4 * side * side, up.out_channels) @ classes.weight[labels, :, 0]  # (N, m * m * 2 * 2, 1)
         x = x.reshape(n, side, side, 2, 2) + classes.bias[labels][:, None, None, None, None]
-        return x.permute(0, 1, 3, 2, 4).reshape(n, 2 * side, 2 * side).float()
+        return _wide(x.permute(0, 1, 3, 2, 4).reshape(n, 2 * side, 2 * side))
 
     # --- detection ------------------------------------------------------------------------------------------
 
@@ -227,8 +235,8 @@ class BatchedDetector:
         size = images.shape[-1]
         features = self.network.backbone(images)
         levels = list(features.values())
-        objectness, logits, deltas = self._rpn(levels)
-        proposals, valid = self._propose(objectness, logits, deltas, self._anchors_of(images, levels), size)
+        counts, logits, deltas = self._rpn(levels)
+        proposals, valid = self._propose(counts, logits, deltas, self._anchors_of(images, levels), size)
         boxes, scores, labels, valid = self._classify(features, proposals, valid, size)
         masks = self._masks(features, boxes, labels, valid, size)
         per_patch = valid.sum(dim=1).tolist()
@@ -244,8 +252,8 @@ class BatchedDetector:
         batch, count = valid.shape
         pooled = self._pool(heads.box_roi_pool, features, proposals, size)
         scores, corrections = heads.box_predictor(heads.box_head(pooled))
-        scores = scores.float().softmax(-1).reshape(batch, count, -1)[..., 1:]  # (B, P, K)
-        corrections = corrections.float().reshape(batch, count, -1, 4)[:, :, 1:]
+        scores = _wide(scores).softmax(-1).reshape(batch, count, -1)[..., 1:]  # (B, P, K)
+        corrections = _wide(corrections).reshape(batch, count, -1, 4)[:, :, 1:]
         boxes = regions.decode(corrections, proposals[:, :, None], heads.box_coder.weights).clamp(0, size)
         good = valid[..., None] & (scores > heads.score_thresh)
         good &= ((boxes[..., 2:] - boxes[..., :2]) >= 1e-2).all(dim=-1)  # torchvision's smallest detection
@@ -270,6 +278,11 @@ class BatchedDetector:
         valid, boxes, labels = valid[:, :most], boxes[:, :most], labels[:, :most]
         pooled = self._pool(heads.mask_roi_pool, features, boxes, size)[valid.flatten()]
         return regions.paste(self._mask_logits(pooled, labels[valid]).sigmoid(), boxes[valid], size) > 0.5
+
+
+def _wide(values: Tensor) -> Tensor:
+    """Losses and boxes are computed in single precision at least, whatever the network's."""
+    return values if values.dtype == torch.float64 else values.float()
 
 
 def _positive_places(sampler, index: Tensor) -> int:

@@ -99,8 +99,7 @@ class TorchvisionDetector:
         self.channels = channels  # 1 for our own backbones, 3 for those made for colour images
 
     def _images(self, images: Tensor) -> list[Tensor]:
-        device = next(self.network.parameters()).device
-        grey = images.to(device).float() / 255
+        grey = images.to(next(self.network.parameters())) / 255
         return list(grey[:, None].expand(-1, self.channels, -1, -1))  # each [C, S, S]
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
@@ -190,10 +189,14 @@ def build(settings: Detection, n_classes: int) -> Detector:
         from companion.detection.detectron import Detectron2Detector
 
         return Detectron2Detector(settings, n_classes)
-    detector = _tiny(settings, n_classes) if settings.network == "tiny" else _r50(settings, n_classes)
+    network, channels = _tiny(settings, n_classes) if settings.network == "tiny" else _r50(settings, n_classes)
     if settings.weights:
-        load_weights(detector.network, Path(settings.weights))
-    return detector
+        load_weights(network, Path(settings.weights))
+    if settings.backend == "torchvision":
+        return TorchvisionDetector(network, channels)
+    from companion.detection.batched import BatchedDetector
+
+    return BatchedDetector(network, channels)
 
 
 def _common(settings: Detection) -> dict[str, Any]:
@@ -217,7 +220,7 @@ def _anchors(settings: Detection) -> AnchorGenerator:
     return AnchorGenerator(tuple((size,) for size in sizes), (ASPECT_RATIOS,) * levels)
 
 
-def _tiny(settings: Detection, n_classes: int) -> TorchvisionDetector:
+def _tiny(settings: Detection, n_classes: int) -> tuple[MaskRCNN, int]:
     width, box_width, mask_width = 64, 128, 32
     backbone = SmallBackbone((32, 64, 128), width)
     network = MaskRCNN(
@@ -233,10 +236,10 @@ def _tiny(settings: Detection, n_classes: int) -> TorchvisionDetector:
         **_common(settings),
     )  # fmt: skip
     network.transform = _FixedSize(0, 0, [0.5], [0.25])
-    return TorchvisionDetector(network, channels=1)
+    return network, 1
 
 
-def _r50(settings: Detection, n_classes: int) -> TorchvisionDetector:
+def _r50(settings: Detection, n_classes: int) -> tuple[MaskRCNN, int]:
     # From scratch every layer and its normalisation is trained; pretrained, the stem and the first stage stay
     # as they are (FREEZE_AT 2 in the authors' configuration).
     backbone = resnet50(weights=None, norm_layer=nn.BatchNorm2d)
@@ -248,7 +251,7 @@ def _r50(settings: Detection, n_classes: int) -> TorchvisionDetector:
         **_common(settings),
     )  # fmt: skip
     network.transform = _FixedSize(0, 0, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-    return TorchvisionDetector(network, channels=3)
+    return network, 3
 
 
 def load_weights(network: nn.Module, path: Path) -> list[str]:

@@ -120,21 +120,27 @@ def suppress(boxes: Tensor, valid: Tensor, iou: float) -> Tensor:
     -------
     bool [G, N]: survivors
     """
-    if boxes.device.type == "cpu":
-        # torchvision's kernel skips what is already suppressed, which a table of all pairs cannot.
-        rank = torch.arange(boxes.shape[1], 0, -1, dtype=torch.float32)
-        kept = torch.zeros_like(valid)
-        for group, (candidates, good) in enumerate(zip(boxes, valid, strict=True)):
-            places = good.nonzero()[:, 0]
-            kept[group, places[nms(candidates[places], rank[places], iou)]] = True
-        return kept
+    # On the CPU torchvision's kernel skips what is already suppressed, which a table of all pairs cannot.
+    return _suppress_in_turn(boxes, valid, iou) if boxes.device.type == "cpu" else _suppress_together(boxes, valid, iou)
+
+
+def _suppress_in_turn(boxes: Tensor, valid: Tensor, iou: float) -> Tensor:
+    rank = torch.arange(boxes.shape[1], 0, -1).to(boxes)
+    kept = torch.zeros_like(valid)
+    for group, (candidates, good) in enumerate(zip(boxes, valid, strict=True)):
+        places = good.nonzero()[:, 0]
+        kept[group, places[nms(candidates[places], rank[places], iou)]] = True
+    return kept
+
+
+def _suppress_together(boxes: Tensor, valid: Tensor, iou: float) -> Tensor:
     above = overlaps(boxes, boxes).triu(diagonal=1) > iou  # (G, N, N): [i, j] with i better than j
-    above = (above & valid[:, :, None] & valid[:, None, :]).to(torch.float16)
+    above = (above & valid[:, :, None] & valid[:, None, :]).to(torch.float32)
     kept = valid
-    # A box survives if no survivor suppresses it. Repeating this settles one more link of each chain of overlaps;
+    # A box survives if no survivor suppresses it. Each round settles one more link of every chain of overlaps;
     # chains of more than 16 boxes, each suppressing the next, do not occur among a patch's proposals.
     for _ in range(16):
-        kept = valid & (torch.bmm(kept[:, None].to(torch.float16), above)[:, 0] == 0)
+        kept = valid & (torch.bmm(kept[:, None].to(torch.float32), above)[:, 0] == 0)
     return kept
 
 

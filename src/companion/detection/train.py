@@ -115,7 +115,7 @@ def train_detector(
         return {"learning_rate": rate, **dict(zip(["total", *losses], values, strict=True))}
 
     log = fit(
-        step, {"network": detector.network, "optimizer": optimizer}, steps=settings.steps, folder=folder,
+        step, {"network": detector.network, "optimizer": _Resumable(optimizer)}, steps=settings.steps, folder=folder,
         identity=identity, every=settings.checkpoint_every, title="detector", callback=callback,
     )  # fmt: skip
     write_table(folder / LOG, log)
@@ -151,8 +151,25 @@ def learning_rate(settings: Detection, step: int) -> float:
     return settings.learning_rate * (0.1 if step >= 0.8 * settings.steps else 1.0)
 
 
+class _Resumable:
+    """An optimiser whose restored state lies in memory as its parameters do, as the state of an unbroken run."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.optimizer.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state_dict)
+        for parameter, state in self.optimizer.state.items():
+            for name, value in state.items():
+                if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                    state[name] = torch.empty_like(parameter).copy_(value)
+
+
 def _optimizer(detector: Detector, settings: Detection) -> torch.optim.Optimizer:
     parameters = [p for p in detector.network.parameters() if p.requires_grad]
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=settings.learning_rate, momentum=0.9, weight_decay=1e-4)
-    return torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=1e-2)
+        return torch.optim.SGD(parameters, lr=settings.learning_rate, momentum=0.9, weight_decay=1e-4, fused=True)
+    return torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=1e-2, fused=True)

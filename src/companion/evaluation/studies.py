@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from companion.evaluation.average_precision import coco_average_precision
-from companion.evaluation.errors import audit, error_shares, image_errors
+from companion.evaluation.errors import audit, error_shares, image_errors, recall_by, size_bins
 from companion.evaluation.matching import Matching
 from companion.evaluation.resampling import nested_bootstrap, threshold_optimism
 from companion.evaluation.runs import Run
@@ -126,3 +126,35 @@ def bootstrap_runs(
 def _confidence(chosen: pd.DataFrame, run: Run) -> float:
     here = (chosen[[*CONDITION, "arm"]] == [run.keys[key] for key in (*CONDITION, "arm")]).all(axis=1)
     return float(chosen.loc[here, "confidence"].iloc[0])
+
+
+def recall_tables(
+    truths: pd.DataFrame, classes: Mapping[int, str], rng: np.random.Generator, resamples: int, level: float
+) -> dict[str, pd.DataFrame]:
+    """Share of defects found per arm: by class, by size and, where there are several, by pixel size.
+
+    Parameters
+    ----------
+    truths : second table of `audit_runs`
+
+    Returns
+    -------
+    grouping -> columns arm, group, truths, images, recall, low, high
+    """
+    named = truths.assign(
+        **{
+            "by class": truths["class"].map(classes),
+            "by size": pd.Categorical(size_bins(truths["size_px"])),
+            "by pixel size": truths["pixel_size_nm"].map("{:g} nm".format),
+        }
+    )
+    groupings = [name for name in ("by class", "by size", "by pixel size") if named[name].nunique() > 1]
+    tables = {}
+    for name in groupings or ["by class"]:
+        parts = [
+            recall_by(own, name, rng, resamples, level).rename(columns={name: "group"}).assign(arm=arm)
+            for arm, own in named.groupby("arm", sort=True)
+        ]
+        table = pd.concat(parts, ignore_index=True)
+        tables[name] = table[["arm", "group", "truths", "images", "recall", "low", "high"]]
+    return tables

@@ -10,21 +10,24 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from companion import seeds
 from companion.params_phantom import Phantom
 from companion.phantom.scene import Defect, Line, Scene
 
 SUBPIXEL_BITS = 4  # cv2 draws lines at 1/16 px
 
 
-def render(scene: Scene, parameters: Phantom, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Micrograph of a scene, uint8 [S, S]."""
+def render(scene: Scene, parameters: Phantom, root_seed: int, number: int) -> NDArray[np.uint8]:
+    """Micrograph `number` of a scene, uint8 [S, S]; frames of one field share their background, not their scan."""
+    foil = seeds.generator(root_seed, "phantom", "foil", scene.same_field_as or number)
+    scan = seeds.generator(root_seed, "phantom", "scan", number)
     size = scene.size_px
-    signal = background(size, scene.pixel_size_nm, parameters, rng)  # transmitted share of the mean, around 1
+    signal = background(size, scene.pixel_size_nm, parameters, foil)  # transmitted share of the mean, around 1
     signal *= 1 - np.minimum(draw_lines(scene.lines, size), 0.8)
     for defect in scene.defects:
         stamp, window = defect_contrast(defect, size)
         signal[window] *= 1 - stamp
-    return record(signal, parameters, rng)
+    return record(signal, parameters, scan)
 
 
 def defect_contrast(defect: Defect, size: int) -> tuple[NDArray[np.float64], tuple[slice, slice]]:

@@ -28,7 +28,7 @@ def render_dataset(parameters: Phantom, root_seed: int, folder: Path) -> None:
     for number in range(1, parameters.n_images + 1):
         scene = draw_scene(parameters, root_seed, number)
         name = f"phantom_{number:03d}_{scene.magnification}.png"
-        pixels = optics.render(scene, parameters, seeds.generator(root_seed, "phantom", "optics", number))
+        pixels = optics.render(scene, parameters, root_seed, number)
         write_grey(folder / "images" / name, pixels)
         images.append(_image(number, name, scene, parameters))
         labelled = _labels(scene, parameters.annotator, root_seed, number, first_id=len(labels) + 1)

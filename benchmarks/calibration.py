@@ -1,0 +1,77 @@
+"""How hard the phantom is: ``python benchmarks/calibration.py [--preset fecral] [--profile course] [--sizes 10 50]``.
+
+Trains the reference detector on real-arm patches alone (EXP) at several N and prints F1 at IoU 0.5, with the best
+confidence of the sweep. The paper's regime at N=50 is F1_detect and F1_class of 0.6 to 0.85, rising with N.
+Appends a line of JSON to ``benchmarks/results.jsonl``. Takes a GPU minutes, two CPU cores hours: ``--steps`` shortens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import pandas as pd
+
+from companion import provenance
+from companion.data.cutting import cut_patches
+from companion.data.dataset import load_dataset
+from companion.data.splits import make_split
+from companion.detection.predict import predict
+from companion.detection.recipes import recipe_of
+from companion.detection.train import train_detector
+from companion.evaluation.scores import count, tabulate
+from companion.kinds import KINDS
+from companion.params import Profile, load_profile
+from companion.params_phantom import PRESETS, Phantom
+from companion.phantom.render import render_dataset
+from companion.stages import Stage
+from companion.training import compute
+
+COLUMNS = ["preset", "n_train", "steps", "confidence", "precision", "recall", "f1_detect", "f1_class", "f1_hm"]
+
+
+def calibrate(profile: Profile, n_train: int, folder: Path) -> dict[str, float]:
+    """Scores of one EXP detector at the confidence of the sweep that is best for F1_HM (F1_detect if undefined)."""
+    dataset, cut = load_dataset(folder / "set"), profile.patches
+    split = make_split(dataset, 1, profile.sizes, profile.n_test, profile.root_seed)
+    train, _ = cut_patches(dataset, split.train[:n_train], cut.size, cut.train_stride, cut.min_visible, cut.symmetries)
+    test, _ = cut_patches(dataset, split.test, cut.size, cut.test_stride, cut.min_visible)
+    stage = Stage(KINDS["detector"], {"split": 1, "n_train": n_train, "arm": "EXP", "seed": 1}, profile)
+    recipe, hardware = recipe_of(stage, {"real": train}), compute(profile)
+    detector, _ = train_detector(recipe, profile.detection, hardware, folder / f"n-{n_train}", inputs={})
+    found = predict(detector, test.images, hardware)
+    counts = count(
+        found, test.table, range(len(test)), range(1, len(test.classes) + 1), [0.5], profile.evaluation.confidence_sweep
+    )
+    table = tabulate(counts)
+    best = table["f1_hm"].fillna(table["f1_detect"] * 1e-6).idxmax()
+    return {**table.loc[best].to_dict(), "n_train": n_train, "steps": profile.detection.steps}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="plain")
+    parser.add_argument("--profile", default="smoke", help="detector, patches and optimiser steps")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[10, 50, 100])
+    parser.add_argument("--steps", type=int, help="optimiser steps instead of the profile's")
+    given = parser.parse_args()
+    profile = load_profile(given.profile, sizes=given.sizes, splits=[1], imbalance_sizes=[])
+    phantom = Phantom(preset=given.preset, n_images=max(given.sizes) + profile.n_test)
+    changes = {"steps": given.steps} if given.steps else {}
+    detection = profile.detection.model_copy(update=changes)
+    profile = profile.model_copy(update={"phantom": phantom, "detection": detection})
+    with tempfile.TemporaryDirectory() as folder:
+        render_dataset(phantom, profile.root_seed, Path(folder) / "set")
+        rows = [{"preset": given.preset, **calibrate(profile, n, Path(folder))} for n in given.sizes]
+    print(pd.DataFrame(rows)[COLUMNS].round(3).to_string(index=False))
+    record = {"benchmark": "calibration", "date": time.strftime("%Y-%m-%d"), **provenance.environment(),
+              "profile": given.profile, "measured": rows}  # fmt: skip
+    with open(Path(__file__).with_name("results.jsonl"), "a", encoding="utf-8") as file:
+        file.write(json.dumps(provenance.plain(record)) + "\n")
+
+
+if __name__ == "__main__":
+    main()

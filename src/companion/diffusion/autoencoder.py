@@ -1,0 +1,201 @@
+"""Patches to latents and back: diffusers' vector-quantised autoencoder for grey images.
+
+The paper takes a VQGAN (Esser et al. 2021) pretrained on natural images and freezes it; diffusion then runs on
+its latents, before quantisation, as in Rombach et al. (2022). Here it is loaded from a file, or trained by
+`companion.diffusion.train` where none is given, and frozen as well.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import VQModel
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from companion import params, training
+from companion.errors import CompanionError
+
+KIND = "companion autoencoder"
+
+
+def configuration(parameters: params.Autoencoder, grey: tuple[float, float]) -> dict[str, Any]:
+    """What defines an autoencoder, as plain values kept with the weights.
+
+    Parameters
+    ----------
+    parameters : the profile's section
+    grey : grey level that the network sees as 0, and the difference that it sees as 1, in 0-255
+    """
+    levels = len(parameters.channels)
+    vq = {
+        "in_channels": parameters.stem**2,
+        "out_channels": parameters.stem**2,
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+        "block_out_channels": list(parameters.channels),
+        "layers_per_block": parameters.blocks,
+        "latent_channels": parameters.latent_channels,
+        "num_vq_embeddings": parameters.codes,
+        "norm_num_groups": math.gcd(32, *parameters.channels),
+        "mid_block_add_attention": parameters.attention,
+    }
+    return {"vq": vq, "stem": parameters.stem, "grey": [float(value) for value in grey]}
+
+
+class Autoencoder(nn.Module):
+    """`VQModel` for grey images, with the scaling of its latents to zero mean and unit variance.
+
+    Parameters
+    ----------
+    config : see `configuration`; ``stem`` px along a side become channels before the network, which then works
+        on a coarser grid, and are put back after it (1: not done)
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.config = dict(config)
+        self.vq = VQModel(**config["vq"])
+        self.grey_mean, self.grey_scale = config["grey"]
+        shape = (1, int(config["vq"]["latent_channels"]), 1, 1)
+        self.register_buffer("latent_mean", torch.zeros(shape))
+        self.register_buffer("latent_std", torch.ones(shape))
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels per latent pixel f, along a side."""
+        return int(self.config["stem"] * 2 ** (len(self.config["vq"]["block_out_channels"]) - 1))
+
+    @property
+    def latent_channels(self) -> int:
+        return int(self.config["vq"]["latent_channels"])
+
+    def scale(self, images: Tensor) -> Tensor:
+        """Grey levels [B, S, S] in 0-255 -> network input, float [B, 1, S, S]."""
+        return ((images.to(self.latent_mean.dtype) - self.grey_mean) / self.grey_scale).unsqueeze(1)
+
+    def unscaled_latents(self, scaled: Tensor) -> Tensor:
+        """Latents as the network gives them, [B, C, S/f, S/f], of `scale`'s output."""
+        folded = F.pixel_unshuffle(scaled, self.config["stem"])  # (B, stem^2, S/stem, S/stem)
+        channels = int(self.config["vq"]["in_channels"])
+        if folded.shape[1] == 1 and channels > 1:  # a network for colour images sees grey as three equal channels
+            folded = folded.expand(-1, channels, -1, -1)
+        return self.vq.encode(folded).latents
+
+    def reconstruction(self, latents: Tensor, quantise: bool = True) -> tuple[Tensor, Tensor]:
+        """Network output [B, 1, S, S] (scaled grey levels) and commitment loss of unscaled latents."""
+        decoded = self.vq.decode(latents, force_not_quantize=not quantise)
+        sample = F.pixel_shuffle(decoded.sample, self.config["stem"])  # (B, 1 or 3, S, S)
+        return sample.mean(dim=1, keepdim=True), decoded.commit_loss.mean()
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Latents of grey levels.
+
+        Parameters
+        ----------
+        images : [B, S, S], uint8 or float in 0-255
+
+        Returns
+        -------
+        float [B, C, S/f, S/f], per channel of zero mean and unit variance over the training patches
+        """
+        return (self.unscaled_latents(self.scale(images)) - self.latent_mean) / self.latent_std
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Grey levels, float [B, S, S] in 0-255, of latents as `encode` gives them; quantises them first."""
+        scaled, _ = self.reconstruction(latents * self.latent_std + self.latent_mean)
+        return (scaled.squeeze(1) * self.grey_scale + self.grey_mean).clamp(0, 255)
+
+    @torch.no_grad()
+    def fit_scaling(self, images: NDArray[np.uint8], batch_size: int) -> None:
+        """Set the latents' mean and standard deviation, per channel, from patches uint8 [P, S, S]."""
+        self.latent_mean.zero_()
+        self.latent_std.fill_(1)
+        latents = encode_all(self, images, batch_size)
+        self.latent_mean.copy_(latents.mean(dim=(0, 2, 3), keepdim=True))
+        self.latent_std.copy_(latents.std(dim=(0, 2, 3), keepdim=True).clamp_min(1e-6))
+
+    @torch.no_grad()
+    def features(self, images: NDArray[np.uint8], batch_size: int = 32) -> NDArray[np.float64]:
+        """What the encoder sees: mean and standard deviation over each of its levels' channels, float [P, D].
+
+        Used as feature space of distances between sets of images where no network pretrained on other data is at hand.
+        """
+        rows: list[Tensor] = []
+        levels: list[Tensor] = []
+        hooks = [
+            block.register_forward_hook(lambda _, __, output: levels.append(output))
+            for block in [*self.vq.encoder.down_blocks, self.vq.encoder.mid_block]
+        ]
+        try:
+            for batch in batches(images, batch_size):
+                levels.clear()
+                self.encode(batch.to(self.latent_mean.device))
+                rows.append(torch.cat([s for x in levels for s in (x.mean(dim=(2, 3)), x.std(dim=(2, 3)))], dim=1))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return torch.cat(rows).double().cpu().numpy()
+
+
+def batches(images: NDArray[np.uint8], batch_size: int):
+    """Torch tensors of `batch_size` patches each, in order; the last may be smaller."""
+    for start in range(0, len(images), batch_size):
+        yield torch.from_numpy(np.array(images[start : start + batch_size]))
+
+
+@torch.no_grad()
+def encode_all(autoencoder: Autoencoder, images: NDArray[np.uint8], batch_size: int) -> Tensor:
+    """Latents [P, C, S/f, S/f] of patches uint8 [P, S, S], on the autoencoder's device."""
+    device = autoencoder.latent_mean.device
+    return torch.cat([autoencoder.encode(batch.to(device)) for batch in batches(images, batch_size)])
+
+
+@torch.no_grad()
+def reconstruct(autoencoder: Autoencoder, images: NDArray[np.uint8], batch_size: int = 32) -> NDArray[np.uint8]:
+    """Encode, quantise and decode patches uint8 [P, S, S]: the ceiling of what diffusion can draw."""
+    device = autoencoder.latent_mean.device
+    parts = [to_grey(autoencoder.decode(autoencoder.encode(b.to(device)))) for b in batches(images, batch_size)]
+    return np.concatenate(parts) if parts else np.zeros_like(images)
+
+
+def peak_signal_to_noise(images: NDArray[np.uint8], decoded: NDArray[np.uint8]) -> float:
+    """PSNR in dB over all pixels of two stacks of patches; infinite for equal ones."""
+    error = np.mean([np.mean((a.astype(float) - b) ** 2) for a, b in zip(images, decoded, strict=True)])
+    return float(10 * np.log10(255**2 / error)) if error > 0 else math.inf
+
+
+def to_grey(decoded: Tensor) -> NDArray[np.uint8]:
+    """Nearest uint8 grey levels of a float tensor in 0-255."""
+    return decoded.round().to(torch.uint8).cpu().numpy()
+
+
+def save(autoencoder: Autoencoder, path: Path, **about: Any) -> None:
+    """Write weights, latent scaling and configuration as safetensors; `about` goes along."""
+    training.save_state(autoencoder.state_dict(), path, {"kind": KIND, "config": autoencoder.config, **about})
+
+
+def load(path: Path, device: str | torch.device = "cpu") -> tuple[Autoencoder, dict[str, Any]]:
+    """A frozen autoencoder and what was written about it; needs no profile.
+
+    Raises
+    ------
+    CompanionError
+        When the file is missing, broken, or holds another network.
+    """
+    state, about = training.load_state(path)
+    if about.get("kind") != KIND:
+        raise CompanionError(f"{path} holds '{about.get('kind')}', not a {KIND}; give the file that stage 04 wrote")
+    autoencoder = Autoencoder(about["config"])
+    autoencoder.load_state_dict(state)
+    return freeze(autoencoder.to(device)), about
+
+
+def freeze(autoencoder: Autoencoder) -> Autoencoder:
+    """In evaluation mode, without gradients: as the paper uses it for every split."""
+    return autoencoder.eval().requires_grad_(False)

@@ -1,0 +1,59 @@
+"""Published and own configurations of the diffusion stage, one row each.
+
+| preset  | latents of a 256 px patch | U-Net                                                     | for          |
+|---------|---------------------------|-----------------------------------------------------------|--------------|
+| paper   | 32 x 32 x 4               | 256 x (1, 2, 2, 2, 4), 2 blocks, attention at 1, 2, 4, 8  | the authors' |
+| compact | 64 x 64 x 4               | 96 x (1, 2, 2.5, 3.5), 2 blocks, attention at 4 and 8     | one GPU      |
+| tiny    | 64 x 64 x 4               | 64, 96 on 2 x 2 folded latents, 1 block, attention at 2   | CPU          |
+"""
+
+from __future__ import annotations
+
+import torch
+
+from companion.diffusion import denoiser as denoisers
+from companion.diffusion.denoiser import Denoiser
+from companion.params import Autoencoder, Diffusion
+from companion.params import Denoiser as DenoiserParameters
+
+PRESETS: dict[str, Diffusion] = {
+    "paper": Diffusion(
+        # CompVis' VQ-f8: as the authors' it is loaded, not trained here, so only the shape of its latents matters.
+        autoencoder=Autoencoder(
+            downsampling=8, stem=1, channels=[128, 128, 256, 512], blocks=2, attention=True, latent_channels=4,
+            codes=16384, crop_px=256,
+        ),
+        # base learning rate 1e-6 times the batch of 32, as CompVis' rule scales it.
+        denoiser=DenoiserParameters(
+            stem=1, channels=[256, 512, 512, 512, 1024], blocks=2, attention_factors=[1, 2, 4, 8],
+            mask_encoding="bilinear", prediction="epsilon", loss="l1", timesteps=1000, beta_start=0.0015,
+            beta_end=0.0205, steps=36_000, batch_size=32, learning_rate=3.2e-5, warmup_steps=1000, ema_decay=0.9999,
+        ),
+        checkpoint_every=1000,
+    ),
+    "compact": Diffusion(
+        autoencoder=Autoencoder(
+            downsampling=4, stem=1, channels=[32, 64, 96], blocks=2, codes=4096, crop_px=128, steps=8000,
+            learning_rate=1e-3,
+        ),
+        denoiser=DenoiserParameters(
+            stem=1, channels=[96, 192, 256, 320], blocks=2, attention_factors=[4, 8], mask_encoding="space-to-depth",
+            prediction="v_prediction", loss="l2", steps=10_000, batch_size=64, learning_rate=3e-4, warmup_steps=500,
+            ema_decay=0.999,
+        ),
+        checkpoint_every=500,
+    ),
+    "tiny": Diffusion(
+        denoiser=DenoiserParameters(mask_encoding="space-to-depth", prediction="v_prediction", loss="l2"),
+    ),
+}  # fmt: skip
+
+
+def build_denoiser(parameters: Diffusion, classes: int, device: str = "cpu") -> Denoiser:
+    """An untrained denoiser; on the "meta" device without memory for its weights, to count parameters."""
+    config = denoisers.configuration(
+        parameters.denoiser, classes=classes, latent_channels=parameters.autoencoder.latent_channels,
+        downsampling=parameters.autoencoder.downsampling,
+    )  # fmt: skip
+    with torch.device(device):
+        return Denoiser(config)

@@ -1,0 +1,209 @@
+"""Stage 5: from noise and a simulated mask to a micrograph patch.
+
+Every image has a random generator of its own, so image i is the same in any subset of a run, in any order and
+after any interruption. Batches are padded to one size, because the last bits of a convolution can depend on it;
+another `batch_size` gives the same grey levels but for rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from companion import params, training
+from companion.data.patches import Patches
+from companion.diffusion import denoiser as denoisers
+from companion.diffusion.autoencoder import Autoencoder, to_grey
+from companion.diffusion.denoiser import Denoiser
+from companion.errors import CompanionError
+from companion.provenance import hash_value, write_array
+
+Watch = Callable[[int, torch.Tensor], None]
+
+
+def generate(
+    autoencoder: Autoencoder,
+    denoiser: Denoiser,
+    simulated: Patches,
+    parameters: params.Sampling,
+    *,
+    machine: training.Compute,
+    name: str,
+    folder: Path,
+) -> Patches:
+    """Images for all simulated masks; continues where an interrupted call of the same run stopped.
+
+    Parameters
+    ----------
+    autoencoder, denoiser : see `autoencoder.load` and `denoiser.load`
+    simulated : patches whose ``images`` is None
+    parameters : the profile's section
+    machine : device, precision and root seed
+    name : path of names that the noise descends from, e.g. the stage's address
+    folder : finished batches are kept in its ``checkpoint/`` until all are done
+
+    Returns
+    -------
+    `simulated` with its images; its masks, index and table are untouched
+    """
+    masks = simulated.label_maps()
+    identity = training.fingerprint(
+        __name__, parameters=parameters.model_dump(mode="json"), name=name, root_seed=machine.root_seed,
+        dtype=str(machine.dtype), masks=hash_value(masks.sum(axis=(1, 2)).tolist()), weights=_digest(denoiser),
+    )[:16]  # fmt: skip
+    kept = folder / training.CHECKPOINT
+    parts = []
+    size = parameters.batch_size
+    for start in tqdm(range(0, len(masks), size), desc="sampling", mininterval=2, leave=False):
+        path = kept / f"images-{identity}-{start}.npy"
+        numbers = range(start, min(start + size, len(masks)))
+        if not path.exists():
+            drawn = sample(
+                autoencoder, denoiser, masks[start : start + size], numbers, parameters, machine=machine, name=name
+            )
+            write_array(path, drawn)
+        parts.append(np.load(path, allow_pickle=False))
+    images = np.concatenate(parts) if parts else np.zeros(simulated.instances.shape, dtype=np.uint8)
+    for path in kept.glob("images-*.npy"):
+        path.unlink()
+    if kept.is_dir() and not any(kept.iterdir()):
+        kept.rmdir()
+    return replace(simulated, images=images)
+
+
+@torch.no_grad()
+def sample(
+    autoencoder: Autoencoder,
+    denoiser: Denoiser,
+    label_maps: NDArray[np.uint8],
+    numbers: Sequence[int],
+    parameters: params.Sampling,
+    *,
+    machine: training.Compute,
+    name: str,
+    watch: Watch | None = None,
+) -> NDArray[np.uint8]:
+    """Images for given masks and noise numbers.
+
+    Parameters
+    ----------
+    label_maps : uint8 [n, S, S] class codes
+    numbers : the n numbers of the noise; the same mask and number give the same image
+    watch : called with (step, latents [n, C, s, s]) before the first step (0) and after each
+        of the steps, to show how an image appears
+
+    Returns
+    -------
+    uint8 [n, S, S]
+
+    Raises
+    ------
+    CompanionError
+        Masks that do not fit the networks, or whose number is not that of `numbers`.
+    """
+    _check(autoencoder, denoiser, label_maps, numbers)
+    size = parameters.batch_size
+    images = np.zeros(label_maps.shape, dtype=np.uint8)
+    for start in range(0, len(images), size):
+        here = slice(start, min(start + size, len(images)))
+        count = here.stop - here.start
+        masks = np.zeros((size, *label_maps.shape[1:]), dtype=np.uint8)  # padded with empty masks
+        masks[:count] = label_maps[here]
+        noise = [machine.generator(name, "image", int(n)) for n in list(numbers)[here]]
+        images[here] = _denoise(autoencoder, denoiser, masks, noise, parameters, machine, watch)
+    return images
+
+
+@torch.no_grad()
+def decode_steps(
+    autoencoder: Autoencoder,
+    denoiser: Denoiser,
+    label_maps: NDArray[np.uint8],
+    numbers: Sequence[int],
+    steps: Sequence[int],
+    parameters: params.Sampling,
+    *,
+    machine: training.Compute,
+    name: str,
+) -> NDArray[np.uint8]:
+    """How images appear: the latents after each of `steps` denoising steps (0: pure noise), decoded.
+
+    Parameters as for `sample`; at most ``parameters.batch_size`` masks.
+
+    Returns
+    -------
+    uint8 [len(steps), n, S, S]
+    """
+    frames: dict[int, NDArray[np.uint8]] = {}
+
+    def watch(step: int, latents: torch.Tensor) -> None:
+        if step in steps:
+            frames[step] = to_grey(autoencoder.decode(latents).float())
+
+    few = parameters.model_copy(update={"batch_size": len(label_maps)})
+    sample(autoencoder, denoiser, label_maps, numbers, few, machine=machine, name=name, watch=watch)
+    return np.stack([frames[step] for step in steps])
+
+
+def _denoise(
+    autoencoder: Autoencoder,
+    denoiser: Denoiser,
+    masks: NDArray[np.uint8],
+    generators: list[torch.Generator],
+    parameters: params.Sampling,
+    machine: training.Compute,
+    watch: Watch | None,
+) -> NDArray[np.uint8]:
+    side = masks.shape[-1] // autoencoder.downsampling
+    shape = (autoencoder.latent_channels, side, side)
+    count = len(generators)
+
+    def draw() -> torch.Tensor:  # (B, C, s, s), zeros where the batch is padded
+        noise = torch.zeros(len(masks), *shape)
+        for k, generator in enumerate(generators):
+            noise[k] = torch.randn(shape, generator=generator)
+        return noise.to(machine.device)
+
+    scheduler = denoisers.sampler(denoiser.config, parameters)
+    latents = draw()
+    with machine.autocast():
+        features = denoiser.mask_encoder(torch.from_numpy(masks).to(machine.device))  # once: the mask stays
+    if watch:
+        watch(0, latents[:count])
+    for k, timestep in enumerate(scheduler.timesteps, start=1):
+        with machine.autocast():
+            times = timestep.to(machine.device).expand(len(latents))
+            prediction = denoiser(latents, times, features).float()
+        stochastic = {"eta": parameters.eta, "variance_noise": draw()} if parameters.sampler == "ddim" else {}
+        latents = scheduler.step(prediction, timestep, latents, **stochastic).prev_sample
+        if watch:
+            watch(k, latents[:count])
+    with machine.autocast():
+        return to_grey(autoencoder.decode(latents).float())[:count]
+
+
+def _check(autoencoder: Autoencoder, denoiser: Denoiser, label_maps: NDArray[np.uint8], numbers: Sequence[int]) -> None:
+    if len(label_maps) != len(numbers):
+        raise CompanionError(f"{len(label_maps)} masks but {len(numbers)} noise numbers; give one number per mask")
+    factor = (
+        autoencoder.downsampling
+        * denoiser.config["stem"]
+        * 2 ** (len(denoiser.config["unet"]["block_out_channels"]) - 1)
+    )
+    if label_maps.shape[-1] % factor:
+        raise CompanionError(f"masks of {label_maps.shape[-1]} px: the networks need a multiple of {factor} px")
+    classes = denoiser.config["mask"]["classes"]
+    if label_maps.max(initial=0) > classes:
+        raise CompanionError(
+            f"a mask holds class {label_maps.max()}, but the denoiser was trained on {classes} class(es)"
+        )
+
+
+def _digest(denoiser: Denoiser) -> str:
+    return hash_value([float(parameter.double().sum()) for parameter in denoiser.parameters()])

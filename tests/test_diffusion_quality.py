@@ -1,0 +1,141 @@
+"""Quality measures on images whose answer is known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from conftest import ellipse_patches
+
+from companion.data.patches import instance_table
+from companion.diffusion import edit, quality
+from companion.errors import CompanionError
+from companion.geometry import symmetry
+
+
+def test_mask_contrast_by_hand():
+    patches = ellipse_patches(1)
+    instances = np.zeros((1, 64, 64), dtype=np.uint8)
+    instances[0, 20:30, 20:30] = 1
+    instances[0, 30:40, 20:30] = 2  # touches the first: not part of its ring
+    images = np.full((1, 64, 64), 100, dtype=np.uint8)
+    images[instances == 1], images[instances == 2] = 80, 125
+    table = instance_table(instances, {(0, 1): 1, (0, 2): 3})
+    found = quality.mask_contrast(replace(patches, images=images, instances=instances, table=table))
+    assert found["contrast"].tolist() == pytest.approx([0.2, -0.25])
+    assert found["class"].tolist() == [1, 3]
+
+
+def test_mask_contrast_without_defects_or_ring():
+    patches = ellipse_patches(1)
+    empty = replace(patches, instances=np.zeros_like(patches.instances), table=patches.table.iloc[:0])
+    assert quality.mask_contrast(empty).empty
+    full = np.ones_like(patches.instances)
+    assert quality.mask_contrast(replace(patches, instances=full, table=instance_table(full, {(0, 1): 1}))).empty
+
+
+def test_power_spectrum_finds_a_wave_and_white_noise_is_flat():
+    size = 64
+    x = np.arange(size)
+    wave = np.clip(128 + 50 * np.sin(2 * np.pi * 8 * x / size), 0, 255)[None, None, :].repeat(size, 1).astype(np.uint8)
+    frequency, power = quality.power_spectra(wave)
+    assert frequency[power[0].argmax()] == pytest.approx(8 / size)
+    noise = np.random.default_rng(0).normal(128, 10, (20, size, size)).round().astype(np.uint8)
+    mean = quality.power_spectra(noise)[1].mean(axis=0)[3:]
+    assert mean == pytest.approx(np.full_like(mean, 100), rel=0.15)  # the variance, at every frequency
+
+
+def test_kernel_distance_is_unbiased_and_grows():
+    rng = np.random.default_rng(0)
+    same = [quality.kernel_distance(rng.normal(size=(30, 5)), rng.normal(size=(20, 5))) for _ in range(300)]
+    assert abs(np.mean(same)) < 4 * np.std(same) / np.sqrt(len(same))
+    a = rng.normal(size=(30, 5))
+    apart = [quality.kernel_distance(a, rng.normal(shift, 1, size=(30, 5))) for shift in (0, 1, 2)]
+    assert apart == sorted(apart)
+
+
+def test_kernel_distance_by_hand():
+    a, b = np.array([[0.0], [1.0]]), np.array([[0.0], [2.0]])
+    # k(x, y) = (xy + 1)^3: within a k(0,1) = 1, within b k(0,2) = 1, between (1 + 1 + 1 + 27) / 4
+    assert quality.kernel_distance(a, b) == pytest.approx(1 + 1 - 2 * 7.5)
+
+
+def test_copies_are_found_in_every_symmetry():
+    train = ellipse_patches(8)
+    copies = np.stack([symmetry(train.images[5], 3), train.images[2]])
+    noisy = np.clip(copies + np.random.default_rng(0).normal(0, 3, copies.shape) + 20, 0, 255).astype(np.uint8)
+    found = quality.nearest_training(noisy, train)
+    assert found["nearest"].tolist() == [5, 2] and found["symmetry"].tolist() == [3, 0]
+    assert found["distance"].max() < 3
+    turned = quality.turned(train, found["nearest"], found["symmetry"])
+    assert np.array_equal(turned, copies)
+
+
+def _judge(generated, train, test):
+    rng = np.random.default_rng(0)
+    features = {
+        name: p.images.reshape(len(p), -1)[:, ::97].astype(float)
+        for name, p in (("generated", generated), ("train", train), ("test", test))
+    }
+    return quality.judge(generated, train, test, features, rng, resamples=50).set_index("measure")
+
+
+def test_good_images_pass_and_wrong_masks_do_not():
+    train, test = ellipse_patches(24, seed=1), ellipse_patches(24, seed=2)
+    good = _judge(ellipse_patches(24, seed=3), train, test)
+    assert good.loc["darker inside its mask", "value"] == 1
+    assert (good["low"] <= good["value"] + 1e-9).all()
+    other = ellipse_patches(24, seed=4)
+    mixed = _judge(replace(other, images=ellipse_patches(24, seed=5).images), train, test)
+    assert mixed.loc["darker inside its mask", "value"] < 0.8
+    smooth = replace(other, images=(other.images // 4 + 120).astype(np.uint8))
+    blurred = _judge(smooth, train, test)
+    name = "power spectrum, distance to held-out"
+    assert blurred.loc[name, "value"] > 5 * good.loc[name, "value"]
+
+
+def test_copied_training_images_show():
+    train, test = ellipse_patches(24, seed=1), ellipse_patches(24, seed=2)
+    table = _judge(train, train, test)
+    row = table.loc["distance to the nearest training patch"]
+    assert row["value"] == 0 and row["yardstick"] > 1
+
+
+def test_judging_images_without_defects_says_undefined():
+    train, test = ellipse_patches(8, seed=1), ellipse_patches(8, seed=2)
+    empty = replace(test, instances=np.zeros_like(test.instances), table=test.table.iloc[:0])
+    table = _judge(empty, train, test)
+    assert np.isnan(table.loc["darker inside its mask", ["value", "low", "high"]].astype(float)).all()
+    with pytest.raises(CompanionError, match="patches with images"):
+        quality.mask_contrast(replace(train, images=None))
+
+
+def test_editing_moves_and_removes_one_defect():
+    instances = np.zeros((20, 20), dtype=np.uint8)
+    instances[4:6, 2:8], instances[10:14, 10:14] = 1, 2
+    labels = np.where(instances == 1, 3, instances).astype(np.uint8)
+    gone = edit.remove(instances, labels, 1)
+    assert set(np.unique(gone)) == {0, 2}
+    moved = edit.move(instances, labels, 1, dx=5, dy=-2)
+    assert (moved[2:4, 7:13] == 3).all() and (moved == 3).sum() == 12 and (moved == 2).sum() == 16
+    turned = edit.move(instances, labels, 1, 0, 0, turn_deg=90)
+    rows, columns = np.nonzero(turned == 3)
+    assert np.ptp(rows) == 5 and np.ptp(columns) == 1  # a bar along x now stands along y
+    assert np.array_equal(edit.move(instances, labels, 0, 3, 3), labels)
+    assert np.array_equal(edit.remove(instances, labels, 9), labels)
+
+
+def test_turning_is_counter_clockwise():
+    instances = np.zeros((21, 21), dtype=np.uint8)
+    instances[10, 4:17] = 1
+    turned = edit.move(instances, instances, 1, 0, 0, turn_deg=30)
+    rows, columns = np.nonzero(turned)
+    assert np.polyfit(columns, -rows, 1)[0] == pytest.approx(np.tan(np.deg2rad(30)), rel=0.15)
+
+
+def test_histograms_are_shares():
+    images = np.zeros((2, 4, 4), dtype=np.uint8)
+    images[1, 0] = 255
+    shares = quality.histograms(images)
+    assert shares[0, 0] == 1 and shares[1, 255] == 0.25 and shares.sum() == pytest.approx(2)

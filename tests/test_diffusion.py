@@ -92,7 +92,7 @@ def test_latents_are_scaled_and_survive_the_file(tmp_path, stem, channels):
 
 def test_autoencoder_learns_to_reconstruct(tmp_path):
     patches = ellipse_patches(24)
-    parameters = params.Autoencoder(channels=[8, 16], codes=64, steps=40, batch_size=8, crop_px=32)
+    parameters = params.Autoencoder(channels=[8, 16], codes=64, steps=60, batch_size=8, crop_px=32)
     autoencoder, log = train.get_autoencoder(
         patches, parameters, machine=MACHINE, name="learn", folder=tmp_path, every=60
     )

@@ -2,6 +2,7 @@
 #   snakemake --cores 2 --rerun-triggers mtime --config profile=smoke
 # The stages, their folders and what each reads stand in src/companion/stages.py.
 import shlex
+import shutil
 import sys
 
 from companion import stages
@@ -17,6 +18,8 @@ QUOTED = shlex.join([NAME, PROFILE.dataset, ",".join(str(split) for split in PRO
 TREE = stages.tree(PROFILE)
 MATRIX = {stage.address: stage for stage in stages.matrix(PROFILE)}
 TRAINS = {"diffusion", "generated", "detector"}
+# 'auto' is decided where the job runs; here it matters only whether jobs have to share one GPU.
+GPUS = int(PROFILE.device == "cuda" or (PROFILE.device == "auto" and shutil.which("nvidia-smi") is not None))
 
 if workflow.is_main_process:
     synchronise(PROFILE)
@@ -56,7 +59,7 @@ for kind in stages.KINDS.values():
             address=lambda wildcards, kind=kind: kind.folder.format(**wildcards),
         threads: PROFILE.threads
         resources:
-            gpu=int(kind.name in TRAINS and PROFILE.device != "cpu"),
+            gpu=GPUS * (kind.name in TRAINS),
             mem_mb=4096 if kind.name not in TRAINS else 8192,
             runtime=60 if kind.name not in TRAINS else 720,
         shell:

@@ -38,4 +38,5 @@ def save(figure: Figure, folder: Path, name: str) -> Figure:
 
 def data_note(dataset: str, profile: str) -> str:
     """What a figure's title says of where it comes from, e.g. 'phantom, smoke profile'."""
-    return f"{'phantom (simulated)' if dataset == 'phantom' else dataset}, {profile} profile"
+    name = Path(dataset).name  # both may be given as paths
+    return f"{'phantom (simulated)' if name == 'phantom' else name}, {Path(profile).stem} profile"

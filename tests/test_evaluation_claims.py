@@ -31,7 +31,7 @@ def one_test(n_train, p, mean, n=4, undefined=None):
 
 EMPTY = Evidence(
     gains=gains(), tests=pd.DataFrame(), best=pd.DataFrame(columns=["arm", "confidence"]),
-    rare=pd.DataFrame(columns=["difference"]),
+    rare=pd.DataFrame(columns=["difference"]), rare_status="not run: no EXP+RARE detectors",
     quality=pd.DataFrame(columns=["measure", "value", "low", "high", "yardstick", "n_train"]),
     patches=pd.DataFrame(columns=["n"]), hours=pd.DataFrame(columns=["hours", "device"]),
     step=0.05, margin=0.01, level=0.95,
@@ -123,6 +123,12 @@ def test_origin_of_the_gain():
 def test_oversampling(differences, verdict):
     e = replace(EMPTY, rare=pd.DataFrame({"difference": differences}))
     assert gain_rules.judge_oversampling(e, 1.0).verdict == verdict
+
+
+def test_oversampling_that_was_not_tried_or_has_no_meaning():
+    assert gain_rules.judge_oversampling(EMPTY, 1.0).verdict == "not attempted"
+    one_class = replace(EMPTY, rare_status="without meaning: one class")
+    assert gain_rules.judge_oversampling(one_class, 1.0).verdict == "cannot be compared"
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def one_test(n_train, p, mean, n=4, undefined=None):
 
 EMPTY = Evidence(
     gains=gains(), tests=pd.DataFrame(), best=pd.DataFrame(columns=["arm", "confidence"]),
-    rare=pd.DataFrame(columns=["difference"]),
+    rare=pd.DataFrame(columns=["difference"]), rare_status="not run: no EXP+RARE detectors",
     quality=pd.DataFrame(columns=["measure", "value", "low", "high", "yardstick", "n_train"]),
     patches=pd.DataFrame(columns=["n"]), hours=pd.DataFrame(columns=["hours", "device"]),
     step=0.05, margin=0.01, level=0.95,
@@ -50,6 +50,7 @@ def test_twelve_claims_and_nothing_to_judge_them_by():
     [
         (0.022, 0.005, "reproduced"),
         (0.03, 0.004, "partly"),
+        (0.012, 0.015, "partly"),  # its interval reaches below zero
         (-0.01, 0.005, "not reproduced"),
         (0.03, 0.4, "cannot be compared"),
         (0.02, NAN, "cannot be compared"),
@@ -70,7 +71,8 @@ def test_a_wider_tolerance_can_only_help():
     ("n_train", "significant", "p", "mean", "n", "verdict"),
     [
         (50, True, 0.01, 0.02, 4, "reproduced"),
-        (50, True, 0.3, 0.02, 4, "partly"),
+        (50, True, 0.3, 0.005, 4, "not reproduced"),  # the interval ends below the paper's gain
+        (50, True, 0.3, 0.01, 4, "cannot be compared"),  # it holds zero and the paper's gain
         (50, True, 0.01, -0.02, 4, "not reproduced"),
         (50, True, 0.01, 0.02, 2, "cannot be compared"),
         (10, False, 0.2, 0.02, 4, "reproduced"),
@@ -87,7 +89,7 @@ def test_significance(n_train, significant, p, mean, n, verdict):
 def test_significance_level_is_the_tolerance():
     e = replace(EMPTY, tests=one_test(50, 0.04, 0.02))
     verdicts = [gain_rules.judge_significance(50, True)(e, f).verdict for f in (0.5, 1, 2)]
-    assert verdicts == ["partly", "reproduced", "reproduced"]
+    assert verdicts == ["not reproduced", "reproduced", "reproduced"]
 
 
 def test_origin_of_the_gain():
@@ -121,6 +123,12 @@ def test_origin_of_the_gain():
 def test_oversampling(differences, verdict):
     e = replace(EMPTY, rare=pd.DataFrame({"difference": differences}))
     assert gain_rules.judge_oversampling(e, 1.0).verdict == verdict
+
+
+def test_oversampling_that_was_not_tried_or_has_no_meaning():
+    assert gain_rules.judge_oversampling(EMPTY, 1.0).verdict == "not attempted"
+    one_class = replace(EMPTY, rare_status="without meaning: one class")
+    assert gain_rules.judge_oversampling(one_class, 1.0).verdict == "cannot be compared"
 
 
 @pytest.mark.parametrize(

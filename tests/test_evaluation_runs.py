@@ -13,7 +13,7 @@ from test_scores import BOX, noisy
 
 from companion import provenance, stages
 from companion.evaluation import runs, studies
-from companion.evaluation.claims import claims_table, gather
+from companion.evaluation.claims import claims_table, gather, verdicts_beside
 from companion.evaluation.significance import gain_table, operating_points, paired_scores, records, significance_table
 from companion.figures.threshold_page import threshold_page
 from companion.geometry import encode_rle
@@ -130,7 +130,7 @@ def test_the_page_with_sliders_is_one_piece(study):
     assert "NaN" not in page and (study["measure"] == "f1_hm" or '"f1_hm":[[null' in page)
 
 
-def test_claims_of_a_small_run_claim_little(study, monkeypatch):
+def test_claims_of_a_small_run_claim_little(study):
     claims, scores, chosen = study["claims"], study["scores"], study["chosen"]
     folders = {name: claims.upstream[name][0].folder for name in ("thresholds", "sizes", "significance", "imbalance")}
     pairs = paired_scores(scores, 0.5, ARMS, chosen)
@@ -138,13 +138,19 @@ def test_claims_of_a_small_run_claim_little(study, monkeypatch):
     provenance.write_table(folders["sizes"] / "sizes.parquet", gain_table(pairs, ARMS))
     tests = records(significance_table(pairs).assign(operating_point="best on test"))
     provenance.write_json(folders["significance"] / "significance.json", {"tests": tests})
-    provenance.write_json(folders["imbalance"] / "imbalance.json", {"differences": []})
+    provenance.write_json(
+        folders["imbalance"] / "imbalance.json", {"status": "not run: no detectors", "differences": []}
+    )
     table = pd.DataFrame(claims_table(gather(claims), claims)).set_index("id")
     assert len(table) == 12 and table["reason"].str.len().min() > 10
     decided = table[~table["verdict"].isin(["not attempted", "cannot be compared"])]
     assert set(decided.index) <= {"C1"}, decided
     assert table.loc["C5", "verdict"] == "cannot be compared" and table.loc["C3", "verdict"] == "not attempted"
     assert table.loc["C2", "stamp"] == "sizes/stamp.json" and table.loc["C11", "value"] == 10
+    rows = table.reset_index().to_dict("records")
+    provenance.write_json(stages.tree(claims.profile).parent / "other" / "claims" / "claims.json", {"claims": rows})
+    beside = verdicts_beside(claims, rows)
+    assert list(beside) == [claims.profile.dataset, "other (None)"] and beside.shape == (12, 2)
     strip = runs.strip_pictures(claims, scores)
     assert strip.test.shape == (64, 64) and strip.generated.dtype == np.uint8 and "split 1, N = 10" in strip.caption
     assert strip.real_labels.any() and strip.simulated_labels.any()

@@ -8,7 +8,7 @@ try is "not attempted"; what it tried but cannot decide (too few runs, an undefi
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -20,7 +20,7 @@ from companion import provenance
 from companion.evaluation import gain_rules, rules
 from companion.evaluation.rules import Evidence, Finding
 from companion.evaluation.significance import best_confidence
-from companion.stages import Stage, dataset_name, split_name
+from companion.stages import Stage, dataset_name, split_name, tree
 
 QUALITY_COLUMNS = ["measure", "value", "low", "high", "n", "yardstick"]
 
@@ -79,6 +79,7 @@ def gather(stage: Stage) -> Evidence:
         gains=pd.read_parquet(read["sizes"] / "sizes.parquet"), tests=tests,
         best=best_of_each_run(scores, evaluation.iou),
         rare=pd.DataFrame(rare["differences"], columns=["split", "n_train", "seed", "difference"]),
+        rare_status=rare["status"],
         quality=_quality(stage), patches=_patches(stage), hours=_hours(stage),
         step=max((b - a for a, b in pairwise(swept)), default=1.0),
         margin=evaluation.equivalence_margin, level=evaluation.confidence_level,
@@ -116,6 +117,29 @@ def claims_table(evidence: Evidence, stage: Stage) -> list[dict[str, Any]]:
             "commit": stamp.get("commit"),
         })  # fmt: skip
     return rows
+
+
+def verdicts_beside(stage: Stage, rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Verdicts of this data set and of every other that the same profile was run on, a column each.
+
+    Data sets are never pooled. The other columns are read as they lie in the run tree; they are not inputs of this
+    stage, so each names the commit that it was made from.
+
+    Parameters
+    ----------
+    rows : the table of `claims_table`
+
+    Returns
+    -------
+    Index: claim ids; columns "<data set>", for others "<data set> (<commit>)"
+    """
+    here = dataset_name(stage.profile.dataset)
+    columns = {here: {row["id"]: row["verdict"] for row in rows}}
+    for path in sorted(tree(stage.profile).parent.glob(f"*/{stage.kind.folder}/claims.json")):
+        if (name := path.parent.parent.name) != here:
+            commit = (provenance.read_stamp(path.parent) or {}).get("commit")
+            columns[f"{name} ({commit})"] = {row["id"]: row["verdict"] for row in _json(path)["claims"]}
+    return pd.DataFrame(columns).rename_axis("id")
 
 
 def _of_kind(stage: Stage, kind: str) -> Iterator[tuple[dict[str, Any], Path]]:

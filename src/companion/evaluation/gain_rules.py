@@ -12,6 +12,7 @@ from companion.evaluation.significance import CONDITION, paired_t
 from companion.evaluation.wording import number, with_interval
 
 PAPER_RUNS = 4  # detector runs per condition behind the paper's tests
+PAPER_GAIN = 0.02  # its largest gain in F1HM
 ARMS = ("EXP", "EXP+GEN")
 _GRADES: tuple[Verdict, ...] = ("not reproduced", "partly", "reproduced")
 
@@ -27,13 +28,18 @@ def judge_largest_gain(e: Evidence, factor: float) -> Finding:
     place = f"largest of {len(rows)} condition(s): split {row['split']}, N={row['n_train']}"
     if not np.isfinite(half):
         return replace(found, verdict="cannot be compared", reason=f"{place}; {row['n']} pair(s) give no interval")
-    if half > 0.02:
-        reason = f"{place}; the spread of the seeds (±{number(half)}) is larger than the effect of 0.02"
+    if half > PAPER_GAIN:
+        reason = f"{place}; the spread of the seeds (±{number(half)}) is larger than the effect of {PAPER_GAIN}"
         return replace(found, verdict="cannot be compared", reason=reason)
-    if abs(row["gain"] - 0.02) <= half * factor and row["gain"] > 0:
-        return replace(found, verdict="reproduced", reason=f"{place}; within the tolerance of 0.02")
-    verdict: Verdict = "partly" if row["gain"] > 0 else "not reproduced"
-    return replace(found, verdict=verdict, reason=f"{place}; {number(row['gain'] - 0.02, sign=True)} from 0.02")
+    if row["gain"] <= 0:
+        return replace(found, verdict="not reproduced", reason=f"{place}; no condition gained")
+    if row["low"] <= 0:
+        return replace(found, verdict="partly", reason=f"{place}; a gain, but its interval reaches below zero")
+    if abs(row["gain"] - PAPER_GAIN) <= half * factor:
+        return replace(found, verdict="reproduced", reason=f"{place}; within the tolerance of {PAPER_GAIN}")
+    return replace(
+        found, verdict="partly", reason=f"{place}; {number(row['gain'] - PAPER_GAIN, sign=True)} from {PAPER_GAIN}"
+    )
 
 
 def judge_significance(n_train: int, significant: bool) -> Rule:
@@ -64,10 +70,12 @@ def judge_significance(n_train: int, significant: bool) -> Rule:
         if n < PAPER_RUNS:
             return replace(found, reason=f"{n} pairs of runs; the paper has {PAPER_RUNS}, and fewer decide nothing")
         reason = f"split {row['split']}: p {'<' if p < alpha else '≥'} {alpha:g}, mean {'>' if mean > 0 else '≤'} 0"
-        reached = (p < alpha) == significant
-        verdict: Verdict = "reproduced" if reached and mean > 0 else "not reproduced"
-        if (significant and mean > 0 and not reached) or (not significant and reached and mean <= 0):
-            verdict = "partly"
+        if (p < alpha) == significant and mean > 0:
+            return replace(found, verdict="reproduced", reason=reason)
+        if p >= alpha and significant and row["low"] <= 0 and row["high"] >= PAPER_GAIN:
+            why = f"{reason}; the interval holds no gain and the paper's {PAPER_GAIN} alike: too wide to tell"
+            return replace(found, verdict="cannot be compared", reason=why)
+        verdict: Verdict = "partly" if p >= alpha and not significant else "not reproduced"
         return replace(found, verdict=verdict, reason=reason)
 
     return rule
@@ -103,7 +111,7 @@ def judge_origin_of_gain(e: Evidence, factor: float) -> Finding:
 def judge_oversampling(e: Evidence, factor: float) -> Finding:
     """C8: EXP+RARE minus EXP+GEN in F1HM."""
     if e.rare.empty:
-        return absent("no EXP+RARE detectors in this profile (imbalance_sizes)")
+        return absent(e.rare_status) if e.rare_status.startswith("not run") else unclear(e.rare_status)
     test = paired_t(e.rare["difference"], e.level)
     margin = e.margin * factor
     found = Finding(
@@ -117,8 +125,6 @@ def judge_oversampling(e: Evidence, factor: float) -> Finding:
         f"differences within ±{e.margin:g} count as none (half of the paper's largest gain)",
         with_interval(test["mean"], test["low"], test["high"], test["n"]),
     )
-    if test["n"] == 0:
-        return unclear("F1HM is undefined here (fewer than two classes), so there is no gain in it")
     if test["undefined"]:
         return found
     if -margin <= test["low"] and test["high"] <= margin:

@@ -28,6 +28,7 @@ class Evidence:
     tests : rows of significance.json at each arm's best threshold
     best : best confidence per split, n_train, arm and seed
     rare : paired differences EXP+RARE minus EXP+GEN of F1HM: split, n_train, difference
+    rare_status : whether the oversampling trial ran, in words (imbalance.json)
     quality : rows of every quality.parquet, with split and n_train
     patches : training patches per split, n_train and source ("generated")
     hours : split, n_train, device, hours of LDM training and of generation
@@ -40,6 +41,7 @@ class Evidence:
     tests: pd.DataFrame
     best: pd.DataFrame
     rare: pd.DataFrame
+    rare_status: str
     quality: pd.DataFrame
     patches: pd.DataFrame
     hours: pd.DataFrame

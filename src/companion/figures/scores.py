@@ -132,9 +132,9 @@ def sizes(table: pd.DataFrame, measure: str, note: str) -> Figure:
             text = "undefined" if pd.isna(row["share_of_left"]) else f"{100 * row['share_of_left']:+.1f} %"
             panel.annotate(text, (k, np.nanmax([row["base"], row["other"], 0])), ha="center", va="bottom")
         panel.set_xticks(here.index, [f"N = {n}" for n in here["n_train"]])
-        panel.set(title=f"split {split}", ylim=(0, 1), xlim=(-0.6, max(1.0, len(here)) - 0.4))
+        panel.set(title=f"split {split}", ylim=(0, 1.05), xlim=(-0.6, max(1.0, len(here)) - 0.4))
     axes[0][0].set_ylabel(f"{NAMES[measure]} at each arm's best threshold")
-    axes[0][-1].legend(loc="upper left")
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     figure.suptitle(f"{NAMES[measure]} by N; above the bars the gain as a share of what EXP leaves\n{note}", fontsize=9)
     return figure
 

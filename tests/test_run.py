@@ -165,7 +165,7 @@ def test_two_runs_on_one_tree_are_refused(project):
         (["run", "smoke", "--cores", "0"], "--cores"),
         (["run", "smoke", "--spit", "1"], "--spit"),
         (["run", "smoke", "--dataset", "loops_316"], "loops_316"),
-        (["evaluate", "no.parquet", "no.json"], "no.parquet"),
+        (["evaluate", "no.parquet", "no.json"], "no.json"),
     ],
 )
 def test_unusable_command_lines_exit_with_2(project, arguments, said):

@@ -53,7 +53,7 @@ def measure(tree: Path) -> dict[str, float]:
             for arm, group in row.groupby("arm")
         },
         "generated defects darker than their surroundings [share]": float(
-            quality.set_index("measure").loc["darker_inside_share", "value"]
+            quality.set_index("measure").loc["darker inside its mask", "value"]
         ),
     }
 

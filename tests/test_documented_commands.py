@@ -83,4 +83,9 @@ def test_data_check_says_what_a_folder_holds_or_what_is_wrong(tmp_path: Path) ->
 
     Image.new("L", (64, 64)).save(tmp_path / "images" / "a.png")
     shown = CliRunner().invoke(cli.app, ["data", "check", str(tmp_path)], catch_exceptions=False)
-    assert "1 micrographs, 0 instances, classes loop; no problem found" in shown.stdout
+    assert "micrographs: 1, of which 1 without a labelled defect" in shown.stdout
+    assert "look twice: class 'loop' has no instance" in shown.stdout
+    pictures = tmp_path / "pictures"
+    arguments = ["data", "check", str(tmp_path), "--pictures", str(pictures)]
+    CliRunner().invoke(cli.app, arguments, catch_exceptions=False)
+    assert (pictures / "figures" / "micrographs-01.png").is_file()

@@ -89,14 +89,30 @@ def data_fetch(name: Annotated[str, typer.Argument(help="a name of `companion da
 
 
 @data.command("check")
-def data_check(path: Annotated[Path, typer.Argument(help="data set folder: images/ and annotations.json")]) -> None:
-    """Validate a data set folder, or list everything that is wrong with it."""
-    from companion.data.dataset import load_dataset
+def data_check(
+    path: Annotated[Path, typer.Argument(help="data set folder (images/, annotations.json), or a name that is here")],
+    pictures: Annotated[Path | None, typer.Option(help="folder for pictures of micrographs with their labels")] = None,
+) -> None:
+    """Validate a data set folder and print its card, or list everything that is wrong with it."""
+    from companion import paths
+    from companion.data.check import check_dataset
 
-    dataset = load_dataset(path)
-    instances = sum(len(micrograph.annotations) for micrograph in dataset.micrographs)
-    names = ", ".join(dataset.classes)
-    print(f"{path}: {len(dataset.micrographs)} micrographs, {instances} instances, classes {names}; no problem found")
+    named = paths.data_cache() / path
+    found = check_dataset(named if not path.exists() and named.is_dir() else path)
+    for name, text in found.card.items():
+        print(f"{name}: {text}")
+    _print_table(found.classes)
+    print("\n".join(f"look twice: {note}" for note in found.notes) or "no problem found")
+    if pictures is not None:
+        from companion.figures import save, use_style
+        from companion.figures.micrographs import labelled_micrographs
+
+        use_style()
+        files = found.dataset.files
+        for start in range(0, len(files), 4):
+            figure = labelled_micrographs(found.dataset, files[start : start + 4], found.dataset.name)
+            save(figure, pictures, f"micrographs-{start // 4 + 1:02d}")
+        print(f"pictures: {pictures / 'figures'}")
 
 
 @data.command("import")

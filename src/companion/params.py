@@ -18,7 +18,7 @@ from companion.errors import CompanionError, nearest, problems
 from companion.params_base import Count, Positive, Section, Share, Whole
 from companion.params_phantom import Phantom
 
-Arm = Literal["EXP", "EXP+GEN", "EXP+RARE"]
+Arm = Literal["EXP", "EXP+GEN", "EXP+RARE", "GEN", "EXP+EXP", "EXP+PASTE"]
 Splits = Annotated[list[Whole | str], Field(min_length=1)]
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -75,7 +75,11 @@ class Masks(Section):
 class Autoencoder(Section):
     """diffusers VQModel between micrograph patches and latents."""
 
-    weights: str | None = Field(None, description="path of pretrained weights; none: trained here, then frozen")
+    weights: str | None = Field(
+        None,
+        description="path of pretrained weights, from the project folder; their file says the network's shape, and "
+        "what is said of it here does not count. None: trained here, then frozen",
+    )
     downsampling: Literal[4, 8] = Field(4, description="pixels per latent pixel, along a side")
     channels: list[Count] = Field([16, 32], description="base channels per resolution, finest first")
     stem: Literal[1, 2, 4] = Field(2, description="px along a side folded into channels first; the paper's has 1")
@@ -132,6 +136,9 @@ class Sampling(Section):
     sampler: Literal["ddim", "dpm-solver++"] = Field("ddim", description="the paper uses ddim")
     steps: Count = Field(15, description="denoising steps")
     eta: Share = Field(1.0, description="DDIM stochasticity; the paper uses 1")
+    noise: Literal["none", "measured"] = Field(
+        "none", description="measured: noise with the statistics of training micrographs is put back after decoding"
+    )
     batch_size: Count = Field(64, description="patches denoised together")
 
 
@@ -149,14 +156,18 @@ class Detection(Section):
     backend: Literal["batched", "torchvision", "detectron2"] = Field(
         "batched", description="batched: torchvision's network without its loops over images; detectron2: the authors'"
     )
-    network: Literal["tiny", "r50-fpn"] = Field("tiny", description="tiny: 0.9 M parameters; r50-fpn: the paper's")
+    network: Literal["tiny", "compact", "r50-fpn"] = Field(
+        "tiny", description="tiny: 0.9 M parameters; compact: 3.4 M; r50-fpn: the paper's, 44 M"
+    )
     weights: str | None = Field(None, description="path of pretrained weights; none: from scratch")
     steps: Count = Field(120, description="optimiser steps, equal in every arm")
     batch_size: Count = Field(8, description="patches per step")
     learning_rate: Positive = Field(2e-3, description="peak learning rate")
     optimizer: Literal["adamw-one-cycle", "sgd"] = Field("adamw-one-cycle", description="sgd is the paper's")
     generated_share: Share = Field(0.5, description="share of generated patches in a batch of EXP+GEN")
-    anchor_sizes_px: list[Count] = Field([8, 16, 32], description="one per feature level")
+    anchor_sizes_px: list[Count | Annotated[list[Count], Field(min_length=1)]] = Field(
+        [8, 16, 32], description="sides of anchors per feature level, one or a list; as many on every level"
+    )
     rois_per_image: Count = Field(64, description="regions sampled per patch in training")
     proposals: Count = Field(100, description="region proposals kept per patch")
     rpn_iou: tuple[Share, Share] = Field((0.3, 0.7), description="anchor IoU: background below, defect above")
@@ -164,6 +175,12 @@ class Detection(Section):
     score_floor: Share = Field(0.05, description="predictions below this score are not written")
     max_detections: Count = Field(100, description="predictions per patch at most")
     checkpoint_every: Count = Field(50, description="steps between checkpoints")
+
+    @model_validator(mode="after")
+    def _as_many_anchors_on_every_level(self) -> Detection:
+        if len({1 if isinstance(size, int) else len(size) for size in self.anchor_sizes_px}) > 1:
+            raise ValueError(f"anchor_sizes_px {self.anchor_sizes_px} has more sizes on one level than on another")
+        return self
 
 
 class Evaluation(Section):

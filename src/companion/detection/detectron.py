@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from companion.detection.model import ASPECT_RATIOS, Batch, Detections, library_targets
+from companion.detection.model import ASPECT_RATIOS, Batch, Detections, library_targets, per_level
 from companion.errors import CompanionError
 from companion.params import Detection
 
@@ -41,7 +41,7 @@ class Detectron2Detector:
         config.MODEL.WEIGHTS = ""
         if not settings.weights:
             config.MODEL.RESNETS.NORM, config.MODEL.BACKBONE.FREEZE_AT = "BN", 0
-        config.MODEL.ANCHOR_GENERATOR.SIZES = [[size] for size in settings.anchor_sizes_px]
+        config.MODEL.ANCHOR_GENERATOR.SIZES = [list(sides) for sides in per_level(settings.anchor_sizes_px)]
         config.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS = [list(ASPECT_RATIOS)]
         config.MODEL.RPN.IOU_THRESHOLDS = list(settings.rpn_iou)
         config.MODEL.RPN.POST_NMS_TOPK_TRAIN = config.MODEL.RPN.POST_NMS_TOPK_TEST = settings.proposals

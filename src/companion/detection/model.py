@@ -32,7 +32,24 @@ from companion.params import Detection
 from companion.training import load_state
 
 ASPECT_RATIOS = (0.5, 1.0, 2.0)  # height / width of anchors
-STRIDES = {"tiny": (4, 8, 16), "r50-fpn": (4, 8, 16, 32, 64)}  # px per cell of each feature level
+STRIDES = {
+    "tiny": (4, 8, 16),
+    "compact": (4, 8, 16),
+    "r50-fpn": (4, 8, 16, 32, 64),
+}  # px per cell of each feature level
+
+
+@dataclass(frozen=True)
+class Widths:
+    """Channels of a small Mask R-CNN: of the backbone's stages, the pyramid, the box head and the mask head."""
+
+    stages: tuple[int, int, int]
+    pyramid: int
+    box: int
+    mask: int
+
+
+SMALL = {"tiny": Widths((32, 64, 128), 64, 128, 32), "compact": Widths((64, 128, 256), 128, 256, 64)}
 
 
 @dataclass(frozen=True)
@@ -189,7 +206,7 @@ def build(settings: Detection, n_classes: int) -> Detector:
         from companion.detection.detectron import Detectron2Detector
 
         return Detectron2Detector(settings, n_classes)
-    network, channels = _tiny(settings, n_classes) if settings.network == "tiny" else _r50(settings, n_classes)
+    network, channels = (_small if settings.network in SMALL else _r50)(settings, n_classes)
     if settings.weights:
         load_weights(network, Path(settings.weights))
     if settings.backend == "torchvision":
@@ -210,6 +227,11 @@ def _common(settings: Detection) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def per_level(sizes: Sequence[int | list[int]]) -> list[tuple[int, ...]]:
+    """Anchor sides of every level, given one or several for each."""
+    return [(size,) if isinstance(size, int) else tuple(size) for size in sizes]
+
+
 def _anchors(settings: Detection) -> AnchorGenerator:
     sizes, levels = settings.anchor_sizes_px, len(STRIDES[settings.network])
     if len(sizes) != levels:
@@ -217,22 +239,23 @@ def _anchors(settings: Detection) -> AnchorGenerator:
             f"detection.anchor_sizes_px {sizes}: network '{settings.network}' has {levels} feature levels "
             "and needs one anchor size for each"
         )
-    return AnchorGenerator(tuple((size,) for size in sizes), (ASPECT_RATIOS,) * levels)
+    return AnchorGenerator(tuple(per_level(sizes)), (ASPECT_RATIOS,) * levels)
 
 
-def _tiny(settings: Detection, n_classes: int) -> tuple[MaskRCNN, int]:
-    width, box_width, mask_width = 64, 128, 32
-    backbone = SmallBackbone((32, 64, 128), width)
+def _small(settings: Detection, n_classes: int) -> tuple[MaskRCNN, int]:
+    widths = SMALL[settings.network]
+    anchors = _anchors(settings)
     network = MaskRCNN(
-        backbone,
-        rpn_anchor_generator=_anchors(settings), rpn_head=RPNHead(width, len(ASPECT_RATIOS)),
+        SmallBackbone(widths.stages, widths.pyramid),
+        rpn_anchor_generator=anchors, rpn_head=RPNHead(widths.pyramid, anchors.num_anchors_per_location()[0]),
         rpn_pre_nms_top_n_train=3 * settings.proposals, rpn_pre_nms_top_n_test=3 * settings.proposals,
         rpn_batch_size_per_image=128,
         # Defects are small: every region is pooled from the finest level, as torchvision's rule would have it too.
         box_roi_pool=MultiScaleRoIAlign(["0"], 7, 2), mask_roi_pool=MultiScaleRoIAlign(["0"], 14, 2),
-        box_head=TwoMLPHead(width * 7 * 7, box_width), box_predictor=FastRCNNPredictor(box_width, n_classes + 1),
-        mask_head=MaskRCNNHeads(width, (mask_width, mask_width), 1),
-        mask_predictor=MaskRCNNPredictor(mask_width, mask_width, n_classes + 1),
+        box_head=TwoMLPHead(widths.pyramid * 7 * 7, widths.box),
+        box_predictor=FastRCNNPredictor(widths.box, n_classes + 1),
+        mask_head=MaskRCNNHeads(widths.pyramid, (widths.mask, widths.mask), 1),
+        mask_predictor=MaskRCNNPredictor(widths.mask, widths.mask, n_classes + 1),
         **_common(settings),
     )  # fmt: skip
     network.transform = _FixedSize(0, 0, [0.5], [0.25])
@@ -291,8 +314,8 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def anchor_boxes(settings: Detection, size: int) -> list[NDArray[np.float32]]:
-    """Anchors of every feature level for patches of side `size`, each float32 [rows, columns, ratios, 4] in px."""
+    """Anchors of every feature level for patches of side `size`, each float32 [rows, columns, shapes, 4] in px."""
     strides = STRIDES[settings.network]
     grids = [[-(-size // stride)] * 2 for stride in strides]
     made = _anchors(settings).grid_anchors(grids, [[torch.tensor(stride)] * 2 for stride in strides])
-    return [boxes.reshape(*grid, len(ASPECT_RATIOS), 4).numpy() for boxes, grid in zip(made, grids, strict=True)]
+    return [boxes.reshape(*grid, -1, 4).numpy() for boxes, grid in zip(made, grids, strict=True)]

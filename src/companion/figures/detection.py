@@ -14,6 +14,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from companion.figures import CLASS_COLORS
+from companion.geometry import decode_rle
 
 # Colour and line say the same: solid is in the truth, dashed is not.
 OUTCOME_STYLES = {
@@ -52,7 +53,8 @@ def anchors(
     for boxes, color in zip(levels, CLASS_COLORS, strict=False):
         for box in boxes:
             _box(left, box, color)
-    names = [f"level {k + 1}: {np.sqrt(np.prod(b[0, 2:] - b[0, :2])):.0f} px" for k, b in enumerate(levels)]
+    sides = [np.sqrt(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)) for boxes in levels]
+    names = [f"level {k}: {s.min():.0f}–{s.max():.0f} px" for k, s in enumerate(sides, start=1)]
     handles = [Line2D([], [], color=c, label=n) for n, c in zip(names, CLASS_COLORS, strict=False)]
     left.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=3, fontsize=7)
     left.set_title("anchors of one place")
@@ -167,4 +169,29 @@ def errors_by_class_and_size(
     right.set(xlabel="long side, px")
     right.legend(fontsize=7)
     figure.suptitle(title)
+    return figure
+
+
+def overlay(image: NDArray[np.uint8], defects: pd.DataFrame, classes: Sequence[str], title: str) -> Figure:
+    """A micrograph with the outline of every defect, coloured by class.
+
+    Parameters
+    ----------
+    image : uint8 [H, W]
+    defects : columns class (name), mask (COCO compressed run-length bytes of the whole image)
+    classes : names of the classes
+    title : of the figure
+    """
+    height, width = image.shape
+    figure, axes = plt.subplots(figsize=(7.2, 7.2 * height / width + 0.5))
+    _picture(axes, image)
+    colors = dict(zip(classes, CLASS_COLORS, strict=False))
+    for name, mask in defects[["class", "mask"]].itertuples(index=False):
+        outline = np.pad(decode_rle([mask], image.shape)[0].astype(float), 1)
+        centres_x, centres_y = np.arange(width + 2) - 0.5, np.arange(height + 2) - 0.5
+        axes.contour(centres_x, centres_y, outline, levels=[0.5], colors=[colors[name]], linewidths=0.9)
+    counts = defects["class"].value_counts()
+    handles = [Line2D([], [], color=c, label=f"{name}: {counts.get(name, 0)}") for name, c in colors.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4)
+    axes.set_title(title)
     return figure

@@ -37,7 +37,7 @@ def labelled_micrographs(dataset: DataSet, files: Sequence[str], note: str) -> F
         micrograph = dataset.micrograph(name)
         pixels, truth = micrograph.read(), micrograph.instances()
         for row in (0, 1):
-            axes[row, column].imshow(pixels, vmin=0, vmax=255)
+            axes[row, column].imshow(pixels, cmap="gray", vmin=0, vmax=255)
             axes[row, column].axis("off")
         outline(axes[1, column], truth.ids, truth.codes)
         axes[0, column].set_title(f"{name}: {len(truth.codes) - 1} defects")
@@ -69,7 +69,7 @@ def patch_grid(patches: Patches, chosen: Sequence[int], note: str, columns: int 
         codes = np.zeros(int(own["instance"].max() if len(own) else 0) + 1, dtype=int)
         codes[own["instance"]] = own["class"]
         if patches.images is not None:
-            place.imshow(patches.images[patch], vmin=0, vmax=255)
+            place.imshow(patches.images[patch], cmap="gray", vmin=0, vmax=255)
         outline(place, np.asarray(patches.instances[patch]), codes)
         place.set_title(f"patch {patch}", fontsize=7)
     legend(figure, patches.classes)

@@ -3,7 +3,8 @@
     python benchmarks/scores.py [--runs 48] [--patches 550] [--workers 2] [--json FILE]
 
 Predictions are drawn around random truths (3.37 defects per patch, as in the paper's test set). The table gives
-wall and CPU seconds per rule (they differ on a busy machine); part of the rows is checked against counting one threshold at a time.
+wall and CPU seconds per rule (they differ on a busy machine); part of the rows is checked against counting one
+threshold at a time.
 """
 
 from __future__ import annotations

@@ -205,6 +205,7 @@ def placeholder_sources(folder: Path) -> Path:
     """The book's own pages with placeholders, which look like no result, for everything that a run makes."""
     shutil.copytree(BOOK, folder / "book", ignore=shutil.ignore_patterns("executed"))
     shutil.copy(ROOT / "_config.yml", folder)
+    (folder / "src").symlink_to(ROOT / "src")  # pages include code from it
     executed = folder / "book" / "executed"
     executed.mkdir()
     names = [n for n in toc_files(yaml.safe_load((BOOK / "_toc.yml").read_text(encoding="utf-8"))) if "executed/" in n]

@@ -161,6 +161,19 @@ def quality(*rows):
     return pd.DataFrame(rows, columns=["n_train", "measure", "value", "low", "high", "yardstick"])
 
 
+def test_image_quality():
+    def verdict(*rows, factor=1.0, **more):
+        return rules.judge_image_quality(replace(EMPTY, quality=quality(*rows).assign(**more)), factor).verdict
+
+    inside, outside = (10, "a", 0.9, 0.8, 0.95, 0.93), (10, "b", 5.0, 4.9, 9.0, 3.0)
+    assert verdict(inside) == "reproduced" and verdict(outside) == "not reproduced"
+    assert verdict(inside, outside) == "partly"
+    assert verdict((10, "a", 0.9, 0.8, 0.95, 0.97), factor=2) == "reproduced"  # 0.97 is 1.4 half intervals above
+    below = (10, "distance", 1.0, 0.9, 1.1, 3.0)
+    assert verdict(below) == "not reproduced"
+    assert verdict(below, yardstick_of="real training against held-out images") == "reproduced"
+
+
 def test_quality_with_n():
     falling = quality((10, "a", 0.5, 0.45, 0.55, 0.1), (100, "a", 0.2, 0.15, 0.25, 0.1))
     assert rules.judge_quality_with_n(replace(EMPTY, quality=falling), 1.0).verdict == "reproduced"

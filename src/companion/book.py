@@ -10,7 +10,7 @@ from typing import Any
 
 import nbformat
 
-from companion import book_glue, paths, provenance, stages
+from companion import fragments, paths, provenance, stages
 from companion.errors import CompanionError, problems
 from companion.params import Profile, load_profile
 
@@ -39,7 +39,7 @@ def assemble(profile: Profile, target: Path) -> list[Path]:
             shutil.copy(figure, folder / figure.name)
         claims, sizes = shown["claims"].folder / "claims.json", shown["sizes"].folder / "sizes.parquet"
         shutil.copy(claims, folder / "claims.json")
-        book_glue.write_fragments(folder, profile, claims, sizes)
+        fragments.write_fragments(folder, profile, claims, sizes)
     return sorted(target.glob("*.ipynb"))
 
 

@@ -79,10 +79,9 @@ def badge(stage: stages.Stage) -> str:
     if stamp is None:
         raise CompanionError(f"{stage.folder} has no stamp: its notebook did not finish")
     reasons = stage.staleness()
-    data = "phantom (simulated)" if stamp["dataset"] == "phantom" else stamp["dataset"]
     keys = ", ".join(f"{name} {value}" for name, value in stamp["keys"].items())
     entries = [
-        ("data", data), ("profile", stamp["profile"]), ("condition", keys or "all"), ("device", stamp["device"]),
+        ("data", fragments.data_name(stamp["dataset"])), ("profile", stamp["profile"]), ("condition", keys or "all"), ("device", stamp["device"]),
         ("wall time", f"{stamp['wall_s']:.0f} s"), ("peak memory", f"{stamp['peak_memory_mib']} MiB"),
         ("commit", stamp["commit"] or "none"), ("date", stamp["started"][:10]),
     ]  # fmt: skip

@@ -81,7 +81,8 @@ def badge(stage: stages.Stage) -> str:
     reasons = stage.staleness()
     keys = ", ".join(f"{name} {value}" for name, value in stamp["keys"].items())
     entries = [
-        ("data", fragments.data_name(stamp["dataset"])), ("profile", stamp["profile"]), ("condition", keys or "all"), ("device", stamp["device"]),
+        ("data", fragments.data_name(stamp["dataset"])), ("profile", stamp["profile"]),
+        ("condition", keys or "all"), ("device", stamp["device"]),
         ("wall time", f"{stamp['wall_s']:.0f} s"), ("peak memory", f"{stamp['peak_memory_mib']} MiB"),
         ("commit", stamp["commit"] or "none"), ("date", stamp["started"][:10]),
     ]  # fmt: skip

@@ -200,7 +200,8 @@ def assert_equal_losses_and_gradients(theirs, ours, batch):
     found, found_gradients = gradients(ours, batch)
     assert found.keys() == expected.keys()
     for name in expected:
-        assert found[name] == pytest.approx(expected[name], rel=1e-6, abs=1e-9), name
+        # torchvision computes part of loss_objectness in single precision whatever the network's.
+        assert found[name] == pytest.approx(expected[name], rel=1e-5, abs=1e-9), name
     for name, gradient in expected_gradients.items():
         off = (found_gradients[name] - gradient).norm()
         assert off <= 1e-5 * gradient.norm() + 1e-9, (name, off, gradient.norm())

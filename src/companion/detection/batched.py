@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import roi_align
 from torchvision.ops.poolers import _setup_scales
@@ -185,7 +186,7 @@ class BatchedDetector:
             wanted = regions.pick(batch.boxes, truth[:, :places])
             wanted = regions.encode(wanted, boxes[:, :places], heads.box_coder.weights)
         pooled = self._pool(heads.box_roi_pool, features, boxes, size)
-        scores, corrections = heads.box_predictor(heads.box_head(pooled))
+        scores, corrections = heads.box_predictor(_box_head(heads.box_head, pooled))
         corrections = _wide(corrections).reshape(*index.shape, -1, 4)[:, :places]  # (B, P, K + 1, 4)
         of_class = labels[:, :places, None, None].expand(-1, -1, 1, 4)
         box = F.smooth_l1_loss(corrections.gather(2, of_class)[:, :, 0], wanted, beta=_BETA, reduction="none")
@@ -258,7 +259,7 @@ class BatchedDetector:
         heads = self.network.roi_heads
         batch, count = valid.shape
         pooled = self._pool(heads.box_roi_pool, features, proposals, size)
-        scores, corrections = heads.box_predictor(heads.box_head(pooled))
+        scores, corrections = heads.box_predictor(_box_head(heads.box_head, pooled))
         scores = _wide(scores).softmax(-1).reshape(batch, count, -1)[..., 1:]  # (B, P, K)
         corrections = _wide(corrections).reshape(batch, count, -1, 4)[:, :, 1:]
         boxes = regions.decode(corrections, proposals[:, :, None], heads.box_coder.weights).clamp(0, size)
@@ -293,6 +294,14 @@ class BatchedDetector:
 def _wide(values: Tensor) -> Tensor:
     """Losses and boxes are computed in single precision at least, whatever the network's."""
     return values if values.dtype == torch.float64 else values.float()
+
+
+def _box_head(head: TwoMLPHead, pooled: Tensor) -> Tensor:
+    """torchvision's box head; channels-last regions are read as they lie, with the weights' columns reordered."""
+    if not pooled.is_contiguous(memory_format=torch.channels_last):
+        return head(pooled)
+    weight = head.fc6.weight.reshape(-1, *pooled.shape[1:]).permute(0, 2, 3, 1).flatten(1)
+    return F.relu(head.fc7(F.relu(F.linear(pooled.permute(0, 2, 3, 1).flatten(1), weight, head.fc6.bias))))
 
 
 def _rows(images: Tensor, keep: Tensor) -> Tensor:

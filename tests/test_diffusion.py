@@ -17,7 +17,7 @@ from conftest import ellipse_patches
 from companion import geometry, params, training
 from companion.diffusion import autoencoder as autoencoders
 from companion.diffusion import denoiser as denoisers
-from companion.diffusion import train
+from companion.diffusion import pretrain, train
 from companion.diffusion.presets import PRESETS, build_denoiser
 from companion.diffusion.sample import decode_steps, generate, sample
 from companion.errors import CompanionError
@@ -92,7 +92,7 @@ def test_latents_are_scaled_and_survive_the_file(tmp_path, stem, channels):
 
 def test_autoencoder_learns_to_reconstruct(tmp_path):
     patches = ellipse_patches(24)
-    parameters = params.Autoencoder(channels=[8, 16], codes=64, steps=40, batch_size=8, crop_px=32)
+    parameters = params.Autoencoder(channels=[8, 16], codes=64, steps=60, batch_size=8, crop_px=32)
     autoencoder, log = train.get_autoencoder(
         patches, parameters, machine=MACHINE, name="learn", folder=tmp_path, every=60
     )
@@ -110,6 +110,35 @@ def test_presets_have_the_published_sizes():
     paper = build_denoiser(PRESETS["paper"], 3, "meta")
     assert paper.unet.config.in_channels == 8 and paper.unet.config.out_channels == 4
     assert paper.mask_encoder.project.weight.shape == (4, 4, 1, 1)
+
+
+@pytest.mark.parametrize(("profile", "preset"), [("paper", "paper"), ("course", "compact")])
+def test_profiles_are_their_presets(profile, preset):
+    found, wanted = params.load_profile(profile).diffusion, PRESETS[preset]
+    assert found.denoiser == wanted.denoiser and found.checkpoint_every == wanted.checkpoint_every
+    assert found.autoencoder.weights or found.autoencoder == wanted.autoencoder
+
+
+def test_pretraining_writes_a_file_that_any_size_can_use(tmp_path):
+    small = pretrain.PARAMETERS.model_copy(update={"steps": 4, "batch_size": 2, "channels": [8, 8], "codes": 16})
+    pretrain.pretrain(tmp_path / "a.safetensors", small, size_px=96)
+    patches = ellipse_patches(4)
+    parameters = params.Autoencoder(weights=str(tmp_path / "a.safetensors"))
+    autoencoder, log = train.get_autoencoder(
+        patches, parameters, machine=MACHINE, name="given", folder=tmp_path / "stage", every=1
+    )
+    assert log.empty and not any(p.requires_grad for p in autoencoder.parameters())
+    latents = autoencoders.encode_all(autoencoder, patches.images, 4)
+    assert torch.allclose(latents.std(dim=(0, 2, 3)), torch.ones(4), atol=1e-3)  # scaled anew, on these patches
+    _, about = autoencoders.load(tmp_path / "stage" / "autoencoder.safetensors")
+    assert about["pretrained"] and about["origin"]["data"].startswith("phantom")
+
+
+def test_pretraining_pairs_differ_by_noise_alone():
+    recorded, clean = pretrain.micrographs(size_px=96)
+    difference = recorded.astype(float) - clean
+    assert recorded.shape == clean.shape == (18, 96, 96)
+    assert np.abs(difference.mean()) < 3 and (difference.std(axis=(1, 2)) > 3).all()
 
 
 def test_noise_schedule_is_linear_in_the_square_root_of_beta():

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import ellipse_patches
+from scipy.ndimage import gaussian_filter
 
 from companion.data.patches import instance_table
-from companion.diffusion import edit, quality
+from companion.diffusion import edit, measures, noise, quality
 from companion.errors import CompanionError
 from companion.geometry import symmetry
 
@@ -22,7 +24,7 @@ def test_mask_contrast_by_hand():
     images = np.full((1, 64, 64), 100, dtype=np.uint8)
     images[instances == 1], images[instances == 2] = 80, 125
     table = instance_table(instances, {(0, 1): 1, (0, 2): 3})
-    found = quality.mask_contrast(replace(patches, images=images, instances=instances, table=table))
+    found = measures.mask_contrast(replace(patches, images=images, instances=instances, table=table))
     assert found["contrast"].tolist() == pytest.approx([0.2, -0.25])
     assert found["class"].tolist() == [1, 3]
 
@@ -30,45 +32,45 @@ def test_mask_contrast_by_hand():
 def test_mask_contrast_without_defects_or_ring():
     patches = ellipse_patches(1)
     empty = replace(patches, instances=np.zeros_like(patches.instances), table=patches.table.iloc[:0])
-    assert quality.mask_contrast(empty).empty
+    assert measures.mask_contrast(empty).empty
     full = np.ones_like(patches.instances)
-    assert quality.mask_contrast(replace(patches, instances=full, table=instance_table(full, {(0, 1): 1}))).empty
+    assert measures.mask_contrast(replace(patches, instances=full, table=instance_table(full, {(0, 1): 1}))).empty
 
 
 def test_power_spectrum_finds_a_wave_and_white_noise_is_flat():
     size = 64
     x = np.arange(size)
     wave = np.clip(128 + 50 * np.sin(2 * np.pi * 8 * x / size), 0, 255)[None, None, :].repeat(size, 1).astype(np.uint8)
-    frequency, power = quality.power_spectra(wave)
+    frequency, power = measures.power_spectra(wave)
     assert frequency[power[0].argmax()] == pytest.approx(8 / size)
     noise = np.random.default_rng(0).normal(128, 10, (20, size, size)).round().astype(np.uint8)
-    mean = quality.power_spectra(noise)[1].mean(axis=0)[3:]
+    mean = measures.power_spectra(noise)[1].mean(axis=0)[3:]
     assert mean == pytest.approx(np.full_like(mean, 100), rel=0.15)  # the variance, at every frequency
 
 
 def test_kernel_distance_is_unbiased_and_grows():
     rng = np.random.default_rng(0)
-    same = [quality.kernel_distance(rng.normal(size=(30, 5)), rng.normal(size=(20, 5))) for _ in range(300)]
+    same = [measures.kernel_distance(rng.normal(size=(30, 5)), rng.normal(size=(20, 5))) for _ in range(300)]
     assert abs(np.mean(same)) < 4 * np.std(same) / np.sqrt(len(same))
     a = rng.normal(size=(30, 5))
-    apart = [quality.kernel_distance(a, rng.normal(shift, 1, size=(30, 5))) for shift in (0, 1, 2)]
+    apart = [measures.kernel_distance(a, rng.normal(shift, 1, size=(30, 5))) for shift in (0, 1, 2)]
     assert apart == sorted(apart)
 
 
 def test_kernel_distance_by_hand():
     a, b = np.array([[0.0], [1.0]]), np.array([[0.0], [2.0]])
     # k(x, y) = (xy + 1)^3: within a k(0,1) = 1, within b k(0,2) = 1, between (1 + 1 + 1 + 27) / 4
-    assert quality.kernel_distance(a, b) == pytest.approx(1 + 1 - 2 * 7.5)
+    assert measures.kernel_distance(a, b) == pytest.approx(1 + 1 - 2 * 7.5)
 
 
 def test_copies_are_found_in_every_symmetry():
     train = ellipse_patches(8)
     copies = np.stack([symmetry(train.images[5], 3), train.images[2]])
     noisy = np.clip(copies + np.random.default_rng(0).normal(0, 3, copies.shape) + 20, 0, 255).astype(np.uint8)
-    found = quality.nearest_training(noisy, train)
+    found = measures.nearest_training(noisy, train)
     assert found["nearest"].tolist() == [5, 2] and found["symmetry"].tolist() == [3, 0]
     assert found["distance"].max() < 3
-    turned = quality.turned(train, found["nearest"], found["symmetry"])
+    turned = measures.turned(train, found["nearest"], found["symmetry"])
     assert np.array_equal(turned, copies)
 
 
@@ -108,7 +110,7 @@ def test_judging_images_without_defects_says_undefined():
     table = _judge(empty, train, test)
     assert np.isnan(table.loc["darker inside its mask", ["value", "low", "high"]].astype(float)).all()
     with pytest.raises(CompanionError, match="patches with images"):
-        quality.mask_contrast(replace(train, images=None))
+        measures.mask_contrast(replace(train, images=None))
 
 
 def test_editing_moves_and_removes_one_defect():
@@ -137,5 +139,89 @@ def test_turning_is_counter_clockwise():
 def test_histograms_are_shares():
     images = np.zeros((2, 4, 4), dtype=np.uint8)
     images[1, 0] = 255
-    shares = quality.histograms(images)
+    shares = measures.histograms(images)
     assert shares[0, 0] == 1 and shares[1, 255] == 0.25 and shares.sum() == pytest.approx(2)
+
+
+def test_classifier_tells_only_what_differs():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(80, 6)), rng.normal(size=(60, 6))
+    groups = np.arange(80), np.arange(60) // 3
+    same = measures.told_apart(a, b, *groups, rng)
+    assert 0.3 < same < 0.7
+    shifted = b + np.array([2, 0, 0, 0, 0, 0])
+    assert measures.told_apart(a, shifted, *groups, rng) > 0.9
+    assert np.isnan(measures.told_apart(a, b, np.zeros(80), np.zeros(60), rng))  # one group each: nothing to judge on
+
+
+def test_classifier_is_not_fooled_by_the_micrograph():
+    # Two sets whose patches differ by micrograph only: a classifier that had seen the micrograph would win.
+    rng = np.random.default_rng(1)
+    groups = np.repeat(np.arange(8), 10)
+    offsets = rng.normal(size=(16, 30)) * 3
+    a = rng.normal(size=(80, 30)) + offsets[groups]
+    b = rng.normal(size=(80, 30)) + offsets[8 + groups]
+    assert measures.told_apart(a, b, groups, groups, rng) < 0.85
+    assert measures.told_apart(a, b, np.arange(80), np.arange(80), rng) > 0.95
+
+
+def test_interval_of_an_auc():
+    low, high = measures.auc_interval(0.5, 50, 50, 0.95)
+    assert low == pytest.approx(1 - high) and high - low == pytest.approx(2 * 1.96 * 0.0580, rel=0.02)
+    assert measures.auc_interval(1.0, 5, 5, 0.95) == (1.0, 1.0)
+
+
+def _background(images, micrographs=None):
+    names = micrographs or ["a"] * len(images)
+    patches = ellipse_patches(1)
+    return replace(
+        patches, images=images, instances=np.zeros(images.shape, np.uint8), index=pd.DataFrame({"image": names})
+    )
+
+
+def test_noise_model_finds_variance_and_correlation():
+    rng = np.random.default_rng(0)
+    size = 64
+    signal = np.linspace(60, 200, size)[None, None, :].repeat(40, 0).repeat(size, 1)
+    white = rng.normal(size=signal.shape)
+    lines = rng.normal(size=(40, size, 1)) * 0.5  # scan lines: one gain per row
+    images = np.clip(np.rint(signal + np.sqrt(4 + 0.25 * signal) * (white + lines)), 0, 255).astype(np.uint8)
+    model = noise.measure(_background(images), signal)
+    total = 1 + 0.25  # variance of pixel noise and lines together
+    assert model.line[0] == pytest.approx([4 * total, 0.25 * total], rel=0.25)
+    drawn = np.stack([model.add(signal[0], np.random.default_rng(k)) for k in range(40)]) - signal[0]
+    scaled = drawn / np.sqrt((4 + 0.25 * signal[0]) * total)
+    assert scaled.std() == pytest.approx(1, rel=0.05)
+    rows = np.corrcoef(scaled[:, :, 0].ravel(), scaled[:, :, 30].ravel())[0, 1]
+    columns = np.corrcoef(scaled[:, 0].ravel(), scaled[:, 30].ravel())[0, 1]
+    assert rows == pytest.approx(0.25 / total, abs=0.06) and abs(columns) < 0.06
+
+
+def test_noise_closes_the_gap_in_the_power_spectrum():
+    rng = np.random.default_rng(0)
+    train, test = (
+        np.clip(np.rint(gaussian_filter(rng.normal(150, 30, (30, 64, 64)), (0, 0.6, 0))), 0, 255) for _ in "ab"
+    )
+    smooth, held = (gaussian_filter(images, (0, 3, 3)) for images in (train, test))
+    model = noise.measure(_background(train.astype(np.uint8), list("abcdef") * 5), smooth)
+    noisy = np.stack([model.add(image, np.random.default_rng(k)) for k, image in enumerate(held)])
+    real, without, put_back = (
+        np.log10(measures.power_spectra(np.clip(np.rint(x), 0, 255).astype(np.uint8))[1].mean(axis=0))[2:]
+        for x in (test, held, noisy)
+    )
+    assert np.abs(without - real).mean() > 1
+    assert np.abs(put_back - real).mean() < 0.1  # the aim: within 0.1 decade up to Nyquist
+
+
+def test_noise_of_one_grey_level_and_messages():
+    flat = np.full((3, 16, 16), 100.0)
+    images = np.clip(flat + np.random.default_rng(0).normal(0, 5, flat.shape), 0, 255).astype(np.uint8)
+    model = noise.measure(_background(images, ["a", "b", "b"]), flat)
+    assert model.line[:, 0] + 100 * model.line[:, 1] == pytest.approx([25, 25], rel=0.3)
+    with pytest.raises(CompanionError, match="measured on patches of 16 px, the image has 32 px"):
+        model.add(np.zeros((32, 32)), np.random.default_rng(0))
+    with pytest.raises(CompanionError, match="there are none"):
+        noise.measure(_background(images[:0]), flat[:0])
+    full = replace(_background(images), instances=np.ones(images.shape, dtype=np.uint8))
+    with pytest.raises(CompanionError, match="no background in the training patches of a"):
+        noise.measure(full, flat)

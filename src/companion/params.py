@@ -75,7 +75,11 @@ class Masks(Section):
 class Autoencoder(Section):
     """diffusers VQModel between micrograph patches and latents."""
 
-    weights: str | None = Field(None, description="path of pretrained weights; none: trained here, then frozen")
+    weights: str | None = Field(
+        None,
+        description="path of pretrained weights, from the project folder; their file says the network's shape, and "
+        "what is said of it here does not count. None: trained here, then frozen",
+    )
     downsampling: Literal[4, 8] = Field(4, description="pixels per latent pixel, along a side")
     channels: list[Count] = Field([16, 32], description="base channels per resolution, finest first")
     stem: Literal[1, 2, 4] = Field(2, description="px along a side folded into channels first; the paper's has 1")
@@ -132,6 +136,9 @@ class Sampling(Section):
     sampler: Literal["ddim", "dpm-solver++"] = Field("ddim", description="the paper uses ddim")
     steps: Count = Field(15, description="denoising steps")
     eta: Share = Field(1.0, description="DDIM stochasticity; the paper uses 1")
+    noise: Literal["none", "measured"] = Field(
+        "none", description="measured: noise with the statistics of training micrographs is put back after decoding"
+    )
     batch_size: Count = Field(64, description="patches denoised together")
 
 

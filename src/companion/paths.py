@@ -41,6 +41,11 @@ def profiles() -> Path:
     return root() / "profiles"
 
 
+def given(path: str) -> Path:
+    """A file that a profile names: absolute, or relative to the project folder wherever a command is started."""
+    return root() / path
+
+
 def runs() -> Path:
     """The run tree (``COMPANION_RUNS`` moves it, for instance to a scratch disk)."""
     return Path(os.environ.get("COMPANION_RUNS", root() / "runs")).resolve()

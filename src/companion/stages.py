@@ -107,7 +107,8 @@ class Stage:
         if self.kind.name == "micrographs" and (folder := dataset_folder(self.profile)).is_dir():
             found["dataset"] = provenance.hash_value(provenance.artifact_hashes(folder))
         for name, weights in self._weights().items():
-            found[name] = provenance.hash_file(Path(weights)) if Path(weights).is_file() else None
+            file = paths.given(weights)
+            found[name] = provenance.hash_file(file) if file.is_file() else None
         return found
 
     def _weights(self) -> dict[str, str]:

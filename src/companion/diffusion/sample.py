@@ -7,6 +7,7 @@ another `batch_size` gives the same grey levels but for rounding.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,15 +17,21 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from companion import params, training
+from companion import params, seeds, training
 from companion.data.patches import Patches
 from companion.diffusion import denoiser as denoisers
-from companion.diffusion.autoencoder import Autoencoder, to_grey
+from companion.diffusion.autoencoder import Autoencoder, reconstruct, to_grey
 from companion.diffusion.denoiser import Denoiser
+from companion.diffusion.noise import NoiseModel, measure
 from companion.errors import CompanionError
 from companion.provenance import hash_value, write_array
 
 Watch = Callable[[int, torch.Tensor], None]
+
+
+def noise_of(train: Patches, autoencoder: Autoencoder, parameters: params.Sampling) -> NoiseModel | None:
+    """The noise to put back after decoding, measured on training patches; None where the profile asks for none."""
+    return measure(train, reconstruct(autoencoder, train.images)) if parameters.noise == "measured" else None
 
 
 def generate(
@@ -36,6 +43,7 @@ def generate(
     machine: training.Compute,
     name: str,
     folder: Path,
+    noise: NoiseModel | None = None,
 ) -> Patches:
     """Images for all simulated masks; continues where an interrupted call of the same run stopped.
 
@@ -47,6 +55,7 @@ def generate(
     machine : device, precision and root seed
     name : path of names that the noise descends from, e.g. the stage's address
     folder : finished batches are kept in its ``checkpoint/`` until all are done
+    noise : put back after decoding; None: the images are what the autoencoder decodes, as in the paper
 
     Returns
     -------
@@ -55,7 +64,8 @@ def generate(
     masks = simulated.label_maps()
     identity = training.fingerprint(
         __name__, parameters=parameters.model_dump(mode="json"), name=name, root_seed=machine.root_seed,
-        dtype=str(machine.dtype), masks=hash_value(masks.sum(axis=(1, 2)).tolist()), weights=_digest(denoiser),
+        dtype=str(machine.dtype), weights=_digest(denoiser), autoencoder=_digest(autoencoder),
+        masks=hashlib.sha256(masks).hexdigest(), noise=noise and hashlib.sha256(noise.spectrum).hexdigest(),
     )[:16]  # fmt: skip
     kept = folder / training.CHECKPOINT
     parts = []
@@ -64,9 +74,8 @@ def generate(
         path = kept / f"images-{identity}-{start}.npy"
         numbers = range(start, min(start + size, len(masks)))
         if not path.exists():
-            drawn = sample(
-                autoencoder, denoiser, masks[start : start + size], numbers, parameters, machine=machine, name=name
-            )
+            some = masks[start : start + size]
+            drawn = sample(autoencoder, denoiser, some, numbers, parameters, machine=machine, name=name, noise=noise)
             write_array(path, drawn)
         parts.append(np.load(path, allow_pickle=False))
     images = np.concatenate(parts) if parts else np.zeros(simulated.instances.shape, dtype=np.uint8)
@@ -87,6 +96,7 @@ def sample(
     *,
     machine: training.Compute,
     name: str,
+    noise: NoiseModel | None = None,
     watch: Watch | None = None,
 ) -> NDArray[np.uint8]:
     """Images for given masks and noise numbers.
@@ -94,7 +104,8 @@ def sample(
     Parameters
     ----------
     label_maps : uint8 [n, S, S] class codes
-    numbers : the n numbers of the noise; the same mask and number give the same image
+    numbers : a range or list of n image numbers; the same mask and number give the same image
+    noise : see `generate`
     watch : called with (step, latents [n, C, s, s]) before the first step (0) and after each
         of the steps, to show how an image appears
 
@@ -115,8 +126,15 @@ def sample(
         count = here.stop - here.start
         masks = np.zeros((size, *label_maps.shape[1:]), dtype=np.uint8)  # padded with empty masks
         masks[:count] = label_maps[here]
-        noise = [machine.generator(name, "image", int(n)) for n in list(numbers)[here]]
-        images[here] = _denoise(autoencoder, denoiser, masks, noise, parameters, machine, watch)
+        chosen = [int(number) for number in numbers[here]]
+        generators = [machine.generator(name, "image", number) for number in chosen]
+        drawn = _denoise(autoencoder, denoiser, masks, generators, parameters, machine, watch)  # (B, S, S)
+        if noise:
+            drawn = [
+                noise.add(image, seeds.generator(machine.root_seed, name, "noise", number))
+                for image, number in zip(drawn, chosen, strict=True)
+            ]
+        images[here] = np.rint(np.clip(drawn, 0, 255))
     return images
 
 
@@ -159,7 +177,7 @@ def _denoise(
     parameters: params.Sampling,
     machine: training.Compute,
     watch: Watch | None,
-) -> NDArray[np.uint8]:
+) -> NDArray[np.float32]:
     side = masks.shape[-1] // autoencoder.downsampling
     shape = (autoencoder.latent_channels, side, side)
     count = len(generators)
@@ -185,7 +203,7 @@ def _denoise(
         if watch:
             watch(k, latents[:count])
     with machine.autocast():
-        return to_grey(autoencoder.decode(latents).float())[:count]
+        return autoencoder.decode(latents)[:count].float().cpu().numpy()
 
 
 def _check(autoencoder: Autoencoder, denoiser: Denoiser, label_maps: NDArray[np.uint8], numbers: Sequence[int]) -> None:
@@ -205,5 +223,5 @@ def _check(autoencoder: Autoencoder, denoiser: Denoiser, label_maps: NDArray[np.
         )
 
 
-def _digest(denoiser: Denoiser) -> str:
-    return hash_value([float(parameter.double().sum()) for parameter in denoiser.parameters()])
+def _digest(network: torch.nn.Module) -> str:
+    return hash_value([float(values.double().abs().sum()) for values in network.state_dict().values()])

@@ -6,6 +6,8 @@ killed and continued ends with the weights it would have had.
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from companion import geometry, params, training
+from companion import geometry, params, paths, training
 from companion.data.patches import Patches
 from companion.diffusion import autoencoder as autoencoders
 from companion.diffusion import denoiser as denoisers
@@ -54,12 +56,11 @@ def get_autoencoder(
     images = _images(patches)
     path = folder / "autoencoder.safetensors"
     if parameters.weights is not None:
-        autoencoder, about = autoencoders.load(Path(parameters.weights), machine.device)
+        autoencoder, about = autoencoders.load(paths.given(parameters.weights), machine.device)
         _check_sides(patches.size, autoencoder.downsampling, "patches.size")
         autoencoder.fit_scaling(images, ENCODE_BATCH)
-        autoencoders.save(autoencoder, path, pretrained=True)
-        return autoencoder, pd.DataFrame(about.get("log", []))
-    config = autoencoders.configuration(parameters, (float(images.mean()), float(images.std())))
+        autoencoders.save(autoencoder, path, pretrained=True, origin=about.get("origin"))
+        return autoencoder, pd.DataFrame(columns=["step"])
     if parameters.crop_px > patches.size:
         raise CompanionError(
             f"diffusion.autoencoder.crop_px is {parameters.crop_px}, larger than the patches ({patches.size} px)"
@@ -72,24 +73,62 @@ def get_autoencoder(
     if training.is_finished(path, identity):
         autoencoder, about = autoencoders.load(path, machine.device)
         return autoencoder, pd.DataFrame(about["log"])
+
+    def draw(rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        crops = random_crops(images, parameters.batch_size, parameters.crop_px, rng)
+        return crops, crops
+
+    grey = (float(images.mean()), float(images.std()))
+    autoencoder, log = fit_autoencoder(
+        draw, grey, parameters, machine=machine, name=name, folder=folder, every=every, identity=identity
+    )
+    autoencoders.freeze(autoencoder).fit_scaling(images, ENCODE_BATCH)
+    autoencoders.save(autoencoder, path, identity=identity, pretrained=False, log=log.to_dict("records"))
+    training.drop_checkpoint(folder)
+    return autoencoder, log
+
+
+def fit_autoencoder(
+    draw: Callable[[torch.Generator], tuple[Tensor, Tensor]],
+    grey: tuple[float, float],
+    parameters: params.Autoencoder,
+    *,
+    machine: training.Compute,
+    name: str,
+    folder: Path,
+    every: int,
+    identity: str,
+) -> tuple[Autoencoder, pd.DataFrame]:
+    """Train an autoencoder on crops that `draw` gives; its latents are not scaled yet.
+
+    Parameters
+    ----------
+    draw : a batch of crops [B, c, c] in 0-255, as the encoder sees them and as the decoder should draw them
+    grey : grey level that the network sees as 0, and the difference that it sees as 1
+    identity : see `training.fit`; the other parameters are those of `get_autoencoder`
+
+    Returns
+    -------
+    autoencoder : still trainable
+    log : one row per optimiser step
+    """
     with machine.global_seed(name, "autoencoder", "weights"):
-        autoencoder = Autoencoder(config).to(machine.device)
+        autoencoder = Autoencoder(autoencoders.configuration(parameters, grey)).to(machine.device)
     optimizer = torch.optim.AdamW(autoencoder.parameters(), lr=parameters.learning_rate, betas=(0.9, 0.99))
     quantised_from = parameters.steps // 4
 
     def step(i: int) -> dict[str, float]:
         rng = machine.generator(name, "autoencoder", i)
-        crops = random_crops(images, parameters.batch_size, parameters.crop_px, rng).to(machine.device)  # (B, c, c)
-        target = autoencoder.scale(crops)  # (B, 1, c, c)
+        seen, wanted = (autoencoder.scale(crops.to(machine.device)) for crops in draw(rng))  # (B, 1, c, c)
         training.set_learning_rate(optimizer, training.one_cycle(i, parameters.steps, parameters.learning_rate))
         with machine.autocast():
-            latents = autoencoder.unscaled_latents(target)  # (B, C, c/f, c/f)
+            latents = autoencoder.unscaled_latents(seen)  # (B, C, c/f, c/f)
             if i == quantised_from:
                 _spread_codes(autoencoder, latents.detach(), rng)
             # Codes that start far from the latents are never chosen; so the encoder trains alone first.
             decoded, commitment = autoencoder.reconstruction(latents, quantise=i >= quantised_from)
-            error = F.l1_loss(decoded, target)
-            spectral = _spectral_loss(decoded.float(), target)
+            error = F.l1_loss(decoded, wanted)
+            spectral = _spectral_loss(decoded.float(), wanted)
             loss = error + parameters.spectral_weight * spectral + commitment
         _update(loss, autoencoder, optimizer)
         return {"l1": error.item(), "spectral": spectral.item(), "commitment": commitment.item()}
@@ -98,9 +137,6 @@ def get_autoencoder(
         step, {"autoencoder": autoencoder, "optimizer": optimizer}, steps=parameters.steps, folder=folder,
         identity=identity, every=every, title="autoencoder",
     )  # fmt: skip
-    autoencoders.freeze(autoencoder).fit_scaling(images, ENCODE_BATCH)
-    autoencoders.save(autoencoder, path, identity=identity, pretrained=False, log=log.to_dict("records"))
-    training.drop_checkpoint(folder)
     return autoencoder, log
 
 
@@ -215,11 +251,11 @@ def symmetries(batch: Tensor, codes: Tensor) -> Tensor:
 
 
 def random_crops(images: np.ndarray, count: int, side: int, rng: torch.Generator) -> Tensor:
-    """`count` square crops uint8 [count, side, side] at random places and symmetries of patches [P, S, S]."""
+    """Square crops [count, ..., side, side] at random places and symmetries of patches [P, ..., S, S]."""
     span = images.shape[-1] - side + 1
     chosen = torch.randint(len(images), (count,), generator=rng).tolist()
     corners = torch.randint(span, (count, 2), generator=rng).tolist()
-    crops = np.stack([images[p, y : y + side, x : x + side] for p, (y, x) in zip(chosen, corners, strict=True)])
+    crops = np.stack([images[p, ..., y : y + side, x : x + side] for p, (y, x) in zip(chosen, corners, strict=True)])
     return symmetries(torch.from_numpy(crops), torch.randint(geometry.SYMMETRIES, (count,), generator=rng))
 
 
@@ -259,8 +295,6 @@ def _check_sides(side: int, downsampling: int, what: str) -> None:
 
 
 def _digest(patches: Patches) -> str:
-    import hashlib
-
     digest = hashlib.sha256(np.ascontiguousarray(patches.images))
     digest.update(np.ascontiguousarray(patches.label_maps()))
     return digest.hexdigest() + str(patches.symmetries)

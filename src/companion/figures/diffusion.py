@@ -46,11 +46,14 @@ def reconstructions(images: NDArray[np.uint8], decoded: NDArray[np.uint8], note:
     )
 
 
-def denoising_strip(frames: NDArray[np.uint8], steps: Sequence[int], mask: NDArray[np.uint8], note: str) -> Figure:
-    """From noise to image: decoded latents [n, S, S] after the given numbers of steps; the mask [S, S] first."""
-    figure, axes = plt.subplots(1, len(frames) + 1, figsize=(1.35 * (len(frames) + 1), 1.8))
+def denoising_strip(
+    frames: NDArray[np.uint8], steps: Sequence[int], mask: NDArray[np.uint8], image: NDArray[np.uint8], note: str
+) -> Figure:
+    """From noise to image: the mask [S, S], decoded latents [n, S, S] after so many steps, and the image [S, S]."""
+    figure, axes = plt.subplots(1, len(frames) + 2, figsize=(1.3 * (len(frames) + 2), 1.8))
+    _show(axes[-1], image, "image")
     _show(axes[0], color_mask(mask), "mask")
-    for axis, frame, step in zip(axes[1:], frames, steps, strict=True):
+    for axis, frame, step in zip(axes[1:-1], frames, steps, strict=True):
         _show(axis, frame, f"step {step}")
     figure.suptitle(f"Denoising under a mask ({note})", fontsize=10)
     return figure
@@ -84,9 +87,9 @@ def pipeline(
     titles = ["micrograph", "its mask", "simulated mask", "generated image"]
     for axis, panel, title in zip(axes, panels, titles, strict=True):
         _show(axis, panel, title)
-    for axis, text in zip(axes[1:], ("labels", "statistics", "diffusion"), strict=True):
+    for axis, text in zip(axes[1:], ("labels →", "statistics →", "diffusion →"), strict=True):
         axis.annotate(
-            f"{text}\n→", (-0.055, 0.5), xycoords="axes fraction", ha="center", va="center", fontsize=7, color="0.25"
+            text, (-0.02, -0.09), xycoords="axes fraction", ha="center", va="center", fontsize=7, color="0.25"
         )
     _class_legend(figure, classes)
     figure.suptitle(f"From labelled to generated micrographs ({note})", fontsize=10)
@@ -119,10 +122,10 @@ def spectra_and_histograms(
     Parameters
     ----------
     frequency : [R] cycles per px
-    power, histogram : per set, [P, R] and [P, 256]; keys "real, training", "real, held out" and "generated"
+    power, histogram : per set of at most four, [P, R] and [P, 256]
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 2.8))
-    styles = zip(power, ("#0072B2", "#000000", "#D55E00"), ("-", "--", "-"), strict=False)
+    styles = zip(power, ("#0072B2", "#000000", "#D55E00", "#CC79A7"), ("-", "--", "-", ":"), strict=False)
     for name, color, style in styles:
         left.plot(frequency, power[name].mean(axis=0), style, color=color, label=name, lw=1.4)
         right.plot(histogram[name].mean(axis=0), style, color=color, label=name, lw=1.4)
@@ -174,7 +177,7 @@ def _grid(rows: Sequence[tuple[str, NDArray]], title: str, titles: Sequence[str]
         line[0].set_ylabel(label)
     for axis, text in zip(axes[0], titles or [], strict=False):
         axis.set_title(text, fontsize=7)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(title, fontsize=10 if columns > 3 else 8)
     return figure
 
 

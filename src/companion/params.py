@@ -127,6 +127,7 @@ class Denoiser(Section):
     batch_size: Count = Field(32, description="patches per step")
     learning_rate: Positive = Field(2e-3, description="learning rate after warm-up (AdamW)")
     warmup_steps: Whole = Field(20, description="linear warm-up, steps")
+    decay: Literal["none", "cosine"] = Field("none", description="of the learning rate after warm-up; the paper: none")
     ema_decay: Share = Field(0.95, description="decay of the weight average used for sampling; 0: none")
 
 

@@ -33,6 +33,7 @@ AIMS = {
     "one 1024 px micrograph, all of it [s]": "<= 1",
     "data set [micrographs]": "",
     "data set, one process [s]": "<= 90 for 122 on two cores",
+    "data set, processor time [s]": "the same, where other programs run beside",
 }
 
 
@@ -63,10 +64,11 @@ def main() -> None:
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as folder:
         found = steps(Phantom(preset="fecral"), Path(folder))
-        began = time.perf_counter()
+        began, busy = time.perf_counter(), time.process_time()
         render_dataset(Phantom(preset="fecral", n_images=given.images), ROOT_SEED, Path(folder) / "set")
         found["data set [micrographs]"] = given.images
         found["data set, one process [s]"] = time.perf_counter() - began
+        found["data set, processor time [s]"] = time.process_time() - busy
         digest = hashlib.sha256((Path(folder) / "set" / "truth.json").read_bytes()).hexdigest()[:16]
     for name, aim in AIMS.items():
         print(f"{name:<45} {found[name]:>10.3f}   {'aim ' + aim if aim else ''}")

@@ -174,6 +174,15 @@ def test_table_of_contents_lists_every_page_once() -> None:
     assert pages == {name for name in listed if not name.startswith("executed/")}
 
 
+def test_every_notebook_has_its_page_in_the_order_of_its_number() -> None:
+    listed = toc_files(yaml.safe_load((BOOK / "_toc.yml").read_text(encoding="utf-8")))
+    pages = [name.removeprefix("executed/") for name in listed if re.match(r"executed/\d", name)]
+    assert pages == [kind.notebook for kind in stages.KINDS.values()]
+    for number, name in enumerate(pages, start=1):
+        title = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells[0].source
+        assert title.startswith(f"# {number} · ") and "\n" not in title.strip(), f"{name}: title {title!r}"
+
+
 def test_citations_are_in_the_bibliography() -> None:
     keys = set(re.findall(r"^@\w+\{([^,]+),", (BOOK / "references.bib").read_text(encoding="utf-8"), re.MULTILINE))
     pages = [*BOOK.glob("*.md"), *BOOK.glob("decisions/*.md"), *(ROOT / "notebooks").glob("*.ipynb")]
@@ -196,6 +205,7 @@ def placeholder_sources(folder: Path) -> Path:
     """The book's own pages with placeholders, which look like no result, for everything that a run makes."""
     shutil.copytree(BOOK, folder / "book", ignore=shutil.ignore_patterns("executed"))
     shutil.copy(ROOT / "_config.yml", folder)
+    (folder / "src").symlink_to(ROOT / "src")  # pages include code from it
     executed = folder / "book" / "executed"
     executed.mkdir()
     names = [n for n in toc_files(yaml.safe_load((BOOK / "_toc.yml").read_text(encoding="utf-8"))) if "executed/" in n]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from conftest import ellipse_patches
 
+from companion.detection.paste import copy_paste
 from companion.detection.recipes import recipe
 from companion.errors import CompanionError
 from companion.geometry import box_of
@@ -108,3 +109,48 @@ def test_a_missing_pool_is_named():
 
 def test_images_stay_grey_bytes():
     assert make().batch(0).images.numpy().dtype == np.uint8
+
+
+def test_controls_are_made_of_what_they_say():
+    assert dict(make("GEN").counts) == {"generated": 4}
+    again = make("EXP+EXP", n=12, batch_size=8, share=0.5)
+    assert dict(again.counts) == {"real": 4, "again": 4}
+    first, second = again.draw(0)
+    assert (first.patches != second.patches).any()
+    pasted = make("EXP+PASTE", n=12, batch_size=8, share=0.5)
+    assert dict(pasted.counts) == {"real": 4, "pasted": 4}
+    assert pasted.batch(3).images.equal(make("EXP+PASTE", n=12, batch_size=8, share=0.5).batch(3).images)
+
+
+def test_pasted_batches_keep_boxes_and_masks_together():
+    made = make("EXP+PASTE", n=12, batch_size=8, share=1.0)
+    more = 0
+    for step in range(6):
+        batch = made.batch(step)
+        for place in range(8):
+            for box, label, number in zip(batch.boxes[place], batch.labels[place], batch.ids[place], strict=True):
+                if label > 0:
+                    assert box_of((batch.instances[place] == number).numpy()) == tuple(box.tolist())
+        more += int((batch.labels > 0).sum())
+    plain = sum(int((make(n=12, batch_size=8).batch(step).labels > 0).sum()) for step in range(6))
+    assert more > 1.2 * plain
+
+
+class Always:
+    """A generator whose coin always falls on paste."""
+
+    def random(self, n):
+        return np.zeros(n)
+
+
+def test_pasting_by_hand():
+    target = np.full((8, 8), 100, dtype=np.uint8), np.zeros((8, 8), dtype=np.uint8), np.zeros((0, 6))
+    target[1][2, 2], target[1][5:7, 5:7] = 1, 2
+    truth = np.array([[2, 2, 3, 3, 1, 1], [5, 5, 7, 7, 3, 2]], dtype=float)
+    source = np.full((8, 8), 150, dtype=np.uint8), np.zeros((8, 8), dtype=np.uint8), np.array([[2, 2, 4, 6, 2, 7.0]])
+    source[1][2:6, 2:4], source[0][2:6, 2:4] = 7, 90
+    image, instances, rows = copy_paste((*target[:2], truth), source, Always())
+    # The one-pixel defect is hidden; the pasted one is 60 below its background, as it was at home.
+    assert rows.tolist() == [[5, 5, 7, 7, 3, 2], [2, 2, 4, 6, 2, 3]]
+    assert (image[2:6, 2:4] == 40).all() and (image[instances != 3] == 100).all()
+    assert (target[0] == 100).all() and target[1][2, 2] == 1

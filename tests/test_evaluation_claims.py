@@ -31,7 +31,7 @@ def one_test(n_train, p, mean, n=4, undefined=None):
 
 EMPTY = Evidence(
     gains=gains(), tests=pd.DataFrame(), best=pd.DataFrame(columns=["arm", "confidence"]),
-    rare=pd.DataFrame(columns=["difference"]),
+    rare=pd.DataFrame(columns=["difference"]), rare_status="not run: no EXP+RARE detectors",
     quality=pd.DataFrame(columns=["measure", "value", "low", "high", "yardstick", "n_train"]),
     patches=pd.DataFrame(columns=["n"]), hours=pd.DataFrame(columns=["hours", "device"]),
     step=0.05, margin=0.01, level=0.95,
@@ -125,6 +125,12 @@ def test_oversampling(differences, verdict):
     assert gain_rules.judge_oversampling(e, 1.0).verdict == verdict
 
 
+def test_oversampling_that_was_not_tried_or_has_no_meaning():
+    assert gain_rules.judge_oversampling(EMPTY, 1.0).verdict == "not attempted"
+    one_class = replace(EMPTY, rare_status="without meaning: one class")
+    assert gain_rules.judge_oversampling(one_class, 1.0).verdict == "cannot be compared"
+
+
 @pytest.mark.parametrize(
     ("exp", "gen", "verdict"),
     [
@@ -153,6 +159,19 @@ def test_level_at_fifty():
 
 def quality(*rows):
     return pd.DataFrame(rows, columns=["n_train", "measure", "value", "low", "high", "yardstick"])
+
+
+def test_image_quality():
+    def verdict(*rows, factor=1.0, **more):
+        return rules.judge_image_quality(replace(EMPTY, quality=quality(*rows).assign(**more)), factor).verdict
+
+    inside, outside = (10, "a", 0.9, 0.8, 0.95, 0.93), (10, "b", 5.0, 4.9, 9.0, 3.0)
+    assert verdict(inside) == "reproduced" and verdict(outside) == "not reproduced"
+    assert verdict(inside, outside) == "partly"
+    assert verdict((10, "a", 0.9, 0.8, 0.95, 0.97), factor=2) == "reproduced"  # 0.97 is 1.4 half intervals above
+    below = (10, "distance", 1.0, 0.9, 1.1, 3.0)
+    assert verdict(below) == "not reproduced"
+    assert verdict(below, yardstick_of="real training against held-out images") == "reproduced"
 
 
 def test_quality_with_n():

@@ -138,7 +138,9 @@ def test_claims_of_a_small_run_claim_little(study):
     provenance.write_table(folders["sizes"] / "sizes.parquet", gain_table(pairs, ARMS))
     tests = records(significance_table(pairs).assign(operating_point="best on test"))
     provenance.write_json(folders["significance"] / "significance.json", {"tests": tests})
-    provenance.write_json(folders["imbalance"] / "imbalance.json", {"differences": []})
+    provenance.write_json(
+        folders["imbalance"] / "imbalance.json", {"status": "not run: no detectors", "differences": []}
+    )
     table = pd.DataFrame(claims_table(gather(claims), claims)).set_index("id")
     assert len(table) == 12 and table["reason"].str.len().min() > 10
     decided = table[~table["verdict"].isin(["not attempted", "cannot be compared"])]

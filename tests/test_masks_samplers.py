@@ -175,12 +175,20 @@ def test_real_outlines_are_moved_and_turned():
                          "major_px": row["major_px"] + CONTOUR_PX, "minor_px": row["minor_px"] + CONTOUR_PX,
                          "angle_deg": row["angle_deg"]})  # fmt: skip
     paint = draw_instances(real, measure(real))
-    assert (paint(same, 1, 64) == maps).mean() > 0.999
-    turned = paint(same.assign(angle_deg=(row["angle_deg"] + 90) % 180), 1, 64)
+    assert (paint(same, 1, 64)[0] == maps).mean() > 0.999
+    turned = paint(same.assign(angle_deg=(row["angle_deg"] + 90) % 180), 1, 64)[0]
     assert (turned > 0).sum() == pytest.approx((maps > 0).sum(), abs=8) and (turned != maps).sum() > 100
-    corner = paint(same.assign(x=0.0, y=0.0), 1, 64)
+    corner = paint(same.assign(x=0.0, y=0.0), 1, 64)[0]
     assert 0 < (corner > 0).sum() < (maps > 0).sum()
-    assert (paint(same.assign(source=-1), 1, 64) == draw_ellipses(same, 1, 64)).all()
+    assert (paint(same.assign(source=-1), 1, 64)[0] == draw_ellipses(same, 1, 64)[0]).all()
+
+
+@pytest.mark.parametrize("settings", [{"repairs": ["merging"]}, {"sampler": "companion", "outlines": "instance"}])
+def test_tables_are_those_of_the_maps(settings):
+    simulation = draw(**settings)
+    expected = instance_table(simulation.patches.instances, simulation.drawn)
+    found = simulation.patches.table.sort_values(["patch", "instance"], ignore_index=True)
+    pd.testing.assert_frame_equal(found, expected)
 
 
 def test_judge_tells_the_paper_s_sampler_from_real_and_ours_less():

@@ -124,7 +124,7 @@ def test_equal_seeds_give_equal_masks_and_others_do_not():
 
 def test_later_ellipses_lie_on_top_and_the_smallest_keeps_a_pixel():
     drawn = ellipses((0, 1, 16, 16, 20, 20, 0), (0, 2, 16, 16, 8, 8, 0), (0, 3, 0.1, 31.9, 0.1, 0.1, 0))
-    instances = draw_ellipses(drawn, 1, 32)
+    instances, _ = draw_ellipses(drawn, 1, 32)
     assert instances.dtype == np.uint8
     assert instances[0, 16, 16] == 2 and instances[0, 16, 8] == 1 and instances[0, 31, 0] == 3
     assert (instances == 2).sum() == pytest.approx(np.pi * 16, rel=0.1)

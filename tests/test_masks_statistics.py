@@ -133,3 +133,34 @@ def test_summary_by_hand():
     assert first["share"] == pytest.approx(2 / 3) and first["per_patch"] == 1 and first["cut_share"] == 0.5
     assert first["major_px"] == pytest.approx(4 * np.sqrt(100 / 12))
     assert first["major_nm"] == pytest.approx(first["major_px"] * 0.5)
+
+
+def test_weights_remove_the_bias_of_cut_instances():
+    """Discs of 8 and 24 px on large maps, cut into windows of 64 px: only the weighted mean and share are right."""
+    rng = np.random.default_rng(4)
+    maps, labels = np.zeros((6, 512, 512), np.uint8), {}
+    for patch in range(6):
+        for instance in range(1, 121):
+            code = 1 + instance % 2
+            major = 8.0 if rng.random() < 0.5 else 24.0
+            radius, window = ellipse_radius((512, 512), *rng.uniform(0, 512, 2), major, major, 0.0)
+            free = radius <= 1
+            if not maps[patch][window][free].any():
+                maps[patch][window][free] = instance
+                labels[patch, instance] = code
+    whole = of_maps(maps, labels)
+    tiles = maps.reshape(6, 8, 64, 8, 64).swapaxes(2, 3).reshape(-1, 64, 64)
+    names = {(t, i): labels[t // 64, i] for t in range(len(tiles)) for i in np.unique(tiles[t]) if i}
+    bias = statistics.border_bias(of_maps(tiles, names), whole).set_index("class")
+    assert (bias["uncut"] < -0.06).all()  # pieces come out shorter, but large defects leave more of them
+    assert (bias["weighted"].abs() < 0.05).all() and (bias["arcs"].abs() < 0.2).all()
+    assert bias["weighted_share"].to_numpy() == pytest.approx(bias["micrographs_share"].to_numpy(), abs=0.05)
+    assert bias["micrographs_share"].sum() == pytest.approx(1)
+
+
+def test_arc_continues_a_cut_ellipse_beyond_the_border():
+    patches = one_ellipse(2, 50, 40, 20, 30)
+    cut, whole = (statistics.measure(patches, fit).iloc[0] for fit in ("contour", "arc"))
+    assert whole["major_px"] + statistics.CONTOUR_PX == pytest.approx(40, rel=0.05)
+    assert whole["x"] == pytest.approx(2, abs=1) and abs(whole["angle_deg"] - 30) < 4
+    assert cut["major_px"] < 34

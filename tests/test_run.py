@@ -133,15 +133,17 @@ def test_what_a_notebook_refuses_is_one_message(project):
     assert rerun(project) <= {"claims"}
 
 
-def test_interrupted_runs_continue(project):
+@pytest.mark.parametrize("told", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_runs_continue(project, told):
     (project / "runs/smoke/phantom/split-1/micrographs/stamp.json").unlink()
     (project / "runs/smoke/phantom/thresholds/stamp.json").unlink()
     command = [sys.executable, "-m", "companion.cli", "run", "smoke"]
     process = subprocess.Popen(command, cwd=project, env=environment(project), stdout=subprocess.PIPE, text=True)
     time.sleep(5)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(told)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 130 and "continues from here" in out
+    assert not subprocess.run(["pgrep", "-f", f"snakemake --snakefile {project}"], capture_output=True).stdout
     assert {"split-1/micrographs", "thresholds"} & rerun(project)
     assert rerun(project) == set()
 
@@ -163,7 +165,7 @@ def test_two_runs_on_one_tree_are_refused(project):
         (["run", "smoke", "--cores", "0"], "--cores"),
         (["run", "smoke", "--spit", "1"], "--spit"),
         (["run", "smoke", "--dataset", "loops_316"], "loops_316"),
-        (["evaluate", "no.parquet", "no.json"], "no.parquet"),
+        (["evaluate", "no.parquet", "no.json"], "no.json"),
     ],
 )
 def test_unusable_command_lines_exit_with_2(project, arguments, said):

@@ -12,6 +12,7 @@ from scipy import stats
 from companion.evaluation.significance import (
     best_confidence,
     gain_table,
+    headline_measure,
     holm,
     operating_points,
     paired_scores,
@@ -129,3 +130,12 @@ def test_gain_is_a_share_of_what_is_left():
     assert (row["base"], row["other"], row["gain"]) == pytest.approx((0.6, 0.8, 0.2))
     assert row["share_of_left"] == pytest.approx(0.5) and row["n"] == 2
     assert len(gain_table(pairs[:0], ("EXP", "EXP+GEN"))) == 0
+
+
+def test_the_measure_that_stands_in():
+    table = scores()
+    assert headline_measure(table) == ("f1_hm", "")
+    none = table.assign(f1_hm=np.nan, f1_class_1=np.nan)
+    measure, words = headline_measure(none)
+    assert measure == "f1_detect" and "one class" in words
+    assert "two classes" in headline_measure(none.assign(f1_class_2=np.nan))[1]

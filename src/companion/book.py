@@ -64,6 +64,8 @@ def page(stage: stages.Stage) -> nbformat.NotebookNode:
     notebook = nbformat.read(stage.folder / "notebook.ipynb", as_version=4)
     for cell in notebook.cells:
         cell.metadata.pop("papermill", None)
+        if cell.cell_type == "code":  # progress bars and paths of one machine are no part of a page
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
         if "injected-parameters" in cell.metadata.get("tags", []):
             cell.metadata.tags = [*cell.metadata.tags, "remove-cell"]
     notebook.metadata.pop("papermill", None)

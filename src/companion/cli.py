@@ -90,13 +90,15 @@ def data_fetch(name: Annotated[str, typer.Argument(help="a name of `companion da
 
 @data.command("check")
 def data_check(
-    path: Annotated[Path, typer.Argument(help="data set folder: images/ and annotations.json")],
+    path: Annotated[Path, typer.Argument(help="data set folder (images/, annotations.json), or a name that is here")],
     pictures: Annotated[Path | None, typer.Option(help="folder for pictures of micrographs with their labels")] = None,
 ) -> None:
     """Validate a data set folder and print its card, or list everything that is wrong with it."""
+    from companion import paths
     from companion.data.check import check_dataset
 
-    found = check_dataset(path)
+    named = paths.data_cache() / path
+    found = check_dataset(named if not path.exists() and named.is_dir() else path)
     for name, text in found.card.items():
         print(f"{name}: {text}")
     _print_table(found.classes)

@@ -108,6 +108,7 @@ def _snakemake(profile: Profile, name_or_path: str, cores: int, waiting: list[st
     with open(tree / LOG, "w", encoding="utf-8") as log:
         # A session of its own: an interrupt reaches Snakemake once, from here, and not its jobs out of order.
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        signal.signal(signal.SIGTERM, _interrupt)  # being told to end is an interrupt, too
         try:
             _watch(process, tree, waiting, console)
         except KeyboardInterrupt:
@@ -141,6 +142,10 @@ def _watch(process: subprocess.Popen[bytes], tree: Path, waiting: list[str], con
             if ended:
                 return
             time.sleep(0.5)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

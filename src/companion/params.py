@@ -18,7 +18,7 @@ from companion.errors import CompanionError, nearest, problems
 from companion.params_base import Count, Positive, Section, Share, Whole
 from companion.params_phantom import Phantom
 
-Arm = Literal["EXP", "EXP+GEN", "EXP+RARE"]
+Arm = Literal["EXP", "EXP+GEN", "EXP+RARE", "GEN", "EXP+EXP", "EXP+PASTE"]
 Splits = Annotated[list[Whole | str], Field(min_length=1)]
 Model = TypeVar("Model", bound=BaseModel)
 

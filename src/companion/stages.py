@@ -232,7 +232,7 @@ def _upstream(stage: Stage) -> dict[str, tuple[Stage, str]]:
         case "generated":
             return {**train, **test, "simulated": other("masks"), "diffusion": other("diffusion")}
         case "detector":
-            pool = {"EXP+GEN": "plain", "EXP+RARE": "rare"}.get(stage.keys["arm"])
+            pool = {"EXP+GEN": "plain", "GEN": "plain", "EXP+RARE": "rare"}.get(stage.keys["arm"])
             return {**train, **test, **({"generated": other("generated", masks=pool)} if pool else {})}
         case "thresholds":
             return {**every("micrographs", "test/"), **every("detector", "predictions")}

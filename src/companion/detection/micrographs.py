@@ -107,7 +107,9 @@ def _measure(masks: NDArray[np.bool_], labels: NDArray, scores: NDArray) -> pd.D
         box = (x.min(), y.min(), x.max() + 1, y.max() + 1)
         rows.append((int(label), float(score), x.mean() + 0.5, y.mean() + 0.5, *map(float, box), len(x), major, rle))
     names = ["class", "score", "x_px", "y_px", "x1", "y1", "x2", "y2", "area_px", "size_px", "mask"]
-    return pd.DataFrame(rows, columns=names)
+    # Types are given, so that a micrograph without defects has those of any other.
+    types = dict.fromkeys(names, "float64") | {"class": "int64", "area_px": "int64", "mask": "object"}
+    return pd.DataFrame(rows, columns=names).astype(types)
 
 
 def predict_micrographs(

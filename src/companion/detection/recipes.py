@@ -18,15 +18,22 @@ from numpy.typing import NDArray
 from companion import seeds
 from companion.data.patches import Patches
 from companion.detection.model import Batch
+from companion.detection.paste import copy_paste
 from companion.errors import CompanionError
 from companion.geometry import symmetry, symmetry_boxes
 from companion.stages import Stage, split_name
 
-ARMS: Mapping[str, tuple[str, ...]] = {  # pools of patches, in the order of their places in a batch
+# Pools of patches of each arm, in the order of their places in a batch. "again" and "pasted" are made of real ones.
+ARMS: Mapping[str, tuple[str, ...]] = {
     "EXP": ("real",),
     "EXP+GEN": ("real", "generated"),
     "EXP+RARE": ("real", "generated"),  # the same mixture; its generated patches hold more of the rare class
+    # Controls that the paper lacks:
+    "GEN": ("generated",),
+    "EXP+EXP": ("real", "again"),  # places of generated patches taken by real ones: a difference to EXP is noise
+    "EXP+PASTE": ("real", "pasted"),  # the same, with defects of another real patch pasted in
 }
+_MADE_OF_REAL = ("again", "pasted")
 
 
 @dataclass(frozen=True)
@@ -71,7 +78,7 @@ class Recipe:
 
     def batch(self, step: int) -> Batch:
         """Batch number `step`."""
-        parts = [self._sources[d.pool].take(d.patches, d.symmetries) for d in self.draw(step)]
+        parts = [self._take(d, step) for d in self.draw(step)]
         most = max(1, max(len(truth) for part in parts for truth in part.truths))
         images = np.concatenate([part.images for part in parts])
         instances = np.concatenate([part.instances for part in parts])
@@ -81,6 +88,21 @@ class Recipe:
             boxes[place, : len(truth)] = truth[:, :4]
             labels[place, : len(truth)], ids[place, : len(truth)] = truth[:, 4], truth[:, 5]
         return Batch(*(torch.from_numpy(array) for array in (images, instances, boxes, labels, ids)))
+
+    def _take(self, draw: Draw, step: int) -> _Part:
+        source = self._sources[draw.pool]
+        part = source.take(draw.patches, draw.symmetries)
+        if draw.pool != "pasted":
+            return part
+        root, path = self.names
+        rng = seeds.generator(root, *path, "paste", step)
+        others = source.take(
+            rng.integers(len(source.patches), size=len(draw.patches)),
+            rng.choice(np.array(source.patches.symmetries), size=len(draw.patches)),
+        )
+        made = [copy_paste(target, other, rng) for target, other in zip(part.rows(), others.rows(), strict=True)]
+        images, instances, truths = zip(*made, strict=True)
+        return _Part(np.stack(images), np.stack(instances), list(truths))
 
     def _order(self, pool: str, turn: int) -> NDArray[np.int64]:
         root, path = self.names
@@ -101,6 +123,9 @@ class _Part:
     images: NDArray[np.uint8]
     instances: NDArray[np.int64]
     truths: list[NDArray[np.float64]]  # per patch [N, 6]: box, class, id
+
+    def rows(self) -> list[tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.float64]]]:
+        return list(zip(self.images, self.instances, self.truths, strict=True))
 
 
 class _Source:
@@ -143,7 +168,7 @@ def recipe(
     arm : a name in `ARMS`
     pools : patches by pool name; only those that the arm needs are used
     batch_size : patches per batch, in every arm
-    generated_share : share of a batch from generated patches, in arms that have some
+    generated_share : share of a batch from the second pool, in arms that have one
     root_seed, names : where the random draws come from
 
     Raises
@@ -153,6 +178,7 @@ def recipe(
     """
     if arm not in ARMS:
         raise CompanionError(f"no arm '{arm}'; arms: {', '.join(ARMS)}")
+    pools = {**pools, **dict.fromkeys(_MADE_OF_REAL, pools["real"])} if "real" in pools else pools
     chosen = {}
     for name in ARMS[arm]:
         if name not in pools:
@@ -164,8 +190,9 @@ def recipe(
         if len({getattr(pool, what) for pool in chosen.values()}) > 1:
             found = ", ".join(f"{name}: {getattr(pool, what)}" for name, pool in chosen.items())
             raise CompanionError(f"arm {arm}: its pools differ in {what} ({found})")
-    generated = round(batch_size * generated_share) if len(chosen) > 1 else 0
-    counts = {name: generated if name == "generated" else batch_size - generated for name in chosen}
+    first, *others = chosen
+    added = round(batch_size * generated_share) if others else 0
+    counts = {first: batch_size - added, **dict.fromkeys(others, added)}
     return Recipe(chosen, {name: count for name, count in counts.items() if count}, (root_seed, names))
 
 

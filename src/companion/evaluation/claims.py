@@ -79,6 +79,7 @@ def gather(stage: Stage) -> Evidence:
         gains=pd.read_parquet(read["sizes"] / "sizes.parquet"), tests=tests,
         best=best_of_each_run(scores, evaluation.iou),
         rare=pd.DataFrame(rare["differences"], columns=["split", "n_train", "seed", "difference"]),
+        rare_status=rare["status"],
         quality=_quality(stage), patches=_patches(stage), hours=_hours(stage),
         step=max((b - a for a, b in pairwise(swept)), default=1.0),
         margin=evaluation.equivalence_margin, level=evaluation.confidence_level,

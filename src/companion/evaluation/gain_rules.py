@@ -111,7 +111,7 @@ def judge_origin_of_gain(e: Evidence, factor: float) -> Finding:
 def judge_oversampling(e: Evidence, factor: float) -> Finding:
     """C8: EXP+RARE minus EXP+GEN in F1HM."""
     if e.rare.empty:
-        return absent("no EXP+RARE detectors in this profile (imbalance_sizes)")
+        return absent(e.rare_status) if e.rare_status.startswith("not run") else unclear(e.rare_status)
     test = paired_t(e.rare["difference"], e.level)
     margin = e.margin * factor
     found = Finding(
@@ -125,8 +125,6 @@ def judge_oversampling(e: Evidence, factor: float) -> Finding:
         f"differences within ±{e.margin:g} count as none (half of the paper's largest gain)",
         with_interval(test["mean"], test["low"], test["high"], test["n"]),
     )
-    if test["n"] == 0:
-        return unclear("F1HM is undefined here (fewer than two classes), so there is no gain in it")
     if test["undefined"]:
         return found
     if -margin <= test["low"] and test["high"] <= margin:

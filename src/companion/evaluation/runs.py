@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from companion.data.patches import Patches, load_patches
 from companion.evaluation.formats import BOX, Truth, read_predictions, read_truth
 from companion.evaluation.matching import MATCHINGS, Matching, kept, match, score_order
-from companion.evaluation.scores import Counts, Unpredicted, count, mask_overlaps, pooled, tabulate
+from companion.evaluation.scores import Counts, Overlaps, Unpredicted, count, mask_overlaps, pooled, tabulate
 from companion.evaluation.significance import best_confidence
 from companion.geometry import box_iou
 from companion.stages import Stage, dataset_name, split_name
@@ -67,22 +67,13 @@ def sources(stage: Stage, kind: str) -> Iterator[tuple[dict[str, Any], Stage]]:
 
 
 def count_runs(
-    found: Sequence[Run],
-    iou: Sequence[float],
-    confidence: Sequence[float],
-    matching: Matching = "truth-greedy",
-    same_class: bool = False,
-    on: Literal["boxes", "masks"] = "boxes",
+    found: Sequence[Run], iou: Sequence[float], confidence: Sequence[float], matching: Matching = "truth-greedy"
 ) -> list[Counts]:
     """`scores.count` of every run, at the same thresholds."""
-    counts = []
-    for run in found:
-        truth, table = run.truth, run.predictions
-        overlaps = mask_overlaps(table, truth.table, load_patches(run.test).instances) if on == "masks" else None
-        counts.append(
-            count(table, truth.table, truth.patches, truth.classes, iou, confidence, matching, same_class, overlaps)
-        )
-    return counts
+    return [
+        count(run.predictions, run.truth.table, run.truth.patches, run.truth.classes, iou, confidence, matching)
+        for run in found
+    ]
 
 
 def compare_rules(found: Sequence[Run], iou: float, confidence: float) -> pd.DataFrame:
@@ -94,10 +85,34 @@ def compare_rules(found: Sequence[Run], iou: float, confidence: float) -> pd.Dat
     """
     masks = all("mask" in run.predictions and run.predictions["mask"].notna().all() for run in found)
     tables = []
-    for rule, on, same_class in product(MATCHINGS, ("boxes", "masks") if masks else ("boxes",), (False, True)):
-        table = tabulate_runs(found, count_runs(found, [iou], [confidence], rule, same_class, on))  # type: ignore[arg-type]
-        tables.append(table.assign(rule=rule, on=on, classes="equal" if same_class else "ignored"))
+    for run in found:
+        truth, chosen = run.truth, run.predictions[run.predictions["score"] >= confidence].reset_index(drop=True)
+        boxes, truth_boxes = chosen[BOX].to_numpy(), truth.table[BOX].to_numpy()
+        overlaps = {"boxes": lambda t, rows, a=truth_boxes, b=boxes: box_iou(a[t], b[rows])}
+        if masks:
+            overlaps["masks"] = mask_overlaps(chosen, truth.table, load_patches(run.test).instances)
+        for on, computed in overlaps.items():
+            known = _remembered(computed)
+            for rule, same in product(MATCHINGS, (False, True)):
+                counts = count(
+                    chosen, truth.table, truth.patches, truth.classes, [iou], [confidence], rule, same, known
+                )  # fmt: skip
+                classes = "equal" if same else "ignored"
+                tables.append(tabulate(counts, run.keys).assign(rule=rule, on=on, classes=classes))
     return pd.concat(tables, ignore_index=True)
+
+
+def _remembered(overlaps: Overlaps) -> Overlaps:
+    """`overlaps`, computed once per patch: a patch is told by its first truth, and its rows never change order."""
+    known: dict[int, NDArray[np.float64]] = {}
+
+    def remembered(truth: NDArray[np.intp], rows: NDArray[np.intp]) -> NDArray[np.float64]:
+        first = int(truth[0])
+        if first not in known:
+            known[first] = overlaps(truth, rows)
+        return known[first]
+
+    return remembered
 
 
 def tabulate_runs(found: Sequence[Run], counts: Sequence[Counts], unpredicted: Unpredicted = "count") -> pd.DataFrame:

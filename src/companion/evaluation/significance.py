@@ -94,6 +94,22 @@ def holm(p_values: Sequence[float] | NDArray) -> NDArray[np.float64]:
     return adjusted
 
 
+def headline_measure(scores: pd.DataFrame) -> tuple[str, str]:
+    """The measure that a table can be read by, and what to say where it is not the paper's.
+
+    Returns
+    -------
+    ("f1_hm", "") where F1HM is defined somewhere, else ("f1_detect", a sentence that says why)
+    """
+    if scores["f1_hm"].notna().any():
+        return "f1_hm", ""
+    if sum(column.startswith("f1_class_") for column in scores) < 2:
+        why = "This data set has one class, so there is nothing to classify"
+    else:
+        why = "At no threshold do the matched pairs hold two classes"
+    return "f1_detect", f"{why}: F1_class and F1HM are undefined, and F1_detect stands in their place."
+
+
 def best_confidence(scores: pd.DataFrame, iou: float, measure: str) -> pd.DataFrame:
     """Confidence with the highest mean over seeds, for every split, N and arm.
 
@@ -165,15 +181,15 @@ def significance_table(pairs: pd.DataFrame, level: float = 0.95) -> pd.DataFrame
 
     Returns
     -------
-    split, n_train, measure, the entries of `paired_t`, p_holm (family: the conditions of one measure), family
-    (tests in it), p_sign_flip, smallest_p_sign_flip
+    split, n_train, measure, the entries of `paired_t` (undefined is "" where there is a test), p_holm (family: the
+    conditions of one measure), family (tests in it), p_sign_flip, smallest_p_sign_flip
     """
     rows = []
     for (split, n_train, measure), group in pairs.groupby([*CONDITION, "measure"], sort=True):
         flip = sign_flip(group["difference"])
         rows.append({
             "split": split, "n_train": int(n_train), "measure": measure,
-            **paired_t(group["difference"], level),
+            **(test := paired_t(group["difference"], level)), "undefined": test["undefined"] or "",
             "p_sign_flip": flip["p"], "smallest_p_sign_flip": flip["smallest_p"],
         })  # fmt: skip
     table = pd.DataFrame(rows)

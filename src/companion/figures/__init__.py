@@ -12,8 +12,11 @@ from companion.provenance import atomic
 
 # Okabe and Ito (2008): told apart with every common form of colour vision; markers say the same once more.
 CLASS_COLORS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#0072B2", "#D55E00", "#F0E442")
-ARM_COLORS = {"EXP": "#0072B2", "EXP+GEN": "#D55E00", "EXP+RARE": "#009E73"}
-ARM_MARKERS = {"EXP": "o", "EXP+GEN": "s", "EXP+RARE": "^"}
+ARM_COLORS = {
+    "EXP": "#0072B2", "EXP+GEN": "#D55E00", "EXP+RARE": "#009E73", "GEN": "#E69F00", "EXP+EXP": "#56B4E9",
+    "EXP+PASTE": "#CC79A7",
+}  # fmt: skip
+ARM_MARKERS = {"EXP": "o", "EXP+GEN": "s", "EXP+RARE": "^", "GEN": "D", "EXP+EXP": "v", "EXP+PASTE": "P"}
 
 
 def use_style() -> None:

@@ -42,7 +42,8 @@ def score_curves(scores: pd.DataFrame, iou: float, arms: Sequence[str], note: st
             if row == len(conditions) - 1:
                 axes.set_xlabel("confidence threshold")
         grid[row][0].set_ylabel("score")
-        grid[row][0].legend(loc="lower left")
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=max(1, len(labels)))
     figure.suptitle(f"Scores against confidence, box IoU ≥ {iou:g}\n{note}", fontsize=9)
     return figure
 

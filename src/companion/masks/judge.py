@@ -107,9 +107,9 @@ def judge(real: Described, simulated: Mapping[str, Described], fold: int, rng: n
     halves = _halves(real, rng)
     against = [(REAL, halves[0], halves[1])] if halves else []
     against += [(name, real, other) for name, other in simulated.items()]
-    rows = []
+    rows, seed = [], int(rng.integers(2**62))  # the same folds for all, so that samplers differ by their masks alone
     for name, truth, other in against:
-        auc, low, high = two_sample_auc(truth, other, rng)
+        auc, low, high = two_sample_auc(truth, other, np.random.default_rng(seed))
         rows.append({
             "sampler": name, **distances(truth, other), "coherence": coherence(other.statistics, fold),
             "empty": (other.per_patch == 0).mean(), "cut": other.statistics["touches_border"].mean(),
@@ -162,23 +162,25 @@ def two_sample_auc(
 
     Returns
     -------
-    Area under the ROC curve of the held-out predictions, and its 95 % interval from a bootstrap of the groups
-    (micrographs of real masks); nan where there are not two groups on a side.
+    Area under the ROC curve of the held-out predictions (within folds, see `_auc`), and its 95 % interval from a
+    bootstrap of the groups (micrographs of real masks); nan where there are not two groups on a side.
     """
     x = np.vstack([real.features.to_numpy(float), simulated.features.to_numpy(float)])
     y = np.repeat([0.0, 1.0], [len(real.features), len(simulated.features)])
     sides = [pd.factorize(d.groups)[0] for d in (real, simulated)]
     if min(side.max(initial=-1) for side in sides) < 1:
         return np.nan, np.nan, np.nan
-    code, names = pd.factorize(np.concatenate([real.groups, simulated.groups]))
-    fold = (rng.permutation(len(names)) % FOLDS)[code]
+    names = pd.unique(real.groups), pd.unique(simulated.groups[~np.isin(simulated.groups, real.groups)])
+    fold_of = {name: k % FOLDS for some in names for k, name in enumerate(rng.permutation(some))}
+    groups = np.concatenate([real.groups, simulated.groups])
+    fold = pd.Series(groups).map(fold_of).to_numpy()
     score = np.full(len(y), np.nan)
     for k in np.unique(fold):
         train = fold != k
         if len(np.unique(y[train])) == 2:
             score[~train] = _logistic(x[train], y[train], x[~train])
     known = np.isfinite(score)
-    draws = [_auc(score[known], y[known])]
+    draws = [_auc(score[known], y[known], fold[known])]
     members = [pd.Series(np.arange(len(side))).groupby(side).indices for side in sides]
     offsets = (0, len(sides[0]))
     for _ in range(resamples):
@@ -187,8 +189,8 @@ def two_sample_auc(
             for own, offset in zip(members, offsets, strict=True)
         ])  # fmt: skip
         chosen = chosen[known[chosen]]
-        draws.append(_auc(score[chosen], y[chosen]))
-    return draws[0], *np.quantile(draws[1:], [0.025, 0.975])
+        draws.append(_auc(score[chosen], y[chosen], fold[chosen]))
+    return draws[0], *np.nanquantile(draws[1:], [0.025, 0.975])
 
 
 def _halves(real: Described, rng: np.random.Generator) -> tuple[Described, Described] | None:
@@ -232,8 +234,16 @@ def _logistic(x: Floats, y: Floats, new: Floats) -> Floats:
     return (expand(new) - centre) / scale @ b[1:] + b[0]
 
 
-def _auc(score: Floats, y: Floats) -> float:
-    ones = int(y.sum())
-    if ones in (0, len(y)):
-        return np.nan
-    return float(mannwhitneyu(score[y == 1], score[y == 0]).statistic / (ones * (len(y) - ones)))
+def _auc(score: Floats, y: Floats, fold: NDArray) -> float:
+    """Share of pairs (one of each class, held out together) in the right order.
+
+    Scores of different folds come from different models and are not compared: what one fold lacks the others have
+    too much of, which would push the pooled area below 0.5 for equal masks.
+    """
+    right, pairs = 0.0, 0
+    for k in np.unique(fold):
+        ones, zeros = score[(fold == k) & (y == 1)], score[(fold == k) & (y == 0)]
+        if len(ones) and len(zeros):
+            right += mannwhitneyu(ones, zeros).statistic
+            pairs += len(ones) * len(zeros)
+    return float(right / pairs) if pairs else np.nan

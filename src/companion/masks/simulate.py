@@ -16,11 +16,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from companion.data.patches import Patches, instance_table
+from companion.data.patches import Patches
 from companion.errors import CompanionError
 from companion.geometry import symmetry_angle
 from companion.masks import placing
-from companion.masks.outlines import draw_ellipses, draw_instances
+from companion.masks.outlines import draw_ellipses, draw_instances, visible_table
 from companion.masks.spatial import find_crystals, inclusion_weights
 from companion.masks.statistics import CONTOUR_PX, ELLIPSE_COLUMNS, merge_touching
 from companion.params import Masks, Repair
@@ -95,11 +95,12 @@ def simulate(
         "pixel_size_nm": real.index["pixel_size_nm"].to_numpy()[parents],
     })  # fmt: skip
     draw = draw_ellipses if masks.outlines == "ellipse" else draw_instances(real, statistics)
-    instances = draw(drawn, masks.n_patches, real.size)
-    simulated = Patches(None, instances, index, instance_table(instances, drawn), real.classes)
+    instances, windows = draw(drawn, masks.n_patches, real.size)
+    simulated = Patches(None, instances, index, visible_table(instances, windows, drawn), real.classes)
     merges = masks.sampler == "authors" and "merging" not in masks.repairs
     origin = real.index["image"].to_numpy()[parents]
-    return Simulation(merge_touching(simulated) if merges else simulated, drawn[DRAWN_COLUMNS], origin)
+    merged = merge_touching(simulated, out=instances) if merges else simulated
+    return Simulation(merged, drawn[DRAWN_COLUMNS], origin)
 
 
 def variants(masks: Masks) -> dict[str, Masks]:

@@ -128,16 +128,20 @@ def ellipse_of_moments(mask: NDArray[np.bool_]) -> Ellipse:
             float(4 * np.sqrt(max(middle - spread, 1 / 12))), float(angle % 180.0))  # fmt: skip
 
 
-def merge_touching(patches: Patches) -> Patches:
+def merge_touching(patches: Patches, out: NDArray[np.integer] | None = None) -> Patches:
     """Patches as read back from label maps: touching instances of one class become one.
 
     The paper keeps its masks as label maps and finds instances again as contours, so instances of one class
     that touch, also diagonally, merge. Instances cut in two by one on top of them come apart.
+
+    Parameters
+    ----------
+    out : array that receives the new ids, may be ``patches.instances``; by default a copy
     """
     meeting = np.unique(touching_boxes(patches.table)["patch"].to_numpy())
     if len(meeting) == 0:
         return patches
-    instances, labels = np.array(patches.instances), {}
+    instances, labels = np.array(patches.instances) if out is None else out, {}
     for row, (patch, label_map) in enumerate(zip(meeting.tolist(), patches.label_maps(meeting), strict=True)):
         new, number = np.zeros(label_map.shape, np.int32), 0
         for code in np.unique(label_map[label_map > 0]).tolist():
@@ -189,18 +193,20 @@ def summary(statistics: pd.DataFrame, counts: pd.DataFrame, classes: tuple[str, 
 
 
 def border_bias(patches: Patches, micrographs: Patches) -> pd.DataFrame:
-    """Mean major axis per class, estimated from patches in four ways, against whole micrographs.
+    """Mean major axis and share per class, estimated from patches in four ways, against whole micrographs.
 
     Parameters
     ----------
     patches : patches that cut some instances
-    micrographs : the same micrographs uncut (patches as large as a micrograph); their own border is corrected for
+    micrographs : the same micrographs uncut (patches as large as a micrograph), as labelled or, where it is known,
+        the exact truth; their own border is corrected for
 
     Returns
     -------
-    Table with class, micrographs_nm (the reference), and per way the relative error: pieces (every visible piece as
-    an instance, the paper's way), arcs (the same with the ellipse continued beyond the border), uncut (whole
-    instances only), weighted (the same with `spatial.inclusion_weights`).
+    Table with class, micrographs_nm (the reference), and per way the relative error of the mean: pieces (every visible
+    piece as an instance, the paper's way), arcs (the same with the ellipse continued beyond the border), uncut (whole
+    instances only), weighted (the same with `spatial.inclusion_weights`); then micrographs_share, and the class's
+    share of all instances as pieces_share and weighted_share.
     """
     contour, arc, whole = measure(patches), measure(patches, fit="arc"), measure(micrographs)
     uncut = ~contour["touches_border"].to_numpy()
@@ -214,9 +220,16 @@ def border_bias(patches: Patches, micrographs: Patches) -> pd.DataFrame:
         length = (table["major_px"] + CONTOUR_PX) * table["pixel_size_nm"]
         return float((weight * length).sum() / weight.sum()) if weight.sum() > 0 else float("nan")
 
+    def share(table: pd.DataFrame, weights: NDArray[np.float64], code: int) -> float:
+        return float(weights[table["class"] == code].sum() / weights.sum()) if weights.sum() > 0 else float("nan")
+
+    reference = (whole, inclusion_weights(whole, micrographs.size))
     rows = []
     for code, name in enumerate(patches.classes, start=1):
-        true = mean_nm(whole, inclusion_weights(whole, micrographs.size), code)
-        errors = {way: mean_nm(table, weights, code) / true - 1 for way, (table, weights) in ways.items()}
-        rows.append({"class": name, "micrographs_nm": true, **errors})
+        true = mean_nm(*reference, code)
+        rows.append({
+            "class": name, "micrographs_nm": true, **{way: mean_nm(*ways[way], code) / true - 1 for way in ways},
+            "micrographs_share": share(*reference, code), "pieces_share": share(*ways["pieces"], code),
+            "weighted_share": share(*ways["weighted"], code),
+        })  # fmt: skip
     return pd.DataFrame(rows)

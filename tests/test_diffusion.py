@@ -112,7 +112,7 @@ def test_presets_have_the_published_sizes():
     assert paper.mask_encoder.project.weight.shape == (4, 4, 1, 1)
 
 
-@pytest.mark.parametrize(("profile", "preset"), [("paper", "paper"), ("course", "compact")])
+@pytest.mark.parametrize(("profile", "preset"), [("paper", "paper"), ("course", "compact"), ("smoke", "tiny")])
 def test_profiles_are_their_presets(profile, preset):
     found, wanted = params.load_profile(profile).diffusion, PRESETS[preset]
     assert found.denoiser == wanted.denoiser and found.checkpoint_every == wanted.checkpoint_every

@@ -120,6 +120,9 @@ class Denoiser(Section):
     )
     prediction: Literal["epsilon", "v_prediction"] = Field("epsilon", description="what the network predicts")
     loss: Literal["l1", "l2"] = Field("l1", description="the paper uses l1 on epsilon")
+    defect_weight: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="by how much a latent under a defect counts more in the loss; the paper: 0"
+    )
     timesteps: Count = Field(1000, description="diffusion steps T")
     beta_start: Positive = Field(0.0015, description="first variance (linear in its square root)")
     beta_end: Positive = Field(0.0205, description="last variance")

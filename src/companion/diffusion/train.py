@@ -189,6 +189,7 @@ def get_denoiser(
     optimizer = torch.optim.AdamW(denoiser.parameters(), lr=parameters.learning_rate)
     schedule = denoisers.noise_schedule(config)
     distance = {"l1": F.l1_loss, "l2": F.mse_loss}[parameters.loss]
+    f = autoencoder.downsampling
 
     def step(i: int) -> dict[str, float]:
         rng = machine.generator(name, "denoiser", i)
@@ -203,8 +204,12 @@ def get_denoiser(
         noisy = schedule.add_noise(clean, noise, timestep)
         target = noise if parameters.prediction == "epsilon" else schedule.get_velocity(clean, noise, timestep)
         training.set_learning_rate(optimizer, learning_rate(parameters, i))
+        # Defects cover a few per cent of a patch: each of their latents may be made to count for more.
+        defect = F.avg_pool2d((masks > 0).float().unsqueeze(1), f)  # (B, 1, s, s), share of the latent's pixels
+        weight = 1 + parameters.defect_weight * defect
         with machine.autocast():
-            loss = distance(denoiser(noisy, timestep, denoiser.mask_encoder(masks)).float(), target)
+            predicted = denoiser(noisy, timestep, denoiser.mask_encoder(masks)).float()
+        loss = (weight * distance(predicted, target, reduction="none")).mean() / weight.mean()
         _update(loss, denoiser, optimizer)
         average.update_parameters(denoiser)
         return {parameters.loss: loss.item()}

@@ -20,7 +20,7 @@ import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
-from companion import book_glue, stages
+from companion import fragments, stages
 from companion.errors import CompanionError
 from companion.params import load_profile
 from companion.provenance import write_json, write_table
@@ -38,7 +38,7 @@ CHROMIUM = [
 
 
 def test_glued_values_reach_the_notebook_as_they_are(tmp_path: Path) -> None:
-    book_glue.glue_notebook(
+    fragments.glue_notebook(
         {"gain": "0.410", "data": "it's | phantom"}, tmp_path / "n.ipynb", {"gain": "scores.parquet"}
     )
     notebook = nbformat.read(tmp_path / "n.ipynb", as_version=4)
@@ -53,7 +53,7 @@ def test_glued_values_reach_the_notebook_as_they_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize("values", [{"a:b": "1"}, {"Gain": "1"}, {"gain": 0.41}])
 def test_what_cannot_be_glued_is_refused(values: dict, tmp_path: Path) -> None:
     with pytest.raises(CompanionError, match=re.escape(next(iter(values)))):
-        book_glue.glue_notebook(values, tmp_path / "n.ipynb")
+        fragments.glue_notebook(values, tmp_path / "n.ipynb")
     assert not (tmp_path / "n.ipynb").exists()
 
 
@@ -61,25 +61,25 @@ def test_glued_keys_are_found_in_a_page() -> None:
     page = (
         "a {glue:text}`executed/headline.ipynb::gain:s` b\n{glue:text}`x.ipynb::n_pairs:s` {glue:text}`x.ipynb::gain:s`"
     )
-    assert book_glue.glued_keys(page) == ["gain", "n_pairs"]
+    assert fragments.glued_keys(page) == ["gain", "n_pairs"]
 
 
 def test_every_quotation_of_a_page_is_one_that_glued_keys_finds() -> None:
     for page in BOOK.glob("*.md"):
         text = page.read_text(encoding="utf-8")
-        assert text.count("{glue:") == len(book_glue._GLUED.findall(text)), f"{page.name}: a key without `:s`?"
+        assert text.count("{glue:") == len(fragments._GLUED.findall(text)), f"{page.name}: a key without `:s`?"
 
 
 def test_notice_never_lets_the_phantom_pass_for_the_papers_data() -> None:
-    assert "not the paper's data" in book_glue.data_notice("phantom", "smoke")
-    assert "too small to decide" in book_glue.data_notice("loops_316L", "smoke")
-    assert "profiles/mini.yaml" in book_glue.data_notice("phantom", "mini")
+    assert "not the paper's data" in fragments.data_notice("phantom", "smoke")
+    assert "too small to decide" in fragments.data_notice("loops_316L", "smoke")
+    assert "profiles/mini.yaml" in fragments.data_notice("phantom", "mini")
 
 
 def test_unknown_verdict_is_refused() -> None:
-    assert 'class="verdict verdict-not-reproduced"' in book_glue.verdict_chip("not reproduced")
+    assert 'class="verdict verdict-not-reproduced"' in fragments.verdict_chip("not reproduced")
     with pytest.raises(CompanionError, match="sort of"):
-        book_glue.verdict_chip("sort of")
+        fragments.verdict_chip("sort of")
 
 
 # --- fragments from results ---------------------------------------------------------------------------------
@@ -102,10 +102,10 @@ CLAIMS = [claim("C1", "partly"), claim("C2", "reproduced"), claim("C3", "reprodu
 
 def test_headline_is_the_first_split_at_the_largest_n() -> None:
     profile = load_profile("smoke", sizes=[4, 10], imbalance_sizes=[], splits=[1, 2])
-    gains = book_glue.headline_gains(GAINS, profile)
+    gains = fragments.headline_gains(GAINS, profile)
     assert gains["measure"].tolist() == ["f1_detect", "f1_class", "f1_hm"]
     assert gains["gain"].tolist()[::2] == [0.0, 0.125]
-    lines = book_glue.scores_table(gains).splitlines()
+    lines = fragments.scores_table(gains).splitlines()
     assert "| 0.250 | 0.375 | 0.12 (95 % interval 0.00 to 0.25, n = 2) |" in lines[-1]
     assert "| undefined | undefined | undefined (n = 0) |" in lines[-2]
 
@@ -117,7 +117,7 @@ def test_quoted_numbers_say_what_the_files_say() -> None:
         {"wall_s": 30.0, "device": "CPU", "commit": "abc"},
         {},
     ]
-    found = book_glue.quoted_numbers(profile, CLAIMS, book_glue.headline_gains(GAINS, profile), stamps)
+    found = fragments.quoted_numbers(profile, CLAIMS, fragments.headline_gains(GAINS, profile), stamps)
     quoted = {key: value for key, (value, _) in found.items()}
     assert (quoted["n_reproduced"], quoted["n_partly"], quoted["n_not_reproduced"]) == ("2", "1", "0")
     assert (quoted["n_claims"], quoted["n_not_attempted"]) == ("4", "1")
@@ -132,9 +132,9 @@ def test_quoted_numbers_say_what_the_files_say() -> None:
 
 
 def test_pages_quote_only_what_a_run_provides_even_an_empty_one() -> None:
-    provided = book_glue.quoted_numbers(load_profile("smoke"), [], GAINS.iloc[:0], [])
+    provided = fragments.quoted_numbers(load_profile("smoke"), [], GAINS.iloc[:0], [])
     for page in BOOK.glob("*.md"):
-        assert set(book_glue.glued_keys(page.read_text(encoding="utf-8"))) <= provided.keys(), page.name
+        assert set(fragments.glued_keys(page.read_text(encoding="utf-8"))) <= provided.keys(), page.name
 
 
 def test_pages_include_only_what_a_run_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +146,7 @@ def test_pages_include_only_what_a_run_writes(tmp_path: Path, monkeypatch: pytes
     first = stages.matrix(profile)[0].folder
     write_json(first / "stamp.json", {"outputs": {}, "wall_s": 61.0, "peak_memory_mib": 300, "device": "CPU"})
     executed = tmp_path / "executed"
-    book_glue.write_fragments(executed, profile, tree / "claims" / "claims.json", tree / "sizes" / "sizes.parquet")
+    fragments.write_fragments(executed, profile, tree / "claims" / "claims.json", tree / "sizes" / "sizes.parquet")
     included = [n for p in BOOK.glob("*.md") for n in re.findall(r"\{include\} executed/(\S+)", p.read_text("utf-8"))]
     assert set(included) == {path.name for path in executed.glob("*.md")}
     text = nbformat.read(executed / "headline.ipynb", as_version=4).cells[0].source
@@ -221,14 +221,14 @@ def placeholder_sources(folder: Path) -> Path:
     for page in BOOK.glob("*.md"):
         for fragment in re.findall(r"\{include\} (executed/\S+)", page.read_text(encoding="utf-8")):
             (folder / "book" / fragment).write_text(f"placeholder of {fragment}\n", encoding="utf-8")
-    (executed / "notice.md").write_text(book_glue.data_notice("phantom", "smoke"), encoding="utf-8")
+    (executed / "notice.md").write_text(fragments.data_notice("phantom", "smoke"), encoding="utf-8")
     Image.fromarray(np.full((64, 256), 200, np.uint8)).save(executed / "strip.png")
     return folder
 
 
 def glue_placeholders(executed: Path, note: str) -> None:
-    keys = [key for page in BOOK.glob("*.md") for key in book_glue.glued_keys(page.read_text(encoding="utf-8"))]
-    book_glue.glue_notebook({key: f"[{key}]{note}" for key in keys}, executed / "headline.ipynb")
+    keys = [key for page in BOOK.glob("*.md") for key in fragments.glued_keys(page.read_text(encoding="utf-8"))]
+    fragments.glue_notebook({key: f"[{key}]{note}" for key in keys}, executed / "headline.ipynb")
 
 
 def build(folder: Path) -> subprocess.CompletedProcess[str]:
@@ -249,7 +249,7 @@ def placeholder_html(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_pages_build_without_a_warning_and_quote_the_glued_values(placeholder_html: Path) -> None:
     index = (placeholder_html / "index.html").read_text(encoding="utf-8")
-    keys = book_glue.glued_keys((BOOK / "index.md").read_text(encoding="utf-8"))
+    keys = fragments.glued_keys((BOOK / "index.md").read_text(encoding="utf-8"))
     assert keys
     for key in keys:
         assert f"[{key}]" in index
@@ -270,7 +270,7 @@ def test_new_numbers_reach_a_page_whose_own_text_is_as_before(placeholder_html: 
 def test_a_quotation_of_a_missing_number_stops_the_build(tmp_path: Path) -> None:
     pytest.importorskip("jupyter_book", reason="the book extra is not installed")
     folder = placeholder_sources(tmp_path)
-    book_glue.glue_notebook({"other": "1"}, folder / "book" / "executed" / "headline.ipynb")
+    fragments.glue_notebook({"other": "1"}, folder / "book" / "executed" / "headline.ipynb")
     done = build(folder)
     assert done.returncode != 0
     assert "not found in doc" in done.stdout + done.stderr

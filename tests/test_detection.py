@@ -15,7 +15,8 @@ from conftest import ellipse_patches
 from safetensors.torch import save_file
 
 from companion.data.patches import Patches, instance_table
-from companion.detection.model import Detections, build, load_weights
+from companion.detection.batch import Detections
+from companion.detection.model import anchor_boxes, build, load_weights
 from companion.detection.predict import COLUMNS, predict, write_predictions
 from companion.detection.recipes import recipe
 from companion.detection.train import learning_rate, load_detector, train_detector
@@ -250,7 +251,7 @@ def test_the_papers_network_builds_with_trainable_normalisation():
 def test_pretrained_weights_fill_all_but_the_heads(tmp_path):
     torch.manual_seed(0)
     source = build(Detection(), 5).network
-    save_file(source.state_dict(), tmp_path / "five.safetensors")
+    save_file({n: v.contiguous() for n, v in source.state_dict().items()}, tmp_path / "five.safetensors")
     network = build(Detection(weights=str(tmp_path / "five.safetensors")), 3).network
     assert torch.equal(network.backbone.stem[0].weight, source.backbone.stem[0].weight)
     unfilled = load_weights(build(Detection(), 3).network, tmp_path / "five.safetensors")
@@ -279,6 +280,26 @@ def test_weights_of_another_network_are_refused(tmp_path):
 def test_anchor_sizes_must_match_the_levels():
     with pytest.raises(CompanionError, match=r"anchor_sizes_px \[8, 16\].*3 feature levels"):
         build(Detection(anchor_sizes_px=[8, 16]), 3)
+
+
+def test_anchors_lie_on_their_grid_in_patch_pixels():
+    levels = anchor_boxes(Detection(anchor_sizes_px=[[8, 12], [16, 24], [32, 48]]), 64)
+    assert [level.shape for level in levels] == [(16, 16, 6, 4), (8, 8, 6, 4), (4, 4, 6, 4)]
+    centres = (levels[1][..., :2] + levels[1][..., 2:]) / 2
+    assert (centres[3, 5] == (40, 24)).all()
+    sides = np.sqrt(np.prod(levels[1][0, 0, :, 2:] - levels[1][0, 0, :, :2], axis=1))
+    assert np.allclose(np.sort(sides), [16, 16, 16, 24, 24, 24], atol=1)
+    resized = anchor_boxes(Detection(resize_px=128), 64)
+    assert resized[0].shape == (32, 32, 3, 4) and resized[0][0, 0].max() <= 64 * 40 / 128
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"anchor_sizes_px": [8, [16, 32], 64]}, "more sizes on one level"), ({"resize_px": 100}, "multiple of 32")],
+)
+def test_settings_that_cannot_work_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        Detection(**changes)
 
 
 def test_a_missing_backend_says_where_to_get_it(monkeypatch):

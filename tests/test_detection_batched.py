@@ -165,7 +165,7 @@ def pair(n_classes: int, **changes) -> tuple[TorchvisionDetector, BatchedFirst]:
     torch.manual_seed(3)
     detector = build(Detection(**{"rois_per_image": 32, "proposals": 40, **changes}), n_classes)
     theirs = TorchvisionDetector(detector.network, detector.channels)
-    return theirs, BatchedFirst(detector.network, detector.channels)
+    return theirs, BatchedFirst(detector.network, detector.channels, changes.get("resize_px"))
 
 
 def batch_of(patches, step=0, size=4):
@@ -200,7 +200,8 @@ def assert_equal_losses_and_gradients(theirs, ours, batch):
     found, found_gradients = gradients(ours, batch)
     assert found.keys() == expected.keys()
     for name in expected:
-        assert found[name] == pytest.approx(expected[name], rel=1e-6, abs=1e-9), name
+        # torchvision computes part of loss_objectness in single precision whatever the network's.
+        assert found[name] == pytest.approx(expected[name], rel=1e-5, abs=1e-9), name
     for name, gradient in expected_gradients.items():
         off = (found_gradients[name] - gradient).norm()
         assert off <= 1e-5 * gradient.norm() + 1e-9, (name, off, gradient.norm())
@@ -249,6 +250,14 @@ def test_detections_of_an_untrained_network_are_torchvisions():
     assert assert_equal_detections(theirs, ours, ellipse_patches(3).images) > 20
     theirs, ours = pair(2, score_floor=1.0)
     assert assert_equal_detections(theirs, ours, ellipse_patches(3).images) == 0
+
+
+def test_resized_patches_are_equal_too():
+    patches = ellipse_patches(6)
+    theirs, ours = pair(3, resize_px=96, score_floor=0.0)
+    assert assert_equal_detections(theirs, ours, patches.images[:3]) > 20
+    assert ours.detect(torch.from_numpy(patches.images[:1]))[0].masks.shape[1:] == (64, 64)
+    assert_equal_losses_and_gradients(theirs, ours, batch_of(patches, size=2))
 
 
 def test_the_papers_network_with_five_levels_is_equal_too():

@@ -15,8 +15,8 @@ from PIL import Image
 from test_detection import COMPUTE
 
 from companion.detection import micrographs
+from companion.detection.batch import Detections
 from companion.detection.micrographs import detect_micrograph, predict_micrographs, tile_starts
-from companion.detection.model import Detections
 from companion.detection.train import Card
 from companion.errors import CompanionError
 from companion.findings import write_findings

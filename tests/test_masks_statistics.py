@@ -27,7 +27,7 @@ def one_ellipse(x, y, major, minor, angle, size=96) -> Patches:
 
 @given(x=st.floats(40, 56), y=st.floats(40, 56), major=st.floats(16, 60), aspect=st.floats(1.3, 3),
        angle=st.floats(0, 179.99))  # fmt: skip
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_both_fits_recover_a_drawn_ellipse(x, y, major, aspect, angle):
     patches = one_ellipse(x, y, major, major / aspect, angle)
     # The algebraic fit of a contour overshoots the long axis of thin ellipses aligned with the grid by up to 2 px.
@@ -35,7 +35,7 @@ def test_both_fits_recover_a_drawn_ellipse(x, y, major, aspect, angle):
         row = statistics.measure(patches, fit).iloc[0]
         assert abs(row["x"] - x) < 0.6 and abs(row["y"] - y) < 0.6
         assert abs(row["major_px"] + lost - major) < close and abs(row["minor_px"] + lost - major / aspect) < close
-        assert abs((row["angle_deg"] - angle + 90) % 180 - 90) < 8
+        assert abs((row["angle_deg"] - angle + 90) % 180 - 90) < 4 + 40 / (major - major / aspect)  # pixels blur it
         assert 0 <= row["angle_deg"] < 180
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import nbformat
 
-from companion import book_glue, paths, provenance, stages
+from companion import fragments, paths, provenance, stages
 from companion.errors import CompanionError, problems
 from companion.params import Profile, load_profile
 
@@ -39,7 +39,7 @@ def assemble(profile: Profile, target: Path) -> list[Path]:
             shutil.copy(figure, folder / figure.name)
         claims, sizes = shown["claims"].folder / "claims.json", shown["sizes"].folder / "sizes.parquet"
         shutil.copy(claims, folder / "claims.json")
-        book_glue.write_fragments(folder, profile, claims, sizes)
+        fragments.write_fragments(folder, profile, claims, sizes)
     return sorted(target.glob("*.ipynb"))
 
 
@@ -79,10 +79,10 @@ def badge(stage: stages.Stage) -> str:
     if stamp is None:
         raise CompanionError(f"{stage.folder} has no stamp: its notebook did not finish")
     reasons = stage.staleness()
-    data = "phantom (simulated)" if stamp["dataset"] == "phantom" else stamp["dataset"]
     keys = ", ".join(f"{name} {value}" for name, value in stamp["keys"].items())
     entries = [
-        ("data", data), ("profile", stamp["profile"]), ("condition", keys or "all"), ("device", stamp["device"]),
+        ("data", fragments.data_name(stamp["dataset"])), ("profile", stamp["profile"]),
+        ("condition", keys or "all"), ("device", stamp["device"]),
         ("wall time", f"{stamp['wall_s']:.0f} s"), ("peak memory", f"{stamp['peak_memory_mib']} MiB"),
         ("commit", stamp["commit"] or "none"), ("date", stamp["started"][:10]),
     ]  # fmt: skip

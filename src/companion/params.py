@@ -170,8 +170,9 @@ class Detection(Section):
     optimizer: Literal["adamw-one-cycle", "sgd"] = Field("adamw-one-cycle", description="sgd is the paper's")
     generated_share: Share = Field(0.5, description="share of generated patches in a batch of EXP+GEN")
     anchor_sizes_px: list[Count | Annotated[list[Count], Field(min_length=1)]] = Field(
-        [8, 16, 32], description="sides of anchors per feature level, one or a list; as many on every level"
+        [10, 20, 40], description="sides of anchors per feature level, one or a list; as many on every level"
     )
+    resize_px: Count | None = Field(None, description="side at which the detector sees a patch; None: as it is")
     rois_per_image: Count = Field(64, description="regions sampled per patch in training")
     proposals: Count = Field(100, description="region proposals kept per patch")
     rpn_iou: tuple[Share, Share] = Field((0.3, 0.7), description="anchor IoU: background below, defect above")
@@ -181,9 +182,11 @@ class Detection(Section):
     checkpoint_every: Count = Field(50, description="steps between checkpoints")
 
     @model_validator(mode="after")
-    def _as_many_anchors_on_every_level(self) -> Detection:
+    def _anchors_and_size_fit(self) -> Detection:
         if len({1 if isinstance(size, int) else len(size) for size in self.anchor_sizes_px}) > 1:
             raise ValueError(f"anchor_sizes_px {self.anchor_sizes_px} has more sizes on one level than on another")
+        if self.resize_px is not None and self.resize_px % 32:
+            raise ValueError(f"resize_px {self.resize_px} is not a multiple of 32, which the networks need")
         return self
 
 

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import roi_align
 from torchvision.ops.poolers import _setup_scales
 
 from companion.detection import regions
-from companion.detection.model import Batch, Detections
+from companion.detection.batch import Batch, Detections, enlarge, enlarge_batch
 
 _BETA = 1 / 9  # of the smooth L1 losses, as in torchvision
 
@@ -28,11 +29,13 @@ class BatchedDetector:
     ----------
     network : torchvision's network; its modules and thresholds are used as they are
     channels : of the images that it takes
+    resize_px : side at which patches are seen; None: as large as they are
     """
 
-    def __init__(self, network: MaskRCNN, channels: int) -> None:
+    def __init__(self, network: MaskRCNN, channels: int, resize_px: int | None = None) -> None:
         self.network = network.to(memory_format=torch.channels_last)  # what convolutions read fastest
         self.channels = channels
+        self.resize_px = resize_px
         self._anchors: tuple[tuple[int, ...], Tensor] | None = None
 
     def random_keys(self, shape: tuple[int, ...], device: torch.device) -> Tensor:
@@ -124,6 +127,8 @@ class BatchedDetector:
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The five losses of Mask R-CNN, under torchvision's names."""
         self.network.train()
+        if self.resize_px:
+            batch = enlarge_batch(batch, self.resize_px, next(self.network.parameters()).dtype)
         images = self._images(batch.images)
         features = self.network.backbone(images)
         levels = list(features.values())
@@ -181,7 +186,7 @@ class BatchedDetector:
             wanted = regions.pick(batch.boxes, truth[:, :places])
             wanted = regions.encode(wanted, boxes[:, :places], heads.box_coder.weights)
         pooled = self._pool(heads.box_roi_pool, features, boxes, size)
-        scores, corrections = heads.box_predictor(heads.box_head(pooled))
+        scores, corrections = heads.box_predictor(_box_head(heads.box_head, pooled))
         corrections = _wide(corrections).reshape(*index.shape, -1, 4)[:, :places]  # (B, P, K + 1, 4)
         of_class = labels[:, :places, None, None].expand(-1, -1, 1, 4)
         box = F.smooth_l1_loss(corrections.gather(2, of_class)[:, :, 0], wanted, beta=_BETA, reduction="none")
@@ -201,7 +206,8 @@ class BatchedDetector:
         heads, size = self.network.roi_heads, batch.images.shape[-1]
         # Where shapes may depend on values (no waiting for a device), places that are left over cost nothing.
         keep = valid.flatten() if boxes.device.type == "cpu" else torch.ones_like(valid).flatten()
-        logits = self._mask_logits(self._pool(heads.mask_roi_pool, features, boxes, size)[keep], labels.flatten()[keep])
+        pooled = _rows(self._pool(heads.mask_roi_pool, features, boxes, size), keep)
+        logits = self._mask_logits(pooled, labels.flatten()[keep])
         with torch.no_grad():
             masks = (batch.instances[:, None] == batch.ids[:, :, None, None]).to(boxes)  # (B, M, S, S)
             owner = torch.arange(len(masks), device=truth.device)[:, None] * masks.shape[1] + truth
@@ -231,14 +237,16 @@ class BatchedDetector:
     def detect(self, images: Tensor) -> list[Detections]:
         """Detections in patches, uint8 [B, S, S], one entry per patch."""
         self.network.eval()
-        images = self._images(images)
+        original = images.shape[-1]
+        images = self._images(enlarge(images, self.resize_px) if self.resize_px else images)
         size = images.shape[-1]
         features = self.network.backbone(images)
         levels = list(features.values())
         counts, logits, deltas = self._rpn(levels)
         proposals, valid = self._propose(counts, logits, deltas, self._anchors_of(images, levels), size)
         boxes, scores, labels, valid = self._classify(features, proposals, valid, size)
-        masks = self._masks(features, boxes, labels, valid, size)
+        masks = self._masks(features, boxes, labels, valid, size, original)
+        boxes = boxes * (original / size)
         per_patch = valid.sum(dim=1).tolist()
         parts = [part[valid].cpu().split(per_patch) for part in (boxes, scores, labels)]
         return [
@@ -251,7 +259,7 @@ class BatchedDetector:
         heads = self.network.roi_heads
         batch, count = valid.shape
         pooled = self._pool(heads.box_roi_pool, features, proposals, size)
-        scores, corrections = heads.box_predictor(heads.box_head(pooled))
+        scores, corrections = heads.box_predictor(_box_head(heads.box_head, pooled))
         scores = _wide(scores).softmax(-1).reshape(batch, count, -1)[..., 1:]  # (B, P, K)
         corrections = _wide(corrections).reshape(batch, count, -1, 4)[:, :, 1:]
         boxes = regions.decode(corrections, proposals[:, :, None], heads.box_coder.weights).clamp(0, size)
@@ -269,20 +277,36 @@ class BatchedDetector:
         scores = scores[:, : order.shape[1]]
         return regions.pick(boxes.flatten(1, 2), order), scores, labels.flatten(1).gather(1, order), scores >= 0
 
-    def _masks(self, features: dict[str, Tensor], boxes: Tensor, labels: Tensor, valid: Tensor, size: int) -> Tensor:
-        """Masks of the valid detections, patch by patch, bool [N, S, S]."""
+    def _masks(
+        self, features: dict[str, Tensor], boxes: Tensor, labels: Tensor, valid: Tensor, size: int, original: int
+    ) -> Tensor:
+        """Masks of the valid detections, patch by patch, bool [N, S, S] at the original size."""
         heads = self.network.roi_heads
         most = int(valid.sum(dim=1).max()) if len(valid) else 0  # the valid come first
         if most == 0:
-            return torch.zeros((0, size, size), dtype=torch.bool)
+            return torch.zeros((0, original, original), dtype=torch.bool)
         valid, boxes, labels = valid[:, :most], boxes[:, :most], labels[:, :most]
-        pooled = self._pool(heads.mask_roi_pool, features, boxes, size)[valid.flatten()]
-        return regions.paste(self._mask_logits(pooled, labels[valid]).sigmoid(), boxes[valid], size) > 0.5
+        pooled = _rows(self._pool(heads.mask_roi_pool, features, boxes, size), valid.flatten())
+        scaled = boxes[valid] * (original / size)
+        return regions.paste(self._mask_logits(pooled, labels[valid]).sigmoid(), scaled, original) > 0.5
 
 
 def _wide(values: Tensor) -> Tensor:
     """Losses and boxes are computed in single precision at least, whatever the network's."""
     return values if values.dtype == torch.float64 else values.float()
+
+
+def _box_head(head: TwoMLPHead, pooled: Tensor) -> Tensor:
+    """torchvision's box head; channels-last regions are read as they lie, with the weights' columns reordered."""
+    if not pooled.is_contiguous(memory_format=torch.channels_last):
+        return head(pooled)
+    weight = head.fc6.weight.reshape(-1, *pooled.shape[1:]).permute(0, 2, 3, 1).flatten(1)
+    return F.relu(head.fc7(F.relu(F.linear(pooled.permute(0, 2, 3, 1).flatten(1), weight, head.fc6.bias))))
+
+
+def _rows(images: Tensor, keep: Tensor) -> Tensor:
+    """``images[keep]`` for [N, C, H, W], channels last before and after."""
+    return images.permute(0, 2, 3, 1)[keep].permute(0, 3, 1, 2)
 
 
 def _positive_places(sampler, index: Tensor) -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from companion.detection.model import ASPECT_RATIOS, Batch, Detections, library_targets, per_level
+from companion.detection.batch import Batch, Detections, enlarge, enlarge_batch, library_targets
+from companion.detection.model import ASPECT_RATIOS, per_level
 from companion.errors import CompanionError
 from companion.params import Detection
 
@@ -52,11 +53,11 @@ class Detectron2Detector:
         config.TEST.DETECTIONS_PER_IMAGE = settings.max_detections
         config.INPUT.MASK_FORMAT = "bitmask"
         self.network = build_model(config)
+        self.resize_px = settings.resize_px
 
-    def _inputs(self, images: Tensor) -> list[dict]:
+    def _inputs(self, images: Tensor, size: int) -> list[dict]:
         device = next(self.network.parameters()).device
         colour = images.to(device)[:, None].expand(-1, 3, -1, -1).float()  # detectron2 takes 0...255
-        size = images.shape[-1]
         return [{"image": image, "height": size, "width": size} for image in colour]
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
@@ -64,7 +65,8 @@ class Detectron2Detector:
         from detectron2.utils.events import EventStorage
 
         self.network.train()
-        inputs = self._inputs(batch.images)
+        batch = enlarge_batch(batch, self.resize_px) if self.resize_px else batch
+        inputs = self._inputs(batch.images, batch.images.shape[-1])
         for entry, target in zip(inputs, library_targets(batch), strict=True):
             truth = Instances(tuple(batch.images.shape[-2:]))
             truth.gt_boxes = Boxes(target["boxes"])
@@ -77,7 +79,9 @@ class Detectron2Detector:
     @torch.no_grad()
     def detect(self, images: Tensor) -> list[Detections]:
         self.network.eval()
-        found = [output["instances"].to("cpu") for output in self.network(self._inputs(images))]
+        size = images.shape[-1]  # detectron2 brings its boxes and masks back to this size
+        inputs = self._inputs(enlarge(images, self.resize_px) if self.resize_px else images, size)
+        found = [output["instances"].to("cpu") for output in self.network(inputs)]
         return [
             Detections(
                 f.pred_boxes.tensor.float().numpy(), f.scores.float().numpy(), f.pred_classes.numpy() + 1,

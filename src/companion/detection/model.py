@@ -27,6 +27,7 @@ from torchvision.models.detection.rpn import RPNHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 
+from companion.detection.batch import Batch, Detections, library_targets
 from companion.errors import CompanionError
 from companion.params import Detection
 from companion.training import load_state
@@ -50,48 +51,6 @@ class Widths:
 
 
 SMALL = {"tiny": Widths((32, 64, 128), 64, 128, 32), "compact": Widths((64, 128, 256), 128, 256, 64)}
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Training patches with their truth, padded to the largest number of instances.
-
-    Attributes
-    ----------
-    images : uint8 [B, S, S] grey levels
-    instances : int64 [B, S, S] instance ids, 0 for none
-    boxes : float32 [B, M, 4] x1, y1, x2, y2 in px, half-open; padding is zero
-    labels : int64 [B, M] class codes 1..., 0 marks padding
-    ids : int64 [B, M] which id of `instances` each box belongs to
-    """
-
-    images: Tensor
-    instances: Tensor
-    boxes: Tensor
-    labels: Tensor
-    ids: Tensor
-
-    def to(self, device: torch.device) -> Batch:
-        """The same batch on another device."""
-        return Batch(**{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
-
-
-@dataclass(frozen=True)
-class Detections:
-    """What was found in one patch, best first.
-
-    Attributes
-    ----------
-    boxes : float32 [N, 4] px
-    scores : float32 [N] in [0, 1]
-    labels : int64 [N] class codes 1...
-    masks : bool [N, S, S]
-    """
-
-    boxes: NDArray[np.float32]
-    scores: NDArray[np.float32]
-    labels: NDArray[np.int64]
-    masks: NDArray[np.bool_]
 
 
 class Detector(Protocol):
@@ -138,21 +97,17 @@ class TorchvisionDetector:
         ]
 
 
-def library_targets(batch: Batch) -> list[dict[str, Tensor]]:
-    """A batch as torchvision's list of targets: boxes [N, 4], labels [N], masks uint8 [N, S, S]."""
-    targets = []
-    for boxes, labels, ids, instances in zip(batch.boxes, batch.labels, batch.ids, batch.instances, strict=True):
-        real = labels > 0
-        masks = instances[None] == ids[real][:, None, None]  # [N, S, S]
-        targets.append({"boxes": boxes[real], "labels": labels[real], "masks": masks.to(torch.uint8)})
-    return targets
-
-
 class _FixedSize(GeneralizedRCNNTransform):
     """torchvision's normalisation without its resizing: a patch stays as large as it is."""
 
     def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, Any]:
         return image, target
+
+
+def _transform(settings: Detection, mean: list[float], std: list[float]) -> GeneralizedRCNNTransform:
+    if settings.resize_px is None:
+        return _FixedSize(0, 0, mean, std)
+    return GeneralizedRCNNTransform(settings.resize_px, settings.resize_px, mean, std)
 
 
 class SmallBackbone(nn.Module):
@@ -213,7 +168,7 @@ def build(settings: Detection, n_classes: int) -> Detector:
         return TorchvisionDetector(network, channels)
     from companion.detection.batched import BatchedDetector
 
-    return BatchedDetector(network, channels)
+    return BatchedDetector(network, channels, settings.resize_px)
 
 
 def _common(settings: Detection) -> dict[str, Any]:
@@ -258,7 +213,7 @@ def _small(settings: Detection, n_classes: int) -> tuple[MaskRCNN, int]:
         mask_predictor=MaskRCNNPredictor(widths.mask, widths.mask, n_classes + 1),
         **_common(settings),
     )  # fmt: skip
-    network.transform = _FixedSize(0, 0, [0.5], [0.25])
+    network.transform = _transform(settings, [0.5], [0.25])
     return network, 1
 
 
@@ -273,7 +228,7 @@ def _r50(settings: Detection, n_classes: int) -> tuple[MaskRCNN, int]:
         rpn_pre_nms_top_n_train=2000, rpn_pre_nms_top_n_test=1000,
         **_common(settings),
     )  # fmt: skip
-    network.transform = _FixedSize(0, 0, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    network.transform = _transform(settings, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     return network, 3
 
 
@@ -315,7 +270,8 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 def anchor_boxes(settings: Detection, size: int) -> list[NDArray[np.float32]]:
     """Anchors of every feature level for patches of side `size`, each float32 [rows, columns, shapes, 4] in px."""
-    strides = STRIDES[settings.network]
-    grids = [[-(-size // stride)] * 2 for stride in strides]
+    strides, seen = STRIDES[settings.network], settings.resize_px or size
+    grids = [[-(-seen // stride)] * 2 for stride in strides]
     made = _anchors(settings).grid_anchors(grids, [[torch.tensor(stride)] * 2 for stride in strides])
+    made = [boxes * (size / seen) for boxes in made]
     return [boxes.reshape(*grid, -1, 4).numpy() for boxes, grid in zip(made, grids, strict=True)]

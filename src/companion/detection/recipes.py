@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from companion import seeds
 from companion.data.patches import Patches
-from companion.detection.model import Batch
+from companion.detection.batch import Batch
 from companion.detection.paste import copy_paste
 from companion.errors import CompanionError
 from companion.geometry import symmetry, symmetry_boxes

@@ -112,7 +112,7 @@ def test_presets_have_the_published_sizes():
     assert paper.mask_encoder.project.weight.shape == (4, 4, 1, 1)
 
 
-@pytest.mark.parametrize(("profile", "preset"), [("paper", "paper"), ("course", "compact")])
+@pytest.mark.parametrize(("profile", "preset"), [("paper", "paper"), ("course", "compact"), ("smoke", "tiny")])
 def test_profiles_are_their_presets(profile, preset):
     found, wanted = params.load_profile(profile).diffusion, PRESETS[preset]
     assert found.denoiser == wanted.denoiser and found.checkpoint_every == wanted.checkpoint_every
@@ -122,6 +122,7 @@ def test_profiles_are_their_presets(profile, preset):
 def test_pretraining_writes_a_file_that_any_size_can_use(tmp_path):
     small = pretrain.PARAMETERS.model_copy(update={"steps": 4, "batch_size": 2, "channels": [8, 8], "codes": 16})
     pretrain.pretrain(tmp_path / "a.safetensors", small, size_px=96)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
     patches = ellipse_patches(4)
     parameters = params.Autoencoder(weights=str(tmp_path / "a.safetensors"))
     autoencoder, log = train.get_autoencoder(
@@ -131,6 +132,10 @@ def test_pretraining_writes_a_file_that_any_size_can_use(tmp_path):
     latents = autoencoders.encode_all(autoencoder, patches.images, 4)
     assert torch.allclose(latents.std(dim=(0, 2, 3)), torch.ones(4), atol=1e-3)  # scaled anew, on these patches
     _, about = autoencoders.load(tmp_path / "stage" / "autoencoder.safetensors")
+    dim = replace(patches, images=(patches.images // 3 + 20).astype(np.uint8))
+    other, _ = train.get_autoencoder(dim, parameters, machine=MACHINE, name="x", folder=tmp_path / "dim", every=1)
+    seen = [a.scale(torch.from_numpy(p.images)) for a, p in ((autoencoder, patches), (other, dim))]
+    assert torch.allclose(*seen, atol=0.15)  # two microscopes' contrasts look alike to the network
     assert about["pretrained"] and about["origin"]["data"].startswith("phantom")
 
 
@@ -146,6 +151,14 @@ def test_noise_schedule_is_linear_in_the_square_root_of_beta():
     root = schedule.betas.sqrt()
     assert root[0] ** 2 == pytest.approx(0.0015) and root[-1] ** 2 == pytest.approx(0.0205)
     assert torch.allclose(root.diff(), root.diff().mean().expand(999), atol=1e-6)
+
+
+def test_learning_rate_rises_and_falls():
+    rates = [train.learning_rate(DENOISER.model_copy(update={"warmup_steps": 2}), i) for i in range(6)]
+    assert rates == pytest.approx([DENOISER.learning_rate * share for share in (1 / 3, 2 / 3, 1, 1, 1, 1)])
+    decayed = DENOISER.model_copy(update={"warmup_steps": 0, "decay": "cosine", "steps": 100})
+    assert train.learning_rate(decayed, 50) == pytest.approx(DENOISER.learning_rate / 2)
+    assert train.learning_rate(decayed, 99) < 0.001 * DENOISER.learning_rate
 
 
 def test_any_subset_gives_the_same_images(trained):

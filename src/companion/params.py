@@ -120,6 +120,9 @@ class Denoiser(Section):
     )
     prediction: Literal["epsilon", "v_prediction"] = Field("epsilon", description="what the network predicts")
     loss: Literal["l1", "l2"] = Field("l1", description="the paper uses l1 on epsilon")
+    defect_weight: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="by how much a latent under a defect counts more in the loss; the paper: 0"
+    )
     timesteps: Count = Field(1000, description="diffusion steps T")
     beta_start: Positive = Field(0.0015, description="first variance (linear in its square root)")
     beta_end: Positive = Field(0.0205, description="last variance")
@@ -127,6 +130,7 @@ class Denoiser(Section):
     batch_size: Count = Field(32, description="patches per step")
     learning_rate: Positive = Field(2e-3, description="learning rate after warm-up (AdamW)")
     warmup_steps: Whole = Field(20, description="linear warm-up, steps")
+    decay: Literal["none", "cosine"] = Field("none", description="of the learning rate after warm-up; the paper: none")
     ema_decay: Share = Field(0.95, description="decay of the weight average used for sampling; 0: none")
 
 

@@ -24,13 +24,14 @@ from companion.errors import CompanionError
 KIND = "companion autoencoder"
 
 
-def configuration(parameters: params.Autoencoder, grey: tuple[float, float]) -> dict[str, Any]:
+def configuration(parameters: params.Autoencoder, grey: tuple[float, float], spread: float = 1.0) -> dict[str, Any]:
     """What defines an autoencoder, as plain values kept with the weights.
 
     Parameters
     ----------
     parameters : the profile's section
     grey : grey level that the network sees as 0, and the difference that it sees as 1, in 0-255
+    spread : standard deviation of what the network sees, over its training images
     """
     levels = len(parameters.channels)
     vq = {
@@ -45,7 +46,7 @@ def configuration(parameters: params.Autoencoder, grey: tuple[float, float]) -> 
         "norm_num_groups": math.gcd(32, *parameters.channels),
         "mid_block_add_attention": parameters.attention,
     }
-    return {"vq": vq, "stem": parameters.stem, "grey": [float(value) for value in grey]}
+    return {"vq": vq, "stem": parameters.stem, "grey": [float(value) for value in grey], "spread": spread}
 
 
 class Autoencoder(nn.Module):
@@ -110,6 +111,16 @@ class Autoencoder(nn.Module):
         """Grey levels, float [B, S, S] in 0-255, of latents as `encode` gives them; quantises them first."""
         scaled, _ = self.reconstruction(latents * self.latent_std + self.latent_mean)
         return (scaled.squeeze(1) * self.grey_scale + self.grey_mean).clamp(0, 255)
+
+    def fit_grey(self, images: NDArray[np.uint8]) -> None:
+        """Adapt a pretrained network to the brightness and contrast of patches uint8 [P, S, S].
+
+        The grey scale is chosen so that the network sees their mean as 0 and their standard deviation as that of
+        the images it was trained on: another microscope's contrast is then nothing new to it.
+        """
+        scale = max(float(np.std(images)) / self.config["spread"], 1.0)
+        self.config["grey"] = [float(np.mean(images)), scale]
+        self.grey_mean, self.grey_scale = self.config["grey"]
 
     @torch.no_grad()
     def fit_scaling(self, images: NDArray[np.uint8], batch_size: int) -> None:

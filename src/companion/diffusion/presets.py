@@ -44,7 +44,10 @@ PRESETS: dict[str, Diffusion] = {
         checkpoint_every=500,
     ),
     "tiny": Diffusion(
-        denoiser=DenoiserParameters(mask_encoding="space-to-depth", prediction="v_prediction", loss="l2"),
+        denoiser=DenoiserParameters(
+            steps=280, batch_size=16, decay="cosine", mask_encoding="space-to-depth", prediction="v_prediction",
+            loss="l2", defect_weight=8.0,
+        ),
     ),
 }  # fmt: skip
 

@@ -7,6 +7,7 @@ killed and continued ends with the weights it would have had.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def get_autoencoder(
 
     Returns
     -------
-    autoencoder : frozen, its latents scaled to zero mean and unit variance on `patches`
+    autoencoder : frozen, its grey scale and latents scaled to `patches`
     log : one row per optimiser step (none where weights were given)
 
     Raises
@@ -58,6 +59,7 @@ def get_autoencoder(
     if parameters.weights is not None:
         autoencoder, about = autoencoders.load(paths.given(parameters.weights), machine.device)
         _check_sides(patches.size, autoencoder.downsampling, "patches.size")
+        autoencoder.fit_grey(images)
         autoencoder.fit_scaling(images, ENCODE_BATCH)
         autoencoders.save(autoencoder, path, pretrained=True, origin=about.get("origin"))
         return autoencoder, pd.DataFrame(columns=["step"])
@@ -98,6 +100,7 @@ def fit_autoencoder(
     folder: Path,
     every: int,
     identity: str,
+    start: Autoencoder | None = None,
 ) -> tuple[Autoencoder, pd.DataFrame]:
     """Train an autoencoder on crops that `draw` gives; its latents are not scaled yet.
 
@@ -106,6 +109,8 @@ def fit_autoencoder(
     draw : a batch of crops [B, c, c] in 0-255, as the encoder sees them and as the decoder should draw them
     grey : grey level that the network sees as 0, and the difference that it sees as 1
     identity : see `training.fit`; the other parameters are those of `get_autoencoder`
+    start : trained further, its codes in use at once; None: a new network, whose codes are spread over its latents
+        after a quarter of the steps
 
     Returns
     -------
@@ -113,9 +118,9 @@ def fit_autoencoder(
     log : one row per optimiser step
     """
     with machine.global_seed(name, "autoencoder", "weights"):
-        autoencoder = Autoencoder(autoencoders.configuration(parameters, grey)).to(machine.device)
+        autoencoder = start or Autoencoder(autoencoders.configuration(parameters, grey)).to(machine.device)
     optimizer = torch.optim.AdamW(autoencoder.parameters(), lr=parameters.learning_rate, betas=(0.9, 0.99))
-    quantised_from = parameters.steps // 4
+    quantised_from = parameters.steps // 4 if start is None else 0
 
     def step(i: int) -> dict[str, float]:
         rng = machine.generator(name, "autoencoder", i)
@@ -123,7 +128,7 @@ def fit_autoencoder(
         training.set_learning_rate(optimizer, training.one_cycle(i, parameters.steps, parameters.learning_rate))
         with machine.autocast():
             latents = autoencoder.unscaled_latents(seen)  # (B, C, c/f, c/f)
-            if i == quantised_from:
+            if i == quantised_from and start is None:
                 _spread_codes(autoencoder, latents.detach(), rng)
             # Codes that start far from the latents are never chosen; so the encoder trains alone first.
             decoded, commitment = autoencoder.reconstruction(latents, quantise=i >= quantised_from)
@@ -184,6 +189,7 @@ def get_denoiser(
     optimizer = torch.optim.AdamW(denoiser.parameters(), lr=parameters.learning_rate)
     schedule = denoisers.noise_schedule(config)
     distance = {"l1": F.l1_loss, "l2": F.mse_loss}[parameters.loss]
+    f = autoencoder.downsampling
 
     def step(i: int) -> dict[str, float]:
         rng = machine.generator(name, "denoiser", i)
@@ -197,11 +203,13 @@ def get_denoiser(
         noise = torch.randn(clean.shape, generator=rng).to(machine.device)
         noisy = schedule.add_noise(clean, noise, timestep)
         target = noise if parameters.prediction == "epsilon" else schedule.get_velocity(clean, noise, timestep)
-        training.set_learning_rate(
-            optimizer, parameters.learning_rate * min(1, (i + 1) / (parameters.warmup_steps + 1))
-        )
+        training.set_learning_rate(optimizer, learning_rate(parameters, i))
+        # Defects cover a few per cent of a patch: each of their latents may be made to count for more.
+        defect = F.avg_pool2d((masks > 0).float().unsqueeze(1), f)  # (B, 1, s, s), share of the latent's pixels
+        weight = 1 + parameters.defect_weight * defect
         with machine.autocast():
-            loss = distance(denoiser(noisy, timestep, denoiser.mask_encoder(masks)).float(), target)
+            predicted = denoiser(noisy, timestep, denoiser.mask_encoder(masks)).float()
+        loss = (weight * distance(predicted, target, reduction="none")).mean() / weight.mean()
         _update(loss, denoiser, optimizer)
         average.update_parameters(denoiser)
         return {parameters.loss: loss.item()}
@@ -214,6 +222,12 @@ def get_denoiser(
     denoisers.save(denoiser, path, identity=identity, log=log.to_dict("records"))
     training.drop_checkpoint(folder)
     return denoiser, log
+
+
+def learning_rate(parameters: params.Denoiser, step: int) -> float:
+    """Linear warm-up, then constant (the paper's) or a half cosine down to 0 at the last step."""
+    rate = parameters.learning_rate * min(1.0, (step + 1) / (parameters.warmup_steps + 1))
+    return rate if parameters.decay == "none" else rate * (1 + math.cos(math.pi * step / parameters.steps)) / 2
 
 
 @torch.no_grad()

@@ -65,6 +65,26 @@ def evaluate(
         _print_table(rows.dropna(axis=1, how="all"))
 
 
+@app.command()
+def predict(
+    weights: Annotated[Path, typer.Argument(help="weights.safetensors of a detector stage")],
+    images: Annotated[list[Path], typer.Argument(help="micrographs of any size, 8 or 16-bit grey")],
+    out: Annotated[Path, typer.Option(help="folder for defects.csv, defects.json and overlays")] = Path("findings"),
+    pixel_size_nm: Annotated[float | None, typer.Option(min=0, help="nm per px; without it sizes are in px")] = None,
+    confidence: Annotated[float, typer.Option(min=0, max=1, help="lowest score that counts")] = 0.5,
+) -> None:
+    """Find the defects of micrographs with a trained detector: table, COCO JSON and overlays."""
+    from companion.detection.micrographs import predict_micrographs
+    from companion.findings import write_findings
+    from companion.params import Profile
+    from companion.training import compute
+
+    machine = compute(Profile(name="predict"))
+    table, card = predict_micrographs(weights, images, machine, pixel_size_nm=pixel_size_nm, confidence=confidence)
+    written = write_findings(table, card, images, out)
+    print(f"{len(table)} defects in {len(images)} micrograph(s): {', '.join(str(path) for path in written)}")
+
+
 @data.command("list")
 def data_list() -> None:
     """Registered data sets: licence, source, and whether they are here."""

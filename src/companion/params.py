@@ -170,7 +170,7 @@ class Detection(Section):
     optimizer: Literal["adamw-one-cycle", "sgd"] = Field("adamw-one-cycle", description="sgd is the paper's")
     generated_share: Share = Field(0.5, description="share of generated patches in a batch of EXP+GEN")
     anchor_sizes_px: list[Count | Annotated[list[Count], Field(min_length=1)]] = Field(
-        [10, 20, 40], description="sides of anchors per feature level, one or a list; as many on every level"
+        [8, 16, 32], description="sides of anchors per feature level, one or a list; as many on every level"
     )
     resize_px: Count | None = Field(None, description="side at which the detector sees a patch; None: as it is")
     rois_per_image: Count = Field(64, description="regions sampled per patch in training")

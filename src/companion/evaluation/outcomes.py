@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from companion.evaluation.matching import Matching, kept, match, score_order
 from companion.geometry import box_iou
 
 HIT, MISLABELLED, MISSED, INVENTED = "hit", "other class", "missed", "false positive"
@@ -12,8 +13,14 @@ OUTCOMES = (HIT, MISLABELLED, MISSED, INVENTED)
 _BOX = ["x1", "y1", "x2", "y2"]
 
 
-def fates(predictions: pd.DataFrame, truths: pd.DataFrame, iou: float, confidence: float) -> pd.DataFrame:
-    """Fate of every truth and of every prediction that matches none.
+def fates(
+    predictions: pd.DataFrame,
+    truths: pd.DataFrame,
+    iou: float,
+    confidence: float,
+    matching: Matching = "truth-greedy",
+) -> pd.DataFrame:
+    """Fate of every truth and of every prediction that matches none, patch by patch.
 
     Parameters
     ----------
@@ -21,6 +28,7 @@ def fates(predictions: pd.DataFrame, truths: pd.DataFrame, iou: float, confidenc
     truths : columns patch, x1, y1, x2, y2, class
     iou : smallest box overlap of a match
     confidence : smallest score of a prediction
+    matching : rule of `companion.evaluation.matching`
 
     Returns
     -------
@@ -28,25 +36,20 @@ def fates(predictions: pd.DataFrame, truths: pd.DataFrame, iou: float, confidenc
     truth, or the predicted one), outcome (one of `OUTCOMES`), size_px (long side of the box).
     """
     rows = []
-    predictions = predictions[predictions["score"] >= confidence]
-    by_patch = dict(tuple(predictions.groupby("patch")))
-    truths_by_patch = dict(tuple(truths.groupby("patch")))
+    by_patch, truths_by_patch = (dict(tuple(table.groupby("patch"))) for table in (predictions, truths))
     for patch in sorted(by_patch.keys() | truths_by_patch.keys()):
-        found = by_patch.get(patch, predictions[:0])
-        truth = truths_by_patch.get(patch, truths[:0])
+        found, truth = by_patch.get(patch, predictions[:0]), truths_by_patch.get(patch, truths[:0])
+        found = found.iloc[score_order(found["score"].to_numpy(), found[_BOX].to_numpy())]
+        count = kept(found["score"].to_numpy(), [confidence])
         overlap = box_iou(truth[_BOX].to_numpy(), found[_BOX].to_numpy())  # (T, M)
-        free = np.ones(len(found), dtype=bool)
-        for t, (box, code) in enumerate(zip(truth[_BOX].to_numpy(), truth["class"], strict=True)):
-            candidates = np.where(free, overlap[t], -1.0)
-            best = int(candidates.argmax()) if len(candidates) else -1
-            if best < 0 or candidates[best] < iou:
-                rows.append((patch, *box, code, MISSED))
-                continue
-            free[best] = False
-            rows.append((patch, *box, code, HIT if found["label"].iloc[best] == code else MISLABELLED))
+        pairs = match(overlap, count, [iou], matching)[0, 0]
+        labels = found["label"].to_numpy()
+        for box, code, pair in zip(truth[_BOX].to_numpy(), truth["class"], pairs, strict=True):
+            outcome = MISSED if pair < 0 else HIT if labels[pair] == code else MISLABELLED
+            rows.append((patch, *box, code, outcome))
+        free = np.setdiff1d(np.arange(count[0]), pairs)
         rows += [
-            (patch, *box, code, INVENTED)
-            for box, code in zip(found[_BOX].to_numpy()[free], found["label"].to_numpy()[free], strict=True)
+            (patch, *box, code, INVENTED) for box, code in zip(found[_BOX].to_numpy()[free], labels[free], strict=True)
         ]
     table = pd.DataFrame(rows, columns=["patch", *_BOX, "class", "outcome"])
     table["size_px"] = np.maximum(table["x2"] - table["x1"], table["y2"] - table["y1"]).astype(float)

@@ -149,7 +149,7 @@ def contrast_by_class(tables: dict[str, pd.DataFrame], classes: Sequence[str], n
     )  # fmt: skip
     axis.axhline(0, color="0.3", lw=0.8)
     axis.set(xlabel="", ylabel="(around − inside) / around", title=f"Darker inside than around? ({note})")
-    axis.legend(title=None, loc="best")
+    axis.legend(title=None, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 

@@ -27,6 +27,7 @@ from torchvision.models.detection.rpn import RPNHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 
+from companion import paths
 from companion.detection.batch import Batch, Detections, library_targets
 from companion.errors import CompanionError
 from companion.params import Detection
@@ -163,7 +164,7 @@ def build(settings: Detection, n_classes: int) -> Detector:
         return Detectron2Detector(settings, n_classes)
     network, channels = (_small if settings.network in SMALL else _r50)(settings, n_classes)
     if settings.weights:
-        load_weights(network, Path(settings.weights))
+        load_weights(network, paths.given(settings.weights))
     if settings.backend == "torchvision":
         return TorchvisionDetector(network, channels)
     from companion.detection.batched import BatchedDetector

@@ -34,4 +34,4 @@ lock:
 	$(BIN)/python -m pip freeze --exclude-editable --exclude companion | grep -viE '^(nvidia|triton|cuda)' > requirements.lock
 
 clean:
-	rm -rf _build book/executed runs data
+	rm -rf _build book/executed figures runs data

@@ -43,6 +43,15 @@ def assemble(profile: Profile, target: Path) -> list[Path]:
     return sorted(target.glob("*.ipynb"))
 
 
+def collect_figures(profile: Profile, target: Path) -> list[Path]:
+    """Copy the paper's figures as this run reproduced them, fig1 to fig5 as SVG and PNG, into `target`."""
+    with provenance.atomic_folder(target) as folder:
+        for stage in representatives(profile).values():
+            for figure in sorted((stage.folder / "figures").glob("fig[1-5].*")):
+                shutil.copy(figure, folder / figure.name)
+    return sorted(target.iterdir())
+
+
 def representatives(profile: Profile) -> dict[str, stages.Stage]:
     """The stage of each kind that a page shows: first split, most images, EXP+GEN where there is one, first seed."""
 
@@ -93,7 +102,7 @@ def badge(stage: stages.Stage) -> str:
 
 
 def main() -> None:
-    """``python -m companion.book PROFILE [DATASET]``: make book/executed from a finished run."""
+    """``python -m companion.book PROFILE [DATASET]``: make book/executed and figures from a finished run."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("profile")
     parser.add_argument("dataset", nargs="?")
@@ -101,9 +110,11 @@ def main() -> None:
     profile = load_profile(given.profile, **({"dataset": given.dataset} if given.dataset else {}))
     try:
         pages = assemble(profile, paths.root() / "book" / "executed")
+        figures = collect_figures(profile, paths.root() / "figures")
     except CompanionError as error:
         parser.exit(2, f"error: {error}\n")
-    print(f"book/executed: {len(pages)} pages from {profile.name} on {stages.dataset_name(profile.dataset)}")
+    data = fragments.data_name(stages.dataset_name(profile.dataset))
+    print(f"book/executed: {len(pages)} pages, figures: {len(figures)} files, from {profile.name} on {data}")
 
 
 if __name__ == "__main__":

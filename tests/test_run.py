@@ -139,12 +139,17 @@ def test_interrupted_runs_continue(project, told):
     (project / "runs/smoke/phantom/thresholds/stamp.json").unlink()
     command = [sys.executable, "-m", "companion.cli", "run", "smoke"]
     process = subprocess.Popen(command, cwd=project, env=environment(project), stdout=subprocess.PIPE, text=True)
-    time.sleep(5)
+    working = project / "runs/smoke/phantom/split-1/micrographs"
+    for _ in range(600):  # until papermill has begun to write its copy
+        if any(working.glob(".tmp-*")):
+            break
+        time.sleep(0.1)
     process.send_signal(told)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 130 and "continues from here" in out
     assert not subprocess.run(["pgrep", "-f", f"snakemake --snakefile {project}"], capture_output=True).stdout
     assert {"split-1/micrographs", "thresholds"} & rerun(project)
+    assert not any(working.glob(".tmp-*"))
     assert rerun(project) == set()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -60,6 +61,8 @@ def execute(stage: stages.Stage, name_or_path: str) -> None:
     flag, failed = stage.folder / DONE, stage.folder / "failed.ipynb"
     if stage.staleness() != []:
         stage.folder.mkdir(parents=True, exist_ok=True)
+        for left in stage.folder.rglob(".tmp-*"):  # by a job that was killed
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
         parameters = {"profile": name_or_path, "dataset": stage.profile.dataset, **stage.keys}
         if not stage.kind.keys:
             parameters["splits"] = list(stage.profile.splits)

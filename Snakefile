@@ -17,7 +17,6 @@ PROFILE = load_profile(NAME, **GIVEN)
 QUOTED = shlex.join([NAME, PROFILE.dataset, ",".join(str(split) for split in PROFILE.splits)])
 TREE = stages.tree(PROFILE)
 MATRIX = {stage.address: stage for stage in stages.matrix(PROFILE)}
-TRAINS = {"diffusion", "generated", "detector"}
 # 'auto' is decided where the job runs; here it matters only whether jobs have to share one GPU.
 GPUS = int(PROFILE.device == "cuda" or (PROFILE.device == "auto" and shutil.which("nvidia-smi") is not None))
 
@@ -59,8 +58,8 @@ for kind in stages.KINDS.values():
             address=lambda wildcards, kind=kind: kind.folder.format(**wildcards),
         threads: PROFILE.threads
         resources:
-            gpu=GPUS * (kind.name in TRAINS),
-            mem_mb=4096 if kind.name not in TRAINS else 8192,
-            runtime=60 if kind.name not in TRAINS else 720,
+            gpu=GPUS * kind.trained,
+            mem_mb=4096 if not kind.trained else 8192,
+            runtime=60 if not kind.trained else 720,
         shell:
             f"{sys.executable} -m companion.execute {QUOTED} {{params.address:q}}"

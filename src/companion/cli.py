@@ -38,10 +38,37 @@ def run(
 
 @app.command()
 def status(profile: ProfileName = "smoke", dataset: DatasetName = None, split: SplitName = None) -> None:
-    """List every stage as fresh, stale (and because of what) or missing."""
-    from companion import orchestrate
+    """List every stage as fresh, stale (and because of what) or missing; "reference" for what is committed."""
+    from companion import orchestrate, reference
 
-    orchestrate.status(_profile(profile, dataset, split)[0], _console())
+    if profile == "reference":
+        found = reference.find(dataset=dataset)
+        with reference.runs_in(reference.installed()):
+            orchestrate.status(found.profile, _console())
+    else:
+        orchestrate.status(_profile(profile, dataset, split)[0], _console())
+
+
+@app.command()
+def bundle(
+    profile: ProfileName,
+    out: Annotated[Path, typer.Option(help="folder to make")],
+    dataset: DatasetName = None,
+    split: SplitName = None,
+) -> None:
+    """Pack what the book needs of a finished run: plain files of at most 15 MiB, 60 MiB in all."""
+    from companion import reference
+
+    written = reference.bundle(*_profile(profile, dataset, split), out)
+    print(f"{out}: {len(written)} files, {sum(path.stat().st_size for path in written) / 2**20:.1f} MiB")
+
+
+@app.command()
+def unbundle(folder: Annotated[Path, typer.Argument(help="what `companion bundle` made")]) -> None:
+    """Check every file of a bundle and install it in results/reference/; nothing in it is executed."""
+    from companion import reference
+
+    print(reference.unbundle(folder))
 
 
 @app.command()

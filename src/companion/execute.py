@@ -27,15 +27,10 @@ def synchronise(profile: Profile) -> dict[str, list[str] | None]:
     -------
     Address -> reasons: None where the stage never finished, empty where it is fresh.
     """
-    states: dict[str, list[str] | None] = {}
+    states = stages.states(profile)
     now = time.time()
-    for order, stage in enumerate(stages.matrix(profile)):
-        waiting = [name for other, _ in stage.upstream.values() if states[name := other.address] != []]
-        reasons = stage.staleness()
-        if waiting and reasons is not None:
-            reasons = [*reasons, f"reads {waiting[0]}" + (f" and {len(waiting) - 1} more" if waiting[1:] else "")]
-        states[stage.address] = reasons
-        flag = stage.folder / DONE
+    for order, (address, reasons) in enumerate(states.items()):
+        flag = stages.tree(profile) / address / DONE
         if reasons == []:
             flag.touch()
             os.utime(flag, (now - 10_000 + order, now - 10_000 + order))

@@ -78,7 +78,7 @@ def check_inputs(profile: Profile) -> None:
 
 def status(profile: Profile, console: Console) -> bool:
     """Print every stage as fresh, stale (and because of what), running or missing; True if all are fresh."""
-    states = synchronise(profile)
+    states = stages.states(profile)
     table = Table(title=f"{_title(profile)} · {_shown(stages.tree(profile))}", title_justify="left")
     for column in ("stage", "notebook", "state", "why", "wall time"):
         table.add_column(column)

@@ -148,6 +148,8 @@ class Stage:
             return None
         now = {"code": self.code(), "parameters": self.parameters, "inputs": self.input_hashes()}
         now["outputs"] = provenance.artifact_hashes(self.folder)
+        for name in stamp.get("left_out", []):  # too large for a bundle: its absence is no change
+            now["outputs"].setdefault(name, stamp["outputs"].get(name))
         reasons = []
         for what, values in now.items():
             before, after = _flat(stamp.get(what, {})), _flat(values)
@@ -210,6 +212,21 @@ def matrix(profile: Profile) -> list[Stage]:
         "detector": [{**d, "seed": seed} for d in detectors for seed in profile.seeds],
     }
     return [Stage(kind, k, profile) for kind in KINDS.values() for k in keys.get(kind.name, [{}])]
+
+
+def states(profile: Profile) -> dict[str, list[str] | None]:
+    """Why each stage of a profile has to run: address -> None if it never finished, empty if it is fresh.
+
+    A stage that reads one that has to run has to run as well.
+    """
+    found: dict[str, list[str] | None] = {}
+    for stage in matrix(profile):
+        waiting = [name for other, _ in stage.upstream.values() if found[name := other.address] != []]
+        reasons = stage.staleness()
+        if waiting and reasons is not None:
+            reasons = [*reasons, f"reads {waiting[0]}" + (f" and {len(waiting) - 1} more" if waiting[1:] else "")]
+        found[stage.address] = reasons
+    return found
 
 
 def _upstream(stage: Stage) -> dict[str, tuple[Stage, str]]:

@@ -6,7 +6,7 @@ A patches folder holds plain files (see `Patches`); simulated and generated patc
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +62,12 @@ class Patches:
     def of(self, patch: int) -> pd.DataFrame:
         """Rows of `table` of one patch."""
         return self.table[self.table["patch"] == patch]
+
+    def head(self, n: int) -> Patches:
+        """The first `n` patches."""
+        images = None if self.images is None else self.images[:n]
+        index, table = (rows[rows["patch"] < n].reset_index(drop=True) for rows in (self.index, self.table))
+        return replace(self, images=images, instances=self.instances[:n], index=index, table=table)
 
     def save(self, folder: Path) -> None:
         """Write images.npy (unless None), instances.npy, index.parquet, table.parquet and patches.json."""

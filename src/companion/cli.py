@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -34,6 +34,22 @@ def run(
     from companion import orchestrate
 
     raise typer.Exit(orchestrate.run(*_profile(profile, dataset, split), cores=cores, console=_console()))
+
+
+@app.command()
+def plan(
+    profile: ProfileName,
+    gpu: Annotated[Literal["cpu", "h100", "a100", "v100"] | None, typer.Option(help="default: this machine's")] = None,
+    dataset: DatasetName = None,
+    split: SplitName = None,
+    cores: Annotated[int, typer.Option(min=1, help="processor cores for all jobs together")] = 2,
+) -> None:
+    """Say what a run does, in which order, what is done, and the hours and disk that the rest takes."""
+    from companion import orchestrate
+    from companion.plan import device_here
+
+    chosen = _profile(profile, dataset, split)[0]
+    orchestrate.show_plan(chosen, gpu or device_here(chosen), cores, _console())
 
 
 @app.command()

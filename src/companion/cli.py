@@ -20,6 +20,7 @@ app.add_typer(data, name="data")
 
 ProfileName = Annotated[str, typer.Argument(help="smoke, mini, course, paper, or the path of a YAML file")]
 DatasetName = Annotated[str | None, typer.Option(help="registered name or path of a data set folder")]
+Cores = Annotated[int, typer.Option(min=1, help="processor cores for all jobs together")]
 SplitName = Annotated[str | None, typer.Option(help="number of a drawn split, or path of a split file (YAML)")]
 
 
@@ -28,7 +29,7 @@ def run(
     profile: ProfileName,
     dataset: DatasetName = None,
     split: SplitName = None,
-    cores: Annotated[int, typer.Option(min=1, help="processor cores for all jobs together")] = 2,
+    cores: Cores = 2,
 ) -> None:
     """Run every notebook whose result is missing or stale."""
     from companion import orchestrate
@@ -42,14 +43,12 @@ def plan(
     gpu: Annotated[Literal["cpu", "h100", "a100", "v100"] | None, typer.Option(help="default: this machine's")] = None,
     dataset: DatasetName = None,
     split: SplitName = None,
-    cores: Annotated[int, typer.Option(min=1, help="processor cores for all jobs together")] = 2,
+    cores: Cores = 2,
 ) -> None:
     """Say what a run does, in which order, what is done, and the hours and disk that the rest takes."""
     from companion import orchestrate
-    from companion.plan import device_here
 
-    chosen = _profile(profile, dataset, split)[0]
-    orchestrate.show_plan(chosen, gpu or device_here(chosen), cores, _console())
+    orchestrate.show_plan(_profile(profile, dataset, split)[0], gpu, cores, _console())
 
 
 @app.command()
@@ -57,12 +56,11 @@ def status(profile: ProfileName = "smoke", dataset: DatasetName = None, split: S
     """List every stage as fresh, stale (and because of what) or missing; "reference" for what is committed."""
     from companion import orchestrate, reference
 
-    if profile == "reference":
-        found = reference.find(dataset=dataset)
-        with reference.runs_in(reference.installed()):
-            orchestrate.status(found.profile, _console())
-    else:
+    if profile != "reference":
         orchestrate.status(_profile(profile, dataset, split)[0], _console())
+        return
+    with reference.runs_in(reference.installed()):
+        orchestrate.status(reference.find(dataset).profile, _console())
 
 
 @app.command()
@@ -98,11 +96,10 @@ def evaluate(
 ) -> None:
     """Score anyone's predictions against anyone's truth."""
     from companion.evaluation.scores import evaluate_files
+    from companion.provenance import plain
 
     rows = evaluate_files(predictions, truth, iou or [0.5], confidence or [0.5], matching)
     if as_json:
-        from companion.provenance import plain
-
         print(json.dumps(plain(rows.to_dict("records")), indent=1))
     else:
         _print_table(rows.dropna(axis=1, how="all"))
@@ -167,15 +164,9 @@ def data_check(
     _print_table(found.classes)
     print("\n".join(f"look twice: {note}" for note in found.notes) or "no problem found")
     if pictures is not None:
-        from companion.figures import save, use_style
-        from companion.figures.micrographs import labelled_micrographs
+        from companion.figures.micrographs import save_all
 
-        use_style()
-        files = found.dataset.files
-        for start in range(0, len(files), 4):
-            figure = labelled_micrographs(found.dataset, files[start : start + 4], found.dataset.name)
-            save(figure, pictures, f"micrographs-{start // 4 + 1:02d}")
-        print(f"pictures: {pictures / 'figures'}")
+        print(f"pictures: {save_all(found.dataset, pictures)}")
 
 
 @data.command("import")

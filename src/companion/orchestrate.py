@@ -123,8 +123,9 @@ def status(profile: Profile, console: Console) -> bool:
     return fresh == len(states)
 
 
-def show_plan(profile: Profile, gpu: str, cores: int, console: Console) -> None:
+def show_plan(profile: Profile, gpu: str | None, cores: int, console: Console) -> None:
     """Print what a run does, in order, what is done, and the hours and disk that the rest will take."""
+    gpu = gpu or plan.device_here(profile)
     table = plan.plan(profile, gpu, cores)
     shown = Table(title=f"{_title(profile)}, networks on {gpu}, {cores} cores", title_justify="left")
     for column in ("notebook", "stages", "done", "one stage", "what is left", "disk", "time from"):
@@ -140,7 +141,7 @@ def show_plan(profile: Profile, gpu: str, cores: int, console: Console) -> None:
         + (f" (no figure measured on {gpu} for {', '.join(unknown)})" if unknown else "")
         + f"; disk {table['disk_mib'].sum() / 1024:.1f} GiB, free {plan.free_mib() / 1024:.0f} GiB. "
         "Figures and their sources: benchmarks/throughputs.yaml"
-        + (f"; for {gpu} they are assumed from the H100's, not measured" if gpu in ("a100", "v100") else ""),
+        + (", with the reasons for what is assumed" if table["from"].eq("assumed").any() else ""),
         highlight=False, soft_wrap=True,
     )  # fmt: skip
 

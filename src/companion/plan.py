@@ -27,7 +27,8 @@ def plan(profile: Profile, device: str, cores: int) -> pd.DataFrame:
     Returns
     -------
     notebook, stages, done, each_s (seconds of one stage, NaN where nothing was measured), left_s (elapsed time of
-    those that are left), disk_mib (of all its stages), from ("this run", "measured elsewhere" or "not measured")
+    those that are left), disk_mib (of all its stages), from ("this run", "measured elsewhere", "assumed" or
+    "not measured")
     """
     states = stages.states(profile)
     kinds: dict[str, list[stages.Stage]] = {}
@@ -41,7 +42,7 @@ def plan(profile: Profile, device: str, cores: int) -> pd.DataFrame:
         stamps = [stamp for s in members if (stamp := provenance.read_stamp(s.folder))]
         same = [s["wall_s"] for s in stamps if not kind.trained or s["device"].startswith("CPU") == (device == "cpu")]
         each = sum(same) / len(same) if same else _seconds(members[0], device)
-        source = "this run" if same else "measured elsewhere" if each == each else "not measured"
+        source = "this run" if same else _source(members[0], device) if each == each else "not measured"
         each += _figures()["start_s"]
         left = len(members) - len(done)
         rounds = -(-left // min(side_by_side, len(members)))
@@ -92,6 +93,13 @@ def _seconds(stage: stages.Stage, device: str) -> float:
             return training + (profile.n_test * _crops(profile) / found if found == found else 0)
         case _:
             return float("nan")
+
+
+def _source(stage: stages.Stage, device: str) -> str:
+    """ "assumed" for what rests on an assumption of the figures' file."""
+    network = _figures()["images_per_s"]["detector training"].get(stage.profile.detection.network, {})
+    assumed = device in ("a100", "v100") or (stage.kind.name == "detector" and network.get("assumed"))
+    return "assumed" if stage.kind.trained and assumed else "measured elsewhere"
 
 
 def _rate(work: str, network: str, device: str, size: int) -> float:

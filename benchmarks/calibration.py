@@ -26,6 +26,7 @@ from companion.evaluation.scores import count, tabulate
 from companion.kinds import KINDS
 from companion.params import Profile, load_profile
 from companion.params_phantom import PRESETS, Phantom
+from companion.phantom.difficulty import record
 from companion.phantom.render import render_dataset
 from companion.stages import Stage
 from companion.training import compute
@@ -56,9 +57,11 @@ def main() -> None:
     parser.add_argument("--preset", choices=sorted(PRESETS), default="plain")
     parser.add_argument("--profile", default="smoke", help="detector, patches and optimiser steps")
     parser.add_argument("--sizes", type=int, nargs="+", default=[10, 50, 100])
+    parser.add_argument("--n-test", type=int, default=22, help="test micrographs")
     parser.add_argument("--steps", type=int, help="optimiser steps instead of the profile's")
+    parser.add_argument("--record", action="store_true", help="state the result on the phantom's data set card")
     given = parser.parse_args()
-    profile = load_profile(given.profile, sizes=given.sizes, splits=[1], imbalance_sizes=[])
+    profile = load_profile(given.profile, n_test=given.n_test, sizes=given.sizes, splits=[1], imbalance_sizes=[])
     phantom = Phantom(preset=given.preset, n_images=max(given.sizes) + profile.n_test)
     changes = {"steps": given.steps} if given.steps else {}
     detection = profile.detection.model_copy(update=changes)
@@ -67,10 +70,14 @@ def main() -> None:
         render_dataset(phantom, profile.root_seed, Path(folder) / "set")
         rows = [{"preset": given.preset, **calibrate(profile, n, Path(folder))} for n in given.sizes]
     print(pd.DataFrame(rows)[COLUMNS].round(3).to_string(index=False))
-    record = {"benchmark": "calibration", "date": time.strftime("%Y-%m-%d"), **provenance.environment(),
+    if given.record:
+        keep = ["n_train", "confidence", "precision", "recall", "f1_detect", "f1_class", "f1_hm"]
+        passes = f"{detection.steps} steps of {detection.batch_size} patches of {profile.patches.size} px"
+        record(phantom, f"Mask R-CNN '{detection.network}', {passes}", pd.DataFrame(rows)[keep].to_dict("records"))
+    line = {"benchmark": "calibration", "date": time.strftime("%Y-%m-%d"), **provenance.environment(),
               "profile": given.profile, "measured": rows}  # fmt: skip
     with open(Path(__file__).with_name("results.jsonl"), "a", encoding="utf-8") as file:
-        file.write(json.dumps(provenance.plain(record)) + "\n")
+        file.write(json.dumps(provenance.plain(line)) + "\n")
 
 
 if __name__ == "__main__":

@@ -81,6 +81,15 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Session:
+    """Recording conditions that the frames of one grain share: electrons per px, factor on contrast, blur in px."""
+
+    dose_electrons: float
+    contrast: float
+    defocus_px: float
+
+
+@dataclass(frozen=True)
 class Scene:
     """Truth of one micrograph.
 
@@ -90,6 +99,7 @@ class Scene:
     grain : number of the crystal that it shows, shared by neighbouring frames
     beam : vector [3] along the beam, crystal axes
     azimuth_deg : displayed angle of the in-plane reference direction of the zone axis
+    session : conditions under which it was recorded
     same_field_as : number of the image whose field this one shows again, None for a field of its own
     """
 
@@ -99,6 +109,7 @@ class Scene:
     grain: int
     beam: NDArray[np.float64]
     azimuth_deg: float
+    session: Session
     defects: tuple[Defect, ...]
     lines: tuple[Line, ...]
     same_field_as: int | None = None
@@ -144,9 +155,19 @@ def draw_scene(parameters: Phantom, root_seed: int, number: int) -> Scene:
     crystal = seeds.generator(root_seed, "phantom", "grain", grain)
     direction = np.array(BEAMS[p.beam][0], dtype=float)
     beam = _tilted(direction / np.sqrt(direction @ direction), p.zone_error_deg, crystal)
-    empty = Scene(p.size_px, name, p.magnifications[name][0], grain, beam, float(crystal.uniform(0, 360)), (), ())
+    azimuth, pixel_size = float(crystal.uniform(0, 360)), p.magnifications[name][0]
+    session = _draw_session(p, pixel_size, seeds.generator(root_seed, "phantom", "session", grain))
+    empty = Scene(p.size_px, name, pixel_size, grain, beam, azimuth, session, (), ())
     defects = _place_defects(empty, p, rng)
     return replace(empty, defects=tuple(defects), lines=tuple(_draw_lines(empty, p, rng)))
+
+
+def _draw_session(p: Phantom, pixel_size_nm: float, rng: np.random.Generator) -> Session:
+    return Session(
+        dose_electrons=float(p.dose_electrons * np.exp(p.dose_spread * rng.standard_normal())),
+        contrast=float(np.exp(p.contrast_spread * rng.standard_normal())),
+        defocus_px=float(rng.uniform(0, p.defocus_nm)) / pixel_size_nm,
+    )
 
 
 def _moved(scene: Scene, by: NDArray) -> Scene:
@@ -190,6 +211,8 @@ def _draw_defect(code: int, scene: Scene, p: Phantom, rng: np.random.Generator) 
             look = "filled"
         else:
             look = "coffee-bean" if code == LOOP_111 and pick < p.coffee_bean_share else "rim"
+    amplitude = scene.session.contrast * p.contrast[0] * (p.contrast[1] / p.contrast[0]) ** strength
+    amplitude *= 1 - p.depth_fade * depth
     return Defect(
         code=code,
         look=look,
@@ -201,7 +224,7 @@ def _draw_defect(code: int, scene: Scene, p: Phantom, rng: np.random.Generator) 
         rim_px=_between(p.rim_nm, rim) / scene.pixel_size_nm,
         inner=_between(p.inner_contrast, inner),
         depth=depth,
-        amplitude=p.contrast[0] * (p.contrast[1] / p.contrast[0]) ** strength * (1 - p.depth_fade * depth),
+        amplitude=min(amplitude, 0.9),
         blur_px=_between(p.depth_blur_nm, depth) / scene.pixel_size_nm,
         unevenness=uneven * p.rim_unevenness,
         uneven_deg=scene.azimuth_deg % 180,
@@ -246,7 +269,7 @@ def _draw_lines(scene: Scene, p: Phantom, rng: np.random.Generator) -> list[Line
         heading = rng.uniform(0, 2 * np.pi) + np.cumsum(rng.normal(0, 0.12, 60)) + rng.normal(0, 0.03) * np.arange(60)
         step = rng.uniform(0.4, 1.2) * size / 60
         points = start + np.cumsum(step * np.stack([np.cos(heading), np.sin(heading)], axis=1), axis=0)
-        lines.append(Line(points, rng.uniform(1.5, 4.0) / scale, _uneven(59, p, rng)))
+        lines.append(Line(points, rng.uniform(1.5, 4.0) / scale, _uneven(59, scene, p, rng)))
     for _ in range(rng.poisson(p.large_loops_per_megapixel * megapixels)):
         code = int(rng.integers(1, 3))
         normal = _tilted(NORMALS[code][rng.integers(len(NORMALS[code]))], p.tilt_jitter_deg, rng)
@@ -258,11 +281,11 @@ def _draw_lines(scene: Scene, p: Phantom, rng: np.random.Generator) -> list[Line
         x, y = rng.uniform(0, size, 2)
         outline = np.stack([x + along * np.cos(turn) + across * np.sin(turn),
                             y - along * np.sin(turn) + across * np.cos(turn)], axis=1)  # fmt: skip
-        lines.append(Line(outline, rng.uniform(1.5, 3.5) / scale, _uneven(72, p, rng)))
+        lines.append(Line(outline, rng.uniform(1.5, 3.5) / scale, _uneven(72, scene, p, rng)))
     return lines
 
 
-def _uneven(n: int, p: Phantom, rng: np.random.Generator) -> NDArray[np.float64]:
+def _uneven(n: int, scene: Scene, p: Phantom, rng: np.random.Generator) -> NDArray[np.float64]:
     """Amplitudes along a line that runs through the foil: its contrast oscillates with depth."""
     phase = rng.uniform(0, 2 * np.pi) + np.arange(n) * rng.uniform(0.05, 0.9)
-    return rng.uniform(*p.contrast) * (0.7 + 0.3 * np.cos(phase)) * 0.8
+    return scene.session.contrast * rng.uniform(*p.contrast) * (0.7 + 0.3 * np.cos(phase)) * 0.8

@@ -273,7 +273,8 @@ def test_defocus_takes_fine_detail_away():
 def test_the_card_states_the_difficulty_that_was_measured_for_these_very_parameters(tmp_path, monkeypatch):
     monkeypatch.setattr(difficulty, "MEASURED", tmp_path / "difficulty.json")
     rows = [{"n_train": 50, "f1_detect": 0.7, "f1_class": 0.65}]
-    difficulty.record(Phantom(preset="easy", n_images=60), "a detector", rows)
+    gain = [{"measure": "f1_hm", "difference": 0.12, "low": 0.05, "high": 0.19}]
+    difficulty.record(Phantom(preset="easy", n_images=60), "a detector", rows, gain)
     assert "a detector" in difficulty.difficulty(Phantom(preset="easy", n_images=3))  # how many does not matter
     assert "N=50: 0.70 and 0.65" in difficulty.difficulty(Phantom(preset="easy"))
     assert difficulty.difficulty(Phantom(preset="easy", dose_electrons=50.0)).startswith("not calibrated")

@@ -27,11 +27,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     "fecral": {
         "n_images": 122, "size_px": 1024, "defects_per_megapixel": 60.0, "density_spread": 0.45,
         "magnifications": {"70kx": (0.8805, 0.13), "300kx": (0.4785, 0.33), "500kx": (0.2832, 0.54)},
-        "contrast": (0.08, 0.45), "frames_per_grain": 3,
+        "contrast": (0.12, 0.45), "frames_per_grain": 3, "dose_electrons": 100.0,
+        "contrast_spread": 0.25, "dose_spread": 0.5, "defocus_nm": 1.5,
         "annotator": {"miss": 0.03, "miss_contrast": 0.08, "miss_crowded": 0.15, "outline_jitter": 0.05,
                       "confusion": 0.06},
     },
     # fecral binned by two, for two cores: 512 px micrographs, so that patches of 128 px show what 256 px do there.
+    # Every micrograph is of a grain and a session of its own, so that no split by image leaks.
     "binned": {
         "n_images": 122, "size_px": 512, "defects_per_megapixel": 240.0, "density_spread": 0.45,
         "magnifications": {"70kx": (1.761, 0.13), "300kx": (0.957, 0.33), "500kx": (0.5664, 0.54)},

@@ -26,10 +26,15 @@ def difficulty(parameters: Phantom) -> str:
     if (measured := known.get(look(parameters))) is None:
         return "not calibrated with these parameters"
     rows = "; ".join(f"N={r['n_train']}: {r['f1_detect']:.2f} and {r['f1_class']:.2f}" for r in measured["rows"])
-    return f"F1_detect and F1_class of {measured['detector']}, trained on micrographs alone: {rows}"
+    gain = next(g for g in measured["gain"] if g["measure"] == "f1_hm")
+    return (
+        f"F1_detect and F1_class of {measured['detector']}, trained on micrographs alone: {rows}; F1_HM gains "
+        f"{gain['difference']:.2f} from the first to the last (95 % interval {gain['low']:.2f} to {gain['high']:.2f})"
+    )
 
 
-def record(parameters: Phantom, detector: str, rows: list[dict[str, Any]]) -> None:
-    """Keep what was measured for a phantom, beside this file."""
+def record(parameters: Phantom, detector: str, rows: list[dict[str, Any]], gain: list[dict[str, Any]]) -> None:
+    """Keep what was measured for a phantom, beside this file: rows by number of micrographs, gain by measure."""
     known = json.loads(MEASURED.read_text(encoding="utf-8")) if MEASURED.is_file() else {}
-    write_json(MEASURED, {**known, look(parameters): {"preset": parameters.preset, "detector": detector, "rows": rows}})
+    entry = {"preset": parameters.preset, "detector": detector, "rows": rows, "gain": gain}
+    write_json(MEASURED, {**known, look(parameters): entry})

@@ -149,6 +149,14 @@ def draw_scene(parameters: Phantom, root_seed: int, number: int) -> Scene:
     return replace(empty, defects=tuple(defects), lines=tuple(_draw_lines(empty, p, rng)))
 
 
+def empty_scene(parameters: Phantom, pixel_size_nm: float, rng: np.random.Generator) -> Scene:
+    """A micrograph of a crystal of its own with the unlabelled lines, but without a defect."""
+    p, direction = parameters, np.array(BEAMS[parameters.beam][0], dtype=float)
+    beam = _tilted(direction / np.sqrt(direction @ direction), p.zone_error_deg, rng)
+    empty = Scene(p.size_px, "", pixel_size_nm, 0, beam, float(rng.uniform(0, 360)), (), ())
+    return replace(empty, lines=tuple(_draw_lines(empty, p, rng)))
+
+
 def _moved(scene: Scene, by: NDArray) -> Scene:
     defects = [replace(d, x=d.x + float(by[0]), y=d.y + float(by[1])) for d in scene.defects]
     lines = tuple(replace(line, points=line.points + by) for line in scene.lines)
@@ -177,27 +185,52 @@ def _draw_defect(code: int, scene: Scene, p: Phantom, rng: np.random.Generator) 
     low, median, high = (p.loop100_nm, p.loop111_nm, p.black_dot_nm)[code - 1]
     sigma = np.log(high / low) / 4
     diameter = float(np.clip(median * np.exp(sigma * rng.standard_normal()), low, high))
-    depth, strength, rim, inner, pick, width, uneven = (float(u) for u in rng.uniform(size=7))
-    look: Look
+    *looks, width, uneven = (float(u) for u in rng.uniform(size=7))
     if code == BLACK_DOT:
-        ratio, angle, look = float(rng.uniform(0.75, 1.0)), float(rng.uniform(0, 180)), "dot"
+        ratio, angle = float(rng.uniform(0.75, 1.0)), float(rng.uniform(0, 180))
     else:
         normal = _tilted(NORMALS[code][rng.integers(len(NORMALS[code]))], p.tilt_jitter_deg, rng)
         ratio, angle = projected(normal, scene.beam, _reference(p))
-        if ratio < EDGE_ON_RATIO:
-            look = "edge-on"
-        elif diameter < SMALL_NM or pick > 1 - p.filled_share:
-            look = "filled"
-        else:
-            look = "coffee-bean" if code == LOOP_111 and pick < p.coffee_bean_share else "rim"
+    minor = max(ratio * diameter, _between(p.edge_on_nm, width))
+    ellipse = (0.0, 0.0, diameter / scene.pixel_size_nm, minor / scene.pixel_size_nm, angle + scene.azimuth_deg)
+    return dressed(code, ellipse, ratio < EDGE_ON_RATIO, (*looks, uneven), scene, p)
+
+
+def dressed(
+    code: int,
+    ellipse: tuple[float, float, float, float, float],
+    edge_on: bool,
+    draws: Sequence[float],
+    scene: Scene,
+    p: Phantom,
+) -> Defect:
+    """A defect of given outline with everything else that decides how it looks.
+
+    Parameters
+    ----------
+    ellipse : x, y, major_px, minor_px, angle_deg
+    edge_on : whether a loop is seen along its plane
+    draws : six uniform numbers in 0-1, for depth, strength, rim, inside, kind of look and unevenness
+    """
+    x, y, major_px, minor_px, angle_deg = ellipse
+    depth, strength, rim, inner, pick, uneven = draws
+    look: Look
+    if code == BLACK_DOT:
+        look = "dot"
+    elif edge_on:
+        look = "edge-on"
+    elif major_px * scene.pixel_size_nm < SMALL_NM or pick > 1 - p.filled_share:
+        look = "filled"
+    else:
+        look = "coffee-bean" if code == LOOP_111 and pick < p.coffee_bean_share else "rim"
     return Defect(
         code=code,
         look=look,
-        x=0.0,
-        y=0.0,
-        major_px=diameter / scene.pixel_size_nm,
-        minor_px=max(ratio * diameter, _between(p.edge_on_nm, width)) / scene.pixel_size_nm,
-        angle_deg=(angle + scene.azimuth_deg) % 180,
+        x=x,
+        y=y,
+        major_px=major_px,
+        minor_px=minor_px,
+        angle_deg=angle_deg % 180,
         rim_px=_between(p.rim_nm, rim) / scene.pixel_size_nm,
         inner=_between(p.inner_contrast, inner),
         depth=depth,

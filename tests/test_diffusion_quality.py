@@ -74,13 +74,13 @@ def test_copies_are_found_in_every_symmetry():
     assert np.array_equal(turned, copies)
 
 
-def _judge(generated, train, test):
+def _judge(generated, train, test, **more):
     rng = np.random.default_rng(0)
-    features = {
-        name: p.images.reshape(len(p), -1)[:, ::97].astype(float)
-        for name, p in (("generated", generated), ("train", train), ("test", test))
-    }
-    return quality.judge(generated, train, test, features, rng, resamples=50).set_index("measure")
+
+    def encode(images):
+        return images.reshape(len(images), -1)[:, ::97].astype(float)
+
+    return quality.judge(generated, train, test, encode, rng, resamples=50, **more).set_index("measure")
 
 
 def test_good_images_pass_and_wrong_masks_do_not():

@@ -5,7 +5,7 @@ Nothing here compares with a yardstick; `companion.diffusion.quality` does.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,9 @@ from companion.errors import CompanionError
 RING_PX = 4  # width of the ring around a defect that its inside is compared with
 THUMBNAIL_PX = 32  # side at which patches are compared for copies: the noise is averaged away, the defects are not
 GREY_LEVELS = 256
+PROFILE_PX = 8  # how far inside and outside an outline the grey level is followed
+LAGS = 6  # px
+SMOOTH_PX = 3.0  # what varies more slowly is not noise
 Weights = NDArray[np.float64]  # [P]: how often each patch counts
 
 
@@ -46,6 +49,65 @@ def mask_contrast(patches: Patches) -> pd.DataFrame:
             rows.append((row.patch, row.instance, int(row[3]), grey[inside].mean(), grey[ring].mean()))
     table = pd.DataFrame(rows, columns=["patch", "instance", "class", "inside", "around"])
     return table.assign(contrast=(table["around"] - table["inside"]) / table["around"].clip(lower=1))
+
+
+def contrast_profiles(patches: Patches) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Grey level across the outlines of defects, against distance from the outline, per patch and class.
+
+    Grey levels are divided by the mean of the defect's surroundings (between 4 px and `PROFILE_PX` off its outline);
+    pixels of other defects are left out.
+
+    Returns
+    -------
+    total, count : [P, C, 2 * `PROFILE_PX`], sums of relative grey levels and numbers of pixels at distances from
+        ``-PROFILE_PX + 0.5`` (inside) to ``PROFILE_PX - 0.5`` px (outside); divide sums over patches of the two
+    """
+    images = images_of(patches)
+    total = np.zeros((len(patches), len(patches.classes), 2 * PROFILE_PX))
+    count = np.zeros_like(total)
+    for row in patches.table.itertuples():
+        window = tuple(
+            slice(max(0, int(low) - PROFILE_PX), int(high) + PROFILE_PX)
+            for low, high in ((row.y1, row.y2), (row.x1, row.x2))
+        )
+        ids, grey = patches.instances[row.patch][window], images[row.patch][window]
+        inside = ids == row.instance
+        # Whole pixels off the outline: 0 is the first one outside, -1 the first one inside.
+        off = np.where(inside, -np.ceil(_depth(inside)), np.floor(_depth(~inside) - 1e-9)).astype(int)
+        own = (inside | (ids == 0)) & (np.abs(off + 0.5) < PROFILE_PX)
+        around = own & (off >= RING_PX)
+        if around.any():
+            bins = off[own] + PROFILE_PX
+            relative = grey[own] / max(1.0, grey[around].mean())
+            total[row.patch, int(row[3]) - 1] += np.bincount(bins, relative, minlength=2 * PROFILE_PX)
+            count[row.patch, int(row[3]) - 1] += np.bincount(bins, minlength=2 * PROFILE_PX)
+    return total, count
+
+
+def _depth(inside: NDArray[np.bool_]) -> NDArray[np.float64]:
+    return ndimage.distance_transform_edt(inside) if not inside.all() else np.full(inside.shape, np.inf)
+
+
+def autocorrelations(patches: Patches) -> NDArray[np.float64]:
+    """Autocorrelation of the noise in the background, at lags of 1 to `LAGS` px along rows and then along columns.
+
+    Noise is what is left after a Gaussian of `SMOOTH_PX` is taken away.
+
+    Returns
+    -------
+    [P, 2 * `LAGS`], -1 to 1; NaN for a patch without background
+    """
+    rows = np.full((len(patches), 2, LAGS), np.nan)
+    for k, image in enumerate(images_of(patches)):
+        free = patches.instances[k] == 0
+        noise = (image - ndimage.gaussian_filter(image.astype(float), SMOOTH_PX)) * free
+        variance = (noise**2).sum() / max(1, free.sum())
+        for axis, (n, f) in enumerate(((noise, free), (noise.T, free.T))):
+            for lag in range(1, LAGS + 1):
+                pairs = (f[:, lag:] & f[:, :-lag]).sum()
+                if pairs and variance:
+                    rows[k, axis, lag - 1] = (n[:, lag:] * n[:, :-lag]).sum() / pairs / variance
+    return rows.reshape(len(rows), -1)
 
 
 def power_spectra(images: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -149,17 +211,36 @@ def auc_interval(auc: float, n_a: int, n_b: int, level: float) -> tuple[float, f
     return float(max(0.0, auc - half)), float(min(1.0, auc + half))
 
 
-def nearest_training(images: NDArray[np.uint8], train: Patches) -> pd.DataFrame:
+def thumbnails(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Images averaged down to `THUMBNAIL_PX` and centred, [P, D]: neither noise nor brightness hides a copy."""
+    return pooled(np.asarray(images)[:, None], THUMBNAIL_PX)
+
+
+def pooled(maps: NDArray, side: int) -> NDArray[np.float32]:
+    """Maps [P, C, S, S] averaged down to about `side` along a side, centred by channel and laid out flat, [P, D]."""
+    step = max(1, maps.shape[-1] // side)
+    side = maps.shape[-1] // step
+    blocks = maps[..., : side * step, : side * step].reshape(*maps.shape[:2], side, step, side, step)
+    small = blocks.mean(axis=(3, 5), dtype=np.float32)  # (P, C, side, side)
+    return (small - small.mean(axis=(2, 3), keepdims=True)).reshape(len(maps), -1)
+
+
+def nearest_training(
+    images: NDArray[np.uint8], train: Patches, describe: Callable[[NDArray[np.uint8]], NDArray] = thumbnails
+) -> pd.DataFrame:
     """The most similar training patch of each image, over all symmetries that training applied.
 
-    Images are averaged down to `THUMBNAIL_PX` and centred, so that neither noise nor brightness hides a copy.
+    Parameters
+    ----------
+    describe : what is compared, [P, D] of images uint8 [P, S, S]
 
     Returns
     -------
-    One row per image: patch, nearest (training patch), symmetry, distance (root mean square, grey levels).
+    One row per image: patch, nearest (training patch), symmetry, distance (root mean square, grey levels for the
+    default `describe`).
     """
-    queries = _thumbnails(images)
-    known = [_thumbnails(geometry.symmetry(images_of(train), code)) for code in train.symmetries]
+    queries = describe(images)
+    known = [describe(geometry.symmetry(images_of(train), code)) for code in train.symmetries]
     references = np.concatenate(known)  # (symmetries x patches, 1024)
     lengths = (references**2).sum(axis=1)
     found, distance = np.zeros(len(queries), dtype=int), np.zeros(len(queries))
@@ -188,17 +269,18 @@ def images_of(patches: Patches) -> NDArray[np.uint8]:
     return np.asarray(patches.images)
 
 
-def _thumbnails(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    step = max(1, images.shape[-1] // THUMBNAIL_PX)
-    side = images.shape[-1] // step
-    blocks = np.asarray(images)[:, : side * step, : side * step].reshape(len(images), side, step, side, step)
-    small = blocks.mean(axis=(2, 4), dtype=np.float32).reshape(len(images), -1)  # (P, side^2)
-    return small - small.mean(axis=1, keepdims=True)
-
-
 def cubic_kernel(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
     """Kernel of KID, [P, Q], between features [P, D] and [Q, D]."""
     return (a @ b.T / a.shape[1] + 1) ** 3
+
+
+def gaussian_kernel(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Kernel of CMMD (Jayasumana et al. 2024), [P, Q], between features [P, D] and [Q, D] of unit scatter.
+
+    Its width is the root mean square distance of two draws of unit scatter, the square root of 2 D.
+    """
+    squared = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1)[None, :] - 2 * a @ b.T
+    return np.exp(-squared / (4 * a.shape[1]))
 
 
 def weighted_kernel_distance(aa: NDArray, bb: NDArray, ab: NDArray, w: Weights, v: Weights) -> float:

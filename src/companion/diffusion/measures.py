@@ -5,7 +5,7 @@ Nothing here compares with a yardstick; `companion.diffusion.quality` does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -211,36 +211,17 @@ def auc_interval(auc: float, n_a: int, n_b: int, level: float) -> tuple[float, f
     return float(max(0.0, auc - half)), float(min(1.0, auc + half))
 
 
-def thumbnails(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Images averaged down to `THUMBNAIL_PX` and centred, [P, D]: neither noise nor brightness hides a copy."""
-    return pooled(np.asarray(images)[:, None], THUMBNAIL_PX)
-
-
-def pooled(maps: NDArray, side: int) -> NDArray[np.float32]:
-    """Maps [P, C, S, S] averaged down to about `side` along a side, centred by channel and laid out flat, [P, D]."""
-    step = max(1, maps.shape[-1] // side)
-    side = maps.shape[-1] // step
-    blocks = maps[..., : side * step, : side * step].reshape(*maps.shape[:2], side, step, side, step)
-    small = blocks.mean(axis=(3, 5), dtype=np.float32)  # (P, C, side, side)
-    return (small - small.mean(axis=(2, 3), keepdims=True)).reshape(len(maps), -1)
-
-
-def nearest_training(
-    images: NDArray[np.uint8], train: Patches, describe: Callable[[NDArray[np.uint8]], NDArray] = thumbnails
-) -> pd.DataFrame:
+def nearest_training(images: NDArray[np.uint8], train: Patches) -> pd.DataFrame:
     """The most similar training patch of each image, over all symmetries that training applied.
 
-    Parameters
-    ----------
-    describe : what is compared, [P, D] of images uint8 [P, S, S]
+    Images are averaged down to `THUMBNAIL_PX` and centred, so that neither noise nor brightness hides a copy.
 
     Returns
     -------
-    One row per image: patch, nearest (training patch), symmetry, distance (root mean square, grey levels for the
-    default `describe`).
+    One row per image: patch, nearest (training patch), symmetry, distance (root mean square, grey levels).
     """
-    queries = describe(images)
-    known = [describe(geometry.symmetry(images_of(train), code)) for code in train.symmetries]
+    queries = _thumbnails(images)
+    known = [_thumbnails(geometry.symmetry(images_of(train), code)) for code in train.symmetries]
     references = np.concatenate(known)  # (symmetries x patches, 1024)
     lengths = (references**2).sum(axis=1)
     found, distance = np.zeros(len(queries), dtype=int), np.zeros(len(queries))
@@ -267,6 +248,14 @@ def images_of(patches: Patches) -> NDArray[np.uint8]:
     if patches.images is None or len(patches) == 0:
         raise CompanionError("image quality needs patches with images, but got none; run stage 05 first")
     return np.asarray(patches.images)
+
+
+def _thumbnails(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    step = max(1, images.shape[-1] // THUMBNAIL_PX)
+    side = images.shape[-1] // step
+    blocks = np.asarray(images)[:, : side * step, : side * step].reshape(len(images), side, step, side, step)
+    small = blocks.mean(axis=(2, 4), dtype=np.float32).reshape(len(images), -1)  # (P, side^2)
+    return small - small.mean(axis=1, keepdims=True)
 
 
 def cubic_kernel(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:

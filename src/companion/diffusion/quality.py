@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from companion.data.patches import Patches
-from companion.diffusion.autoencoder import Autoencoder, encode_all
 from companion.diffusion.measures import (
     GREY_LEVELS,
     Weights,
@@ -29,13 +28,12 @@ from companion.diffusion.measures import (
     images_of,
     mask_contrast,
     nearest_training,
-    pooled,
     power_spectra,
     told_apart,
+    turned,
     weighted_kernel_distance,
 )
 
-LATENT_PX = 16
 MOST = 1000  # patches of a set that are judged: distances need no more, and kernels grow with the square
 
 
@@ -176,25 +174,38 @@ def judge(
 
 
 def copies(
-    generated: Patches, train: Patches, test: Patches, spaces: Mapping[str, Callable[[NDArray[np.uint8]], NDArray]]
+    generated: Patches, train: Patches, test: Patches, latents: Callable[[NDArray[np.uint8]], NDArray], most: int = 48
 ) -> pd.DataFrame:
-    """The most similar training patch of every generated image, and whether that is nearer than chance brings.
+    """The most similar training patch of each image, and whether it is nearer than any held-out real image comes.
+
+    Neighbours are looked for in pixels; the `most` nearest pairs are compared in latents, too.
 
     Parameters
     ----------
-    spaces : what is compared, see `measures.nearest_training`, by name
+    latents : latents [P, ...] of images uint8 [P, S, S]
 
     Returns
     -------
-    One row per space and image: space, patch, nearest, symmetry, distance, closest_real (the smallest distance of a
-    held-out real image from training), copy (whether it is nearer than that)
+    One row per image, nearest first: patch, nearest, symmetry, distance (grey levels), closest_real (the smallest
+    such distance of a held-out real image), copy (distance below it), and of the first `most` latent_distance,
+    latent_closest_real and latent_copy
     """
-    tables = []
-    for space, describe in spaces.items():
-        found = nearest_training(images_of(generated), train, describe)
-        closest = nearest_training(images_of(test), train, describe)["distance"].min()
-        tables.append(found.assign(space=space, closest_real=closest, copy=found["distance"] < closest))
-    return pd.concat(tables, ignore_index=True)
+
+    def neighbours(patches: Patches) -> tuple[pd.DataFrame, NDArray[np.float64]]:
+        found = nearest_training(images_of(patches), train).sort_values("distance", kind="stable", ignore_index=True)
+        first = found.iloc[:most]
+        own, other = (
+            latents(x) for x in (patches.images[first["patch"]], turned(train, first["nearest"], first["symmetry"]))
+        )
+        return found, np.sqrt(((own - other) ** 2).reshape(len(first), -1).mean(axis=1))
+
+    (found, apart), (real, real_apart) = neighbours(generated), neighbours(test)
+    closest = real["distance"].min()
+    rows = {
+        "latent_distance": apart, "latent_closest_real": real_apart.min(), "latent_copy": apart < real_apart.min(),
+    }  # fmt: skip
+    found = found.assign(closest_real=closest, copy=found["distance"] < closest)
+    return found.join(pd.DataFrame(rows))
 
 
 def spectral_distance(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
@@ -205,11 +216,6 @@ def spectral_distance(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
 def few(patches: Patches, rng: np.random.Generator, most: int = MOST) -> Patches:
     """At most `most` of the patches, drawn at random."""
     return patches if len(patches) <= most else patches.only(np.sort(rng.permutation(len(patches))[:most]))
-
-
-def latent_thumbnails(autoencoder: Autoencoder) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
-    """For `copies`: images as latents averaged down to `LATENT_PX` along a side, [P, D]."""
-    return lambda images: pooled(encode_all(autoencoder, images, batch_size=64).float().cpu().numpy(), LATENT_PX)
 
 
 def _measure(

@@ -19,6 +19,8 @@ from companion.diffusion.noise import NoiseModel
 from companion.diffusion.quality import spectral_distance
 from companion.diffusion.sample import sample
 
+REAL = 100  # held-out patches that each setting is compared with
+
 
 def settings_study(
     autoencoder: Autoencoder,
@@ -49,7 +51,7 @@ def settings_study(
     """
     few = simulated.only(np.arange(min(parameters.study_patches, len(simulated))))
     masks, numbers = few.label_maps(), range(len(few))
-    real = held.only(np.linspace(0, len(held) - 1, min(len(held), 200)).astype(int))
+    real = held.only(np.linspace(0, len(held) - 1, min(len(held), REAL)).astype(int))
     power = measures.power_spectra(real.images)[1].mean(axis=0)
     features = encode(real.images)
     centre, scale = features.mean(axis=0), features.std(axis=0) + 1e-9

@@ -17,8 +17,9 @@ from companion.params import load_profile, validate
 from companion.params_phantom import PRESETS, Annotator, Phantom
 from companion.phantom import difficulty, optics
 from companion.phantom.annotator import annotate, miss_probability, truth
+from companion.phantom.crystal import BEAMS, BLACK_DOT, LOOP_100, LOOP_111, NORMALS, projected
 from companion.phantom.render import TRUTH, render_dataset
-from companion.phantom.scene import BEAMS, BLACK_DOT, LOOP_100, LOOP_111, NORMALS, Defect, draw_scene, projected
+from companion.phantom.scene import Defect, draw_scene
 
 
 def unit(values) -> np.ndarray:

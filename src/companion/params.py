@@ -18,7 +18,7 @@ from companion.errors import CompanionError, nearest, problems
 from companion.params_base import Count, Positive, Section, Share, Whole
 from companion.params_phantom import Phantom
 
-Arm = Literal["EXP", "EXP+GEN", "EXP+RARE", "GEN", "EXP+EXP", "EXP+PASTE"]
+Arm = Literal["EXP", "EXP+GEN", "EXP+RARE", "GEN", "EXP+EXP", "EXP+PASTE", "EXP+RESYNTH", "EXP+RENDER", "EXP+FILTERED"]
 Splits = Annotated[list[Whole | str], Field(min_length=1)]
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -144,6 +144,8 @@ class Sampling(Section):
         "none", description="measured: noise with the statistics of training micrographs is put back after decoding"
     )
     batch_size: Count = Field(64, description="patches denoised together")
+    study_steps: list[Count] = Field([5, 15], description="numbers of steps that both samplers are compared at")
+    study_patches: Count = Field(24, description="patches drawn for each point of that comparison")
 
 
 class Diffusion(Section):
@@ -188,6 +190,17 @@ class Detection(Section):
         if self.resize_px is not None and self.resize_px % 32:
             raise ValueError(f"resize_px {self.resize_px} is not a multiple of 32, which the networks need")
         return self
+
+
+class Faithfulness(Section):
+    """What a detector trained on real images alone says of generated ones."""
+
+    iou: Share = Field(0.5, description="box IoU from which a defect of the mask is found")
+    confidence: Share = Field(0.5, description="score from which a prediction counts")
+    least_confirmed: Share = Field(
+        0.5,
+        description="share of its defects that must be found, under their class, for a pair to stay in EXP+FILTERED",
+    )
 
 
 class Evaluation(Section):
@@ -235,6 +248,7 @@ class Profile(Section):
     diffusion: Diffusion = Diffusion()
     sampling: Sampling = Sampling()
     detection: Detection = Detection()
+    faithfulness: Faithfulness = Faithfulness()
     evaluation: Evaluation = Evaluation()
 
     @model_validator(mode="after")
@@ -245,6 +259,17 @@ class Profile(Section):
                 raise ValueError(f"{field} {values} names a value twice")
         if missing := set(self.imbalance_sizes) - set(self.sizes):
             raise ValueError(f"imbalance_sizes {sorted(missing)} are not among sizes {self.sizes}")
+        return self
+
+    @model_validator(mode="after")
+    def _arms_can_be_made(self) -> Profile:
+        if "EXP+RENDER" in self.arms and self.dataset != "phantom":
+            raise ValueError(
+                f"arms: EXP+RENDER paints masks with the phantom's optics and is for dataset phantom, "
+                f"not '{self.dataset}'"
+            )
+        if "EXP+FILTERED" in self.arms and "EXP" not in self.arms:
+            raise ValueError("arms: EXP+FILTERED is filtered by an EXP detector; add EXP")
         return self
 
 

@@ -20,7 +20,7 @@ PRESETS: dict[str, Diffusion] = {
     "paper": Diffusion(
         # CompVis' VQ-f8: as the authors' it is loaded, not trained here, so only the shape of its latents matters.
         autoencoder=Autoencoder(
-            downsampling=8, stem=1, channels=[128, 128, 256, 512], blocks=2, attention=True, latent_channels=4,
+            downsampling=8, stem=1, channels=[128, 256, 256, 512], blocks=2, attention=True, latent_channels=4,
             codes=16384, crop_px=256, steps=20_000, batch_size=8, learning_rate=1e-4,
         ),
         # base learning rate 1e-6 times the batch of 32, as CompVis' rule scales it.

@@ -54,10 +54,10 @@ def trained(patches, autoencoder, folder, machine=MACHINE, **more):
     return train.get_denoiser(patches, autoencoder, DENOISER.model_copy(update=more), **setting(folder, machine))[0]
 
 
-def drawn(autoencoder, denoiser, patches, numbers=(0, 1, 2), machine=MACHINE, nm=None, **more):
-    labels = patches.label_maps()[list(numbers)]
-    asked = SAMPLING.model_copy(update=more)
-    return sample(autoencoder, denoiser, labels, numbers, asked, machine=machine, name="n", pixel_sizes_nm=nm)
+def drawn(autoencoder, denoiser, patches, numbers=(0, 1, 2), nm=None, watch=None, **more):
+    labels, asked = patches.label_maps()[list(numbers)], SAMPLING.model_copy(update=more)
+    given = {"machine": MACHINE, "name": "n", "pixel_sizes_nm": nm, "watch": watch}
+    return sample(autoencoder, denoiser, labels, numbers, asked, **given)
 
 
 def test_a_withheld_mask_is_not_an_empty_one():
@@ -114,12 +114,14 @@ def test_conditions_reach_the_image_and_come_from_the_nearest_magnification(patc
     assert {conditions.drawn_micrograph(described, None, rng) for rng in rngs} == {"a", "b"}
     one = conditions.describe(replace(patches, index=patches.index.assign(pixel_size_nm=0.5)), ["pixel_size_nm"])
     assert torch.equal(conditions.of_micrographs(one, ["a"]), torch.zeros(1, 1))  # nothing to tell apart
-    names = ["pixel_size_nm"]
-    denoiser = trained(patches, autoencoder, tmp_path, conditions=names, steps=20, learning_rate=1e-2, mask_dropout=0.1)
+    learns = {"steps": 20, "learning_rate": 1e-2, "warmup_steps": 0, "ema_decay": 0.0}
+    denoiser = trained(patches, autoencoder, tmp_path, conditions=["pixel_size_nm"], mask_dropout=0.1, **learns)
     for more in ({}, {"guidance": 2.0}):
-        fine, coarse = (drawn(autoencoder, denoiser, patches, nm=[nm] * 3, **more) for nm in (0.28, 0.87))
-        assert not np.array_equal(fine, coarse)
-        assert np.array_equal(drawn(autoencoder, denoiser, patches, (2,), nm=[0.28], **more)[0], fine[2])
+        fine, coarse = [], []  # latents after every step: the few codes of a small decoder hide small differences
+        whole = drawn(autoencoder, denoiser, patches, nm=[0.28] * 3, watch=lambda _, z, to=fine: to.append(z), **more)
+        drawn(autoencoder, denoiser, patches, nm=[0.87] * 3, watch=lambda _, z, to=coarse: to.append(z), **more)
+        assert torch.equal(fine[0], coarse[0]) and (fine[-1] - coarse[-1]).abs().max() > 1e-3
+        assert np.array_equal(drawn(autoencoder, denoiser, patches, (2,), nm=[0.28], **more)[0], whole[2])
     assert drawn(autoencoder, denoiser, patches).shape == (3, 64, 64)  # none given: any micrograph's
 
 
@@ -220,9 +222,21 @@ def test_two_processes_end_with_the_weights_of_one(tmp_path):
     for process in both:
         _, said = process.communicate(timeout=120)
         assert process.returncode == 0, said
-    for network, load in (("autoencoder", autoencoders.load), ("denoiser", denoisers.load)):
-        one, two = (load(tmp_path / folder / f"{network}.safetensors")[0].state_dict() for folder in ("one", "two"))
-        for name, value in one.items():
-            assert torch.allclose(value, two[name], atol=2e-4), name
+    parts = {
+        "autoencoder": (autoencoders.load, autoencoders.Autoencoder),
+        "denoiser": (denoisers.load, denoisers.Denoiser),
+    }
+    for network, (load, build) in parts.items():
+        (one, about), (two, again) = (load(tmp_path / way / f"{network}.safetensors") for way in ("one", "two"))
+        for before, after in zip(about["log"], again["log"], strict=True):  # of the whole batch, not of a share
+            assert after == pytest.approx(before, rel=2e-3, abs=1e-4)
+        with MACHINE.global_seed("test", network, "weights"):
+            first = build(about["config"]).state_dict()
+        # AdamW steps by rounding errors where a gradient is zero, so weights differ, but by far less than they moved.
+        moved, apart = (
+            sum((a - b[name]).square().sum() for name, a in one.state_dict().items() if "quantize" not in name).sqrt()
+            for b in (first, two.state_dict())
+        )
+        assert apart < 0.03 * moved
     with pytest.raises(CompanionError, match="batch of 3 cannot be shared equally by 2"):
         replace(MACHINE, processes=2).share(torch.zeros(3))

@@ -123,6 +123,12 @@ class Compute:
             for value, part in zip(values, parts, strict=True):
                 value.data.copy_(part.view_as(value))
 
+    def means(self, losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Losses of the whole batch from those of the processes' shares, without gradients."""
+        found = {name: value.detach().clone() for name, value in losses.items()}
+        self.mean(*found.values())
+        return found
+
     def gather(self, share: torch.Tensor) -> torch.Tensor:
         """The whole batch [B, ...] of the processes' shares, in its order."""
         if self.processes == 1:

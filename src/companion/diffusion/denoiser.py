@@ -122,6 +122,8 @@ def configuration(
     """What defines a denoiser: mask encoder, U-Net, what it is told, and noise schedule, kept with the weights."""
     levels = [2**k for k in range(len(parameters.channels))]
     attends = [factor in parameters.attention_factors for factor in levels]
+    # Normalising a channel alone would take away what the embedding of the timestep adds to it.
+    groups = math.gcd(32, *parameters.channels)
     return {
         "mask": {
             "classes": classes, "downsampling": downsampling, "channels": latent_channels,
@@ -134,8 +136,8 @@ def configuration(
             "layers_per_block": parameters.blocks,
             "down_block_types": ["AttnDownBlock2D" if a else "DownBlock2D" for a in attends],
             "up_block_types": ["AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)],
-            "attention_head_dim": math.gcd(32, *parameters.channels),
-            "norm_num_groups": math.gcd(32, *parameters.channels),
+            "attention_head_dim": groups,
+            "norm_num_groups": groups // 2 if groups == min(parameters.channels) else groups,
             "class_embed_type": "identity" if conditions else None,  # an embedding added to the timestep's
         },
         "conditions": conditions,

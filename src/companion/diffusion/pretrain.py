@@ -12,6 +12,7 @@ takes about four minutes on one free core and 16 MB of disk while it runs; inter
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -99,8 +100,7 @@ def pretrain(path: Path, parameters: params.Autoencoder = PARAMETERS, size_px: i
               "parameters": parameters.model_dump(mode="json"), "losses": train.last_losses(log)}  # fmt: skip
     autoencoders.save(autoencoder, path, identity=identity, origin=origin)
     for folder in folders:
-        training.drop_checkpoint(folder)
-        folder.rmdir()
+        shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

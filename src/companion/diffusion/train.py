@@ -111,7 +111,7 @@ def get_denoiser(
         loss = (weight * distance(predicted, target, reduction="none")).mean() / mean_weight
         update(loss, denoiser, optimizer, machine)
         average.update_parameters(denoiser)
-        return {parameters.loss: loss.detach()}
+        return machine.means({parameters.loss: loss})
 
     log = training.fit(
         step, {"denoiser": denoiser, "average": average, "optimizer": optimizer}, steps=parameters.steps, folder=folder,

@@ -159,7 +159,7 @@ def fit_autoencoder(
                     hinge = adversarial.hinge_loss(judge, decoded, wanted)
                 update(hinge, judge, judging, machine)
             losses |= {"adversarial": verdict, "discriminator": hinge}
-        return {kind: value.detach() for kind, value in losses.items()}
+        return machine.means(losses)
 
     log = training.fit(
         step, parts, steps=parameters.steps, folder=folder, identity=identity, every=every, title="autoencoder"

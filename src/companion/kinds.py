@@ -19,6 +19,7 @@ POOLS = {
 }  # fmt: skip
 KEYS: dict[str, Any] = {"split": Whole | str, "n_train": Count, "arm": Arm, "seed": Whole, "masks": Masks}
 COMPUTE = ("threads", "device", "precision")
+COMPILED = (*COMPUTE, "compile", "channels_last")
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,9 @@ KINDS = {
         Kind("statistics", "02_mask_statistics", _CONDITION + "/statistics", ()),
         Kind("masks", "03_mask_simulation", _CONDITION + "/simulated-{masks}", ("masks", "patches"),
              {"n_patches": "masks.n_patches"}),
-        Kind("diffusion", "04_latent_diffusion", _CONDITION + "/diffusion", ("diffusion", *COMPUTE),
+        Kind("diffusion", "04_latent_diffusion", _CONDITION + "/diffusion", ("diffusion", *COMPILED),
              {"autoencoder_steps": "diffusion.autoencoder.steps", "denoiser_steps": "diffusion.denoiser.steps"}),
-        Kind("generated", "05_generated_images", _CONDITION + "/generated-{masks}", ("sampling", "phantom", *COMPUTE),
+        Kind("generated", "05_generated_images", _CONDITION + "/generated-{masks}", ("sampling", "phantom", *COMPILED),
              {"sampling_steps": "sampling.steps"}),
         Kind("detector", "06_mask_rcnn", _CONDITION + "/{arm}/seed-{seed}", ("detection", *COMPUTE),
              {"steps": "detection.steps"}),

@@ -46,6 +46,14 @@ def reconstructions(images: NDArray[np.uint8], decoded: NDArray[np.uint8], note:
     )
 
 
+def sample_grid(
+    masks: NDArray[np.uint8], drawn: Sequence[NDArray[np.uint8]], steps: Sequence[int], note: str
+) -> Figure:
+    """Masks [n, S, S] and the images [n, S, S] that were drawn for them after so many training steps, row by row."""
+    rows = [("mask", color_mask(masks)), *((f"step {s:,}", images) for s, images in zip(steps, drawn, strict=True))]
+    return _grid(rows, f"The same noise and masks during training ({note})")
+
+
 def denoising_strip(
     frames: NDArray[np.uint8], steps: Sequence[int], mask: NDArray[np.uint8], image: NDArray[np.uint8], note: str
 ) -> Figure:

@@ -47,8 +47,9 @@ def run(profile: Profile, name_or_path: str, cores: int, console: Console) -> in
             console.print(f"{_title(profile)}: nothing to do, every stage is fresh. {_shown(tree)}")
             return 0
         costs = _costs(profile, cores)
-        known = f"about {_duration(sum(costs.values()))}" if costs else "no estimate: `companion plan` says why"
-        console.print(f"{_title(profile)}: {len(waiting)} of {len(stages.matrix(profile))} stages to run, {known}")
+        known = [cost for cost in costs.values() if cost == cost]
+        about = f"{'about' if len(known) == len(costs) else 'more than'} {_duration(sum(known))}"
+        console.print(f"{_title(profile)}: {len(waiting)} of {len(costs)} stages to run, {about}")
         began = time.monotonic()
         code = _snakemake(profile, name_or_path, cores, waiting, costs, console)
         if code == 0:
@@ -57,11 +58,10 @@ def run(profile: Profile, name_or_path: str, cores: int, console: Console) -> in
 
 
 def _costs(profile: Profile, cores: int) -> dict[str, float]:
-    """Elapsed seconds that each stage adds, by address; empty where a figure is missing."""
+    """Elapsed seconds that each stage adds, by address; NaN where no figure was measured."""
     table = plan.plan(profile, plan.device_here(profile), cores).set_index("notebook")
     each = table["left_s"] / (table["stages"] - table["done"]).clip(lower=1)
-    costs = {stage.address: float(each[stage.kind.notebook]) for stage in stages.matrix(profile)}
-    return {} if any(cost != cost for cost in costs.values()) else costs
+    return {stage.address: float(each[stage.kind.notebook]) for stage in stages.matrix(profile)}
 
 
 def _summarise(profile: Profile, name: str, ran: list[str], took_s: float, console: Console) -> None:
@@ -207,7 +207,8 @@ def _watch(
 
 def _left(costs: dict[str, float], waiting: list[str], finished: set[str], elapsed_s: float) -> str:
     """What is left by the estimates, at the pace that this run has had so far."""
-    done, rest = (sum(costs.get(a, 0.0) for a in waiting if (a in finished) == side) for side in (True, False))
+    known = [a for a in waiting if costs[a] == costs[a]]
+    done, rest = (sum(costs[a] for a in known if (a in finished) == side) for side in (True, False))
     return f", {_duration(elapsed_s)} so far, about {_duration(rest * elapsed_s / done)} left" if done and rest else ""
 
 

@@ -63,11 +63,18 @@ class Patches:
         """Rows of `table` of one patch."""
         return self.table[self.table["patch"] == patch]
 
-    def head(self, n: int) -> Patches:
-        """The first `n` patches."""
-        images = None if self.images is None else self.images[:n]
-        index, table = (rows[rows["patch"] < n].reset_index(drop=True) for rows in (self.index, self.table))
-        return replace(self, images=images, instances=self.instances[:n], index=index, table=table)
+    def only(self, numbers: NDArray[np.integer]) -> Patches:
+        """The patches of these numbers, in this order, renumbered from 0; each number once."""
+        place = pd.Series(range(len(numbers)), index=numbers)
+        table = self.table[self.table["patch"].isin(numbers)]
+        table = table.assign(patch=table["patch"].map(place).astype(table["patch"].dtype))
+        return replace(
+            self,
+            images=None if self.images is None else self.images[numbers],
+            instances=self.instances[numbers],
+            index=self.index.iloc[numbers].assign(patch=range(len(numbers))).reset_index(drop=True),
+            table=table.sort_values(["patch", "instance"], ignore_index=True),
+        )
 
     def save(self, folder: Path) -> None:
         """Write images.npy (unless None), instances.npy, index.parquet, table.parquet and patches.json."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -52,15 +53,14 @@ def plan(
 
 
 @app.command()
-def status(profile: ProfileName = "smoke", dataset: DatasetName = None, split: SplitName = None) -> None:
+def status(profile: ProfileName = "smoke", dataset: DatasetName = None, split: SplitName = None) -> bool:
     """List every stage as fresh, stale (and because of what) or missing; "reference" for what is committed."""
     from companion import orchestrate, reference
 
     if profile != "reference":
-        orchestrate.status(_profile(profile, dataset, split)[0], _console())
-        return
+        return orchestrate.status(_profile(profile, dataset, split)[0], _console())
     with reference.runs_in(reference.installed()):
-        orchestrate.status(reference.find(dataset).profile, _console())
+        return orchestrate.status(reference.find(dataset).profile, _console())
 
 
 @app.command()
@@ -133,10 +133,8 @@ def data_list() -> None:
     from companion import paths
     from companion.data.registry import entries
 
-    def here(name: str) -> str:
-        return "rendered when needed" if name == "phantom" else "yes" if (paths.data_cache() / name).is_dir() else "no"
-
-    rows = [(entry.name, entry.title, entry.licence, entry.source, here(entry.name)) for entry in entries()]
+    here = {e.name: e.name == "phantom" or (paths.data_cache() / e.name).is_dir() for e in entries()}
+    rows = [(e.name, e.title, e.licence, e.source, "yes" if here[e.name] else "no") for e in entries()]
     _print_table(pd.DataFrame(rows, columns=["name", "title", "licence", "source", "here"]))
 
 
@@ -189,10 +187,9 @@ def data_import(
 
 
 def _number(text: str | None) -> float | str | None:
-    try:
-        return float(text) if text is not None else None
-    except ValueError:
-        return text
+    with contextlib.suppress(ValueError, TypeError):
+        return float(text)
+    return text
 
 
 def _profile(name: str, dataset: str | None, split: str | None):

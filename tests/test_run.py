@@ -175,7 +175,10 @@ def test_the_reference_is_drawn_again_by_what_trains_nothing(project, tmp_path):
     packed = companion(project, "bundle", "smoke", "--out", str(tmp_path / "bundle"))
     assert packed.returncode == 0, packed.stderr
     assert "results/reference/smoke/phantom" in companion(project, "unbundle", str(tmp_path / "bundle")).stdout
-    assert "19 of 19 stages fresh" in companion(project, "status", "reference").stdout
+    assert (
+        f"{len(stamps(project))} of {len(stamps(project))} stages fresh"
+        in companion(project, "status", "reference").stdout
+    )
     code = "from companion import reference as r\nwith r.runs_in(r.redrawn()): print(*r.redraw(r.find(), 2))"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=project, env=environment(project), capture_output=True, text=True, timeout=200)

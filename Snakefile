@@ -59,8 +59,6 @@ for kind in stages.KINDS.values():
             address=lambda wildcards, kind=kind: kind.folder.format(**wildcards),
         threads: PROFILE.threads
         resources:
-            gpu=GPUS * (kind.name in TRAINS),
-            mem_mb=4096 if kind.name not in TRAINS else 8192,
-            runtime=60 if kind.name not in TRAINS else 720,
+            gpu=GPUS * (kind.name in TRAINS),  # memory and time are for a cluster's settings to say, cluster/*/config.yaml
         shell:
             f"{sys.executable} -m companion.execute {QUOTED} {{params.address:q}}"

@@ -23,12 +23,11 @@ WORK = {
     "detector": "write_json(stage.folder / 'predictions.json', stage.parameters)",
     "thresholds": "write_json(stage.folder / 'scores.parquet', stage.parameters)",
 }
+USUAL = "write_json(stage.folder / 'summary.json', stage.parameters)"
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    """A project folder with its own copy of the package, run once."""
-    root = tmp_path_factory.mktemp("project")
+def light_project(root: Path, work: dict[str, str]) -> Path:
+    """A project folder with its own copy of the package, whose notebooks do what `work` says."""
     for name in ("profiles", "src"):
         shutil.copytree(PROJECT / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     shutil.copy(PROJECT / "Snakefile", root)
@@ -38,13 +37,19 @@ def project(tmp_path_factory):
         named = [f"{key} = {keys[key]!r}" for key in kind.keys] or ["splits = None"]
         parameters = nbformat.v4.new_code_cell("\n".join(["profile = 'smoke'", "dataset = 'phantom'", *named]))
         parameters.metadata.tags = ["parameters"]
-        work = WORK.get(kind.name, "write_json(stage.folder / 'summary.json', stage.parameters)")
         source = (
             "from companion.provenance import write_json\nfrom companion.stages import begin\n"
-            f"stage = begin({kind.name!r}, globals())\n{work}\nstage.finish()"
+            f"stage = begin({kind.name!r}, globals())\n{work.get(kind.name, USUAL)}\nstage.finish()"
         )
         notebook = nbformat.v4.new_notebook(cells=[parameters, nbformat.v4.new_code_cell(source)])
         nbformat.write(notebook, root / "notebooks" / f"{kind.notebook}.ipynb")
+    return root
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A light project, run once."""
+    root = light_project(tmp_path_factory.mktemp("project"), WORK)
     done = companion(root, "run", "smoke")
     assert done.returncode == 0, done.stderr + (root / "runs/smoke/phantom/snakemake.log").read_text()
     return root

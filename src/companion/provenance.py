@@ -26,6 +26,7 @@ from companion import paths
 from companion.errors import CompanionError
 
 STAMP = "stamp.json"
+EXECUTED = "notebook.ipynb"  # the executed copy beside it
 PACKAGES = ("numpy", "pandas", "scipy", "scikit-image", "torch", "torchvision", "diffusers", "statsmodels")
 _REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 _SOURCE = Path(__file__).resolve().parent
@@ -167,17 +168,25 @@ def _module_path(name: str) -> Path | None:
 # --- stamps -------------------------------------------------------------------------------------------------
 
 
+def artifacts(folder: Path) -> list[str]:
+    """Names of the artifacts in `folder`: every file but its stamp, notebook copies and working files."""
+    names = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
+    return [name.as_posix() for name in names if not _is_working_file(name)]
+
+
 def artifact_hashes(folder: Path) -> dict[str, str]:
-    """Hashes of the artifacts in `folder`: every file but its stamp, notebook copies and working files."""
-    return {
-        path.relative_to(folder).as_posix(): hash_file(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and not _is_working_file(path.relative_to(folder))
-    }
+    """Name -> sha256 of the artifacts in `folder`."""
+    return {name: hash_file(folder / name) for name in artifacts(folder)}
+
+
+def signature(path: Path) -> tuple[int, int]:
+    """Inode and modification time [ns]: differ once a file has been written again, with equal content too."""
+    status = path.stat()
+    return status.st_ino, status.st_mtime_ns
 
 
 def _is_working_file(path: Path) -> bool:
-    return path.name in (STAMP, "notebook.ipynb", "failed.ipynb", "error.txt") or any(
+    return path.name in (STAMP, EXECUTED, "failed.ipynb", "error.txt") or any(
         part.startswith(".") or part == "checkpoint" for part in path.parts
     )
 

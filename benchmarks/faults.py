@@ -1,0 +1,361 @@
+"""What a run survives, tried: ``python benchmarks/faults.py [--only NAME …] [--kills 30] [--work DIR]``.
+
+A tiny run of every stage (``benchmarks/faults.yaml``) is left alone once. Then the same run is killed, its files are
+damaged, its disk fills, and so on; afterwards `companion run` must either end with the same artifacts, to the byte, or
+refuse with one message and exit code 2. What happened goes to ``benchmarks/faults.json``, which the page
+``book/faults.md`` shows. ``--work`` keeps the undisturbed run, for several calls that try one fault each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import psutil
+import yaml
+
+from companion import provenance
+
+PROJECT = Path(__file__).resolve().parents[1]
+MEASURED_HOURS = "C12"  # the claim whose value is the time that a run took
+CHECKPOINT = "checkpoint/state.safetensors"
+TIMES = ("started", "wall_s", "peak_memory_mib", "commit")
+
+
+@dataclass(frozen=True)
+class Project:
+    """A copy of the project that may be disturbed; everything that a run reads and writes lies below `root`."""
+
+    root: Path
+    profile: str = "faults"
+
+    @property
+    def tree(self) -> Path:
+        return self.root / "runs" / self.profile / "phantom"
+
+    @property
+    def settings(self) -> Path:
+        return self.root / "profiles" / f"{self.profile}.yaml"
+
+    def start(self) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "companion.cli", "run", self.profile]
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("COMPANION")}
+        given = {**kept, "COMPANION_ROOT": str(self.root), "PYTHONPATH": str(self.root / "src")}
+        return subprocess.Popen(command, cwd=self.root, env=given, text=True, start_new_session=True,
+                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+
+    def run(self) -> tuple[int, str]:
+        """Exit code and what was said, of `companion run` left to its end."""
+        process = self.start()
+        said, _ = process.communicate()
+        return process.returncode, said.strip()
+
+    def kill(self) -> None:
+        """SIGKILL for everything that works for this copy: the command, Snakemake, papermill and the kernels."""
+        while alive := self.processes():
+            for process in alive:
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+            psutil.wait_procs(alive, timeout=5)
+
+    def processes(self) -> list[psutil.Process]:
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get("COMPANION_ROOT") == str(self.root) and process.status() != "zombie":
+                    found.append(process)
+        return found
+
+    def results(self) -> dict[str, str]:
+        """File -> hash of every artifact, and of every stamp without its times; without the hours in the claims."""
+        found = provenance.artifact_hashes(self.tree)
+        for path in sorted(self.tree.rglob(provenance.STAMP)):
+            stamp = json.loads(path.read_text(encoding="utf-8"))
+            stamp["outputs"].pop("claims.json", None)
+            kept = {name: value for name, value in stamp.items() if name not in TIMES}
+            found[path.relative_to(self.tree).as_posix()] = provenance.hash_value(kept)
+        claims = self.tree / "claims" / "claims.json"
+        if claims.exists():
+            rows = json.loads(claims.read_text(encoding="utf-8"))["claims"]
+            kept = [{k: v for k, v in row.items() if k != "commit"} for row in rows if row["id"] != MEASURED_HOURS]
+            found["claims/claims.json"] = provenance.hash_value(kept)
+        return found
+
+    def copy(self, root: Path) -> Project:
+        """This project elsewhere, with what it has made."""
+        shutil.copytree(self.root, root, ignore=shutil.ignore_patterns("__pycache__", ".snakemake"))
+        return replace(self, root=root)
+
+    def fresh(self, root: Path) -> Project:
+        """This project elsewhere, before its first run."""
+        shutil.copytree(self.root, root, ignore=shutil.ignore_patterns("__pycache__", ".snakemake", "runs", "data"))
+        return replace(self, root=root)
+
+    def change(self, **entries: object) -> None:
+        """Change top-level entries of the profile."""
+        content = yaml.safe_load(self.settings.read_text(encoding="utf-8"))
+        self.settings.write_text(yaml.safe_dump({**content, **entries}), encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What the faults are tried on: a finished undisturbed run, its results, and a folder for disturbed copies."""
+
+    calm: Project
+    expected: dict[str, str]
+    folder: Path
+    kills: int
+    rng: random.Random
+
+    def verdict(self, project: Project, ended: tuple[int, str]) -> str:
+        """One sentence on the results after the last run; begins with FAILED where they are not as undisturbed."""
+        code, said = ended
+        if code != 0:
+            return f"FAILED: exit code {code}: {said[-300:]}"
+        results = project.results()
+        differing = sorted(k for k in self.expected | results if self.expected.get(k) != results.get(k))
+        if differing:
+            return f"FAILED: {len(differing)} artifacts differ, for instance {', '.join(differing[:3])}"
+        return f"all {len(results)} artifacts and stamps as undisturbed"
+
+
+def refused(ended: tuple[int, str], word: str) -> str:
+    """'refused (exit 2): message', or FAILED where it was not one clear message."""
+    code, said = ended
+    messages = [line for line in said.splitlines() if line.startswith("error")]
+    if code != 2 or "Traceback" in said or not any(word in line for line in messages):
+        return f"FAILED: exit code {code}: {said[-400:]}"
+    return f"refused, exit code 2: “{messages[0].removeprefix('error: ')}”"
+
+
+# --- faults: each yields rows (what was tried, what happened) -------------------------------------------------
+
+Rows = Iterator[tuple[str, str]]
+
+
+def killed(trial: Trial) -> Rows:
+    """Killed at random moments"""
+    project = trial.calm.fresh(trial.folder / "killed")
+    done, stages = 0, set()
+    while done < trial.kills:
+        process = project.start()
+        try:
+            process.wait(timeout=trial.rng.uniform(1, 24))
+        except subprocess.TimeoutExpired:
+            stages |= {p.parent.relative_to(project.tree).as_posix() for p in project.tree.rglob(".tmp-*.ipynb")}
+            project.kill()
+            done += 1
+        process.communicate()
+        if process.returncode == 0:  # it came through: begin again, in another copy of the same project
+            if (state := trial.verdict(project, (0, ""))).startswith("FAILED"):
+                break
+            project = trial.calm.fresh(trial.folder / f"killed-{done}")
+    state = trial.verdict(project, project.run())
+    yield f"SIGKILL of all processes, {done} times, in {len(stages)} of the stages; then left alone", state
+
+
+def command_killed(trial: Trial) -> Rows:
+    """Command killed, its jobs alive"""
+    project = trial.calm.fresh(trial.folder / "orphans")
+    process = project.start()
+    _until(project, lambda: any(project.tree.rglob("stamp.json")))
+    process.kill()
+    process.wait()
+    yield "SIGKILL of `companion run` alone, and the command again at once", refused(project.run(), "another run")
+    _until(project, lambda: not project.processes())
+    yield "the command once more, after its jobs have ended", trial.verdict(project, project.run())
+
+
+def corrupted(trial: Trial) -> Rows:
+    """Artifacts damaged"""
+    for name, damage in DAMAGES.items():
+        project = trial.calm.copy(trial.folder / f"damaged-{name.split()[0]}")
+        stages = sorted(path.parent for path in project.tree.rglob(provenance.STAMP))
+        chosen = [trial.rng.choice(files) for s in stages if (files := [s / n for n in provenance.artifacts(s)])]
+        for path in chosen:
+            damage(path)
+        yield f"{name}: one artifact of each of {len(chosen)} stages", trial.verdict(project, project.run())
+    project = trial.calm.copy(trial.folder / "damaged-stamps")
+    for path in project.tree.rglob(provenance.STAMP):
+        trial.rng.choice(list(DAMAGES.values()))(path)
+    yield "all stamps damaged, each in one of these ways", trial.verdict(project, project.run())
+    project = trial.calm.copy(trial.folder / "damaged-data")
+    shutil.rmtree(project.tree)
+    for index, path in enumerate(sorted((project.root / "data").rglob("*.*g"))):
+        list(DAMAGES.values())[index % 4](path)
+    yield "every phantom micrograph damaged, and the results deleted", trial.verdict(project, project.run())
+
+
+def checkpoint(trial: Trial) -> Rows:
+    """Checkpoint damaged"""
+    for name, damage in list(DAMAGES.items())[:3]:
+        project = trial.calm.copy(trial.folder / f"checkpoint-{name.split()[0]}")
+        for folder in project.tree.rglob("diffusion"):
+            shutil.rmtree(folder)
+        process = project.start()
+        _until(project, lambda project=project: any(project.tree.rglob(CHECKPOINT)))
+        project.kill()
+        process.communicate()
+        files = list(project.tree.rglob(CHECKPOINT))
+        for path in files:
+            damage(path)
+        yield f"killed in training, checkpoint {name} ({len(files)})", trial.verdict(project, project.run())
+
+
+def disk(trial: Trial) -> Rows:
+    """Disk full, or read-only"""
+    if os.geteuid() != 0:
+        yield "a small disk", "not tried: mounting one needs root"
+        return
+    project = trial.calm.fresh(trial.folder / "disk")
+    needed = sum(path.stat().st_size for path in trial.calm.tree.rglob("*") if path.is_file())
+    place = project.root / "runs"
+    place.mkdir()
+
+    def mount(options: str, *more: str) -> None:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)], check=True)
+
+    mount(f"size={needed // 1024 // 3}k")
+    try:
+        yield f"a disk of a third of the {needed >> 10} KiB needed", refused(project.run(), "No space left")
+        mount("remount,size=200m,ro")
+        yield "write permission removed (remounted read-only)", refused(project.run(), "Read-only")
+        mount("remount,size=200m,rw")
+        yield "the same disk with space and permission", trial.verdict(project, project.run())
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def together(trial: Trial) -> Rows:
+    """Two runs at once; moved"""
+    project = trial.calm.fresh(trial.folder / "two")
+    first = project.start()
+    _until(project, lambda: (project.tree / "snakemake.log").exists())
+    yield "a second run of the same tree, while the first works", refused(project.run(), "another run")
+    _until(project, lambda: len(list(project.tree.rglob("stamp.json"))) > len(trial.expected) // 1000 + 3)
+    project.kill()
+    first.communicate()
+    moved = replace(project, root=trial.folder / "elsewhere" / "deeper")
+    moved.root.parent.mkdir()
+    project.root.rename(moved.root)
+    yield "the first killed midway, and the project moved to another folder", trial.verdict(moved, moved.run())
+
+
+def changed(trial: Trial) -> Rows:
+    """Parameters changed midway"""
+    project = trial.calm.fresh(trial.folder / "changed")
+    kept = project.settings.read_text(encoding="utf-8")
+    process = project.start()
+    _until(project, lambda: len(list(project.tree.rglob("stamp.json"))) >= 3)
+    project.change(root_seed=7, seeds=[2, 1])
+    process.communicate()
+    between = f"exit code {process.returncode}"
+    project.settings.write_text(kept, encoding="utf-8")
+    ended = project.run()
+    yield f"root seed changed during the run ({between}), changed back, run again", trial.verdict(project, ended)
+
+
+FAULTS: dict[str, Callable[[Trial], Rows]] = {
+    f.__name__: f for f in (killed, command_killed, corrupted, checkpoint, disk, together, changed)
+}
+
+
+def _until(project: Project, condition: Callable[[], bool]) -> None:
+    for _ in range(6000):
+        if condition():
+            return
+        time.sleep(0.1)
+    raise TimeoutError(f"{project.root}: what was waited for did not happen")
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) * 3 // 4] ^= 4
+    path.write_bytes(content)
+
+
+def _foreign(path: Path) -> None:
+    path.write_bytes(b"PK\x03\x04 of another program " * 20)
+    path.with_name(f"foreign{path.suffix}").write_bytes(b"not of this run")
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "truncated": _truncate, "a bit flipped": _flip, "emptied": lambda path: path.write_bytes(b""),
+    "replaced by a foreign file, another one beside it": _foreign, "deleted": Path.unlink,
+}  # fmt: skip
+
+
+def tried(trial: Trial, names: list[str]) -> list[dict[str, object]]:
+    """Rows of the table: fault, tried, happened, seconds."""
+    rows = []
+    for name in names:
+        began = time.monotonic()
+        for what, happened in FAULTS[name](trial):
+            took = round(time.monotonic() - began, 1)
+            rows.append({"id": name, "fault": FAULTS[name].__doc__, "tried": what, "happened": happened, "s": took})
+            print(f"{took:7.1f} s  {what}: {happened}", flush=True)
+            began = time.monotonic()
+    return rows
+
+
+def undisturbed(folder: Path) -> Project:
+    """The project with the tiny profile, run once; taken from `folder` if it is finished there."""
+    calm = Project(folder / "calm")
+    if not calm.root.exists():
+        for name in ("src", "notebooks", "weights"):
+            shutil.copytree(
+                PROJECT / name, calm.root / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info")
+            )
+        shutil.copy(PROJECT / "Snakefile", calm.root)
+        calm.settings.parent.mkdir()
+        shutil.copy(Path(__file__).with_suffix(".yaml"), calm.settings)
+    began = time.monotonic()
+    code, said = calm.run()
+    if code != 0:
+        raise SystemExit(f"the undisturbed run failed: {said}")
+    print(f"undisturbed: {time.monotonic() - began:.1f} s")
+    return calm
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=FAULTS, default=list(FAULTS))
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=1, help="of the moments and of the choice of files")
+    parser.add_argument("--work", type=Path, help="folder that keeps the undisturbed run")
+    given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    with tempfile.TemporaryDirectory() as temporary:
+        calm = undisturbed((given.work or Path(temporary)).resolve())
+        trial = Trial(calm, calm.results(), Path(temporary) / "disturbed", given.kills, random.Random(given.seed))
+        trial.folder.mkdir()
+        rows = tried(trial, given.only)
+    table = Path(__file__).with_suffix(".json")
+    before = json.loads(table.read_text(encoding="utf-8"))["rows"] if table.exists() else []
+    kept = {row["id"]: [r for r in before if r["id"] == row["id"]] for row in before}
+    kept |= {name: [row for row in rows if row["id"] == name] for name in given.only}
+    ordered = [row for name in FAULTS for row in kept.get(name, [])]
+    content = {"commit": provenance.git_commit(), "device": provenance.device_name(),
+               "artifacts": len(trial.expected), "rows": ordered}  # fmt: skip
+    provenance.write_json(table, content)
+    sys.exit(any(str(row["happened"]).startswith("FAILED") for row in rows))
+
+
+if __name__ == "__main__":
+    main()

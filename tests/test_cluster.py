@@ -16,9 +16,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
 from test_run import PROJECT, WORK, environment, light_project
 
-from companion import provenance
+from companion import orchestrate, provenance
+from companion.errors import CompanionError
+from companion.kinds import KINDS
+from companion.params import load_profile
 
 SLURM = ("munged", "slurmctld", "slurmd", "sbatch")
 # A training of 100 s on the cluster, where one minute is given; the local run of the same notebook does not pause.
@@ -162,3 +166,47 @@ def test_a_job_ended_by_its_time_limit_continues_and_all_comes_out_as_without_a_
     assert sorted(set(jobs.split())) == ["COMPLETED", "TIMEOUT"]
     assert artifacts(distant) == artifacts(local)
     assert "nothing to do" in companion(distant, "run", "smoke", "--cluster", str(folder)).stdout
+
+
+def test_kubernetes_settings_and_graph_are_accepted(tmp_path):
+    for plugin in ("executor_plugin_kubernetes", "storage_plugin_fs"):
+        pytest.importorskip(f"snakemake_{plugin}", reason="the cluster extra is not installed")
+    given = settings("kubernetes")
+    given["default-storage-prefix"] = str(tmp_path / "sources")
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(PROJECT / "Snakefile"), "--dry-run", "--directory"]
+    command += [str(tmp_path), "--workflow-profile", str(save_settings(tmp_path / "mine", given))]
+    place = {**environment(PROJECT), "COMPANION_RUNS": str(tmp_path / "runs"), "COMPANION_DATA": str(tmp_path)}
+    done = subprocess.run(
+        [*command, "--config", "profile=smoke"], env=place, cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    shown = done.stdout + done.stderr
+    assert done.returncode == 0, shown
+    detectors = [part for part in shown.split("rule ") if part.startswith("detector:")]
+    assert len(detectors) == 6
+    assert all("gpu=1" in part and "mem_mb=32768" in part and "scale=0" in part for part in detectors)
+    assert "mem_mb=4096" in next(part for part in shown.split("rule ") if part.startswith("claims:"))
+
+
+@pytest.mark.parametrize("name", ["slurm", "kubernetes"])
+def test_settings_name_rules_of_the_graph(name):
+    given = settings(name)
+    assert given["executor"] == name
+    assert given["set-resources"].keys() <= KINDS.keys() and given["retries"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "no config.yaml there; copy cluster/slurm"),
+        ("jobs: 3", "names no executor"),
+        ("executor: [", "names no executor"),
+        ("executor: lsf", "executor lsf is not installed"),
+    ],
+)
+def test_unusable_settings_are_one_message_before_any_work(content, said, tmp_path, monkeypatch):
+    monkeypatch.setenv("COMPANION_RUNS", str(tmp_path / "runs"))
+    if content:
+        (tmp_path / "config.yaml").write_text(content, encoding="utf-8")
+    with pytest.raises(CompanionError, match=said):
+        orchestrate.run(load_profile("smoke"), "smoke", 2, Console(), tmp_path)
+    assert not (tmp_path / "runs").exists()

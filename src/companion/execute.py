@@ -18,32 +18,38 @@ from companion.provenance import EXECUTED, artifact_hashes, artifacts, atomic, r
 DONE = ".done"  # Snakemake's flag; whether a stage is fresh is told by its stamp alone
 
 
-def synchronise(profile: Profile) -> dict[str, list[str] | None]:
-    """Make Snakemake's flags say what the stamps say, and return why each stage has to run.
-
-    A stage that is fresh, and reads fresh stages only, gets its flag, with modification times in the order of
-    the matrix; every other flag is removed. So neither a copied tree nor a fresh checkout reruns anything,
-    and nothing stale is used.
+def reasons_to_run(profile: Profile) -> dict[str, list[str] | None]:
+    """Why each stage of `profile` has to run.
 
     Returns
     -------
-    Address -> reasons: None where the stage never finished, empty where it is fresh.
+    Address -> reasons: None where the stage never finished, empty where it is fresh and reads fresh stages only.
     """
-    states: dict[str, list[str] | None] = {}
-    now = time.time()
-    for order, stage in enumerate(stages.matrix(profile)):
-        waiting = [name for other, _ in stage.upstream.values() if states[name := other.address] != []]
+    found: dict[str, list[str] | None] = {}
+    for stage in stages.matrix(profile):
+        waiting = [name for other, _ in stage.upstream.values() if found[name := other.address] != []]
         reasons = _why(stage)
         if waiting and reasons is not None:
             reasons = [*reasons, f"reads {waiting[0]}" + (f" and {len(waiting) - 1} more" if waiting[1:] else "")]
-        states[stage.address] = reasons
-        flag = stage.folder / DONE
-        if reasons == []:
+        found[stage.address] = reasons
+    return found
+
+
+def synchronise(profile: Profile) -> dict[str, list[str] | None]:
+    """Make Snakemake's flags say what the stamps say, and return the reasons why each stage has to run.
+
+    A fresh stage gets its flag, with modification times in the order of the matrix; every other flag is removed.
+    So neither a copied tree nor a fresh checkout reruns anything, and nothing stale is used.
+    """
+    reasons, now = reasons_to_run(profile), time.time()
+    for order, address in enumerate(reasons):
+        flag = stages.tree(profile) / address / DONE
+        if reasons[address] == []:
             flag.touch()
             os.utime(flag, (now - 10_000 + order, now - 10_000 + order))
         else:
             flag.unlink(missing_ok=True)
-    return states
+    return reasons
 
 
 def _why(stage: stages.Stage) -> list[str] | None:

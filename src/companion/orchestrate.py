@@ -20,7 +20,7 @@ from rich.table import Table
 
 from companion import paths, provenance, stages
 from companion.errors import CompanionError
-from companion.execute import DONE, synchronise
+from companion.execute import DONE, reasons_to_run, synchronise
 from companion.params import Profile
 
 LOG = "snakemake.log"
@@ -82,7 +82,7 @@ def check_inputs(profile: Profile) -> None:
 
 def status(profile: Profile, console: Console) -> bool:
     """Print every stage as fresh, stale (and because of what), running or missing; True if all are fresh."""
-    states = synchronise(profile)
+    states = reasons_to_run(profile)
     table = Table(title=f"{_title(profile)} · {_shown(stages.tree(profile))}", title_justify="left")
     for column in ("stage", "notebook", "state", "why", "wall time"):
         table.add_column(column)
@@ -143,6 +143,8 @@ def _snakemake(
     refused = [(address, text) for address in waiting if (text := _error(tree / address))]
     for address, text in refused:
         print(f"error in {address}: {text}", file=sys.stderr)
+    if not refused and provenance.is_full(tree):
+        raise CompanionError(f"{_shown(tree)}: No space left on device; what is finished is kept")
     if not refused:
         print(f"error: Snakemake stopped; its log is {tree / LOG}", file=sys.stderr)
     return 2 if refused else 1
@@ -185,8 +187,12 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 @contextmanager
 def _only_run(tree: Path) -> Iterator[int]:
     """Hold the tree's lock; the system releases it however the process ends."""
-    tree.mkdir(parents=True, exist_ok=True)
-    with open(tree / ".lock", "w", encoding="utf-8") as lock:
+    try:
+        tree.mkdir(parents=True, exist_ok=True)
+        opened = open(tree / ".lock", "w", encoding="utf-8")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise CompanionError(f"{_shown(tree)} cannot be written to: {error.strerror}") from None
+    with opened as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -41,22 +41,39 @@ def atomic(path: Path) -> Iterator[Path]:
 
     Whatever interrupts the writing, `path` holds the old content or the new one, never half of either.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    with _refusals(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-", suffix=path.suffix)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            with open(temporary, "rb") as written:
+                os.fsync(written.fileno())
+            temporary.chmod(0o644)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _refusals(path: Path) -> Iterator[None]:
+    """A full disk or a missing permission as one message."""
     try:
-        yield temporary
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except OSError as error:
-        if error.errno not in _REFUSED:
+        yield
+    except Exception as error:
+        # Some writers tell of a full disk in words of their own, or only that fewer bytes were written.
+        full = "No space left" in str(error) or (isinstance(error, OSError) and is_full(path))
+        if not full and getattr(error, "errno", None) not in _REFUSED:
             raise
-        raise CompanionError(f"{path} could not be written: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        reason = os.strerror(errno.ENOSPC) if full else error.strerror
+        raise CompanionError(f"{path} could not be written: {reason}") from error
+
+
+def is_full(path: Path) -> bool:
+    """Whether the disk that holds `path`, which need not exist, has no room to speak of."""
+    existing = next(folder for folder in (path, *path.parents) if folder.exists())
+    return shutil.disk_usage(existing).free < 64 * 1024
 
 
 @contextmanager

@@ -68,7 +68,7 @@ class Project:
             for process in alive:
                 with contextlib.suppress(psutil.Error):
                     process.kill()
-            psutil.wait_procs(alive, timeout=5)
+            time.sleep(0.1)
 
     def processes(self) -> list[psutil.Process]:
         found = []

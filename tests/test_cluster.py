@@ -162,9 +162,7 @@ def test_a_job_ended_by_its_time_limit_continues_and_all_comes_out_as_without_a_
     done = companion(distant, "run", "smoke", "--cluster", str(folder), PAUSE="1")
     log = (distant / "runs/smoke/phantom/snakemake.log").read_text()
     assert done.returncode == 0, done.stderr + log
-    starts = [
-        int(line.split()[1]) for line in (distant / "starts.txt").read_text().splitlines() if "/EXP/seed-1" in line
-    ]
+    starts = [int(line) for line in (distant / "starts.txt").read_text().splitlines()]
     assert len(starts) == 2 and starts[0] == 0 and starts[1] >= 40, starts
     jobs = subprocess.run(["squeue", "--states=all", "-h", "-o", "%T"], capture_output=True, text=True).stdout
     assert sorted(set(jobs.split())) == ["COMPLETED", "TIMEOUT"]

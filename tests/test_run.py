@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import nbformat
+import psutil
 import pytest
 
 from companion import stages
@@ -123,6 +124,15 @@ def test_a_damaged_artifact_is_made_again(project):
     assert rerun(project) == {"split-1/n-10/statistics"}
 
 
+def test_a_foreign_file_goes_and_a_missing_executed_copy_comes_back(project):
+    tree = project / "runs/smoke/phantom"
+    foreign = tree / "sizes" / "foreign.json"
+    foreign.write_text("{}")
+    (tree / "errors" / "notebook.ipynb").unlink()
+    assert rerun(project) == {"sizes", "errors"}
+    assert not foreign.exists() and (tree / "errors" / "notebook.ipynb").exists()
+
+
 def test_what_a_notebook_refuses_is_one_message(project):
     path = project / "notebooks" / "11_claims.ipynb"
     kept = path.read_text()
@@ -156,6 +166,21 @@ def test_interrupted_runs_continue(project, told):
     assert {"split-1/micrographs", "thresholds"} & rerun(project)
     assert not any(working.glob(".tmp-*"))
     assert rerun(project) == set()
+
+
+def test_a_run_whose_command_was_killed_is_not_joined_by_a_second(project):
+    (project / "runs/smoke/phantom/claims/stamp.json").unlink()
+    command = [sys.executable, "-m", "companion.cli", "run", "smoke"]
+    process = subprocess.Popen(command, cwd=project, env=environment(project), stdout=subprocess.DEVNULL)
+    lock, snakemake = project / "runs/smoke/phantom/.lock", []
+    while not snakemake:
+        snakemake = psutil.Process(process.pid).children()
+    process.kill()
+    process.wait()
+    done = companion(project, "run", "smoke")
+    assert done.returncode == 2 and "another run is working" in done.stderr
+    psutil.wait_procs(snakemake, timeout=60)
+    assert lock.exists() and rerun(project) == set()
 
 
 def test_two_runs_on_one_tree_are_refused(project):

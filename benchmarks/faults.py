@@ -104,11 +104,6 @@ class Project:
         shutil.copytree(self.root, root, ignore=shutil.ignore_patterns("__pycache__", ".snakemake", "runs", "data"))
         return replace(self, root=root)
 
-    def change(self, **entries: object) -> None:
-        """Change top-level entries of the profile."""
-        content = yaml.safe_load(self.settings.read_text(encoding="utf-8"))
-        self.settings.write_text(yaml.safe_dump({**content, **entries}), encoding="utf-8")
-
 
 @dataclass(frozen=True)
 class Trial:
@@ -119,6 +114,16 @@ class Trial:
     folder: Path
     kills: int
     rng: random.Random
+
+    def partial(self, name: str, count: int = 5) -> Project:
+        """A copy of the undisturbed run that lacks `count` of its stages, chosen at random."""
+        project = self.calm.copy(self.folder / name)
+        self.remove(project, count)
+        return project
+
+    def remove(self, project: Project, count: int) -> None:
+        for path in self.rng.sample(sorted(project.tree.rglob(provenance.STAMP)), count):
+            shutil.rmtree(path.parent)
 
     def verdict(self, project: Project, ended: tuple[int, str]) -> str:
         """One sentence on the results after the last run; begins with FAILED where they are not as undisturbed."""
@@ -149,29 +154,35 @@ Rows = Iterator[tuple[str, str]]
 def killed(trial: Trial) -> Rows:
     """Killed at random moments"""
     project = trial.calm.fresh(trial.folder / "killed")
-    done, stages = 0, set()
+    done, whole, stages = 0, 0, set()
     while done < trial.kills:
         process = project.start()
         try:
-            process.wait(timeout=trial.rng.uniform(1, 18))
+            process.wait(timeout=trial.rng.uniform(1, 16))
         except subprocess.TimeoutExpired:
             stages |= {p.parent.relative_to(project.tree).as_posix() for p in project.tree.rglob(".tmp-*.ipynb")}
             project.kill()
             done += 1
-        process.communicate()
-        if process.returncode == 0:  # it came through: begin again, in another copy of the same project
-            if (state := trial.verdict(project, (0, ""))).startswith("FAILED"):
-                break
-            project = trial.calm.fresh(trial.folder / f"killed-{done}")
+        said, _ = process.communicate()
+        if process.returncode >= 0:  # it came to its end: take some of its stages away, and on
+            state = trial.verdict(project, (process.returncode, said))
+            if state.startswith("FAILED"):
+                yield f"SIGKILL of all processes, {done} times", state
+                return
+            whole += 1
+            trial.remove(project, 6)
     state = trial.verdict(project, project.run())
-    yield f"SIGKILL of all processes, {done} times, in {len(stages)} of the stages; then left alone", state
+    yield (
+        f"SIGKILL of all processes {done} times in one chain of runs, which hit {len(stages)} of the stages at work and "
+        f"came to its end {whole + 1} times", state,
+    )  # fmt: skip
 
 
 def command_killed(trial: Trial) -> Rows:
     """Command killed, its jobs alive"""
-    project = trial.calm.fresh(trial.folder / "orphans")
+    project = trial.partial("orphans")
     process = project.start()
-    _until(project, lambda: any(project.tree.rglob("stamp.json")))
+    _until(project, lambda: any(project.tree.rglob(".tmp-*.ipynb")))
     process.kill()
     process.wait()
     yield "SIGKILL of `companion run` alone, and the command again at once", refused(project.run(), "another run")
@@ -190,23 +201,19 @@ def corrupted(trial: Trial) -> Rows:
             DAMAGES[ways[(index + 2 * turn) % len(ways)]](stage / name)
         yield f"one artifact of each of {len(stages)} stages: {', '.join(ways)}", trial.verdict(project, project.run())
     project = trial.calm.copy(trial.folder / "damaged-stamps")
-    for index, path in enumerate(sorted(project.tree.rglob(provenance.STAMP))):
-        DAMAGES[ways[index % len(ways)]](path)
-    yield "all stamps, in the same ways", trial.verdict(project, project.run())
-    project = trial.calm.copy(trial.folder / "damaged-data")
-    shutil.rmtree(project.tree)
+    stamps = sorted(project.tree.rglob(provenance.STAMP))
     images = sorted((project.root / "data").rglob("*.png"))
-    for index, path in enumerate(images):
+    for index, path in enumerate([*stamps, *images]):
         DAMAGES[ways[index % len(ways)]](path)
-    yield f"all {len(images)} phantom micrographs, and the results deleted", trial.verdict(project, project.run())
+    what = f"all {len(stamps)} stamps and all {len(images)} micrographs of the phantom, in the same ways"
+    yield what, trial.verdict(project, project.run())
 
 
 def checkpoint(trial: Trial) -> Rows:
     """Checkpoint damaged"""
     project = trial.calm.copy(trial.folder / "checkpoint")
-    trained = [path.parent for path in project.tree.rglob("*.safetensors")]
-    for folder in trained:
-        shutil.rmtree(folder, ignore_errors=True)
+    for folder in {path.parent for path in project.tree.rglob("*.safetensors")}:
+        shutil.rmtree(folder)
     process = project.start()
     _until(project, lambda: any(project.tree.rglob(CHECKPOINT)))
     project.kill()
@@ -223,16 +230,21 @@ def disk(trial: Trial) -> Rows:
         yield "a small disk", "not tried: mounting one needs root"
         return
     project = trial.calm.fresh(trial.folder / "disk")
-    needed = sum(path.stat().st_size for path in trial.calm.tree.rglob("*") if path.is_file())
+    kept = trial.partial("kept", 6)
+    needed, used = (sum(p.stat().st_size for p in q.tree.rglob("*") if p.is_file()) >> 10 for q in (trial.calm, kept))
     place = project.root / "runs"
     place.mkdir()
 
-    def mount(options: str, *more: str) -> None:
+    def mount(options: str) -> None:
         subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)], check=True)
 
-    mount(f"size={needed // 1024 // 3}k")
+    mount("size=200m")
     try:
-        yield f"a disk of a third of the {needed >> 10} KiB needed", refused(project.run(), "No space left")
+        shutil.copytree(kept.root / "runs", place, dirs_exist_ok=True)
+        room = sum(path.stat().st_blocks for path in place.rglob("*")) // 2  # KiB, in whole pages
+        mount(f"remount,size={room + (needed - used) // 3}k")
+        what = f"six stages to make, and a third of the {needed - used} KiB that they need on the disk"
+        yield what, refused(project.run(), "No space left")
         mount("remount,size=200m,ro")
         yield "write permission removed (remounted read-only)", refused(project.run(), "Read-only")
         mount("remount,size=200m,rw")
@@ -243,11 +255,10 @@ def disk(trial: Trial) -> Rows:
 
 def together(trial: Trial) -> Rows:
     """Two runs at once; moved"""
-    project = trial.calm.fresh(trial.folder / "two")
+    project = trial.partial("two")
     first = project.start()
-    _until(project, lambda: (project.tree / "snakemake.log").exists())
+    _until(project, lambda: any(project.tree.rglob(".tmp-*.ipynb")))
     yield "a second run of the same tree, while the first works", refused(project.run(), "another run")
-    _until(project, lambda: len(list(project.tree.rglob("stamp.json"))) > 3)
     project.kill()
     first.communicate()
     moved = replace(project, root=trial.folder / "elsewhere" / "deeper")
@@ -258,16 +269,16 @@ def together(trial: Trial) -> Rows:
 
 def changed(trial: Trial) -> Rows:
     """Parameters changed midway"""
-    project = trial.calm.fresh(trial.folder / "changed")
+    project = trial.partial("changed", 8)
     kept = project.settings.read_text(encoding="utf-8")
     process = project.start()
-    _until(project, lambda: len(list(project.tree.rglob("stamp.json"))) >= 3)
-    project.change(root_seed=7, seeds=[2, 1])
+    _until(project, lambda: any(project.tree.rglob(".tmp-*.ipynb")))
+    entries = {"masks": {"n_patches": 24, "compare": []}, "evaluation": {"bootstrap": 60}}
+    project.settings.write_text(yaml.safe_dump({**yaml.safe_load(kept), **entries}), encoding="utf-8")
     process.communicate()
-    between = f"exit code {process.returncode}"
     project.settings.write_text(kept, encoding="utf-8")
-    ended = project.run()
-    yield f"root seed changed during the run ({between}), changed back, run again", trial.verdict(project, ended)
+    what = f"masks and bootstrap changed during a run (its exit code: {process.returncode}), changed back, run again"
+    yield what, trial.verdict(project, project.run())
 
 
 FAULTS: dict[str, Callable[[Trial], Rows]] = {

@@ -10,7 +10,7 @@ BOOK := _build/html/index.html
 # With a folder of wheels nothing is asked of a network.
 PIP := -m pip --disable-pip-version-check $(if $(wildcard $(WHEELHOUSE)/torch-*),--no-index --find-links $(WHEELHOUSE))
 
-.PHONY: book test reference smoke mini course paper install wheelhouse audit lock clean
+.PHONY: book test cluster-test reference smoke mini course paper install wheelhouse audit lock clean
 
 book: $(PROFILE)
 	$(BIN)/python -m companion.book $(PROFILE) --cores $(CORES)
@@ -22,6 +22,11 @@ test: book smoke
 	COMPANION_REQUIRE_BOOK=1 $(BIN)/pytest tests -n $(CORES)
 	$(BIN)/pytest --nbval-lax --nbval-current-env -p no:cacheprovider notebooks
 
+# As root on Debian: the same graph through a Slurm of one node, with a job that outlives its time limit.
+cluster-test: install
+	apt-get install -y -qq --no-install-recommends munge slurm-client slurmctld slurmd
+	$(BIN)/pytest tests/test_cluster.py
+
 smoke mini course paper: install
 	$(BIN)/companion run $@ --cores $(CORES)
 
@@ -32,7 +37,7 @@ install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml requirements.lock
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed; set PYTHON=python3.12"'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python $(PIP) install --quiet --constraint requirements.lock --editable '.[book,dev]'
+	$(BIN)/python $(PIP) install --quiet --constraint requirements.lock --editable '.[book,cluster,dev]'
 	@touch $@
 
 # Everything that an installation downloads, in one folder: carry it to a machine without a network beside a checkout.

@@ -25,7 +25,7 @@ if workflow.is_main_process:
 
 
 def flag(address):
-    return str(TREE / address / DONE)
+    return local(str(TREE / address / DONE))  # on a file system that all jobs share, never in an object store
 
 
 def read_by(kind):
@@ -58,8 +58,6 @@ for kind in stages.KINDS.values():
             address=lambda wildcards, kind=kind: kind.folder.format(**wildcards),
         threads: PROFILE.threads
         resources:
-            gpu=GPUS * kind.trained,
-            mem_mb=4096 if not kind.trained else 8192,
-            runtime=60 if not kind.trained else 720,
+            gpu=GPUS * kind.trained,  # memory and time are for a cluster's settings to say, cluster/*/config.yaml
         shell:
             f"{sys.executable} -m companion.execute {QUOTED} {{params.address:q}}"

@@ -72,7 +72,7 @@ def representatives(profile: Profile) -> dict[str, stages.Stage]:
 
 def page(stage: stages.Stage, reasons: list[str] | None) -> nbformat.NotebookNode:
     """The executed notebook of `stage` as a page with its badge after the title; the source where it was not run."""
-    executed = stage.folder / "notebook.ipynb"
+    executed = stage.folder / provenance.EXECUTED
     notebook = clean(nbformat.read(executed if executed.exists() else stage.notebook, as_version=4))
     notebook.cells.insert(1, nbformat.v4.new_markdown_cell(badge(stage, reasons), id="badge"))
     return notebook

@@ -59,12 +59,14 @@ def write_fragments(
     }  # fmt: skip
     sources = {key: origins[origin] for key, (_, origin) in quoted.items()}
     glue_notebook({key: value for key, (value, _) in quoted.items()}, folder / "headline.ipynb", sources)
+    tried = paths.root() / "benchmarks" / "faults.json"
     fragments = {
         "notice": data_notice(stages.dataset_name(profile.dataset), profile.name),
         "headline": scores_table(gains) + "\n" + claims_table([r for r in rows if r["id"] in HEADLINE_CLAIMS]),
         "verdicts": claims_table(rows),
         "times": times_table(stamps),
         "freshness": freshness_table([(stage.kind.notebook, states[stage.address]) for stage in matrix]),
+        "faults": faults_table(json.loads(tried.read_text(encoding="utf-8"))) if tried.is_file() else "Not run here.\n",
     }
     for name, text in fragments.items():
         with provenance.atomic(folder / f"{name}.md") as temporary:
@@ -250,6 +252,13 @@ def freshness_table(states: Iterable[tuple[str, list[str] | None]]) -> str:
         text = ". ".join(f"{n} of them: {reason}" for reason, n in why.most_common(3))
         rows.append((f"[{name}](executed/{name}.ipynb)", str(len(runs)), str(runs.count([])), _cell(text)))
     return _table(("notebook", "runs", "fresh", "the others, because"), rows)
+
+
+def faults_table(tried: Mapping[str, Any]) -> str:
+    """Markdown table of what was done to a run and what happened, from benchmarks/faults.json."""
+    rows = [(row["fault"], _cell(row["tried"]), _cell(row["happened"])) for row in tried["rows"]]
+    told = f"\nOn {tried['device']}, at commit {tried['commit']}.\n"
+    return _table(("fault", "what was done", "what happened"), rows) + told
 
 
 def verdict_chip(verdict: str) -> str:

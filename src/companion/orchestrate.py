@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import importlib.util
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -26,7 +28,7 @@ from companion.params import Profile
 LOG, TERMINAL = "snakemake.log", "terminal.log"
 
 
-def run(profile: Profile, name_or_path: str, cores: int, console: Console) -> int:
+def run(profile: Profile, name_or_path: str, cores: int, console: Console, cluster: Path | None = None) -> int:
     """Run every stage of `profile` that is missing or stale.
 
     Parameters
@@ -34,14 +36,16 @@ def run(profile: Profile, name_or_path: str, cores: int, console: Console) -> in
     profile : validated, with the data set and splits of the command line
     name_or_path : the profile as named by the user
     cores : how many processor cores the jobs share
+    cluster : folder of a Snakemake profile that says where jobs run instead, e.g. cluster/slurm
 
     Returns
     -------
     Exit code: 0 done, 2 a stage refused its input, 1 a stage failed otherwise, 130 interrupted.
     """
+    where = ["--cores", str(cores), "--resources", "gpu=1"] if cluster is None else _submission(cluster)
     check_inputs(profile)
     tree = stages.tree(profile)
-    with _only_run(tree):
+    with _only_run(tree) as lock:
         waiting = [address for address, reasons in synchronise(profile).items() if reasons != []]
         if not waiting:
             console.print(f"{_title(profile)}: nothing to do, every stage is fresh. {_shown(tree)}")
@@ -51,7 +55,7 @@ def run(profile: Profile, name_or_path: str, cores: int, console: Console) -> in
         about = f"{'about' if len(known) == len(costs) else 'more than'} {_duration(sum(known))}"
         console.print(f"{_title(profile)}: {len(waiting)} of {len(costs)} stages to run, {about}")
         began = time.monotonic()
-        code = _snakemake(profile, name_or_path, cores, waiting, costs, console)
+        code = _snakemake(profile, name_or_path, where, waiting, costs, console, lock)
         if code == 0:
             _summarise(profile, name_or_path, waiting, time.monotonic() - began, console)
         return code
@@ -146,14 +150,34 @@ def show_plan(profile: Profile, gpu: str | None, cores: int, console: Console) -
     )  # fmt: skip
 
 
+def _submission(folder: Path) -> list[str]:
+    """Options that hand the jobs to a cluster."""
+    config = folder.resolve() / "config.yaml"
+    if not config.is_file():
+        raise CompanionError(f"--cluster {folder}: no config.yaml there; copy cluster/slurm and edit its entries")
+    try:
+        executor = yaml.safe_load(config.read_text(encoding="utf-8"))["executor"]
+    except (yaml.YAMLError, KeyError, TypeError):
+        raise CompanionError(f"{config} names no executor, for instance `executor: slurm`") from None
+    if importlib.util.find_spec(f"snakemake_executor_plugin_{executor}") is None:
+        raise CompanionError(f"{config}: executor {executor} is not installed; pip install -e '.[cluster]'")
+    return ["--workflow-profile", str(config.parent)]
+
+
 def _snakemake(
-    profile: Profile, name_or_path: str, cores: int, waiting: list[str], costs: dict[str, float], console: Console
+    profile: Profile,
+    name_or_path: str,
+    where: list[str],
+    waiting: list[str],
+    costs: dict[str, float],
+    console: Console,
+    lock: int,
 ) -> int:
     tree = stages.tree(profile)
     command = [
         sys.executable, "-m", "snakemake", "--snakefile", str(paths.root() / "Snakefile"),
-        "--directory", str(paths.root()), "--cores", str(cores), "--rerun-triggers", "mtime", "--rerun-incomplete",
-        "--nolock", "--keep-going", "--quiet", "progress", "--resources", "gpu=1",
+        "--directory", str(paths.root()), *where, "--rerun-triggers", "mtime", "--rerun-incomplete",
+        "--nolock", "--keep-going", "--quiet", "progress",
         "--config", f"profile={name_or_path}", f"dataset={profile.dataset}",
         "splits=" + ",".join(str(split) for split in profile.splits),
     ]  # fmt: skip
@@ -161,7 +185,10 @@ def _snakemake(
         (tree / address / "error.txt").unlink(missing_ok=True)
     with open(tree / LOG, "w", encoding="utf-8") as log:
         # A session of its own: an interrupt reaches Snakemake once, from here, and not its jobs out of order.
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        # It holds the tree's lock as well: should only this process be killed, no second run starts beside it.
+        process = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, pass_fds=[lock]
+        )
         signal.signal(signal.SIGTERM, _interrupt)  # being told to end is an interrupt, too
         if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
             signal.signal(signal.SIGHUP, lambda *_: _leave_terminal(tree / TERMINAL))
@@ -176,6 +203,8 @@ def _snakemake(
     refused = [(address, text) for address in waiting if (text := _error(tree / address))]
     for address, text in refused:
         print(f"error in {address}: {text}", file=sys.stderr)
+    if not refused and provenance.is_full(tree):
+        raise CompanionError(f"{_shown(tree)}: No space left on device; what is finished is kept")
     if not refused:
         print(f"error: Snakemake stopped; its log is {tree / LOG}", file=sys.stderr)
     return 2 if refused else 1
@@ -235,15 +264,19 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def _only_run(tree: Path) -> Iterator[None]:
+def _only_run(tree: Path) -> Iterator[int]:
     """Hold the tree's lock; the system releases it however the process ends."""
-    tree.mkdir(parents=True, exist_ok=True)
-    with open(tree / ".lock", "w", encoding="utf-8") as lock:
+    try:
+        tree.mkdir(parents=True, exist_ok=True)
+        opened = open(tree / ".lock", "w", encoding="utf-8")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise CompanionError(f"{_shown(tree)} cannot be written to: {error.strerror}") from None
+    with opened as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise CompanionError(f"another run is working on {_shown(tree)}; wait for it or stop it") from None
-        yield
+        yield lock.fileno()
 
 
 def _working(folder: Path) -> str:

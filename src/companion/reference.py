@@ -33,7 +33,6 @@ from companion.params import Profile, load_profile, profile_names
 MANIFEST = "manifest.json"
 FILE_LIMIT, TOTAL_LIMIT, ARRAY_LIMIT = 15 << 20, 60 << 20, 2 << 20  # bytes
 SUFFIXES = (".json", ".parquet", ".yaml", ".npy", ".png", ".svg", ".ipynb")
-NOTEBOOK = "notebook.ipynb"
 _NAME = re.compile(r"[\w+-][\w+.-]*")
 
 
@@ -90,7 +89,8 @@ def _pack(stage: stages.Stage, shown: bool, target: Path) -> None:
     stamp["left_out"] = sorted(stamp["outputs"].keys() - set(names))
     provenance.write_json(target / provenance.STAMP, stamp)
     if shown and stage.kind.trained:
-        nbformat.write(clean(nbformat.read(stage.folder / NOTEBOOK, as_version=4)), target / NOTEBOOK)
+        executed = nbformat.read(stage.folder / provenance.EXECUTED, as_version=4)
+        nbformat.write(clean(executed), target / provenance.EXECUTED)
 
 
 def _is_packed(stage: stages.Stage, name: str, shown: bool) -> bool:

@@ -19,7 +19,7 @@ from companion.params_base import Count, Positive, Section, Share, Whole
 from companion.params_diffusion import Autoencoder, Denoiser, Diffusion, Sampling  # noqa: F401 (part of the tree)
 from companion.params_phantom import Phantom
 
-Arm = Literal["EXP", "EXP+GEN", "EXP+RARE", "GEN", "EXP+EXP", "EXP+PASTE"]
+Arm = Literal["EXP", "EXP+GEN", "EXP+RARE", "GEN", "EXP+EXP", "EXP+PASTE", "EXP+RESYNTH", "EXP+RENDER", "EXP+FILTERED"]
 Splits = Annotated[list[Whole | str], Field(min_length=1)]
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -109,6 +109,17 @@ class Detection(Section):
         return self
 
 
+class Faithfulness(Section):
+    """What a detector trained on real images alone says of generated ones."""
+
+    iou: Share = Field(0.5, description="box IoU from which a defect of the mask is found")
+    confidence: Share = Field(0.5, description="score from which a prediction counts")
+    least_confirmed: Share = Field(
+        0.5,
+        description="share of its defects that must be found, under their class, for a pair to stay in EXP+FILTERED",
+    )
+
+
 class Evaluation(Section):
     """Scores and tests."""
 
@@ -156,6 +167,7 @@ class Profile(Section):
     diffusion: Diffusion = Diffusion()
     sampling: Sampling = Sampling()
     detection: Detection = Detection()
+    faithfulness: Faithfulness = Faithfulness()
     evaluation: Evaluation = Evaluation()
 
     @model_validator(mode="after")
@@ -166,6 +178,17 @@ class Profile(Section):
                 raise ValueError(f"{field} {values} names a value twice")
         if missing := set(self.imbalance_sizes) - set(self.sizes):
             raise ValueError(f"imbalance_sizes {sorted(missing)} are not among sizes {self.sizes}")
+        return self
+
+    @model_validator(mode="after")
+    def _arms_can_be_made(self) -> Profile:
+        if "EXP+RENDER" in self.arms and self.dataset != "phantom":
+            raise ValueError(
+                f"arms: EXP+RENDER paints masks with the phantom's optics and is for dataset phantom, "
+                f"not '{self.dataset}'"
+            )
+        if "EXP+FILTERED" in self.arms and "EXP" not in self.arms:
+            raise ValueError("arms: EXP+FILTERED is filtered by an EXP detector; add EXP")
         return self
 
 

@@ -104,6 +104,8 @@ class Sampling(Section):
         "none", description="measured: noise with the statistics of training micrographs is put back after decoding"
     )
     batch_size: Count = Field(64, description="patches denoised together")
+    study_steps: list[Count] = Field([5, 15], description="numbers of steps that both samplers are compared at")
+    study_patches: Count = Field(24, description="patches drawn for each point of that comparison")
 
 
 class Diffusion(Section):

@@ -52,13 +52,13 @@ KINDS = {
              {"sampling_steps": "sampling.steps"}),
         Kind("detector", "06_mask_rcnn", _CONDITION + "/{arm}/seed-{seed}", ("detection", *COMPUTE),
              {"steps": "detection.steps"}),
-        Kind("faithfulness", "13_mask_faithfulness", _CONDITION + "/faithfulness",
-             ("arms", "faithfulness", "sampling", *COMPUTE)),
         Kind("thresholds", "07_thresholds", "thresholds", ("evaluation",), {"iou": "evaluation.iou"}),
         Kind("sizes", "08_sizes_and_splits", "sizes", ("evaluation",)),
         Kind("significance", "09_significance", "significance", ("evaluation",)),
         Kind("imbalance", "10_class_imbalance", "imbalance", ("evaluation", "masks")),
         Kind("claims", "11_claims", "claims", ("evaluation",)),
         Kind("errors", "12_errors", "errors", ("evaluation",)),
+        Kind("faithfulness", "13_mask_faithfulness", _CONDITION + "/faithfulness",
+             ("arms", "evaluation", "faithfulness", "phantom", "sampling", *COMPUTE)),
     )
 }  # fmt: skip

@@ -212,10 +212,15 @@ def matrix(profile: Profile) -> list[Stage]:
         "faithfulness": conditions if "EXP" in profile.arms else [],
     }
     stages = [Stage(kind, k, profile) for kind in KINDS.values() for k in keys.get(kind.name, [{}])]
-    # Detectors of the filtered pool come after what filters it, which comes after the other detectors.
-    late = [stage for stage in stages if stage.keys.get("arm") == "EXP+FILTERED"]
-    first = next(k for k, stage in enumerate(stages) if stage.kind.name == "thresholds")
-    return [*(s for s in stages[:first] if s not in late), *late, *stages[first:]] if late else stages
+    kinds = list(KINDS)
+
+    def turn(stage: Stage) -> int:
+        # Detectors of the filtered pool come after what filters it, which comes after the other detectors.
+        late = {"faithfulness": 1, "EXP+FILTERED": 2}
+        after = 3 * (kinds.index(stage.kind.name) > kinds.index("detector"))
+        return late.get(stage.kind.name) or late.get(stage.keys.get("arm", "")) or after
+
+    return sorted(stages, key=turn)
 
 
 def _upstream(stage: Stage) -> dict[str, tuple[Stage, str]]:

@@ -24,6 +24,7 @@ class Kind:
     folder: str  # below runs/<profile>/<dataset>/; its fields are the keys that tell its stages apart
     sections: tuple[str, ...]  # what it reads of the profile
     knobs: Mapping[str, str] = field(default_factory=dict)  # notebook parameters that override the profile
+    study: bool = False  # beyond the paper: on phantoms of its own, reading no other stage, if the profile names it
 
     @cached_property
     def keys(self) -> tuple[str, ...]:
@@ -31,6 +32,7 @@ class Kind:
 
 
 _CONDITION = "split-{split}/n-{n_train}"
+_CHAIN = ("phantom", "patches", "masks", "diffusion", "sampling", "detection", "evaluation", "extensions", *COMPUTE)
 KINDS = {
     kind.name: kind
     for kind in (
@@ -51,5 +53,8 @@ KINDS = {
         Kind("imbalance", "10_class_imbalance", "imbalance", ("evaluation", "masks")),
         Kind("claims", "11_claims", "claims", ("evaluation",)),
         Kind("errors", "12_errors", "errors", ("evaluation",)),
+        Kind("bias", "13_annotation_bias", "annotation-bias", _CHAIN, study=True),
+        Kind("feedback", "14_feedback_loop", "feedback-loop", _CHAIN, study=True),
+        Kind("shift", "15_distribution_shift", "distribution-shift", _CHAIN, study=True),
     )
 }  # fmt: skip

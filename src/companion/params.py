@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from companion import paths
 from companion.errors import CompanionError, nearest, problems
 from companion.params_base import Count, Positive, Section, Share, Whole
+from companion.params_extensions import Extensions
 from companion.params_phantom import Phantom
 
 Arm = Literal["EXP", "EXP+GEN", "EXP+RARE", "GEN", "EXP+EXP", "EXP+PASTE"]
@@ -236,6 +237,7 @@ class Profile(Section):
     sampling: Sampling = Sampling()
     detection: Detection = Detection()
     evaluation: Evaluation = Evaluation()
+    extensions: Extensions = Extensions()
 
     @model_validator(mode="after")
     def _lists_are_consistent(self) -> Profile:

@@ -80,7 +80,16 @@ def test_mixed_effect_is_honest_about_splits():
         pairs = drawn(splits=6, seeds=4, effect=0.0, split_sd=0.03, seed_sd=0.003, rng=k)
         rejected["mixed"] += overall_effect(pairs)["p"] < 0.05
         rejected["pooled"] += stats.ttest_1samp(pairs["difference"], 0).pvalue < 0.05
-    assert rejected["mixed"] < rejected["pooled"] and rejected["mixed"] <= 10 < rejected["pooled"]
+    assert rejected["mixed"] <= 5 < 10 < rejected["pooled"]
+
+
+def test_mixed_effect_of_equal_numbers_is_the_test_over_split_means():
+    pairs = drawn(splits=4, seeds=3, split_sd=0.03, seed_sd=0.003)
+    means = pairs.groupby("split")["difference"].mean()
+    test, found = stats.ttest_1samp(means, 0), overall_effect(pairs, 0.95)
+    interval = test.confidence_interval(0.95)
+    assert found["effect"] == pytest.approx(means.mean())
+    assert (found["p"], found["low"], found["high"]) == pytest.approx((test.pvalue, *interval), rel=1e-3)
 
 
 def test_power_against_simulation():

@@ -32,7 +32,7 @@ class Kind:
 
 
 _CONDITION = "split-{split}/n-{n_train}"
-_CHAIN = ("phantom", "patches", "masks", "diffusion", "sampling", "detection", "evaluation", "extensions", *COMPUTE)
+_CHAIN = ("patches", "masks", "diffusion", "sampling", "detection", "evaluation", "extensions", *COMPUTE)
 KINDS = {
     kind.name: kind
     for kind in (

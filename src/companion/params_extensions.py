@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from companion.params_base import Count, Positive, Section, Share, Whole
+from companion.params_phantom import Phantom
 
 Study = Literal["bias", "feedback", "shift"]
 
@@ -26,7 +27,7 @@ class Shift(Section):
     dose_electrons: Positive | None = Field(None, description="another dose, mean electrons per px")
 
     def changes(self) -> dict[str, Any]:
-        """Entries of section phantom that differ."""
+        """Entries of `Phantom` that differ."""
         given = self.model_dump(exclude_none=True)
         if "pixel_size_nm" in given:
             given["magnifications"] = {"shifted": (given.pop("pixel_size_nm"), 1.0)}
@@ -37,10 +38,13 @@ class Extensions(Section):
     """Studies on phantoms of their own: small fields of view, each a crystal of its own, with exact truth."""
 
     studies: list[Study] = Field([], description="which run (on the phantom only); empty: none")
+    phantom: Phantom = Field(
+        Phantom(preset="easy"), description="what the micrographs show; their number and size follow from what is below"
+    )
     seeds: list[Whole] = Field([1, 2], min_length=1, description="detector seeds, the pairs of every comparison")
-    image_px: Annotated[int, Field(ge=64, le=4096, strict=True)] = Field(256, description="side of a micrograph, px")
+    image_px: Annotated[int, Field(ge=64, le=4096, strict=True)] = Field(192, description="side of a micrograph, px")
     n_train: Count = Field(8, description="training micrographs")
-    n_val: Count = Field(4, description="micrographs that choose thresholds and steer masks")
+    n_val: Count = Field(3, description="micrographs that choose thresholds and steer masks")
     n_test: Count = Field(6, description="test micrographs")
     patch_px: Count = Field(64, description="side of a patch and distance of patches, px; a multiple of 32")
     n_generated: Count = Field(32, description="generated patches of a pool; a second round adds as many")

@@ -111,7 +111,7 @@ def draw_fields(study: Study, annotator: Annotator | None = None, **changes: Any
     Parameters
     ----------
     annotator : who labels; None: without errors
-    changes : entries of section phantom that differ from the profile's
+    changes : entries of ``extensions.phantom`` that differ
 
     Returns
     -------
@@ -119,7 +119,7 @@ def draw_fields(study: Study, annotator: Annotator | None = None, **changes: Any
     """
     own, cut = study.profile.extensions, study.profile.patches
     given = {
-        **study.profile.phantom.model_dump(), "size_px": own.image_px, "n_images": own.n_train + own.n_val + own.n_test,
+        **own.phantom.model_dump(), "size_px": own.image_px, "n_images": own.n_train + own.n_val + own.n_test,
         "frames_per_grain": 1, "duplicate_share": 0.0, **changes,
         "annotator": (annotator or Annotator()).model_dump(),
     }  # fmt: skip

@@ -19,6 +19,7 @@ from companion.params_phantom import Annotator
 TINY = {
     "seeds": [1], "image_px": 128, "n_train": 2, "n_val": 1, "n_test": 1, "n_generated": 4, "denoiser_steps": 2,
     "denoiser_batch": 2, "sampling_steps": 2, "detector_steps": 2, "detector_batch": 2,
+    "shifts": {"dark": {"dose_electrons": 20.0}},
 }  # fmt: skip
 
 

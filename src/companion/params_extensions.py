@@ -48,10 +48,10 @@ class Extensions(Section):
     n_test: Count = Field(6, description="test micrographs")
     patch_px: Count = Field(64, description="side of a patch and distance of patches, px; a multiple of 32")
     n_generated: Count = Field(32, description="generated patches of a pool; a second round adds as many")
-    denoiser_steps: Count = Field(30, description="optimiser steps of each denoiser")
+    denoiser_steps: Count = Field(25, description="optimiser steps of each denoiser")
     denoiser_batch: Count = Field(8, description="patches per denoiser step")
     sampling_steps: Count = Field(8, description="denoising steps of a generated patch")
-    detector_steps: Count = Field(60, description="optimiser steps of each detector, equal in every arm and round")
+    detector_steps: Count = Field(50, description="optimiser steps of each detector, equal in every arm and round")
     detector_batch: Count = Field(4, description="patches per detector step")
     max_detections: Count = Field(25, description="predictions per patch at most")
     annotators: list[Annotation] = Field(

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from companion.figures import CLASS_COLORS
+from companion.figures import ARM_COLORS, ARM_MARKERS, CLASS_COLORS
 from companion.figures.scores import NAMES, draw_boxes
 
 MARKERS = ("o", "s", "D", "^", "v")
@@ -30,14 +30,14 @@ def boxed_patches(
     return figure
 
 
-def scores_by(table: pd.DataFrame, condition: str, series: str, measures: Sequence[str], title: str) -> Figure:
-    """Scores of every run as a dot and their mean as a line, a panel per measure.
+def scores_by(table: pd.DataFrame, condition: str, measures: Sequence[str], title: str) -> Figure:
+    """Scores of every run as a dot and their mean as a line, a panel per measure, arms in their colours.
 
     Parameters
     ----------
-    condition, series : columns of `table`, in the order of first appearance: places along x, and colours with markers
+    condition : column of `table` that gives the places along x, in the order of first appearance
     """
-    places, names = (list(dict.fromkeys(table[column])) for column in (condition, series))
+    places, names = (list(dict.fromkeys(table[column])) for column in (condition, "arm"))
     figure, axes = plt.subplots(
         1, len(measures), squeeze=False, sharey=True, figsize=(1.4 + len(measures) * (0.9 + 0.75 * len(places)), 3.2)
     )
@@ -45,11 +45,11 @@ def scores_by(table: pd.DataFrame, condition: str, series: str, measures: Sequen
         for k, name in enumerate(names):
             x0 = (k - (len(names) - 1) / 2) * 0.16
             for x, place in enumerate(places):
-                values = table.loc[(table[condition] == place) & (table[series] == name), measure].dropna()
-                style = {"color": CLASS_COLORS[k], "marker": MARKERS[k]}
+                values = table.loc[(table[condition] == place) & (table["arm"] == name), measure].dropna()
+                style = {"color": ARM_COLORS[name], "marker": ARM_MARKERS[name]}
                 panel.plot(np.full(len(values), x + x0), values, ls="", ms=4, **style, label=name if x == 0 else None)
                 if len(values):
-                    panel.hlines(values.mean(), x + x0 - 0.07, x + x0 + 0.07, color=CLASS_COLORS[k], lw=2)
+                    panel.hlines(values.mean(), x + x0 - 0.07, x + x0 + 0.07, color=ARM_COLORS[name], lw=2)
         panel.set_xticks(range(len(places)), [str(place).replace(", ", ",\n") for place in places], fontsize=8)
         panel.set(title=NAMES.get(measure, measure), ylim=(-0.02, 1.02), xlim=(-0.5, len(places) - 0.5))
     axes[0][0].set_ylabel("score against the truth")

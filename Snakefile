@@ -38,7 +38,7 @@ wildcard_constraints:
     n_train=r"\d+",
     arm=r"[^/]+",
     seed=r"\d+",
-    masks=r"plain|rare",
+    masks=r"[a-z]+",
 
 
 rule all:

@@ -161,7 +161,7 @@ def test_pages_include_only_what_a_run_writes(tmp_path: Path, monkeypatch: pytes
 def test_a_study_that_was_not_run_has_a_page_that_says_so() -> None:
     found = page_not_run(stages.KINDS["bias"], load_profile("smoke", dataset="loops_316L"))
     nbformat.validate(found)
-    assert found.cells[0].source.startswith("# 13 · ")
+    assert found.cells[0].source.startswith("# 14 · ")
     assert "profile smoke, loops_316L" in found.cells[1].source
 
 

@@ -17,7 +17,7 @@ PROFILE = load_profile(NAME, **GIVEN)
 QUOTED = shlex.join([NAME, PROFILE.dataset, ",".join(str(split) for split in PROFILE.splits)])
 TREE = stages.tree(PROFILE)
 MATRIX = {stage.address: stage for stage in stages.matrix(PROFILE)}
-TRAINS = {"diffusion", "generated", "detector", "faithfulness"}
+TRAINS = {kind.name for kind in stages.KINDS.values() if "device" in kind.sections}
 # 'auto' is decided where the job runs; here it matters only whether jobs have to share one GPU.
 GPUS = int(PROFILE.device == "cuda" or (PROFILE.device == "auto" and shutil.which("nvidia-smi") is not None))
 

@@ -64,7 +64,7 @@ def execute(stage: stages.Stage, name_or_path: str) -> None:
         for left in stage.folder.rglob(".tmp-*"):  # by a job that was killed
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         parameters = {"profile": name_or_path, "dataset": stage.profile.dataset, **stage.keys}
-        if not stage.kind.keys:
+        if not stage.kind.keys and not stage.kind.study:
             parameters["splits"] = list(stage.profile.splits)
         try:
             with atomic(stage.folder / "notebook.ipynb") as copy:

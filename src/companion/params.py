@@ -17,6 +17,7 @@ from companion import paths
 from companion.errors import CompanionError, nearest, problems
 from companion.params_base import Count, Positive, Section, Share, Whole
 from companion.params_diffusion import Autoencoder, Denoiser, Diffusion, Sampling  # noqa: F401 (part of the tree)
+from companion.params_extensions import Extensions
 from companion.params_phantom import Phantom
 
 Arm = Literal["EXP", "EXP+GEN", "EXP+RARE", "GEN", "EXP+EXP", "EXP+PASTE", "EXP+RESYNTH", "EXP+RENDER", "EXP+FILTERED"]
@@ -169,6 +170,7 @@ class Profile(Section):
     detection: Detection = Detection()
     faithfulness: Faithfulness = Faithfulness()
     evaluation: Evaluation = Evaluation()
+    extensions: Extensions = Extensions()
 
     @model_validator(mode="after")
     def _lists_are_consistent(self) -> Profile:

@@ -37,13 +37,13 @@ def deterministic():
     torch.use_deterministic_algorithms(False)
 
 
-def train(folder: Path, patches: Patches, arm="EXP", generated=None, seed=1, **settings):
+def train(folder: Path, patches: Patches, arm="EXP", generated=None, seed=1, callback=None, **settings):
     settings = Detection(**{**QUICK, **settings})
     made = recipe(
         arm, {"real": patches, **({"generated": generated} if generated else {})}, batch_size=settings.batch_size,
         generated_share=settings.generated_share, root_seed=11, names=("detector", seed),
     )  # fmt: skip
-    return train_detector(made, settings, COMPUTE, folder, inputs={})
+    return train_detector(made, settings, COMPUTE, folder, inputs={}, callback=callback)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from companion.detection.model import Detector, build
+from companion.detection.model import Detector, build, build_untrained
 from companion.detection.recipes import Recipe
 from companion.errors import CompanionError
 from companion.params import Detection
@@ -134,9 +134,9 @@ def load_detector(path: Path, compute: Compute) -> tuple[Detector, Card]:
     """
     state, about = load_state(path)
     try:
-        settings = Detection(**{**about["settings"], "weights": None})
+        settings = Detection(**about["settings"])
         card = Card(settings, tuple(about["classes"]), int(about["patch_size"]))
-        detector = build(settings, len(card.classes))
+        detector = build_untrained(settings, len(card.classes))
         detector.network.load_state_dict(state)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CompanionError(f"{path} does not hold the weights of a detector: {error}") from None

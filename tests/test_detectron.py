@@ -47,7 +47,7 @@ def test_every_kind_of_patch_trains_and_predictions_follow_the_schema(tmp_path, 
 
 def test_the_loss_falls_and_boxes_and_masks_are_where_the_defects_are(tmp_path):
     patches = ellipse_patches(4)
-    settings = {**PAPER, "steps": 24, "batch_size": 4, "learning_rate": 5e-4, "rois_per_image": 64, "proposals": 100}
+    settings = {**PAPER, "steps": 16, "batch_size": 4, "learning_rate": 5e-4, "rois_per_image": 64, "proposals": 100}
     detector, log = train(tmp_path, patches, **settings)
     assert log["total"].tail(4).mean() < 0.7 * log["total"].head(4).mean()
     found = predict(detector, patches.images, COMPUTE)
@@ -95,7 +95,7 @@ def test_pretrained_weights_fill_all_but_the_heads_and_freeze_what_the_authors_f
 
 def test_resized_patches_give_boxes_and_masks_at_their_own_size(tmp_path):
     patches = ellipse_patches(2)
-    detector, _ = train(tmp_path, patches, steps=1, resize_px=96, score_floor=0.0, **PAPER)
+    detector, _ = train(tmp_path, patches, steps=8, resize_px=96, score_floor=0.0, **PAPER)
     found = predict(detector, patches.images, COMPUTE)
     assert len(found) and found[["x2", "y2"]].to_numpy().max() <= patches.size
     assert decode_rle([found["mask"][0]], (64, 64)).shape == (1, 64, 64)

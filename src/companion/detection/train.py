@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from companion.errors import CompanionError
 from companion.params import Detection
 from companion.provenance import write_table
 from companion.training import (
+    CHECKPOINT,
     Compute,
     drop_checkpoint,
     fingerprint,
@@ -108,10 +110,12 @@ def train_detector(
         with compute.global_seed(*names, "sampling", number), compute.autocast():
             losses = detector.losses(batch)
         total = torch.stack(list(losses.values())).sum()
+        values = torch.stack([total, *losses.values()]).detach().tolist()
+        if not all(map(math.isfinite, values)):
+            raise _not_finite(recipe, settings, number, dict(zip(["total", *losses], values, strict=True)), folder)
         optimizer.zero_grad(set_to_none=True)
         total.backward()
         optimizer.step()
-        values = torch.stack([total, *losses.values()]).detach().tolist()
         return {"learning_rate": rate, **dict(zip(["total", *losses], values, strict=True))}
 
     log = fit(
@@ -122,6 +126,20 @@ def train_detector(
     save_state(detector.network.state_dict(), path, {"identity": identity, **card.to_json()})
     drop_checkpoint(folder)
     return detector, log
+
+
+def _not_finite(
+    recipe: Recipe, settings: Detection, step: int, losses: Mapping[str, float], folder: Path
+) -> CompanionError:
+    batch = "; ".join(
+        f"{d.pool} patches {d.patches.tolist()} in symmetries {d.symmetries.tolist()}" for d in recipe.draw(step)
+    )
+    good = step // settings.checkpoint_every * settings.checkpoint_every
+    kept = f"last good checkpoint: step {good}, {folder / CHECKPOINT}" if good else "there was no checkpoint yet"
+    return CompanionError(
+        f"detector: loss is not finite at step {step}: {dict(losses)}. Its batch: {batch}; {kept}. Lower the learning "
+        f"rate (detection.learning_rate = {settings.learning_rate:g})."
+    )
 
 
 def load_detector(path: Path, compute: Compute) -> tuple[Detector, Card]:

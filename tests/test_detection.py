@@ -177,7 +177,7 @@ def test_a_diverging_loss_names_step_batch_and_the_last_good_checkpoint(tmp_path
     assert f"real patches {draw.patches.tolist()} in symmetries {draw.symmetries.tolist()}" in said
     assert f"last good checkpoint: step {step}, {tmp_path / 'checkpoint'}" in said
     assert "Lower the learning rate (detection.learning_rate = 1e+12)" in said
-    state, about = load_state(tmp_path / "checkpoint" / "state.safetensors")
+    _, about = load_state(tmp_path / "checkpoint" / "state.safetensors")
     assert about["step"] == step >= 1
     assert not (tmp_path / "weights.safetensors").exists()
 

@@ -17,7 +17,7 @@ PROFILE = load_profile(NAME, **GIVEN)
 QUOTED = shlex.join([NAME, PROFILE.dataset, ",".join(str(split) for split in PROFILE.splits)])
 TREE = stages.tree(PROFILE)
 MATRIX = {stage.address: stage for stage in stages.matrix(PROFILE)}
-TRAINS = {"diffusion", "generated", "detector"}
+TRAINS = {"diffusion", "generated", "detector", "faithfulness"}
 # 'auto' is decided where the job runs; here it matters only whether jobs have to share one GPU.
 GPUS = int(PROFILE.device == "cuda" or (PROFILE.device == "auto" and shutil.which("nvidia-smi") is not None))
 
@@ -38,7 +38,7 @@ wildcard_constraints:
     n_train=r"\d+",
     arm=r"[^/]+",
     seed=r"\d+",
-    masks=r"plain|rare",
+    masks=r"[a-z]+",
 
 
 rule all:

@@ -10,9 +10,16 @@ from typing import Any, Literal
 
 from companion.params import Arm, Count, Whole
 
-Masks = Literal["plain", "rare"]
+Masks = Literal["plain", "rare", "resynth", "render"]
+# The pool of generated patches that each arm reads: the `masks` of its stage, or "filtered", which is part of
+# `plain`. resynth: from real training masks; render: simulated masks painted by the phantom, without a network.
+POOLS = {
+    "EXP+GEN": "plain", "GEN": "plain", "EXP+RARE": "rare",
+    "EXP+RESYNTH": "resynth", "EXP+RENDER": "render", "EXP+FILTERED": "filtered",
+}  # fmt: skip
 KEYS: dict[str, Any] = {"split": Whole | str, "n_train": Count, "arm": Arm, "seed": Whole, "masks": Masks}
 COMPUTE = ("threads", "device", "precision")
+COMPILED = (*COMPUTE, "compile", "channels_last")
 
 
 @dataclass(frozen=True)
@@ -39,12 +46,14 @@ KINDS = {
         Kind("statistics", "02_mask_statistics", _CONDITION + "/statistics", ()),
         Kind("masks", "03_mask_simulation", _CONDITION + "/simulated-{masks}", ("masks", "patches"),
              {"n_patches": "masks.n_patches"}),
-        Kind("diffusion", "04_latent_diffusion", _CONDITION + "/diffusion", ("diffusion", *COMPUTE),
+        Kind("diffusion", "04_latent_diffusion", _CONDITION + "/diffusion", ("diffusion", *COMPILED),
              {"autoencoder_steps": "diffusion.autoencoder.steps", "denoiser_steps": "diffusion.denoiser.steps"}),
-        Kind("generated", "05_generated_images", _CONDITION + "/generated-{masks}", ("sampling", *COMPUTE),
+        Kind("generated", "05_generated_images", _CONDITION + "/generated-{masks}", ("sampling", "phantom", *COMPILED),
              {"sampling_steps": "sampling.steps"}),
         Kind("detector", "06_mask_rcnn", _CONDITION + "/{arm}/seed-{seed}", ("detection", *COMPUTE),
              {"steps": "detection.steps"}),
+        Kind("faithfulness", "13_mask_faithfulness", _CONDITION + "/faithfulness",
+             ("arms", "faithfulness", "sampling", *COMPUTE)),
         Kind("thresholds", "07_thresholds", "thresholds", ("evaluation",), {"iou": "evaluation.iou"}),
         Kind("sizes", "08_sizes_and_splits", "sizes", ("evaluation",)),
         Kind("significance", "09_significance", "significance", ("evaluation",)),

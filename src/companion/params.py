@@ -18,8 +18,9 @@ from companion.errors import CompanionError, nearest, problems
 from companion.params_base import Count, Positive, Section, Share, Whole
 from companion.params_phantom import Phantom
 
-Arm = Literal["EXP", "EXP+GEN", "EXP+RARE", "GEN", "EXP+EXP", "EXP+PASTE"]
+Arm = Literal["EXP", "EXP+GEN", "EXP+RARE", "GEN", "EXP+EXP", "EXP+PASTE", "EXP+RESYNTH", "EXP+RENDER", "EXP+FILTERED"]
 Splits = Annotated[list[Whole | str], Field(min_length=1)]
+NotNegative = Annotated[float, Field(ge=0)]
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -91,9 +92,20 @@ class Autoencoder(Section):
     batch_size: Count = Field(16, description="crops per step")
     crop_px: Count = Field(64, description="side of the training crop, px")
     learning_rate: Positive = Field(4e-3, description="peak learning rate (AdamW, one cycle)")
-    spectral_weight: Annotated[float, Field(ge=0)] = Field(
+    spectral_weight: NotNegative = Field(
         0.0, description="weight of a power-spectrum loss beside the L1 reconstruction loss"
     )
+    feature_weight: NotNegative = Field(
+        0.0, description="weight of a loss between features of the crop and of its reconstruction"
+    )
+    feature_weights: str | None = Field(
+        None,
+        description="path of torchvision's VGG16 weights, whose features are compared. None: the discriminator's own",
+    )
+    adversarial_weight: NotNegative = Field(
+        0.0, description="weight of a patch discriminator's verdict (hinge), as in VQGAN; 0: no discriminator"
+    )
+    adversarial_from: Share = Field(0.5, description="share of the steps after which the discriminator counts")
 
     @model_validator(mode="after")
     def _levels(self) -> Autoencoder:
@@ -102,6 +114,8 @@ class Autoencoder(Section):
                 f"stem {self.stem} and {len(self.channels)} channel level(s) give downsampling {given}, "
                 f"not {self.downsampling}"
             )
+        if self.feature_weight and not (self.feature_weights or self.adversarial_weight):
+            raise ValueError("feature_weight needs feature_weights, or an adversarial_weight whose network gives them")
         return self
 
 
@@ -112,7 +126,6 @@ class Denoiser(Section):
         2, description="latent px along a side folded into channels first; the paper's has 1"
     )
     channels: list[Count] = Field([64, 96], description="channels per resolution, finest first")
-    stem: Literal[1, 2, 4] = Field(2, description="px along a side folded into channels first; the paper's has 1")
     blocks: Count = Field(1, description="residual blocks per resolution")
     attention_factors: list[Count] = Field([2], description="down-factors that have attention; the middle always has")
     mask_encoding: Literal["bilinear", "space-to-depth"] = Field(
@@ -120,8 +133,14 @@ class Denoiser(Section):
     )
     prediction: Literal["epsilon", "v_prediction"] = Field("epsilon", description="what the network predicts")
     loss: Literal["l1", "l2"] = Field("l1", description="the paper uses l1 on epsilon")
-    defect_weight: Annotated[float, Field(ge=0)] = Field(
+    defect_weight: NotNegative = Field(
         0.0, description="by how much a latent under a defect counts more in the loss; the paper: 0"
+    )
+    mask_dropout: Share = Field(
+        0.0, description="share of training patches whose mask is withheld, which guidance needs; the paper: 0"
+    )
+    conditions: list[Literal["pixel_size_nm", "noise"]] = Field(
+        [], description="what of its micrograph the network is told beside the mask; the paper: nothing"
     )
     timesteps: Count = Field(1000, description="diffusion steps T")
     beta_start: Positive = Field(0.0015, description="first variance (linear in its square root)")
@@ -140,10 +159,15 @@ class Sampling(Section):
     sampler: Literal["ddim", "dpm-solver++"] = Field("ddim", description="the paper uses ddim")
     steps: Count = Field(15, description="denoising steps")
     eta: Share = Field(1.0, description="DDIM stochasticity; the paper uses 1")
+    guidance: NotNegative = Field(
+        1.0, description="classifier-free guidance; 1: none, as in the paper; else mask_dropout must have been above 0"
+    )
     noise: Literal["none", "measured"] = Field(
         "none", description="measured: noise with the statistics of training micrographs is put back after decoding"
     )
     batch_size: Count = Field(64, description="patches denoised together")
+    study_steps: list[Count] = Field([5, 15], description="numbers of steps that both samplers are compared at")
+    study_patches: Count = Field(24, description="patches drawn for each point of that comparison")
 
 
 class Diffusion(Section):
@@ -193,6 +217,17 @@ class Detection(Section):
         return self
 
 
+class Faithfulness(Section):
+    """What a detector trained on real images alone says of generated ones."""
+
+    iou: Share = Field(0.5, description="box IoU from which a defect of the mask is found")
+    confidence: Share = Field(0.5, description="score from which a prediction counts")
+    least_confirmed: Share = Field(
+        0.5,
+        description="share of its defects that must be found, under their class, for a pair to stay in EXP+FILTERED",
+    )
+
+
 class Evaluation(Section):
     """Scores and tests."""
 
@@ -225,6 +260,8 @@ class Profile(Section):
     threads: Count = Field(1, description="CPU threads per job; results are equal to the bit for equal threads")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = Field(False, description="compile the diffusion stage's networks (minutes, then faster on a GPU)")
+    channels_last: bool = Field(False, description="memory layout of their weights; with compile, faster on a GPU")
     dataset: str = Field("phantom", description="registered name, or path of a data set folder")
     splits: Splits = Field([1], description="numbers (drawn by seed) or split files")
     sizes: list[Count] = Field([10], min_length=1, description="N: training micrographs, nested")
@@ -238,6 +275,7 @@ class Profile(Section):
     diffusion: Diffusion = Diffusion()
     sampling: Sampling = Sampling()
     detection: Detection = Detection()
+    faithfulness: Faithfulness = Faithfulness()
     evaluation: Evaluation = Evaluation()
 
     @model_validator(mode="after")
@@ -248,6 +286,17 @@ class Profile(Section):
                 raise ValueError(f"{field} {values} names a value twice")
         if missing := set(self.imbalance_sizes) - set(self.sizes):
             raise ValueError(f"imbalance_sizes {sorted(missing)} are not among sizes {self.sizes}")
+        return self
+
+    @model_validator(mode="after")
+    def _arms_can_be_made(self) -> Profile:
+        if "EXP+RENDER" in self.arms and self.dataset != "phantom":
+            raise ValueError(
+                f"arms: EXP+RENDER paints masks with the phantom's optics and is for dataset phantom, "
+                f"not '{self.dataset}'"
+            )
+        if "EXP+FILTERED" in self.arms and "EXP" not in self.arms:
+            raise ValueError("arms: EXP+FILTERED is filtered by an EXP detector; add EXP")
         return self
 
 

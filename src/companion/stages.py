@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from companion import paths, provenance, seeds
 from companion.errors import CompanionError, nearest, problems
-from companion.kinds import KEYS, KINDS, Kind
+from companion.kinds import KEYS, KINDS, POOLS, Kind
 from companion.params import Profile, Splits, load_profile, validate
 
 
@@ -198,18 +198,24 @@ def matrix(profile: Profile) -> list[Stage]:
     conditions = [{"split": s, "n_train": n} for s, n in product(profile.splits, profile.sizes)]
     # With one class there is no rare one.
     rare = [c for c in conditions if c["n_train"] in profile.imbalance_sizes and class_count(profile) != 1]
-    generated = [*({**c, "masks": "plain"} for c in conditions), *({**c, "masks": "rare"} for c in rare)]
+    simulated = [*({**c, "masks": "plain"} for c in conditions), *({**c, "masks": "rare"} for c in rare)]
+    controls = [pool for arm in profile.arms if (pool := POOLS.get(arm)) in ("resynth", "render")]
     detectors = [{**c, "arm": arm} for c in conditions for arm in profile.arms if arm != "EXP+RARE"]
     detectors += [{**c, "arm": "EXP+RARE"} for c in rare]
     keys = {
         "micrographs": [{"split": split} for split in profile.splits],
         "statistics": conditions,
-        "masks": generated,
+        "masks": simulated,
         "diffusion": conditions,
-        "generated": generated,
+        "generated": [*simulated, *({**c, "masks": pool} for c in conditions for pool in controls)],
         "detector": [{**d, "seed": seed} for d in detectors for seed in profile.seeds],
+        "faithfulness": conditions if "EXP" in profile.arms else [],
     }
-    return [Stage(kind, k, profile) for kind in KINDS.values() for k in keys.get(kind.name, [{}])]
+    stages = [Stage(kind, k, profile) for kind in KINDS.values() for k in keys.get(kind.name, [{}])]
+    # Detectors of the filtered pool come after what filters it, which comes after the other detectors.
+    late = [stage for stage in stages if stage.keys.get("arm") == "EXP+FILTERED"]
+    first = next(k for k, stage in enumerate(stages) if stage.kind.name == "thresholds")
+    return [*(s for s in stages[:first] if s not in late), *late, *stages[first:]] if late else stages
 
 
 def _upstream(stage: Stage) -> dict[str, tuple[Stage, str]]:
@@ -230,10 +236,21 @@ def _upstream(stage: Stage) -> dict[str, tuple[Stage, str]]:
         case "masks":
             return {**train, "statistics": other("statistics")}
         case "generated":
-            return {**train, **test, "simulated": other("masks"), "diffusion": other("diffusion")}
+            return {
+                **train,
+                **test,
+                "simulated": other("masks", masks="rare" if stage.keys["masks"] == "rare" else "plain"),
+                "diffusion": other("diffusion"),
+            }
         case "detector":
-            pool = {"EXP+GEN": "plain", "GEN": "plain", "EXP+RARE": "rare"}.get(stage.keys["arm"])
+            pool = POOLS.get(stage.keys["arm"])
+            if pool == "filtered":
+                return {**train, **test, "generated": other("faithfulness", "kept/")}
             return {**train, **test, **({"generated": other("generated", masks=pool)} if pool else {})}
+        case "faithfulness":
+            judge = other("detector", arm="EXP", seed=stage.profile.seeds[0])
+            plain = other("generated", masks="plain")
+            return {**train, **test, "generated": plain, "diffusion": other("diffusion"), "detector": judge}
         case "thresholds":
             return {**every("micrographs", "test/"), **every("detector", "predictions")}
         case "sizes":

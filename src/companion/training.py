@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import resource
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -18,16 +21,21 @@ from typing import Any, Protocol
 
 import pandas as pd
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from tqdm import tqdm
 
 from companion import seeds
 from companion.errors import CompanionError
 from companion.params import Profile
-from companion.provenance import atomic, code_hashes, hash_value, write_json
+from companion.provenance import code_hashes, hash_value, write_json
+from companion.weights import is_finished, is_main, load_network, load_state, save_state
 
+__all__ = [  # with what belongs to the files of weights, which whoever trains needs too
+    "Compute", "Stateful", "compute", "drop_checkpoint", "enough_memory", "fingerprint", "fit", "is_finished",
+    "load_network", "load_state", "one_cycle", "save_state", "set_learning_rate",
+]  # fmt: skip
 CHECKPOINT = "checkpoint"
+SPEED = ".speed"  # not an artifact: two runs that end alike do not take the same time
+CHECK_EVERY = 20  # steps between looks at the losses: reading one makes the host wait for the device
 
 
 class Stateful(Protocol):
@@ -40,15 +48,94 @@ class Stateful(Protocol):
 
 @dataclass(frozen=True)
 class Compute:
-    """Where and how a network runs."""
+    """Where and how a network runs.
+
+    Attributes
+    ----------
+    device, dtype, root_seed : of the profile; dtype is that of matrix products and convolutions
+    compile : networks given to `prepare` are compiled
+    channels_last : networks given to `prepare` keep the channels of a pixel together in memory
+    process, processes : which of how many processes that train together, each on its share of every batch
+    """
 
     device: torch.device
     dtype: torch.dtype
     root_seed: int
+    compile: bool = False
+    channels_last: bool = False
+    process: int = 0
+    processes: int = 1
 
     def autocast(self) -> torch.autocast:
         """Mixed precision where the profile asks for it; a no-op in float32."""
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+
+    def prepare(self, *networks: torch.nn.Module) -> None:
+        """Compile networks and lay their weights out as the profile asks; in place, and state dicts stay the same.
+
+        Raises
+        ------
+        CompanionError
+            When compiling is asked for and there is no C++ compiler.
+        """
+        if self.compile and self.device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "c++"))):
+            raise CompanionError("compile: true needs a C++ compiler, and there is none; install g++ or say false")
+        for network in networks:
+            if self.channels_last:
+                network.to(memory_format=torch.channels_last)
+            if self.compile and getattr(network, "_compiled_call_impl", None) is None:
+                network.compile()
+
+    def send(self, values: torch.Tensor) -> torch.Tensor:
+        """`values` on the device, without waiting for what the device is doing."""
+        if self.device.type == "cpu":
+            return values
+        return values.pin_memory().to(self.device, non_blocking=True)
+
+    def adamw(self, network: torch.nn.Module, rate: float, **more: Any) -> torch.optim.AdamW:
+        """AdamW, in one kernel on a GPU."""
+        fused = True if self.device.type == "cuda" else None
+        return torch.optim.AdamW(network.parameters(), lr=rate, fused=fused, **more)
+
+    @property
+    def precision(self) -> list[str | bool]:
+        """What the last bits of a result depend on, beside the device."""
+        return [str(self.dtype), self.compile, self.channels_last]
+
+    def share(self, batch: torch.Tensor) -> torch.Tensor:
+        """This process's part [B / processes, ...] of a batch [B, ...] that every process has drawn.
+
+        Raises
+        ------
+        CompanionError
+            When the batch cannot be shared equally.
+        """
+        if len(batch) % self.processes:
+            raise CompanionError(f"a batch of {len(batch)} cannot be shared equally by {self.processes} processes")
+        return batch.chunk(self.processes)[self.process]
+
+    def mean(self, *values: torch.Tensor) -> None:
+        """Replace each tensor by its mean over the processes, in place; nothing to do for one process."""
+        if self.processes > 1:
+            flat = torch.cat([value.detach().flatten() for value in values])
+            torch.distributed.all_reduce(flat)
+            parts = flat.div_(self.processes).split([value.numel() for value in values])
+            for value, part in zip(values, parts, strict=True):
+                value.data.copy_(part.view_as(value))
+
+    def means(self, losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Losses of the whole batch from those of the processes' shares, without gradients."""
+        found = {name: value.detach().clone() for name, value in losses.items()}
+        self.mean(*found.values())
+        return found
+
+    def gather(self, share: torch.Tensor) -> torch.Tensor:
+        """The whole batch [B, ...] of the processes' shares, in its order."""
+        if self.processes == 1:
+            return share
+        parts = [torch.empty_like(share) for _ in range(self.processes)]
+        torch.distributed.all_gather(parts, share.contiguous())
+        return torch.cat(parts)
 
     def generator(self, *names: str | int) -> torch.Generator:
         """CPU generator for a path of names: the same draws whatever the device."""
@@ -77,7 +164,16 @@ def compute(profile: Profile) -> Compute:
     torch.use_deterministic_algorithms(not use_gpu)  # on GPUs some of RoIAlign's gradients have no such kernel
     torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs a tenth of the time
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    return Compute(torch.device("cuda" if use_gpu else "cpu"), getattr(torch, profile.precision), profile.root_seed)
+    device = torch.device("cuda" if use_gpu else "cpu")
+    process, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if processes > 1:
+        from accelerate import PartialState  # joins the processes that `accelerate launch` has started
+
+        device = PartialState(cpu=not use_gpu).device
+    return Compute(
+        device, getattr(torch, profile.precision), profile.root_seed, profile.compile, profile.channels_last,
+        process, processes,
+    )  # fmt: skip
 
 
 def one_cycle(step: int, steps: int, peak: float, warmup_share: float = 0.25) -> float:
@@ -99,8 +195,24 @@ def fingerprint(module: str, **inputs: Any) -> str:
     return hash_value({"code": code_hashes(module), "inputs": inputs, "torch": torch.__version__})
 
 
+@contextmanager
+def enough_memory(what: str):
+    """Turn a device's lack of memory into a message that says what to lower.
+
+    Raises
+    ------
+    CompanionError
+        When the device's memory is too small for `what`.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        first = str(error).splitlines()[0]
+        raise CompanionError(f"{what}: the device's memory is too small; lower its batch_size ({first})") from error
+
+
 def fit(
-    step: Callable[[int], dict[str, float]],
+    step: Callable[[int], dict[str, float | torch.Tensor]],
     parts: dict[str, Stateful],
     *,
     steps: int,
@@ -130,25 +242,58 @@ def fit(
     Raises
     ------
     CompanionError
-        When a loss is not finite; the last good checkpoint stays.
+        When a loss is not finite, or memory or disk are too small; the last good checkpoint stays.
     """
     path = folder / CHECKPOINT / "state.safetensors"
     start, log = _restore(path, parts, identity)
     began = time.monotonic()
+    recent: list[dict[str, Any]] = []
     for i in tqdm(range(start, steps), desc=title, initial=start, total=steps, mininterval=2, leave=False):
-        losses = step(i)
-        if not all(math.isfinite(value) for value in losses.values()):
-            kept = f"the checkpoint of step {i // every * every} is kept" if i >= every else "no checkpoint yet"
-            raise CompanionError(f"{title}: loss is not finite at step {i}: {losses}; {kept}. Lower the learning rate.")
-        log.append({"step": i, **losses})
-        if (i + 1) % every == 0 or i + 1 == steps:
+        with enough_memory(f"{title}, step {i}"):
+            recent.append({"step": i, **step(i)})
+        due = (i + 1) % every == 0 or i + 1 == steps
+        if due or len(recent) == CHECK_EVERY:
+            log += [_checked(row, title, every) for row in recent]
+            recent = []
+        if due:
             save_state({name: part.state_dict() for name, part in parts.items()}, path,
                        {"identity": identity, "step": i + 1, "log": log})  # fmt: skip
-            left = (time.monotonic() - began) / (i + 1 - start) * (steps - i - 1)
-            write_json(path.parent / "progress.json", {"title": title, "step": i + 1, "steps": steps, "left_s": left})
+            if is_main():
+                _report(path.parent, title, i + 1, steps, (time.monotonic() - began) / (i + 1 - start))
             if callback:
                 callback(i + 1)
     return pd.DataFrame(log)
+
+
+def _checked(row: dict[str, Any], title: str, every: int) -> dict[str, Any]:
+    step, losses = row["step"], {name: float(value) for name, value in row.items() if name != "step"}
+    if not all(math.isfinite(value) for value in losses.values()):
+        kept = f"the checkpoint of step {step // every * every} is kept" if step >= every else "no checkpoint yet"
+        raise CompanionError(f"{title}: loss is not finite at step {step}: {losses}; {kept}. Lower the learning rate.")
+    return {"step": step, **losses}
+
+
+def _report(checkpoint: Path, title: str, step: int, steps: int, step_s: float) -> None:
+    left = {"title": title, "step": step, "steps": steps, "left_s": step_s * (steps - step)}
+    write_json(checkpoint / "progress.json", left)
+    gpu = torch.cuda.is_available()
+    memory = torch.cuda.max_memory_allocated() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    rows = [row for row in speed(checkpoint.parent, title).to_dict("records") if row["step"] < step]
+    write_json(checkpoint.parent / SPEED / f"{title}.json", [
+        *rows, {"step": step, "step_s": step_s, "memory_mib": memory / 2**20, "memory_of": "GPU" if gpu else "process"}
+    ])  # fmt: skip
+
+
+def speed(folder: Path, title: str) -> pd.DataFrame:
+    """Throughput of the training `title` in `folder`, one row per checkpoint.
+
+    Returns
+    -------
+    step; step_s: seconds per step since the process started; memory_mib: its peak so far, of memory_of "GPU" or
+    "process"; empty where the training ran elsewhere
+    """
+    path = folder / SPEED / f"{title}.json"
+    return pd.DataFrame(json.loads(path.read_text(encoding="utf-8")) if path.exists() else [])
 
 
 def _restore(path: Path, parts: dict[str, Stateful], identity: str) -> tuple[int, list[dict[str, float]]]:
@@ -162,70 +307,17 @@ def _restore(path: Path, parts: dict[str, Stateful], identity: str) -> tuple[int
         return 0, []
     for name, part in parts.items():
         part.load_state_dict(state[name])
+        for parameter, moments in part.state.items() if isinstance(part, torch.optim.Optimizer) else ():
+            for key, value in moments.items():  # laid out in memory as their parameters, as fused kernels want them
+                if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                    moments[key] = torch.empty_like(parameter).copy_(value)
     return int(about["step"]), list(about["log"])
-
-
-def save_state(state: Any, path: Path, about: dict[str, Any]) -> None:
-    """Write nested dicts and lists with tensors as safetensors, atomically; `about` and structure as JSON metadata."""
-    tensors: dict[str, torch.Tensor] = {}
-
-    def strip(value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            key = f"t{len(tensors)}"
-            tensors[key] = value.detach().to("cpu").contiguous().clone()
-            return {"tensor": key}
-        if isinstance(value, dict):
-            return {"dict": [[key, strip(item)] for key, item in value.items()]}
-        if isinstance(value, (list, tuple)):
-            return {"list": [strip(item) for item in value]}
-        return {"plain": value}
-
-    structure = strip(state)
-    with atomic(path) as temporary:
-        # One entry only: safetensors keeps its metadata in no particular order, and equal states give equal bytes.
-        save_file(tensors, temporary, metadata={"state": json.dumps({"structure": structure, "about": about})})
-
-
-def load_state(path: Path, device: str = "cpu") -> tuple[Any, dict[str, Any]]:
-    """Read what `save_state` wrote: (state, about).
-
-    Raises
-    ------
-    CompanionError
-        When the file is missing, broken or foreign.
-    """
-    try:
-        with safe_open(path, framework="pt", device=device) as file:
-            found = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        found = json.loads(found["state"])
-        structure, about = found["structure"], found["about"]
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise CompanionError(f"{path} is not a weights file of this package: {error}") from None
-
-    def fill(value: dict[str, Any]) -> Any:
-        kind, content = next(iter(value.items()))
-        if kind == "tensor":
-            return tensors[content]
-        if kind == "dict":
-            return {key: fill(item) for key, item in content}
-        return [fill(item) for item in content] if kind == "list" else content
-
-    return fill(structure), about
-
-
-def is_finished(path: Path, identity: str) -> bool:
-    """Whether `path` holds the final weights of the training with this identity."""
-    if not path.exists():
-        return False
-    try:
-        return bool(load_state(path)[1].get("identity") == identity)
-    except CompanionError:
-        return False
 
 
 def drop_checkpoint(folder: Path) -> None:
     """Remove the checkpoint of a training whose final weights are written."""
+    if not is_main():
+        return
     for name in ("state.safetensors", "progress.json"):
         (folder / CHECKPOINT / name).unlink(missing_ok=True)
     if (folder / CHECKPOINT).is_dir() and not any((folder / CHECKPOINT).iterdir()):

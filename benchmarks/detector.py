@@ -32,6 +32,7 @@ from companion.params_phantom import Phantom
 from companion.phantom.render import render_dataset
 
 SEED = 1
+COMPILED = "batched, compiled"
 
 
 def phantom_patches(size: int) -> Patches:
@@ -45,11 +46,15 @@ def phantom_patches(size: int) -> Patches:
 class Timed:
     """A backend with its optimiser and the times of its steps."""
 
-    def __init__(self, settings: Detection, patches: Patches, device: torch.device, autocast: bool) -> None:
+    def __init__(
+        self, settings: Detection, patches: Patches, device: torch.device, autocast: bool, compiled: bool
+    ) -> None:
         torch.manual_seed(SEED)
         self.device, self.autocast, self.batch_size = device, autocast, settings.batch_size
         self.detector = build(settings, len(patches.classes))
         self.detector.network.to(device)
+        if compiled:
+            self.detector.compile()
         self.recipe = recipe(
             "EXP", {"real": patches}, batch_size=settings.batch_size, generated_share=0, root_seed=SEED,
             names=("benchmark",),
@@ -87,7 +92,7 @@ def contestants(given: argparse.Namespace) -> dict[str, Detection]:
     common = Detection(network=given.network, anchor_sizes_px=sizes, batch_size=given.batch)
     rows = {"torchvision": {"backend": "torchvision"}, "batched": {}}
     if given.compile:
-        rows["batched, compiled"] = {"compile": True}
+        rows[COMPILED] = {}
     if given.network == "r50-fpn" and importlib.util.find_spec("detectron2"):
         rows["detectron2"] = {"backend": "detectron2"}
         if given.authors:
@@ -98,7 +103,9 @@ def contestants(given: argparse.Namespace) -> dict[str, Detection]:
 def measure(given: argparse.Namespace, patches: Patches, device: torch.device, threads: int) -> dict[str, dict]:
     """Times of every backend, by name."""
     torch.set_num_threads(threads)
-    timed = {name: Timed(s, patches, device, given.bfloat16) for name, s in contestants(given).items()}
+    timed = {
+        name: Timed(s, patches, device, given.bfloat16, name == COMPILED) for name, s in contestants(given).items()
+    }
     for number in range(given.warm_up + given.steps):
         for backend in timed.values():
             backend.step(number)

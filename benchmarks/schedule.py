@@ -41,9 +41,9 @@ NETWORKS = {"tiny": "tiny", "compact": "compact", "r50-fpn": "native"}  # whose 
 COLUMNS = ["schedule", "passes", "seed", "confidence", "f1_detect", "f1_class", "f1_hm", "train_s"]
 
 
-def schedules(network: str, size: int, enlarge: int, compiled: bool) -> dict[str, Detection]:
+def schedules(network: str, size: int, enlarge: int) -> dict[str, Detection]:
     """Settings by name; `steps` is set by the number of passes."""
-    base = PRESETS[NETWORKS[network]].model_copy(update={"compile": compiled})
+    base = PRESETS[NETWORKS[network]]
     sides = [[s * enlarge for s in ([side] if isinstance(side, int) else side)] for side in base.anchor_sizes_px]
     adamw = {"optimizer": "adamw-one-cycle", "learning_rate": 2e-3 if network != "r50-fpn" else 5e-4}
     sgd = {"optimizer": "sgd", "learning_rate": 2.5e-4, "batch_size": 2}
@@ -107,11 +107,13 @@ def main() -> None:
     )  # fmt: skip
     train, test = phantom(profile, given.n_train)
     rows = []
-    for name, settings in schedules(given.network, given.size, given.enlarge, given.compile).items():
+    for name, settings in schedules(given.network, given.size, given.enlarge).items():
         for passes in given.passes:
             for seed in given.seeds:
                 steps = max(1, passes // settings.batch_size)
-                timed = settings.model_copy(update={"steps": steps, "checkpoint_every": steps})
+                timed = settings.model_copy(
+                    update={"steps": steps, "checkpoint_every": steps, "compile": given.compile}
+                )
                 found = score(timed, train, test, profile, seed)
                 rows.append({"schedule": name, "passes": passes, "seed": seed, **found})
                 print(f"{name}, {passes} passes, seed {seed}: F1_HM {found['f1_hm']:.3f}", flush=True)

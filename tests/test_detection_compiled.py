@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import ellipse_patches
+from test_detection import train
 from test_detection_batched import BatchedFirst, batch_of, gradients
 
 from companion.detection.batch import pad_truths
 from companion.detection.model import build
+from companion.errors import CompanionError
 from companion.params import Detection
 
 COMPILER = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++") or shutil.which("clang++")
@@ -25,7 +27,8 @@ SETTINGS = Detection(rois_per_image=16, proposals=20)
 def test_compiled_losses_gradients_and_detections_are_those_of_the_eager_detector():
     torch.manual_seed(3)
     made = build(SETTINGS, 3)
-    eager, compiled = (BatchedFirst(made.network, 1, compiled=value) for value in (False, True))
+    eager, compiled = BatchedFirst(made.network, 1), BatchedFirst(made.network, 1)
+    compiled.compile()
     patches = ellipse_patches(4)
     # A second batch with another number of truths fits the places of the first: nothing is compiled again.
     for batch in (batch_of(patches, size=2), batch_of(patches, step=1, size=2)):
@@ -41,9 +44,10 @@ def test_compiled_losses_gradients_and_detections_are_those_of_the_eager_detecto
 
 
 @needs_compiler
-def test_a_few_steps_in_bfloat16_compiled(tmp_path):
+def test_a_few_steps_in_bfloat16_compiled():
     torch.manual_seed(3)
-    detector = build(SETTINGS.model_copy(update={"compile": True}), 3)
+    detector = build(SETTINGS, 3)
+    detector.compile()
     patches = ellipse_patches(4)
     optimizer = torch.optim.AdamW(detector.network.parameters(), lr=2e-3)
     totals = []
@@ -56,6 +60,12 @@ def test_a_few_steps_in_bfloat16_compiled(tmp_path):
         optimizer.step()
         totals.append(float(total.detach()))
     assert np.isfinite(totals).all() and totals[-1] < totals[0]
+
+
+def test_without_a_compiler_training_is_refused_in_words(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(CompanionError, match=r"compile: true needs a C\+\+ compiler"):
+        train(tmp_path, ellipse_patches(2), compile=True)
 
 
 def test_padded_truths_change_nothing_and_take_few_shapes():

@@ -28,18 +28,20 @@ class BatchedDetector:
     network : torchvision's network; its modules and thresholds are used as they are
     channels : of the images that it takes
     resize_px : side at which patches are seen; None: as large as they are
-    compiled : translate the steps with ``torch.compile`` at their first call; shapes are then fixed on the CPU too
     """
 
-    def __init__(self, network: MaskRCNN, channels: int, resize_px: int | None = None, compiled: bool = False) -> None:
+    def __init__(self, network: MaskRCNN, channels: int, resize_px: int | None = None) -> None:
         self.network = network.to(memory_format=torch.channels_last)  # what convolutions read fastest
         self.channels = channels
         self.resize_px = resize_px
-        self._least_truths = 16 if compiled else 0
+        self._least_truths = 0
         self._anchors: dict[tuple, Tensor] = {}
-        if compiled:
-            self._losses = torch.compile(self._losses, dynamic=False)
-            self._find = torch.compile(self._find, dynamic=False)
+
+    def compile(self) -> None:
+        """Have ``torch.compile`` translate training and detection at their first call; shapes are then fixed."""
+        self._least_truths = 16
+        self._losses = torch.compile(self._losses, dynamic=False)
+        self._find = torch.compile(self._find, dynamic=False)
 
     def random_keys(self, shape: tuple[int, ...], device: torch.device) -> Tensor:
         """Numbers in [0, 1) that decide which anchors and regions are sampled, from the global generator."""

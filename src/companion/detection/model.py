@@ -175,7 +175,7 @@ def build_untrained(settings: Detection, n_classes: int) -> Detector:
         return TorchvisionDetector(network, channels)
     from companion.detection.batched import BatchedDetector
 
-    return BatchedDetector(network, channels, settings.resize_px, settings.compile)
+    return BatchedDetector(network, channels, settings.resize_px)
 
 
 def _common(settings: Detection) -> dict[str, Any]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 
+from companion.detection.batched import BatchedDetector
 from companion.detection.model import Detector, build, build_untrained
 from companion.detection.recipes import Recipe
 from companion.errors import CompanionError
@@ -100,6 +101,9 @@ def train_detector(
     with compute.global_seed(*names, "weights"):
         detector = build(settings, len(card.classes))
     detector.network.to(compute.device)
+    if settings.compile and isinstance(detector, BatchedDetector):
+        replace(compute, compile=True).prepare()  # refuses where there is no compiler
+        detector.compile()
     optimizer = _optimizer(detector, settings)
 
     def step(number: int) -> dict[str, float]:

@@ -257,6 +257,7 @@ class Profile(Section):
     root_seed: Whole = Field(20260602, description="every random draw descends from it")
     threads: Count = Field(1, description="CPU threads per job; results are equal to the bit for equal threads")
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    jobs_per_device: Count = Field(1, description="detectors trained side by side on one GPU of this machine")
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: bool = Field(
         False, description="compile the networks, of detectors the batched backend (minutes, then faster on a GPU)"

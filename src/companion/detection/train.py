@@ -154,13 +154,17 @@ def load_detector(path: Path, compute: Compute) -> tuple[Detector, Card]:
     CompanionError
         The file is missing, broken, or not the weights of a detector.
     """
+    if path.is_dir():
+        raise CompanionError(f"{path} is a folder, not a weights file; a detector's is called {WEIGHTS}")
     state, about = load_state(path)
+    if not {"settings", "classes", "patch_size"} <= about.keys():
+        raise CompanionError(f"{path} does not hold the weights of a detector; is it the file of another network?")
     try:
         settings = Detection(**about["settings"])
         card = Card(settings, tuple(about["classes"]), int(about["patch_size"]))
         detector = build_untrained(settings, len(card.classes))
         detector.network.load_state_dict(state)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise CompanionError(f"{path} does not hold the weights of a detector: {error}") from None
     detector.network.to(compute.device)
     return detector, card

@@ -60,6 +60,8 @@ for kind in stages.KINDS.values():
         threads: PROFILE.threads
         resources:
             gpu=GPUS * (kind.name in TRAINS),
+            # Detectors may share one GPU; what trains or samples the diffusion model takes all of it.
+            gpu_share=GPUS * (kind.name in TRAINS) * (1 if kind.name == "detector" else PROFILE.jobs_per_device),
             mem_mb=4096 if kind.name not in TRAINS else 8192,
             runtime=60 if kind.name not in TRAINS else 720,
         shell:

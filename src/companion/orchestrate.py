@@ -99,7 +99,8 @@ def _snakemake(profile: Profile, name_or_path: str, cores: int, waiting: list[st
     command = [
         sys.executable, "-m", "snakemake", "--snakefile", str(paths.root() / "Snakefile"),
         "--directory", str(paths.root()), "--cores", str(cores), "--rerun-triggers", "mtime", "--rerun-incomplete",
-        "--nolock", "--keep-going", "--quiet", "progress", "--resources", "gpu=1",
+        "--nolock", "--keep-going", "--quiet", "progress",
+        "--resources", f"gpu={profile.jobs_per_device}", f"gpu_share={profile.jobs_per_device}",
         "--config", f"profile={name_or_path}", f"dataset={profile.dataset}",
         "splits=" + ",".join(str(split) for split in profile.splits),
     ]  # fmt: skip

@@ -10,7 +10,7 @@ import json
 import resource
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property, lru_cache
 from itertools import product
@@ -51,6 +51,8 @@ class Stage:
     keys: Mapping[str, Any]
     profile: Profile
     began: float = field(default_factory=time.time, compare=False)
+    # As `begin` found them: the code and inputs that a result was made from, and the files of earlier runs.
+    found: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def folder(self) -> Path:
@@ -119,17 +121,26 @@ class Stage:
     def finish(self) -> pd.DataFrame:
         """Write the stamp beside the artifacts; the last cell of a notebook.
 
+        An artifact that has been neither written nor taken over (`touch`) since `begin` is of an earlier run and
+        not in the stamp. An executed copy of an earlier run goes before the stamp that it does not belong to comes.
+
         Returns
         -------
         One row per artifact: file (below runs/), size in KiB, first digits of its sha256.
         """
-        outputs = provenance.artifact_hashes(self.folder)
+        old = self.found["files"]
+        outputs = {
+            name: sha for name, sha in provenance.artifact_hashes(self.folder).items()
+            if old.get(name) != provenance.signature(self.folder / name)
+        }  # fmt: skip
         if not outputs:
             raise CompanionError(f"{self.folder}: the notebook has written nothing")
+        (self.folder / provenance.EXECUTED).unlink(missing_ok=True)
         provenance.write_json(self.folder / provenance.STAMP, {
             "stage": self.kind.name, "notebook": self.kind.notebook, "profile": self.profile.name,
-            "dataset": dataset_name(self.profile.dataset), "keys": self.keys, "code": self.code(),
-            "parameters": self.parameters, "inputs": self.input_hashes(), "outputs": outputs,
+            "dataset": dataset_name(self.profile.dataset), "keys": self.keys,
+            "code": self.found["code"], "parameters": self.parameters, "inputs": self.found["inputs"],
+            "outputs": outputs,
             **provenance.environment(), "started": datetime.fromtimestamp(self.began, UTC).isoformat("T", "seconds"),
             "wall_s": round(time.time() - self.began, 2),
             "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
@@ -298,7 +309,8 @@ def begin(kind: str, namespace: Mapping[str, Any]) -> Stage:
             f"{stage.kind.notebook} needs artifacts that have not been made; `companion run "
             f"{stage.profile.name} --dataset {stage.profile.dataset}` makes them:", absent[:5])  # fmt: skip
     stage.folder.mkdir(parents=True, exist_ok=True)
-    return stage
+    files = {name: provenance.signature(stage.folder / name) for name in provenance.artifacts(stage.folder)}
+    return replace(stage, found={"code": stage.code(), "inputs": stage.input_hashes(), "files": files})
 
 
 def open_stage(kind: Kind, given: Mapping[str, Any]) -> Stage:

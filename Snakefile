@@ -59,5 +59,7 @@ for kind in stages.KINDS.values():
         threads: PROFILE.threads
         resources:
             gpu=GPUS * kind.trained,  # memory and time are for a cluster's settings to say, cluster/*/config.yaml
+            # Detectors may share one GPU; what trains or samples the diffusion model takes all of it.
+            gpu_share=GPUS * kind.trained * (1 if kind.name == "detector" else PROFILE.jobs_per_device),
         shell:
             f"{sys.executable} -m companion.execute {QUOTED} {{params.address:q}}"

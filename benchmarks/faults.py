@@ -173,7 +173,7 @@ def killed(trial: Trial) -> Rows:
             trial.remove(project, 6)
     state = trial.verdict(project, project.run())
     yield (
-        f"SIGKILL of all processes {done} times in one chain of runs, which hit {len(stages)} of the stages at work and "
+        f"SIGKILL of all processes {done} times in one chain of runs, which met {len(stages)} stages at work and "
         f"came to its end {whole + 1} times", state,
     )  # fmt: skip
 
@@ -212,7 +212,7 @@ def corrupted(trial: Trial) -> Rows:
 def checkpoint(trial: Trial) -> Rows:
     """Checkpoint damaged"""
     project = trial.calm.copy(trial.folder / "checkpoint")
-    for folder in {path.parent for path in project.tree.rglob("*.safetensors")}:
+    for folder in project.tree.rglob("diffusion"):
         shutil.rmtree(folder)
     process = project.start()
     _until(project, lambda: any(project.tree.rglob(CHECKPOINT)))

@@ -20,7 +20,9 @@ import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
-from companion import book, fragments, stages
+from companion import fragments, stages
+from companion.book import page as page_of
+from companion.book import page_not_run
 from companion.errors import CompanionError
 from companion.params import load_profile
 from companion.provenance import write_json, write_table
@@ -103,9 +105,9 @@ def test_freshness_counts_runs_and_says_why_others_are_not() -> None:
 def test_a_page_whose_notebook_was_not_run_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COMPANION_RUNS", str(tmp_path))
     stage = stages.matrix(load_profile("smoke"))[0]
-    page = book.page(stage, None)
-    assert "not run" in page.cells[1].source and len(page.cells) > 10
-    assert not any(cell.get("outputs") for cell in page.cells)
+    cells = page_of(stage, None).cells
+    assert "not run" in cells[1].source and len(cells) > 10
+    assert not any(cell.get("outputs") for cell in cells)
 
 
 def claim(name: str, verdict: str, reason: str = "because") -> dict:
@@ -171,6 +173,13 @@ def test_pages_include_only_what_a_run_writes(tmp_path: Path, monkeypatch: pytes
     assert "| C12 | a \\| b | p &lt; 0.1 | c | <span" in verdicts
     assert "C12" not in (executed / "headline.md").read_text(encoding="utf-8")
     assert "| 1 | 1 min 1 s | 1 min 1 s | 300 MiB | CPU |" in (executed / "times.md").read_text(encoding="utf-8")
+
+
+def test_a_study_that_was_not_run_has_a_page_that_says_so() -> None:
+    found = page_not_run(stages.KINDS["bias"], load_profile("smoke", dataset="loops_316L"))
+    nbformat.validate(found)
+    assert found.cells[0].source.startswith("# 14 · ")
+    assert "profile smoke, loops_316L" in found.cells[1].source
 
 
 # --- sources ------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -163,7 +164,7 @@ def test_a_job_ended_by_its_time_limit_continues_and_all_comes_out_as_without_a_
     log = (distant / "runs/smoke/phantom/snakemake.log").read_text()
     assert done.returncode == 0, done.stderr + log
     starts = [int(line) for line in (distant / "starts.txt").read_text().splitlines()]
-    assert len(starts) == 2 and starts[0] == 0 and starts[1] >= 40, starts
+    assert starts[0] == 0 and len(starts) >= 2 and all(b > a for a, b in pairwise(starts)), starts
     jobs = subprocess.run(["squeue", "--states=all", "-h", "-o", "%T"], capture_output=True, text=True).stdout
     assert sorted(set(jobs.split())) == ["COMPLETED", "TIMEOUT"]
     assert artifacts(distant) == artifacts(local)

@@ -26,7 +26,9 @@ def unsafe(source: str) -> list[str]:
         if isinstance(node, ast.Call):
             given = {k.arg: ast.unparse(k.value) for k in node.keywords}
             match ast.unparse(node.func):
-                case "np.load" | "numpy.load" if given.get("allow_pickle", "False") != "False":  # numpy refuses by default
+                case "np.load" | "numpy.load" if (
+                    given.get("allow_pickle", "False") != "False"
+                ):  # numpy refuses by default
                     found.append(ast.unparse(node))
                 case "torch.load" if given.get("weights_only") != "True":
                     found.append(ast.unparse(node))

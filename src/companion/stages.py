@@ -115,9 +115,8 @@ class Stage:
 
     def _weights(self) -> dict[str, str]:
         """Pretrained weights files that the profile names for this stage."""
-        named = {"diffusion": self.profile.diffusion.autoencoder.weights, "detector": self.profile.detection.weights}
-        weights = named.get(self.kind.name)
-        return {"weights": weights} if weights else {}
+        named = {"diffusion": self.profile.diffusion.autoencoder.weights, "detection": self.profile.detection.weights}
+        return {f"weights of {name}": given for name, given in named.items() if given and name in self.kind.sections}
 
     def finish(self) -> pd.DataFrame:
         """Write the stamp beside the artifacts; the last cell of a notebook.
@@ -230,11 +229,18 @@ def matrix(profile: Profile) -> list[Stage]:
         "detector": [{**d, "seed": seed} for d in detectors for seed in profile.seeds],
         "faithfulness": conditions if "EXP" in profile.arms else [],
     }
+    named = profile.extensions.studies if profile.dataset == "phantom" else ()
+    keys |= {kind.name: [{}] if kind.name in named else [] for kind in KINDS.values() if kind.study}
     stages = [Stage(kind, k, profile) for kind in KINDS.values() for k in keys.get(kind.name, [{}])]
-    # Detectors of the filtered pool come after what filters it, which comes after the other detectors.
-    late = [stage for stage in stages if stage.keys.get("arm") == "EXP+FILTERED"]
-    first = next(k for k, stage in enumerate(stages) if stage.kind.name == "thresholds")
-    return [*(s for s in stages[:first] if s not in late), *late, *stages[first:]] if late else stages
+    kinds = list(KINDS)
+
+    def turn(stage: Stage) -> int:
+        # Detectors of the filtered pool come after what filters it, which comes after the other detectors.
+        late = {"faithfulness": 1, "EXP+FILTERED": 2}
+        after = 3 * (kinds.index(stage.kind.name) > kinds.index("detector"))
+        return late.get(stage.kind.name) or late.get(stage.keys.get("arm", "")) or after
+
+    return sorted(stages, key=turn)
 
 
 def states(profile: Profile) -> dict[str, list[str] | None]:
@@ -263,7 +269,7 @@ def _upstream(stage: Stage) -> dict[str, tuple[Stage, str]]:
     train = {"train": other("micrographs", f"train-n{stage.keys['n_train']}/")} if "n_train" in stage.keys else {}
     test = {"test": other("micrographs", "test/")} if train else {}
     match stage.kind.name:
-        case "micrographs":
+        case "micrographs" | "bias" | "feedback" | "shift":
             return {}
         case "statistics" | "diffusion":
             return train
@@ -351,7 +357,11 @@ def open_stage(kind: Kind, given: Mapping[str, Any]) -> Stage:
     here = [other for other in matrix(profile) if other.kind is kind]
     if stage.address not in {other.address for other in here}:
         names = ", ".join(other.address for other in here) or "none"
-        raise CompanionError(f"{source}: {stage.address} is not in profile '{profile.name}', which has: {names}")
+        study = "; it needs exact truth: dataset phantom, and a profile whose extensions.studies names it"
+        raise CompanionError(
+            f"{source}: {stage.address} is not in profile '{profile.name}' on {dataset_name(profile.dataset)}, which "
+            f"has: {names}{study if kind.study else ''}"
+        )
     return stage
 
 

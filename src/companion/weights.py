@@ -94,6 +94,15 @@ def load_state(path: Path, device: str = "cpu") -> tuple[Any, dict[str, Any]]:
     return fill(structure), about
 
 
+def _keys(structure: dict[str, Any]) -> list[str]:
+    """Names of the tensors, in the order in which they were counted."""
+    kind, content = next(iter(structure.items()))
+    if kind == "tensor":
+        return [content]
+    items = [item for _, item in content] if kind == "dict" else content if kind == "list" else []
+    return [key for item in items for key in _keys(item)]
+
+
 def load_network(path: Path, kind: str, build: Callable[[Any], torch.nn.Module], device: str | torch.device):
     """A network in evaluation mode and without gradients, built from the configuration kept with its weights.
 
@@ -120,15 +129,6 @@ def load_network(path: Path, kind: str, build: Callable[[Any], torch.nn.Module],
     return network.to(device).eval().requires_grad_(False), about
 
 
-def _keys(structure: dict[str, Any]) -> list[str]:
-    """Names of the tensors, in the order in which they were counted."""
-    kind, content = next(iter(structure.items()))
-    if kind == "tensor":
-        return [content]
-    items = [item for _, item in content] if kind == "dict" else content if kind == "list" else []
-    return [key for item in items for key in _keys(item)]
-
-
 def is_finished(path: Path, identity: str) -> bool:
     """Whether `path` holds the final weights of the training with this identity; they are then this run's, too."""
     if not path.exists():
@@ -137,6 +137,6 @@ def is_finished(path: Path, identity: str) -> bool:
         finished = load_state(path)[1].get("identity") == identity
     except CompanionError:
         return False
-    if finished:
+    if finished and is_main():
         path.touch()
-    return bool(finished)
+    return finished

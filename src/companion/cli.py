@@ -36,8 +36,7 @@ def run(
     """Run every notebook whose result is missing or stale, here or on a cluster."""
     from companion import orchestrate
 
-    code = orchestrate.run(*_profile(profile, dataset, split), cores=cores, console=_console(), cluster=cluster)
-    raise typer.Exit(code)
+    raise typer.Exit(orchestrate.run(*_profile(profile, dataset, split), cores, _console(), cluster))
 
 
 @app.command()
@@ -102,9 +101,8 @@ def evaluate(
 
     rows = evaluate_files(predictions, truth, iou or [0.5], confidence or [0.5], matching)
     if as_json:
-        print(json.dumps(plain(rows.to_dict("records")), indent=1))
-    else:
-        _print_table(rows.dropna(axis=1, how="all"))
+        return print(json.dumps(plain(rows.to_dict("records")), indent=1))
+    _print_table(rows.dropna(axis=1, how="all"))
 
 
 @app.command()

@@ -32,6 +32,8 @@ def light_project(root: Path, work: dict[str, str]) -> Path:
     for name in ("profiles", "src"):
         shutil.copytree(PROJECT / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     shutil.copy(PROJECT / "Snakefile", root)
+    (root / "benchmarks").mkdir()
+    shutil.copy(PROJECT / "benchmarks" / "throughputs.yaml", root / "benchmarks")
     (root / "notebooks").mkdir()
     for kind in stages.KINDS.values():
         keys = {"split": 1, "n_train": 10, "arm": "EXP", "seed": 1, "masks": "plain"}
@@ -97,7 +99,8 @@ def test_a_changed_parameter_reruns_what_reads_it(project):
     profile = project / "profiles" / "smoke.yaml"
     kept = profile.read_text()
     profile.write_text(kept + "\nevaluation: {bootstrap: 77}\n")
-    assert rerun(project) == {"thresholds", "sizes", "significance", "imbalance", "claims", "errors"}
+    studies = {"split-1/n-10/faithfulness", "annotation-bias", "feedback-loop", "distribution-shift"}
+    assert rerun(project) == {"thresholds", "sizes", "significance", "imbalance", "claims", "errors", *studies}
     profile.write_text(kept)
     assert "thresholds" in rerun(project)
 

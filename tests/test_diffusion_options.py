@@ -218,10 +218,14 @@ def test_two_processes_end_with_the_weights_of_one(tmp_path):
         subprocess.Popen(command, env={**there, "RANK": rank, "LOCAL_RANK": rank}, stderr=subprocess.PIPE, text=True)
         for rank in ("0", "1")
     ]
-    train_together(tmp_path / "one")
-    for process in both:
-        _, said = process.communicate(timeout=120)
-        assert process.returncode == 0, said
+    try:
+        train_together(tmp_path / "one")
+        for process in both:
+            _, said = process.communicate(timeout=400)
+            assert process.returncode == 0, said
+    finally:
+        for process in both:
+            process.kill()
     parts = {
         "autoencoder": (autoencoders.load, autoencoders.Autoencoder),
         "denoiser": (denoisers.load, denoisers.Denoiser),

@@ -233,6 +233,7 @@ def test_two_processes_end_with_the_weights_of_one(tmp_path):
     for network, (load, build) in parts.items():
         (one, about), (two, again) = (load(tmp_path / way / f"{network}.safetensors") for way in ("one", "two"))
         for before, after in zip(about["log"], again["log"], strict=True):  # of the whole batch, not of a share
+            before.pop("spectral", None), after.pop("spectral", None)  # of a share: its mean power scatters more
             assert after == pytest.approx(before, rel=2e-3, abs=1e-4)
         with MACHINE.global_seed("test", network, "weights"):
             first = build(about["config"]).state_dict()

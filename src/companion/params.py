@@ -17,6 +17,7 @@ from companion import paths
 from companion.errors import CompanionError, nearest, problems
 from companion.params_base import Count, Positive, Section, Share, Whole
 from companion.params_diffusion import Autoencoder, Denoiser, Diffusion, Sampling  # noqa: F401 (part of the tree)
+from companion.params_extensions import Extensions
 from companion.params_phantom import Phantom
 
 Arm = Literal["EXP", "EXP+GEN", "EXP+RARE", "GEN", "EXP+EXP", "EXP+PASTE", "EXP+RESYNTH", "EXP+RENDER", "EXP+FILTERED"]
@@ -79,6 +80,7 @@ class Detection(Section):
     backend: Literal["batched", "torchvision", "detectron2"] = Field(
         "batched", description="batched: torchvision's network without its loops over images; detectron2: the authors'"
     )
+    compile: bool = Field(False, description="torch.compile the batched backend (minutes, then faster on a GPU)")
     network: Literal["tiny", "compact", "r50-fpn"] = Field(
         "tiny", description="tiny: 0.9 M parameters; compact: 3.4 M; r50-fpn: the paper's, 44 M"
     )
@@ -151,8 +153,11 @@ class Profile(Section):
     root_seed: Whole = Field(20260602, description="every random draw descends from it")
     threads: Count = Field(1, description="CPU threads per job; results are equal to the bit for equal threads")
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    jobs_per_device: Count = Field(1, description="detectors trained side by side on one GPU of this machine")
     precision: Literal["float32", "bfloat16"] = "float32"
-    compile: bool = Field(False, description="compile the diffusion stage's networks (minutes, then faster on a GPU)")
+    compile: bool = Field(
+        False, description="compile the networks, of detectors the batched backend (minutes, then faster on a GPU)"
+    )
     channels_last: bool = Field(False, description="memory layout of their weights; with compile, faster on a GPU")
     dataset: str = Field("phantom", description="registered name, or path of a data set folder")
     splits: Splits = Field([1], description="numbers (drawn by seed) or split files")
@@ -169,6 +174,7 @@ class Profile(Section):
     detection: Detection = Detection()
     faithfulness: Faithfulness = Faithfulness()
     evaluation: Evaluation = Evaluation()
+    extensions: Extensions = Extensions()
 
     @model_validator(mode="after")
     def _lists_are_consistent(self) -> Profile:

@@ -218,10 +218,14 @@ def test_two_processes_end_with_the_weights_of_one(tmp_path):
         subprocess.Popen(command, env={**there, "RANK": rank, "LOCAL_RANK": rank}, stderr=subprocess.PIPE, text=True)
         for rank in ("0", "1")
     ]
-    train_together(tmp_path / "one")
-    for process in both:
-        _, said = process.communicate(timeout=120)
-        assert process.returncode == 0, said
+    try:
+        train_together(tmp_path / "one")
+        for process in both:
+            _, said = process.communicate(timeout=400)
+            assert process.returncode == 0, said
+    finally:
+        for process in both:
+            process.kill()
     parts = {
         "autoencoder": (autoencoders.load, autoencoders.Autoencoder),
         "denoiser": (denoisers.load, denoisers.Denoiser),
@@ -229,6 +233,7 @@ def test_two_processes_end_with_the_weights_of_one(tmp_path):
     for network, (load, build) in parts.items():
         (one, about), (two, again) = (load(tmp_path / way / f"{network}.safetensors") for way in ("one", "two"))
         for before, after in zip(about["log"], again["log"], strict=True):  # of the whole batch, not of a share
+            before.pop("spectral", None), after.pop("spectral", None)  # of a share: its mean power scatters more
             assert after == pytest.approx(before, rel=2e-3, abs=1e-4)
         with MACHINE.global_seed("test", network, "weights"):
             first = build(about["config"]).state_dict()

@@ -3,7 +3,8 @@
     accelerate launch --num_processes 4 -m companion.multi_gpu course --split 1 --n-train 100
 
 Every process draws the same batch and takes its share of it, so the weights are those of one process but for the last
-bits. Run it after notebook 1, then run the profile as always.
+bits (and for an autoencoder's spectral or adversarial loss, which judges the share). Run it after notebook 1, then run
+the profile as always.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import nbformat
+import psutil
 import pytest
 
 from companion import stages
@@ -23,12 +24,11 @@ WORK = {
     "detector": "write_json(stage.folder / 'predictions.json', stage.parameters)",
     "thresholds": "write_json(stage.folder / 'scores.parquet', stage.parameters)",
 }
+USUAL = "write_json(stage.folder / 'summary.json', stage.parameters)"
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    """A project folder with its own copy of the package, run once."""
-    root = tmp_path_factory.mktemp("project")
+def light_project(root: Path, work: dict[str, str]) -> Path:
+    """A project folder with its own copy of the package, whose notebooks do what `work` says."""
     for name in ("profiles", "src"):
         shutil.copytree(PROJECT / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     shutil.copy(PROJECT / "Snakefile", root)
@@ -38,13 +38,19 @@ def project(tmp_path_factory):
         named = [f"{key} = {keys[key]!r}" for key in kind.keys] or ["splits = None"]
         parameters = nbformat.v4.new_code_cell("\n".join(["profile = 'smoke'", "dataset = 'phantom'", *named]))
         parameters.metadata.tags = ["parameters"]
-        work = WORK.get(kind.name, "write_json(stage.folder / 'summary.json', stage.parameters)")
         source = (
             "from companion.provenance import write_json\nfrom companion.stages import begin\n"
-            f"stage = begin({kind.name!r}, globals())\n{work}\nstage.finish()"
+            f"stage = begin({kind.name!r}, globals())\n{work.get(kind.name, USUAL)}\nstage.finish()"
         )
         notebook = nbformat.v4.new_notebook(cells=[parameters, nbformat.v4.new_code_cell(source)])
         nbformat.write(notebook, root / "notebooks" / f"{kind.notebook}.ipynb")
+    return root
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A light project, run once."""
+    root = light_project(tmp_path_factory.mktemp("project"), WORK)
     done = companion(root, "run", "smoke")
     assert done.returncode == 0, done.stderr + (root / "runs/smoke/phantom/snakemake.log").read_text()
     return root
@@ -118,6 +124,15 @@ def test_a_damaged_artifact_is_made_again(project):
     assert rerun(project) == {"split-1/n-10/statistics"}
 
 
+def test_a_foreign_file_goes_and_a_missing_executed_copy_comes_back(project):
+    tree = project / "runs/smoke/phantom"
+    foreign = tree / "sizes" / "foreign.json"
+    foreign.write_text("{}")
+    (tree / "errors" / "notebook.ipynb").unlink()
+    assert rerun(project) == {"sizes", "errors"}
+    assert not foreign.exists() and (tree / "errors" / "notebook.ipynb").exists()
+
+
 def test_what_a_notebook_refuses_is_one_message(project):
     path = project / "notebooks" / "11_claims.ipynb"
     kept = path.read_text()
@@ -151,6 +166,68 @@ def test_interrupted_runs_continue(project, told):
     assert {"split-1/micrographs", "thresholds"} & rerun(project)
     assert not any(working.glob(".tmp-*"))
     assert rerun(project) == set()
+
+
+def test_a_run_outlives_its_terminal(project):
+    (project / "runs/smoke/phantom/thresholds/stamp.json").unlink()
+    command = [sys.executable, "-m", "companion.cli", "run", "smoke"]
+    process = subprocess.Popen(command, cwd=project, env=environment(project), stdout=subprocess.PIPE, text=True)
+    working = project / "runs/smoke/phantom/thresholds"
+    for _ in range(600):
+        if any(working.glob(".tmp-*")):
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGHUP)
+    process.stdout.close()
+    assert process.wait(timeout=120) == 0
+    said = (project / "runs/smoke/phantom/terminal.log").read_text()
+    assert "stages done in" in said and "companion bundle smoke" in said
+    assert rerun(project) == set()
+
+
+def test_the_reference_is_drawn_again_by_what_trains_nothing(project, tmp_path):
+    rerun(project)
+    packed = companion(project, "bundle", "smoke", "--out", str(tmp_path / "bundle"))
+    assert packed.returncode == 0, packed.stderr
+    assert "results/reference/smoke/phantom" in companion(project, "unbundle", str(tmp_path / "bundle")).stdout
+    assert (
+        f"{len(stamps(project))} of {len(stamps(project))} stages fresh"
+        in companion(project, "status", "reference").stdout
+    )
+    code = "from companion import reference as r\nwith r.runs_in(r.redrawn()): print(*r.redraw(r.find(), 2))"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=project, env=environment(project), capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    again = set(done.stdout.split())
+    assert {"split-1/micrographs", "split-1/n-10/simulated-plain", "thresholds", "claims"} <= again
+    assert not {address for address in again if "EXP" in address or "diffusion" in address or "rare" in address}
+    tree = project / "_build/reference/smoke/phantom"
+    found = {str(p.parent.relative_to(tree)): json.loads(p.read_text()) for p in sorted(tree.rglob("stamp.json"))}
+    assert found.keys() == stamps(project).keys()
+    assert {address for address, stamp in found.items() if "left_out" not in stamp} == again
+    notebook = project / "notebooks" / "06_mask_rcnn.ipynb"
+    kept = notebook.read_text()
+    notebook.write_text(kept.replace("stage.finish()", "stage.finish()  # otherwise"))
+    shown = companion(project, "status", "reference").stdout
+    refused = companion(project, "bundle", "smoke", "--out", str(tmp_path / "bundle"))
+    notebook.write_text(kept)
+    assert "code changed: notebooks/06_mask_rcnn.ipynb" in shown and "reads split-1/n-10/EXP/seed-1 and" in shown
+    assert refused.returncode == 2 and "is not complete; `companion run smoke`" in refused.stderr
+
+
+def test_a_run_whose_command_was_killed_is_not_joined_by_a_second(project):
+    (project / "runs/smoke/phantom/claims/stamp.json").unlink()
+    command = [sys.executable, "-m", "companion.cli", "run", "smoke"]
+    process = subprocess.Popen(command, cwd=project, env=environment(project), stdout=subprocess.DEVNULL)
+    lock, snakemake = project / "runs/smoke/phantom/.lock", []
+    while not snakemake:
+        snakemake = psutil.Process(process.pid).children()
+    process.kill()
+    process.wait()
+    done = companion(project, "run", "smoke")
+    assert done.returncode == 2 and "another run is working" in done.stderr
+    psutil.wait_procs(snakemake, timeout=60)
+    assert lock.exists() and rerun(project) == set()
 
 
 def test_two_runs_on_one_tree_are_refused(project):

@@ -37,6 +37,11 @@ class Kind:
     def keys(self) -> tuple[str, ...]:
         return tuple(name for _, name, _, _ in Formatter().parse(self.folder) if name)
 
+    @property
+    def trained(self) -> bool:
+        """Whether it trains a network or samples from one; the others are analysis, run on any CPU in seconds."""
+        return "device" in self.sections
+
 
 _CONDITION = "split-{split}/n-{n_train}"
 _CHAIN = ("patches", "masks", "diffusion", "sampling", "detection", "evaluation", "extensions", *COMPILED)
@@ -54,14 +59,14 @@ KINDS = {
              {"sampling_steps": "sampling.steps"}),
         Kind("detector", "06_mask_rcnn", _CONDITION + "/{arm}/seed-{seed}", ("detection", *COMPUTE),
              {"steps": "detection.steps"}),
-        Kind("faithfulness", "13_mask_faithfulness", _CONDITION + "/faithfulness",
-             ("arms", "faithfulness", "sampling", *COMPUTE)),
         Kind("thresholds", "07_thresholds", "thresholds", ("evaluation",), {"iou": "evaluation.iou"}),
         Kind("sizes", "08_sizes_and_splits", "sizes", ("evaluation",)),
         Kind("significance", "09_significance", "significance", ("evaluation",)),
         Kind("imbalance", "10_class_imbalance", "imbalance", ("evaluation", "masks")),
         Kind("claims", "11_claims", "claims", ("evaluation",)),
         Kind("errors", "12_errors", "errors", ("evaluation",)),
+        Kind("faithfulness", "13_mask_faithfulness", _CONDITION + "/faithfulness",
+             ("arms", "evaluation", "faithfulness", "phantom", "sampling", *COMPUTE)),
         Kind("bias", "14_annotation_bias", "annotation-bias", _CHAIN, study=True),
         Kind("feedback", "15_feedback_loop", "feedback-loop", _CHAIN, study=True),
         Kind("shift", "16_distribution_shift", "distribution-shift", _CHAIN, study=True),

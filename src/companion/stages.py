@@ -10,7 +10,7 @@ import json
 import resource
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property, lru_cache
 from itertools import product
@@ -51,6 +51,8 @@ class Stage:
     keys: Mapping[str, Any]
     profile: Profile
     began: float = field(default_factory=time.time, compare=False)
+    # As `begin` found them: the code and inputs that a result was made from, and the files of earlier runs.
+    found: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def folder(self) -> Path:
@@ -119,17 +121,26 @@ class Stage:
     def finish(self) -> pd.DataFrame:
         """Write the stamp beside the artifacts; the last cell of a notebook.
 
+        An artifact that has been neither written nor taken over (`touch`) since `begin` is of an earlier run and
+        not in the stamp. An executed copy of an earlier run goes before the stamp that it does not belong to comes.
+
         Returns
         -------
         One row per artifact: file (below runs/), size in KiB, first digits of its sha256.
         """
-        outputs = provenance.artifact_hashes(self.folder)
+        old = self.found["files"]
+        outputs = {
+            name: sha for name, sha in provenance.artifact_hashes(self.folder).items()
+            if old.get(name) != provenance.signature(self.folder / name)
+        }  # fmt: skip
         if not outputs:
             raise CompanionError(f"{self.folder}: the notebook has written nothing")
+        (self.folder / provenance.EXECUTED).unlink(missing_ok=True)
         provenance.write_json(self.folder / provenance.STAMP, {
             "stage": self.kind.name, "notebook": self.kind.notebook, "profile": self.profile.name,
-            "dataset": dataset_name(self.profile.dataset), "keys": self.keys, "code": self.code(),
-            "parameters": self.parameters, "inputs": self.input_hashes(), "outputs": outputs,
+            "dataset": dataset_name(self.profile.dataset), "keys": self.keys,
+            "code": self.found["code"], "parameters": self.parameters, "inputs": self.found["inputs"],
+            "outputs": outputs,
             **provenance.environment(), "started": datetime.fromtimestamp(self.began, UTC).isoformat("T", "seconds"),
             "wall_s": round(time.time() - self.began, 2),
             "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
@@ -147,6 +158,8 @@ class Stage:
             return None
         now = {"code": self.code(), "parameters": self.parameters, "inputs": self.input_hashes()}
         now["outputs"] = provenance.artifact_hashes(self.folder)
+        for name in stamp.get("left_out", []):  # too large for a bundle: its absence is no change
+            now["outputs"].setdefault(name, stamp["outputs"].get(name))
         reasons = []
         for what, values in now.items():
             before, after = _flat(stamp.get(what, {})), _flat(values)
@@ -155,6 +168,12 @@ class Stage:
                 more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
                 reasons.append(f"{what} changed: {', '.join(changed[:3])}{more}")
         return reasons
+
+    def reasons_to_run(self) -> list[str] | None:
+        """`staleness`; and a stage whose executed copy is missing was ended, or run by hand, after its stamp."""
+        reasons, packed = self.staleness(), "left_out" in (provenance.read_stamp(self.folder) or {})
+        missing = reasons == [] and not packed and not (self.folder / provenance.EXECUTED).exists()
+        return ["its executed copy is missing"] if missing else reasons
 
 
 def tree(profile: Profile) -> Path:
@@ -213,10 +232,30 @@ def matrix(profile: Profile) -> list[Stage]:
     named = profile.extensions.studies if profile.dataset == "phantom" else ()
     keys |= {kind.name: [{}] if kind.name in named else [] for kind in KINDS.values() if kind.study}
     stages = [Stage(kind, k, profile) for kind in KINDS.values() for k in keys.get(kind.name, [{}])]
-    # Detectors of the filtered pool come after what filters it, which comes after the other detectors.
-    late = [stage for stage in stages if stage.keys.get("arm") == "EXP+FILTERED"]
-    first = next(k for k, stage in enumerate(stages) if stage.kind.name == "thresholds")
-    return [*(s for s in stages[:first] if s not in late), *late, *stages[first:]] if late else stages
+    kinds = list(KINDS)
+
+    def turn(stage: Stage) -> int:
+        # Detectors of the filtered pool come after what filters it, which comes after the other detectors.
+        late = {"faithfulness": 1, "EXP+FILTERED": 2}
+        after = 3 * (kinds.index(stage.kind.name) > kinds.index("detector"))
+        return late.get(stage.kind.name) or late.get(stage.keys.get("arm", "")) or after
+
+    return sorted(stages, key=turn)
+
+
+def states(profile: Profile) -> dict[str, list[str] | None]:
+    """Why each stage of a profile has to run: address -> None if it never finished, empty if it is fresh.
+
+    A stage that reads one that has to run has to run as well.
+    """
+    found: dict[str, list[str] | None] = {}
+    for stage in matrix(profile):
+        waiting = [name for other, _ in stage.upstream.values() if found[name := other.address] != []]
+        reasons = stage.reasons_to_run()
+        if waiting and reasons is not None:
+            reasons = [*reasons, f"reads {waiting[0]}" + (f" and {len(waiting) - 1} more" if waiting[1:] else "")]
+        found[stage.address] = reasons
+    return found
 
 
 def _upstream(stage: Stage) -> dict[str, tuple[Stage, str]]:
@@ -293,7 +332,8 @@ def begin(kind: str, namespace: Mapping[str, Any]) -> Stage:
             f"{stage.kind.notebook} needs artifacts that have not been made; `companion run "
             f"{stage.profile.name} --dataset {stage.profile.dataset}` makes them:", absent[:5])  # fmt: skip
     stage.folder.mkdir(parents=True, exist_ok=True)
-    return stage
+    files = {name: provenance.signature(stage.folder / name) for name in provenance.artifacts(stage.folder)}
+    return replace(stage, found={"code": stage.code(), "inputs": stage.input_hashes(), "files": files})
 
 
 def open_stage(kind: Kind, given: Mapping[str, Any]) -> Stage:

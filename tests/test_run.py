@@ -97,7 +97,8 @@ def test_a_changed_parameter_reruns_what_reads_it(project):
     profile = project / "profiles" / "smoke.yaml"
     kept = profile.read_text()
     profile.write_text(kept + "\nevaluation: {bootstrap: 77}\n")
-    assert rerun(project) == {"thresholds", "sizes", "significance", "imbalance", "claims", "errors"}
+    studies = {"annotation-bias", "feedback-loop", "distribution-shift"}
+    assert rerun(project) == {"thresholds", "sizes", "significance", "imbalance", "claims", "errors", *studies}
     profile.write_text(kept)
     assert "thresholds" in rerun(project)
 

@@ -44,7 +44,7 @@ class Kind:
 
 
 _CONDITION = "split-{split}/n-{n_train}"
-_CHAIN = ("patches", "masks", "diffusion", "sampling", "detection", "evaluation", "extensions", *COMPUTE)
+_CHAIN = ("patches", "masks", "diffusion", "sampling", "detection", "evaluation", "extensions", *COMPILED)
 KINDS = {
     kind.name: kind
     for kind in (

@@ -28,7 +28,8 @@ from companion.diffusion.autoencoder import Autoencoder
 from companion.diffusion.denoiser import Denoiser
 from companion.diffusion.noise import NoiseModel
 from companion.diffusion.sample import generate, noise_of
-from companion.diffusion.train import get_autoencoder, get_denoiser
+from companion.diffusion.train import get_denoiser
+from companion.diffusion.train_autoencoder import get_autoencoder
 from companion.evaluation.scores import Counts, count, pooled
 from companion.evaluation.significance import paired_t
 from companion.evaluation.wording import number

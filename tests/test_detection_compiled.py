@@ -10,9 +10,17 @@ import numpy as np
 import pytest
 import torch
 from conftest import ellipse_patches
-from test_detection import train
-from test_detection_batched import BatchedFirst, batch_of, gradients
+from test_detection import CASES, train
+from test_detection_batched import (
+    BatchedFirst,
+    assert_equal_detections,
+    assert_equal_losses_and_gradients,
+    batch_of,
+    gradients,
+    pair,
+)
 
+from companion.detection import regions
 from companion.detection.batch import pad_truths
 from companion.detection.model import build
 from companion.errors import CompanionError
@@ -60,6 +68,15 @@ def test_a_few_steps_in_bfloat16_compiled():
         optimizer.step()
         totals.append(float(total.detach()))
     assert np.isfinite(totals).all() and totals[-1] < totals[0]
+
+
+@pytest.mark.parametrize("case", ["some patches empty", "forty defects"])
+def test_fixed_shapes_as_on_a_gpu_are_torchvisions_too(case, monkeypatch):
+    # What a GPU computes, computed here: no shape depends on a value.
+    monkeypatch.setattr(regions, "fixed_shapes", lambda values: True)
+    theirs, ours = pair(3)
+    assert_equal_losses_and_gradients(theirs, ours, batch_of(CASES[case], size=2))
+    assert_equal_detections(theirs, ours, CASES[case].images[:2])
 
 
 def test_without_a_compiler_training_is_refused_in_words(tmp_path, monkeypatch):

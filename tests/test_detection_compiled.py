@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 from dataclasses import replace
@@ -31,8 +32,9 @@ needs_compiler = pytest.mark.skipif(COMPILER is None, reason="torch.compile need
 SETTINGS = Detection(rois_per_image=16, proposals=20)
 
 
-@needs_compiler
-def test_compiled_losses_gradients_and_detections_are_those_of_the_eager_detector():
+def test_compiled_losses_gradients_and_detections_are_those_of_the_eager_detector(monkeypatch):
+    # One graph for the whole step, traced and differentiated ahead of time, without the minutes of the C++ compiler.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager", fullgraph=True))
     torch.manual_seed(3)
     made = build(SETTINGS, 3)
     eager, compiled = BatchedFirst(made.network, 1), BatchedFirst(made.network, 1)
@@ -51,6 +53,7 @@ def test_compiled_losses_gradients_and_detections_are_those_of_the_eager_detecto
         assert np.allclose(one.boxes, other.boxes, atol=1e-3) and np.allclose(one.scores, other.scores, atol=1e-4)
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_a_few_steps_in_bfloat16_compiled():
     torch.manual_seed(3)

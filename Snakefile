@@ -17,7 +17,7 @@ PROFILE = load_profile(NAME, **GIVEN)
 QUOTED = shlex.join([NAME, PROFILE.dataset, ",".join(str(split) for split in PROFILE.splits)])
 TREE = stages.tree(PROFILE)
 MATRIX = {stage.address: stage for stage in stages.matrix(PROFILE)}
-TRAINS = {"diffusion", "generated", "detector", "faithfulness"}
+TRAINS = {kind.name for kind in stages.KINDS.values() if "device" in kind.sections}
 # 'auto' is decided where the job runs; here it matters only whether jobs have to share one GPU.
 GPUS = int(PROFILE.device == "cuda" or (PROFILE.device == "auto" and shutil.which("nvidia-smi") is not None))
 
@@ -26,7 +26,7 @@ if workflow.is_main_process:
 
 
 def flag(address):
-    return str(TREE / address / DONE)
+    return local(str(TREE / address / DONE))  # on a file system that all jobs share, never in an object store
 
 
 def read_by(kind):
@@ -59,10 +59,8 @@ for kind in stages.KINDS.values():
             address=lambda wildcards, kind=kind: kind.folder.format(**wildcards),
         threads: PROFILE.threads
         resources:
-            gpu=GPUS * (kind.name in TRAINS),
+            gpu=GPUS * (kind.name in TRAINS),  # memory and time are for a cluster's settings to say, cluster/*/config.yaml
             # Detectors may share one GPU; what trains or samples the diffusion model takes all of it.
             gpu_share=GPUS * (kind.name in TRAINS) * (1 if kind.name == "detector" else PROFILE.jobs_per_device),
-            mem_mb=4096 if kind.name not in TRAINS else 8192,
-            runtime=60 if kind.name not in TRAINS else 720,
         shell:
             f"{sys.executable} -m companion.execute {QUOTED} {{params.address:q}}"

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import nbformat
+import psutil
 import pytest
 
 from companion import stages
@@ -23,12 +24,11 @@ WORK = {
     "detector": "write_json(stage.folder / 'predictions.json', stage.parameters)",
     "thresholds": "write_json(stage.folder / 'scores.parquet', stage.parameters)",
 }
+USUAL = "write_json(stage.folder / 'summary.json', stage.parameters)"
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    """A project folder with its own copy of the package, run once."""
-    root = tmp_path_factory.mktemp("project")
+def light_project(root: Path, work: dict[str, str]) -> Path:
+    """A project folder with its own copy of the package, whose notebooks do what `work` says."""
     for name in ("profiles", "src"):
         shutil.copytree(PROJECT / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     shutil.copy(PROJECT / "Snakefile", root)
@@ -38,13 +38,19 @@ def project(tmp_path_factory):
         named = [f"{key} = {keys[key]!r}" for key in kind.keys] or ["splits = None"]
         parameters = nbformat.v4.new_code_cell("\n".join(["profile = 'smoke'", "dataset = 'phantom'", *named]))
         parameters.metadata.tags = ["parameters"]
-        work = WORK.get(kind.name, "write_json(stage.folder / 'summary.json', stage.parameters)")
         source = (
             "from companion.provenance import write_json\nfrom companion.stages import begin\n"
-            f"stage = begin({kind.name!r}, globals())\n{work}\nstage.finish()"
+            f"stage = begin({kind.name!r}, globals())\n{work.get(kind.name, USUAL)}\nstage.finish()"
         )
         notebook = nbformat.v4.new_notebook(cells=[parameters, nbformat.v4.new_code_cell(source)])
         nbformat.write(notebook, root / "notebooks" / f"{kind.notebook}.ipynb")
+    return root
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A light project, run once."""
+    root = light_project(tmp_path_factory.mktemp("project"), WORK)
     done = companion(root, "run", "smoke")
     assert done.returncode == 0, done.stderr + (root / "runs/smoke/phantom/snakemake.log").read_text()
     return root
@@ -118,6 +124,15 @@ def test_a_damaged_artifact_is_made_again(project):
     assert rerun(project) == {"split-1/n-10/statistics"}
 
 
+def test_a_foreign_file_goes_and_a_missing_executed_copy_comes_back(project):
+    tree = project / "runs/smoke/phantom"
+    foreign = tree / "sizes" / "foreign.json"
+    foreign.write_text("{}")
+    (tree / "errors" / "notebook.ipynb").unlink()
+    assert rerun(project) == {"sizes", "errors"}
+    assert not foreign.exists() and (tree / "errors" / "notebook.ipynb").exists()
+
+
 def test_what_a_notebook_refuses_is_one_message(project):
     path = project / "notebooks" / "11_claims.ipynb"
     kept = path.read_text()
@@ -151,6 +166,21 @@ def test_interrupted_runs_continue(project, told):
     assert {"split-1/micrographs", "thresholds"} & rerun(project)
     assert not any(working.glob(".tmp-*"))
     assert rerun(project) == set()
+
+
+def test_a_run_whose_command_was_killed_is_not_joined_by_a_second(project):
+    (project / "runs/smoke/phantom/claims/stamp.json").unlink()
+    command = [sys.executable, "-m", "companion.cli", "run", "smoke"]
+    process = subprocess.Popen(command, cwd=project, env=environment(project), stdout=subprocess.DEVNULL)
+    lock, snakemake = project / "runs/smoke/phantom/.lock", []
+    while not snakemake:
+        snakemake = psutil.Process(process.pid).children()
+    process.kill()
+    process.wait()
+    done = companion(project, "run", "smoke")
+    assert done.returncode == 2 and "another run is working" in done.stderr
+    psutil.wait_procs(snakemake, timeout=60)
+    assert lock.exists() and rerun(project) == set()
 
 
 def test_two_runs_on_one_tree_are_refused(project):

@@ -29,11 +29,13 @@ def run(
     dataset: DatasetName = None,
     split: SplitName = None,
     cores: Annotated[int, typer.Option(min=1, help="processor cores for all jobs together")] = 2,
+    cluster: Annotated[Path | None, typer.Option(help="folder of a cluster's settings, e.g. cluster/slurm")] = None,
 ) -> None:
-    """Run every notebook whose result is missing or stale."""
+    """Run every notebook whose result is missing or stale, here or on a cluster."""
     from companion import orchestrate
 
-    raise typer.Exit(orchestrate.run(*_profile(profile, dataset, split), cores=cores, console=_console()))
+    code = orchestrate.run(*_profile(profile, dataset, split), cores=cores, console=_console(), cluster=cluster)
+    raise typer.Exit(code)
 
 
 @app.command()

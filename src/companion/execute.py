@@ -2,50 +2,66 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from companion import paths, stages
 from companion.errors import CompanionError
 from companion.params import Profile, load_profile
-from companion.provenance import atomic
+from companion.provenance import EXECUTED, artifact_hashes, artifacts, atomic, read_stamp
 
 DONE = ".done"  # Snakemake's flag; whether a stage is fresh is told by its stamp alone
 
 
-def synchronise(profile: Profile) -> dict[str, list[str] | None]:
-    """Make Snakemake's flags say what the stamps say, and return why each stage has to run.
-
-    A stage that is fresh, and reads fresh stages only, gets its flag, with modification times in the order of
-    the matrix; every other flag is removed. So neither a copied tree nor a fresh checkout reruns anything,
-    and nothing stale is used.
+def reasons_to_run(profile: Profile) -> dict[str, list[str] | None]:
+    """Why each stage of `profile` has to run.
 
     Returns
     -------
-    Address -> reasons: None where the stage never finished, empty where it is fresh.
+    Address -> reasons: None where the stage never finished, empty where it is fresh and reads fresh stages only.
     """
-    states: dict[str, list[str] | None] = {}
-    now = time.time()
-    for order, stage in enumerate(stages.matrix(profile)):
-        waiting = [name for other, _ in stage.upstream.values() if states[name := other.address] != []]
-        reasons = stage.staleness()
+    found: dict[str, list[str] | None] = {}
+    for stage in stages.matrix(profile):
+        waiting = [name for other, _ in stage.upstream.values() if found[name := other.address] != []]
+        reasons = _why(stage)
         if waiting and reasons is not None:
             reasons = [*reasons, f"reads {waiting[0]}" + (f" and {len(waiting) - 1} more" if waiting[1:] else "")]
-        states[stage.address] = reasons
-        flag = stage.folder / DONE
-        if reasons == []:
+        found[stage.address] = reasons
+    return found
+
+
+def synchronise(profile: Profile) -> dict[str, list[str] | None]:
+    """Make Snakemake's flags say what the stamps say, and return the reasons why each stage has to run.
+
+    A fresh stage gets its flag, with modification times in the order of the matrix; every other flag is removed.
+    So neither a copied tree nor a fresh checkout reruns anything, and nothing stale is used.
+    """
+    reasons, now = reasons_to_run(profile), time.time()
+    for order, address in enumerate(reasons):
+        flag = stages.tree(profile) / address / DONE
+        if reasons[address] == []:
             flag.touch()
             os.utime(flag, (now - 10_000 + order, now - 10_000 + order))
         else:
             flag.unlink(missing_ok=True)
-    return states
+    return reasons
+
+
+def _why(stage: stages.Stage) -> list[str] | None:
+    """`Stage.staleness`; a stage whose executed copy is missing was ended, or run by hand, after its stamp."""
+    reasons = stage.staleness()
+    return ["its executed copy is missing"] if reasons == [] and not (stage.folder / EXECUTED).exists() else reasons
 
 
 def execute(stage: stages.Stage, name_or_path: str) -> None:
     """Execute the notebook of `stage`, unless its stamp already matches, and keep the executed copy beside its output.
+
+    Waits while another job makes the same stage, for instance one that outlived the run that started it.
 
     Parameters
     ----------
@@ -56,36 +72,55 @@ def execute(stage: stages.Stage, name_or_path: str) -> None:
     CompanionError
         When the notebook stops; the copy with the error is kept as ``failed.ipynb``.
     """
+    stage.folder.mkdir(parents=True, exist_ok=True)
+    with open(stage.folder / ".lock", "w", encoding="utf-8") as lock:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if _why(stage) != []:
+            _clear(stage)
+            _papermill(stage, name_or_path)
+            stamped = (read_stamp(stage.folder) or {"outputs": {}})["outputs"]
+            for name in set(artifacts(stage.folder)) - set(stamped):  # of an earlier run, with other parameters
+                (stage.folder / name).unlink()
+    for left in ("failed.ipynb", "error.txt"):
+        (stage.folder / left).unlink(missing_ok=True)
+    (stage.folder / DONE).touch()
+
+
+def _clear(stage: stages.Stage) -> None:
+    """Remove what a killed job was writing, and artifacts that are not as they were stamped."""
+    for left in stage.folder.rglob(".tmp-*"):
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    stamp = read_stamp(stage.folder)
+    for name, sha in artifact_hashes(stage.folder).items() if stamp else ():
+        if stamp["outputs"].get(name) != sha:
+            (stage.folder / name).unlink()
+
+
+def _papermill(stage: stages.Stage, name_or_path: str) -> None:
     import papermill
 
-    flag, failed = stage.folder / DONE, stage.folder / "failed.ipynb"
-    if stage.staleness() != []:
-        stage.folder.mkdir(parents=True, exist_ok=True)
-        for left in stage.folder.rglob(".tmp-*"):  # by a job that was killed
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
-        parameters = {"profile": name_or_path, "dataset": stage.profile.dataset, **stage.keys}
-        if not stage.kind.keys:
-            parameters["splits"] = list(stage.profile.splits)
-        try:
-            with atomic(stage.folder / "notebook.ipynb") as copy:
-                try:
-                    papermill.execute_notebook(
-                        stage.notebook, copy, parameters, kernel_name="python3", language="python", cwd=paths.root(),
-                        progress_bar=False, autosave_cell_every=0,
-                    )  # fmt: skip
-                except papermill.PapermillExecutionError:
-                    copy.replace(failed)
-                    raise
-        except papermill.PapermillExecutionError as error:
-            if error.ename == CompanionError.__name__:
-                raise CompanionError(error.evalue) from None
-            raise CompanionError(
-                f"{stage.kind.notebook} stopped in cell {error.exec_count}: {error.ename}: {error.evalue}. "
-                f"The executed copy is {failed}"
-            ) from None
-    failed.unlink(missing_ok=True)
-    (stage.folder / "error.txt").unlink(missing_ok=True)
-    flag.touch()
+    failed = stage.folder / "failed.ipynb"
+    parameters = {"profile": name_or_path, "dataset": stage.profile.dataset, **stage.keys}
+    if not stage.kind.keys and not stage.kind.study:
+        parameters["splits"] = list(stage.profile.splits)
+    try:
+        with atomic(stage.folder / EXECUTED) as copy:
+            try:
+                papermill.execute_notebook(
+                    stage.notebook, copy, parameters, kernel_name="python3", language="python", cwd=paths.root(),
+                    progress_bar=False, autosave_cell_every=0,
+                )  # fmt: skip
+            except papermill.PapermillExecutionError:
+                copy.replace(failed)
+                raise
+    except papermill.PapermillExecutionError as error:
+        if error.ename == CompanionError.__name__:
+            raise CompanionError(error.evalue) from None
+        raise CompanionError(
+            f"{stage.kind.notebook} stopped in cell {error.exec_count}: {error.ename}: {error.evalue}. "
+            f"The executed copy is {failed}"
+        ) from None
 
 
 def main(arguments: list[str]) -> int:

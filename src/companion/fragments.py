@@ -61,6 +61,7 @@ def write_fragments(folder: Path, profile: Profile, claims: Path, sizes: Path) -
         "headline": scores_table(gains) + "\n" + claims_table([r for r in rows if r["id"] in HEADLINE_CLAIMS]),
         "verdicts": claims_table(rows),
         "times": times_table(stamps),
+        "faults": faults_table(json.loads((paths.root() / "benchmarks" / "faults.json").read_text(encoding="utf-8"))),
     }
     for name, text in fragments.items():
         with provenance.atomic(folder / f"{name}.md") as temporary:
@@ -233,6 +234,13 @@ def times_table(stamps: Iterable[tuple[str, Mapping[str, Any]]]) -> str:
     ]  # fmt: skip
     total = f"\nTogether {_duration(table['wall'].sum())} in {len(table)} runs, some of them side by side.\n"
     return _table(("notebook", "runs", "time, all runs", "longest", "peak memory", "device"), rows) + total
+
+
+def faults_table(tried: Mapping[str, Any]) -> str:
+    """Markdown table of what was done to a run and what happened, from benchmarks/faults.json."""
+    rows = [(row["fault"], _cell(row["tried"]), _cell(row["happened"])) for row in tried["rows"]]
+    told = f"\nOn {tried['device']}, at commit {tried['commit']}.\n"
+    return _table(("fault", "what was done", "what happened"), rows) + told
 
 
 def verdict_chip(verdict: str) -> str:

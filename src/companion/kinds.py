@@ -31,6 +31,7 @@ class Kind:
     folder: str  # below runs/<profile>/<dataset>/; its fields are the keys that tell its stages apart
     sections: tuple[str, ...]  # what it reads of the profile
     knobs: Mapping[str, str] = field(default_factory=dict)  # notebook parameters that override the profile
+    study: bool = False  # beyond the paper: on phantoms of its own, reading no other stage, if the profile names it
 
     @cached_property
     def keys(self) -> tuple[str, ...]:
@@ -38,6 +39,7 @@ class Kind:
 
 
 _CONDITION = "split-{split}/n-{n_train}"
+_CHAIN = ("patches", "masks", "diffusion", "sampling", "detection", "evaluation", "extensions", *COMPUTE)
 KINDS = {
     kind.name: kind
     for kind in (
@@ -52,13 +54,16 @@ KINDS = {
              {"sampling_steps": "sampling.steps"}),
         Kind("detector", "06_mask_rcnn", _CONDITION + "/{arm}/seed-{seed}", ("detection", *COMPUTE),
              {"steps": "detection.steps"}),
-        Kind("faithfulness", "13_mask_faithfulness", _CONDITION + "/faithfulness",
-             ("arms", "faithfulness", "sampling", *COMPUTE)),
         Kind("thresholds", "07_thresholds", "thresholds", ("evaluation",), {"iou": "evaluation.iou"}),
         Kind("sizes", "08_sizes_and_splits", "sizes", ("evaluation",)),
         Kind("significance", "09_significance", "significance", ("evaluation",)),
         Kind("imbalance", "10_class_imbalance", "imbalance", ("evaluation", "masks")),
         Kind("claims", "11_claims", "claims", ("evaluation",)),
         Kind("errors", "12_errors", "errors", ("evaluation",)),
+        Kind("faithfulness", "13_mask_faithfulness", _CONDITION + "/faithfulness",
+             ("arms", "evaluation", "faithfulness", "phantom", "sampling", *COMPUTE)),
+        Kind("bias", "14_annotation_bias", "annotation-bias", _CHAIN, study=True),
+        Kind("feedback", "15_feedback_loop", "feedback-loop", _CHAIN, study=True),
+        Kind("shift", "16_distribution_shift", "distribution-shift", _CHAIN, study=True),
     )
 }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import importlib.util
 import json
 import signal
 import subprocess
@@ -12,19 +13,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from companion import paths, provenance, stages
 from companion.errors import CompanionError
-from companion.execute import DONE, synchronise
+from companion.execute import DONE, reasons_to_run, synchronise
 from companion.params import Profile
 
 LOG = "snakemake.log"
 
 
-def run(profile: Profile, name_or_path: str, cores: int, console: Console) -> int:
+def run(profile: Profile, name_or_path: str, cores: int, console: Console, cluster: Path | None = None) -> int:
     """Run every stage of `profile` that is missing or stale.
 
     Parameters
@@ -32,20 +34,24 @@ def run(profile: Profile, name_or_path: str, cores: int, console: Console) -> in
     profile : validated, with the data set and splits of the command line
     name_or_path : the profile as named by the user
     cores : how many processor cores the jobs share
+    cluster : folder of a Snakemake profile that says where jobs run instead, e.g. cluster/slurm
 
     Returns
     -------
     Exit code: 0 done, 2 a stage refused its input, 1 a stage failed otherwise, 130 interrupted.
     """
+    room = profile.jobs_per_device
+    here = ["--cores", str(cores), "--resources", f"gpu={room}", f"gpu_share={room}"]
+    where = here if cluster is None else _submission(cluster)
     check_inputs(profile)
     tree = stages.tree(profile)
-    with _only_run(tree):
+    with _only_run(tree) as lock:
         waiting = [address for address, reasons in synchronise(profile).items() if reasons != []]
         if not waiting:
             console.print(f"{_title(profile)}: nothing to do, every stage is fresh. {_shown(tree)}")
             return 0
         began = time.monotonic()
-        code = _snakemake(profile, name_or_path, cores, waiting, console)
+        code = _snakemake(profile, name_or_path, where, waiting, console, lock)
         if code == 0:
             took = time.monotonic() - began
             console.print(f"{_title(profile)}: {len(waiting)} stages done in {_duration(took)}. {_shown(tree)}")
@@ -78,7 +84,7 @@ def check_inputs(profile: Profile) -> None:
 
 def status(profile: Profile, console: Console) -> bool:
     """Print every stage as fresh, stale (and because of what), running or missing; True if all are fresh."""
-    states = synchronise(profile)
+    states = reasons_to_run(profile)
     table = Table(title=f"{_title(profile)} · {_shown(stages.tree(profile))}", title_justify="left")
     for column in ("stage", "notebook", "state", "why", "wall time"):
         table.add_column(column)
@@ -94,13 +100,28 @@ def status(profile: Profile, console: Console) -> bool:
     return fresh == len(states)
 
 
-def _snakemake(profile: Profile, name_or_path: str, cores: int, waiting: list[str], console: Console) -> int:
+def _submission(folder: Path) -> list[str]:
+    """Options that hand the jobs to a cluster."""
+    config = folder.resolve() / "config.yaml"
+    if not config.is_file():
+        raise CompanionError(f"--cluster {folder}: no config.yaml there; copy cluster/slurm and edit its entries")
+    try:
+        executor = yaml.safe_load(config.read_text(encoding="utf-8"))["executor"]
+    except (yaml.YAMLError, KeyError, TypeError):
+        raise CompanionError(f"{config} names no executor, for instance `executor: slurm`") from None
+    if importlib.util.find_spec(f"snakemake_executor_plugin_{executor}") is None:
+        raise CompanionError(f"{config}: executor {executor} is not installed; pip install -e '.[cluster]'")
+    return ["--workflow-profile", str(config.parent)]
+
+
+def _snakemake(
+    profile: Profile, name_or_path: str, where: list[str], waiting: list[str], console: Console, lock: int
+) -> int:
     tree = stages.tree(profile)
     command = [
         sys.executable, "-m", "snakemake", "--snakefile", str(paths.root() / "Snakefile"),
-        "--directory", str(paths.root()), "--cores", str(cores), "--rerun-triggers", "mtime", "--rerun-incomplete",
+        "--directory", str(paths.root()), *where, "--rerun-triggers", "mtime", "--rerun-incomplete",
         "--nolock", "--keep-going", "--quiet", "progress",
-        "--resources", f"gpu={profile.jobs_per_device}", f"gpu_share={profile.jobs_per_device}",
         "--config", f"profile={name_or_path}", f"dataset={profile.dataset}",
         "splits=" + ",".join(str(split) for split in profile.splits),
     ]  # fmt: skip
@@ -108,7 +129,10 @@ def _snakemake(profile: Profile, name_or_path: str, cores: int, waiting: list[st
         (tree / address / "error.txt").unlink(missing_ok=True)
     with open(tree / LOG, "w", encoding="utf-8") as log:
         # A session of its own: an interrupt reaches Snakemake once, from here, and not its jobs out of order.
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        # It holds the tree's lock as well: should only this process be killed, no second run starts beside it.
+        process = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, pass_fds=[lock]
+        )
         signal.signal(signal.SIGTERM, _interrupt)  # being told to end is an interrupt, too
         try:
             _watch(process, tree, waiting, console)
@@ -121,6 +145,8 @@ def _snakemake(profile: Profile, name_or_path: str, cores: int, waiting: list[st
     refused = [(address, text) for address in waiting if (text := _error(tree / address))]
     for address, text in refused:
         print(f"error in {address}: {text}", file=sys.stderr)
+    if not refused and provenance.is_full(tree):
+        raise CompanionError(f"{_shown(tree)}: No space left on device; what is finished is kept")
     if not refused:
         print(f"error: Snakemake stopped; its log is {tree / LOG}", file=sys.stderr)
     return 2 if refused else 1
@@ -161,15 +187,19 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def _only_run(tree: Path) -> Iterator[None]:
+def _only_run(tree: Path) -> Iterator[int]:
     """Hold the tree's lock; the system releases it however the process ends."""
-    tree.mkdir(parents=True, exist_ok=True)
-    with open(tree / ".lock", "w", encoding="utf-8") as lock:
+    try:
+        tree.mkdir(parents=True, exist_ok=True)
+        opened = open(tree / ".lock", "w", encoding="utf-8")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise CompanionError(f"{_shown(tree)} cannot be written to: {error.strerror}") from None
+    with opened as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise CompanionError(f"another run is working on {_shown(tree)}; wait for it or stop it") from None
-        yield
+        yield lock.fileno()
 
 
 def _working(folder: Path) -> str:

@@ -26,6 +26,7 @@ from companion import paths
 from companion.errors import CompanionError
 
 STAMP = "stamp.json"
+EXECUTED = "notebook.ipynb"  # the executed copy beside it
 PACKAGES = ("numpy", "pandas", "scipy", "scikit-image", "torch", "torchvision", "diffusers", "statsmodels")
 _REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 _SOURCE = Path(__file__).resolve().parent
@@ -40,22 +41,40 @@ def atomic(path: Path) -> Iterator[Path]:
 
     Whatever interrupts the writing, `path` holds the old content or the new one, never half of either.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-", suffix=path.suffix)
-    os.close(handle)
+    with _refusals(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-", suffix=path.suffix)
+        os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except OSError as error:
-        if error.errno not in _REFUSED:
-            raise
-        raise CompanionError(f"{path} could not be written: {error.strerror}") from error
+        with _refusals(path):
+            yield temporary
+            with open(temporary, "rb") as written:
+                os.fsync(written.fileno())
+            temporary.chmod(0o644)
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _refusals(path: Path) -> Iterator[None]:
+    """A full disk or a missing permission as one message."""
+    try:
+        yield
+    except Exception as error:
+        # Some writers tell of a full disk in words of their own, or only that fewer bytes were written.
+        full = "No space left" in str(error) or (isinstance(error, OSError) and is_full(path))
+        if not full and getattr(error, "errno", None) not in _REFUSED:
+            raise
+        reason = os.strerror(errno.ENOSPC) if full else error.strerror
+        raise CompanionError(f"{path} could not be written: {reason}") from error
+
+
+def is_full(path: Path) -> bool:
+    """Whether the disk that holds `path`, which need not exist, has no room to speak of."""
+    existing = next(folder for folder in (path, *path.parents) if folder.exists())
+    return shutil.disk_usage(existing).free < 64 * 1024
 
 
 @contextmanager
@@ -174,17 +193,25 @@ def _module_path(name: str) -> Path | None:
 # --- stamps -------------------------------------------------------------------------------------------------
 
 
+def artifacts(folder: Path) -> list[str]:
+    """Names of the artifacts in `folder`: every file but its stamp, notebook copies and working files."""
+    names = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
+    return [name.as_posix() for name in names if not _is_working_file(name)]
+
+
 def artifact_hashes(folder: Path) -> dict[str, str]:
-    """Hashes of the artifacts in `folder`: every file but its stamp, notebook copies and working files."""
-    return {
-        path.relative_to(folder).as_posix(): hash_file(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and not _is_working_file(path.relative_to(folder))
-    }
+    """Name -> sha256 of the artifacts in `folder`."""
+    return {name: hash_file(folder / name) for name in artifacts(folder)}
+
+
+def signature(path: Path) -> tuple[int, int]:
+    """Inode and modification time [ns]: differ once a file has been written again, with equal content too."""
+    status = path.stat()
+    return status.st_ino, status.st_mtime_ns
 
 
 def _is_working_file(path: Path) -> bool:
-    return path.name in (STAMP, "notebook.ipynb", "failed.ipynb", "error.txt") or any(
+    return path.name in (STAMP, EXECUTED, "failed.ipynb", "error.txt") or any(
         part.startswith(".") or part == "checkpoint" for part in path.parts
     )
 

@@ -10,7 +10,7 @@ import json
 import resource
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property, lru_cache
 from itertools import product
@@ -51,6 +51,8 @@ class Stage:
     keys: Mapping[str, Any]
     profile: Profile
     began: float = field(default_factory=time.time, compare=False)
+    # As `begin` found them: the code and inputs that a result was made from, and the files of earlier runs.
+    found: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def folder(self) -> Path:
@@ -113,24 +115,32 @@ class Stage:
 
     def _weights(self) -> dict[str, str]:
         """Pretrained weights files that the profile names for this stage."""
-        named = {"diffusion": self.profile.diffusion.autoencoder.weights, "detector": self.profile.detection.weights}
-        weights = named.get(self.kind.name)
-        return {"weights": weights} if weights else {}
+        named = {"diffusion": self.profile.diffusion.autoencoder.weights, "detection": self.profile.detection.weights}
+        return {f"weights of {name}": given for name, given in named.items() if given and name in self.kind.sections}
 
     def finish(self) -> pd.DataFrame:
         """Write the stamp beside the artifacts; the last cell of a notebook.
+
+        An artifact that has been neither written nor taken over (`touch`) since `begin` is of an earlier run and
+        not in the stamp. An executed copy of an earlier run goes before the stamp that it does not belong to comes.
 
         Returns
         -------
         One row per artifact: file (below runs/), size in KiB, first digits of its sha256.
         """
-        outputs = provenance.artifact_hashes(self.folder)
+        old = self.found["files"]
+        outputs = {
+            name: sha for name, sha in provenance.artifact_hashes(self.folder).items()
+            if old.get(name) != provenance.signature(self.folder / name)
+        }  # fmt: skip
         if not outputs:
             raise CompanionError(f"{self.folder}: the notebook has written nothing")
+        (self.folder / provenance.EXECUTED).unlink(missing_ok=True)
         provenance.write_json(self.folder / provenance.STAMP, {
             "stage": self.kind.name, "notebook": self.kind.notebook, "profile": self.profile.name,
-            "dataset": dataset_name(self.profile.dataset), "keys": self.keys, "code": self.code(),
-            "parameters": self.parameters, "inputs": self.input_hashes(), "outputs": outputs,
+            "dataset": dataset_name(self.profile.dataset), "keys": self.keys,
+            "code": self.found["code"], "parameters": self.parameters, "inputs": self.found["inputs"],
+            "outputs": outputs,
             **provenance.environment(), "started": datetime.fromtimestamp(self.began, UTC).isoformat("T", "seconds"),
             "wall_s": round(time.time() - self.began, 2),
             "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
@@ -211,11 +221,18 @@ def matrix(profile: Profile) -> list[Stage]:
         "detector": [{**d, "seed": seed} for d in detectors for seed in profile.seeds],
         "faithfulness": conditions if "EXP" in profile.arms else [],
     }
+    named = profile.extensions.studies if profile.dataset == "phantom" else ()
+    keys |= {kind.name: [{}] if kind.name in named else [] for kind in KINDS.values() if kind.study}
     stages = [Stage(kind, k, profile) for kind in KINDS.values() for k in keys.get(kind.name, [{}])]
-    # Detectors of the filtered pool come after what filters it, which comes after the other detectors.
-    late = [stage for stage in stages if stage.keys.get("arm") == "EXP+FILTERED"]
-    first = next(k for k, stage in enumerate(stages) if stage.kind.name == "thresholds")
-    return [*(s for s in stages[:first] if s not in late), *late, *stages[first:]] if late else stages
+    kinds = list(KINDS)
+
+    def turn(stage: Stage) -> int:
+        # Detectors of the filtered pool come after what filters it, which comes after the other detectors.
+        late = {"faithfulness": 1, "EXP+FILTERED": 2}
+        after = 3 * (kinds.index(stage.kind.name) > kinds.index("detector"))
+        return late.get(stage.kind.name) or late.get(stage.keys.get("arm", "")) or after
+
+    return sorted(stages, key=turn)
 
 
 def _upstream(stage: Stage) -> dict[str, tuple[Stage, str]]:
@@ -229,7 +246,7 @@ def _upstream(stage: Stage) -> dict[str, tuple[Stage, str]]:
     train = {"train": other("micrographs", f"train-n{stage.keys['n_train']}/")} if "n_train" in stage.keys else {}
     test = {"test": other("micrographs", "test/")} if train else {}
     match stage.kind.name:
-        case "micrographs":
+        case "micrographs" | "bias" | "feedback" | "shift":
             return {}
         case "statistics" | "diffusion":
             return train
@@ -292,7 +309,8 @@ def begin(kind: str, namespace: Mapping[str, Any]) -> Stage:
             f"{stage.kind.notebook} needs artifacts that have not been made; `companion run "
             f"{stage.profile.name} --dataset {stage.profile.dataset}` makes them:", absent[:5])  # fmt: skip
     stage.folder.mkdir(parents=True, exist_ok=True)
-    return stage
+    files = {name: provenance.signature(stage.folder / name) for name in provenance.artifacts(stage.folder)}
+    return replace(stage, found={"code": stage.code(), "inputs": stage.input_hashes(), "files": files})
 
 
 def open_stage(kind: Kind, given: Mapping[str, Any]) -> Stage:
@@ -316,7 +334,11 @@ def open_stage(kind: Kind, given: Mapping[str, Any]) -> Stage:
     here = [other for other in matrix(profile) if other.kind is kind]
     if stage.address not in {other.address for other in here}:
         names = ", ".join(other.address for other in here) or "none"
-        raise CompanionError(f"{source}: {stage.address} is not in profile '{profile.name}', which has: {names}")
+        study = "; it needs exact truth: dataset phantom, and a profile whose extensions.studies names it"
+        raise CompanionError(
+            f"{source}: {stage.address} is not in profile '{profile.name}' on {dataset_name(profile.dataset)}, which "
+            f"has: {names}{study if kind.study else ''}"
+        )
     return stage
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,12 +48,21 @@ def save_state(state: Any, path: Path, about: dict[str, Any]) -> None:
         return {"plain": value}
 
     structure = strip(state)
+    content = {"structure": structure, "about": about, "checksum": _checksum(tensors, structure, about)}
     with atomic(path) as temporary:
         # One entry only: safetensors keeps its metadata in no particular order, and equal states give equal bytes.
         try:
-            save_file(tensors, temporary, metadata={"state": json.dumps({"structure": structure, "about": about})})
+            save_file(tensors, temporary, metadata={"state": json.dumps(content)})
         except SafetensorError as error:
             raise CompanionError(f"{path} could not be written: {error}") from error
+
+
+def _checksum(tensors: dict[str, torch.Tensor], *texts: Any) -> int:
+    """CRC-32 over the bytes of all tensors and the JSON of `texts`: safetensors itself checks nothing."""
+    value = zlib.crc32(json.dumps(texts).encode())
+    for tensor in tensors.values():
+        value = zlib.crc32(tensor.reshape(-1).view(torch.uint8).cpu().numpy(), value)
+    return value
 
 
 def load_state(path: Path, device: str = "cpu") -> tuple[Any, dict[str, Any]]:
@@ -65,10 +75,11 @@ def load_state(path: Path, device: str = "cpu") -> tuple[Any, dict[str, Any]]:
     """
     try:
         with safe_open(path, framework="pt", device=device) as file:
-            found = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        found = json.loads(found["state"])
-        structure, about = found["structure"], found["about"]
+            found = json.loads((file.metadata() or {})["state"])
+            structure, about = found["structure"], found["about"]
+            tensors = {key: file.get_tensor(key) for key in _keys(structure)}
+        if found.get("checksum") not in (None, _checksum(tensors, structure, about)):  # older files have none
+            raise ValueError("its content is not as it was written")
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise CompanionError(f"{path} is not a weights file of this package: {error}") from None
 
@@ -81,6 +92,15 @@ def load_state(path: Path, device: str = "cpu") -> tuple[Any, dict[str, Any]]:
         return [fill(item) for item in content] if kind == "list" else content
 
     return fill(structure), about
+
+
+def _keys(structure: dict[str, Any]) -> list[str]:
+    """Names of the tensors, in the order in which they were counted."""
+    kind, content = next(iter(structure.items()))
+    if kind == "tensor":
+        return [content]
+    items = [item for _, item in content] if kind == "dict" else content if kind == "list" else []
+    return [key for item in items for key in _keys(item)]
 
 
 def load_network(path: Path, kind: str, build: Callable[[Any], torch.nn.Module], device: str | torch.device):
@@ -110,10 +130,13 @@ def load_network(path: Path, kind: str, build: Callable[[Any], torch.nn.Module],
 
 
 def is_finished(path: Path, identity: str) -> bool:
-    """Whether `path` holds the final weights of the training with this identity."""
+    """Whether `path` holds the final weights of the training with this identity; they are then this run's, too."""
     if not path.exists():
         return False
     try:
-        return bool(load_state(path)[1].get("identity") == identity)
+        finished = load_state(path)[1].get("identity") == identity
     except CompanionError:
         return False
+    if finished and is_main():
+        path.touch()
+    return finished

@@ -21,6 +21,7 @@ from companion.data.dataset import ANNOTATIONS, load_dataset
 from companion.errors import CompanionError, nearest
 from companion.params import Profile
 
+HASHES = ".hashes.json"  # of a rendered data set: one that is damaged is rendered again
 TIMEOUT_S = 30  # without a byte arriving
 _CREME = (
     "https://raw.githubusercontent.com/ai-atoms/creme/19e9c46d731e525fd80270d9bb602a6e94e92e70/data/ds25s/fov200nm/"
@@ -144,7 +145,21 @@ def _phantom(profile: Profile) -> Path:
     code = {k: v for k, v in code.items() if k.startswith("companion/phantom/") or k.endswith("geometry.py")}
     key = provenance.hash_value([profile.phantom.model_dump(mode="json"), profile.root_seed, code])[:12]
     folder = paths.data_cache() / f"phantom-{key}"
-    return _once(folder, lambda temporary: render_dataset(profile.phantom, profile.root_seed, temporary))
+
+    def render(temporary: Path) -> None:
+        render_dataset(profile.phantom, profile.root_seed, temporary)
+        provenance.write_json(temporary / HASHES, provenance.artifact_hashes(temporary))
+
+    if folder.is_dir() and not _as_rendered(folder):
+        shutil.rmtree(folder)
+    return _once(folder, render)
+
+
+def _as_rendered(folder: Path) -> bool:
+    try:
+        return json.loads((folder / HASHES).read_text(encoding="utf-8")) == provenance.artifact_hashes(folder)
+    except (OSError, ValueError):
+        return False
 
 
 def _once(folder: Path, make: Callable[[Path], None]) -> Path:

@@ -97,6 +97,7 @@ def train_detector(
     )  # fmt: skip
     path = folder / WEIGHTS
     if is_finished(path, identity) and (folder / LOG).exists():
+        (folder / LOG).touch()
         return load_detector(path, compute)[0], pd.read_parquet(folder / LOG)
     with compute.global_seed(*names, "weights"):
         detector = build(settings, len(card.classes))

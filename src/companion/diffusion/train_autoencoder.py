@@ -65,7 +65,7 @@ def get_autoencoder(
         autoencoder, about = autoencoders.load(path, machine.device)
         return autoencoder, pd.DataFrame(about["log"])
 
-    resident = machine.send(torch.from_numpy(images))  # (P, S, S)
+    resident = machine.send(torch.tensor(images))  # (P, S, S)
 
     def draw(rng: torch.Generator) -> tuple[Tensor, Tensor]:
         crops = random_crops(resident, parameters.batch_size, parameters.crop_px, rng)

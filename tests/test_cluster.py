@@ -1,0 +1,215 @@
+"""The same graph of notebooks through Snakemake's cluster executors.
+
+Slurm for real, on one node of this machine's own (Debian's slurmctld, slurmd, slurm-client and munge; root), where a
+job outlives its time limit and continues. Kubernetes as a dry run. `make cluster-test` installs what these need.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+from test_run import PROJECT, WORK, environment, light_project
+
+from companion import orchestrate, provenance
+from companion.errors import CompanionError
+from companion.kinds import KINDS
+from companion.params import load_profile
+
+SLURM = ("munged", "slurmctld", "slurmd", "sbatch")
+# A training of 100 s on the cluster, where one minute is given; the local run of the same notebook does not pause.
+TRAINING = """
+import os, time, torch
+from companion.training import fit, load_state
+from companion.paths import root
+torch.manual_seed(1)
+layer = torch.nn.Linear(2, 1)
+optimizer = torch.optim.AdamW(layer.parameters())
+pause = float(os.environ.get('PAUSE', 0))
+def step(i):
+    time.sleep(pause)
+    loss = layer(torch.full((1, 2), float(i))).square().sum()
+    optimizer.zero_grad(); loss.backward(); optimizer.step()
+    return {'loss': loss.item()}
+path = stage.folder / 'checkpoint' / 'state.safetensors'
+with open(root() / 'starts.txt', 'a') as file:
+    file.write(f"{load_state(path)[1]['step'] if path.exists() else 0}\\n")
+log = fit(step, {'layer': layer, 'optimizer': optimizer}, steps=100, folder=stage.folder, identity='x', every=5)
+write_json(stage.folder / 'predictions.json', log.to_dict('list'))
+"""
+
+
+def companion(root: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "companion.cli", *arguments]
+    given = {**environment(root), **more}
+    return subprocess.run(command, cwd=root, env=given, capture_output=True, text=True, timeout=900)
+
+
+def artifacts(root: Path) -> dict[str, str]:
+    found = provenance.artifact_hashes(root / "runs" / "smoke" / "phantom")
+    return {name: sha for name, sha in found.items() if name != orchestrate.LOG}
+
+
+def settings(name: str) -> dict:
+    return yaml.safe_load((PROJECT / "cluster" / name / "config.yaml").read_text(encoding="utf-8"))
+
+
+def save_settings(folder: Path, content: dict) -> Path:
+    folder.mkdir()
+    (folder / "config.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def slurm(tmp_path):
+    """A cluster of one node, this machine, on the loopback device; while it lasts."""
+    absent = [name for name in SLURM if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") is None]
+    if absent or os.geteuid() != 0:
+        pytest.skip(f"needs root and Slurm (`make cluster-test`); not here: {', '.join(absent) or 'root'}")
+    pytest.importorskip("snakemake_executor_plugin_slurm", reason="the cluster extra is not installed")
+    # Where commands look that are started without SLURM_CONF, as the executor's are.
+    config = Path("/etc/slurm/slurm.conf")
+    if config.exists():
+        pytest.skip(f"{config} exists: this machine may belong to a cluster")
+    tmp_path.chmod(0o755)
+    (tmp_path / "key").write_bytes(os.urandom(128))
+    (tmp_path / "key").chmod(0o600)
+    ports = [_free_port(), _free_port()]
+    config.parent.mkdir(exist_ok=True)
+    config.write_text(f"""
+ClusterName=test
+SlurmctldHost={socket.gethostname()}(127.0.0.1)
+SlurmctldPort={ports[0]}
+SlurmdPort={ports[1]}
+AuthType=auth/munge
+AuthInfo=socket={tmp_path}/munge
+SlurmUser=root
+StateSaveLocation={tmp_path}/state
+SlurmdSpoolDir={tmp_path}/spool
+SlurmctldPidFile={tmp_path}/slurmctld.pid
+SlurmdPidFile={tmp_path}/slurmd.pid
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core_Memory
+MpiDefault=none
+KillWait=2
+MinJobAge=600
+SlurmdParameters=config_overrides
+NodeName={socket.gethostname()} NodeAddr=127.0.0.1 CPUs=2 RealMemory=100000 State=UNKNOWN
+PartitionName=cpu Nodes=ALL State=UP
+PartitionName=gpu Nodes=ALL State=UP
+""")
+    place = {**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin"}
+    (tmp_path / "state").mkdir()
+    (tmp_path / "spool").mkdir()
+    munged = ["munged", "--foreground", "--force", f"--key-file={tmp_path}/key", f"--socket={tmp_path}/munge"]
+    munged += [f"--{name}-file={tmp_path}/munge.{name}" for name in ("pid", "log", "seed")]
+    started = []
+    try:
+        for command in (munged, ["slurmctld", "-D", "-c"], ["slurmd", "-D"]):
+            log = open(tmp_path / f"{command[0]}.out", "wb")  # noqa: SIM115 (the daemon writes to it)
+            started.append(subprocess.Popen(command, env=place, stdout=log, stderr=subprocess.STDOUT))
+            time.sleep(1)
+        for _ in range(60):
+            shown = subprocess.run(["sinfo", "-h", "-o", "%T"], env=place, capture_output=True, text=True).stdout
+            if "idle" in shown:
+                break
+            time.sleep(0.5)
+        else:
+            raise AssertionError((tmp_path / "slurmctld.out").read_text() + (tmp_path / "slurmd.out").read_text())
+        yield
+    finally:
+        subprocess.run(["scancel", "--user=root"], env=place, check=False)
+        time.sleep(1)
+        for process in reversed(started):
+            process.terminate()
+            process.wait(timeout=30)
+        config.unlink()
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@pytest.mark.slow
+def test_a_job_ended_by_its_time_limit_continues_and_all_comes_out_as_without_a_cluster(slurm, tmp_path):
+    local, distant = (light_project(tmp_path / name, {**WORK, "detector": TRAINING}) for name in ("local", "distant"))
+    for root in (local, distant):
+        profile = root / "profiles" / "smoke.yaml"
+        few = {"seeds": [1], "imbalance_sizes": [], "arms": ["EXP"]}
+        profile.write_text(yaml.safe_dump({**yaml.safe_load(profile.read_text()), **few}))
+    done = companion(local, "run", "smoke")
+    assert done.returncode == 0, done.stderr
+    given = settings("slurm")
+    given |= {"slurm-init-seconds-before-status-checks": 2, "slurm-status-command": "squeue"}  # it keeps no accounts
+    for rule in given["set-resources"].values():  # this node has no GPU
+        rule.update(gpu=0, mem_mb=2000, runtime=1)
+    given["default-resources"]["mem_mb"] = 1000
+    folder = save_settings(tmp_path / "mine", given)
+    done = companion(distant, "run", "smoke", "--cluster", str(folder), PAUSE="1")
+    log = (distant / "runs/smoke/phantom/snakemake.log").read_text()
+    assert done.returncode == 0, done.stderr + log
+    starts = [int(line) for line in (distant / "starts.txt").read_text().splitlines()]
+    assert starts[0] == 0 and len(starts) >= 2 and all(b > a for a, b in pairwise(starts)), starts
+    jobs = subprocess.run(["squeue", "--states=all", "-h", "-o", "%T"], capture_output=True, text=True).stdout
+    assert sorted(set(jobs.split())) == ["COMPLETED", "TIMEOUT"]
+    assert artifacts(distant) == artifacts(local)
+    assert "nothing to do" in companion(distant, "run", "smoke", "--cluster", str(folder)).stdout
+
+
+def test_kubernetes_settings_and_graph_are_accepted(tmp_path):
+    for plugin in ("executor_plugin_kubernetes", "storage_plugin_fs"):
+        pytest.importorskip(f"snakemake_{plugin}", reason="the cluster extra is not installed")
+    given = settings("kubernetes")
+    given["default-storage-prefix"] = str(tmp_path / "sources")
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(PROJECT / "Snakefile"), "--dry-run", "--directory"]
+    command += [str(tmp_path), "--workflow-profile", str(save_settings(tmp_path / "mine", given))]
+    place = {**environment(PROJECT), "COMPANION_RUNS": str(tmp_path / "runs"), "COMPANION_DATA": str(tmp_path)}
+    done = subprocess.run(
+        [*command, "--config", "profile=smoke"], env=place, cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    shown = done.stdout + done.stderr
+    assert done.returncode == 0, shown
+    detectors = [part for part in shown.split("rule ") if part.startswith("detector:")]
+    assert len(detectors) == 6
+    assert all("gpu=1" in part and "mem_mb=32768" in part and "scale=0" in part for part in detectors)
+    assert "mem_mb=4096" in next(part for part in shown.split("rule ") if part.startswith("claims:"))
+
+
+@pytest.mark.parametrize("name", ["slurm", "kubernetes"])
+def test_settings_name_rules_of_the_graph(name):
+    given = settings(name)
+    assert given["executor"] == name
+    assert given["set-resources"].keys() <= KINDS.keys() and given["retries"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "no config.yaml there; copy cluster/slurm"),
+        ("jobs: 3", "names no executor"),
+        ("executor: [", "names no executor"),
+        ("executor: lsf", "executor lsf is not installed"),
+    ],
+)
+def test_unusable_settings_are_one_message_before_any_work(content, said, tmp_path, monkeypatch):
+    monkeypatch.setenv("COMPANION_RUNS", str(tmp_path / "runs"))
+    if content:
+        (tmp_path / "config.yaml").write_text(content, encoding="utf-8")
+    with pytest.raises(CompanionError, match=said):
+        orchestrate.run(load_profile("smoke"), "smoke", 2, Console(), tmp_path)
+    assert not (tmp_path / "runs").exists()

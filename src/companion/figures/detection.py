@@ -141,7 +141,7 @@ def detections(images: NDArray[np.uint8], numbers: Sequence[int], outcomes: pd.D
 
 
 def schedules(table: pd.DataFrame, title: str) -> Figure:
-    """F1_HM on held-out patches against training passes, a line through the means of each schedule, a mark for each seed.
+    """F1_HM on held-out patches against training passes: a mark for each run, a line through each schedule's means.
 
     Parameters
     ----------

@@ -233,9 +233,10 @@ def test_losses_and_gradients_are_torchvisions(trained):
 
 
 @pytest.mark.parametrize("patches", CASES.values(), ids=CASES.keys())
-def test_losses_are_torchvisions_on_every_kind_of_patch(patches):
+def test_losses_and_detections_are_torchvisions_on_every_kind_of_patch(patches):
     theirs, ours = pair(len(patches.classes))
     assert_equal_losses_and_gradients(theirs, ours, batch_of(patches, size=2))
+    assert_equal_detections(theirs, ours, patches.images[:2])
 
 
 def test_detections_are_torchvisions():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 from dataclasses import replace
@@ -10,21 +11,33 @@ import numpy as np
 import pytest
 import torch
 from conftest import ellipse_patches
-from test_detection import train
-from test_detection_batched import BatchedFirst, batch_of, gradients
+from test_detection import CASES, train
+from test_detection_batched import (
+    BatchedFirst,
+    assert_equal_detections,
+    assert_equal_losses_and_gradients,
+    batch_of,
+    gradients,
+    pair,
+)
 
+from companion.detection import regions
 from companion.detection.batch import pad_truths
 from companion.detection.model import build
 from companion.errors import CompanionError
 from companion.params import Detection
 
 COMPILER = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++") or shutil.which("clang++")
-needs_compiler = pytest.mark.skipif(COMPILER is None, reason="torch.compile needs a C++ compiler; none is here")
+needs_compiler = pytest.mark.skipif(
+    COMPILER is None or "COMPANION_TEST_COMPILER" not in os.environ,
+    reason="minutes of a C++ compiler; COMPANION_TEST_COMPILER=1 runs it where there is one",
+)
 SETTINGS = Detection(rois_per_image=16, proposals=20)
 
 
-@needs_compiler
-def test_compiled_losses_gradients_and_detections_are_those_of_the_eager_detector():
+def test_compiled_losses_gradients_and_detections_are_those_of_the_eager_detector(monkeypatch):
+    # One graph for the whole step, traced and differentiated ahead of time, without the minutes of the C++ compiler.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager", fullgraph=True))
     torch.manual_seed(3)
     made = build(SETTINGS, 3)
     eager, compiled = BatchedFirst(made.network, 1), BatchedFirst(made.network, 1)
@@ -43,8 +56,10 @@ def test_compiled_losses_gradients_and_detections_are_those_of_the_eager_detecto
         assert np.allclose(one.boxes, other.boxes, atol=1e-3) and np.allclose(one.scores, other.scores, atol=1e-4)
 
 
-@needs_compiler
-def test_a_few_steps_in_bfloat16_compiled():
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=needs_compiler)])
+def test_a_few_steps_in_bfloat16_compiled(backend, monkeypatch):
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
     torch.manual_seed(3)
     detector = build(SETTINGS, 3)
     detector.compile()
@@ -60,6 +75,15 @@ def test_a_few_steps_in_bfloat16_compiled():
         optimizer.step()
         totals.append(float(total.detach()))
     assert np.isfinite(totals).all() and totals[-1] < totals[0]
+
+
+@pytest.mark.parametrize("case", ["some patches empty", "forty defects"])
+def test_fixed_shapes_as_on_a_gpu_are_torchvisions_too(case, monkeypatch):
+    # What a GPU computes, computed here: no shape depends on a value.
+    monkeypatch.setattr(regions, "fixed_shapes", lambda values: True)
+    theirs, ours = pair(3)
+    assert_equal_losses_and_gradients(theirs, ours, batch_of(CASES[case], size=2))
+    assert_equal_detections(theirs, ours, CASES[case].images[:2])
 
 
 def test_without_a_compiler_training_is_refused_in_words(tmp_path, monkeypatch):

@@ -155,9 +155,7 @@ class Profile(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     jobs_per_device: Count = Field(1, description="detectors trained side by side on one GPU of this machine")
     precision: Literal["float32", "bfloat16"] = "float32"
-    compile: bool = Field(
-        False, description="compile the networks, of detectors the batched backend (minutes, then faster on a GPU)"
-    )
+    compile: bool = Field(False, description="compile the diffusion stage's networks (minutes, then faster on a GPU)")
     channels_last: bool = Field(False, description="memory layout of their weights; with compile, faster on a GPU")
     dataset: str = Field("phantom", description="registered name, or path of a data set folder")
     splits: Splits = Field([1], description="numbers (drawn by seed) or split files")

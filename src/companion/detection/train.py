@@ -15,7 +15,7 @@ from companion.detection.batched import BatchedDetector
 from companion.detection.model import Detector, build, build_untrained
 from companion.detection.recipes import Recipe
 from companion.errors import CompanionError
-from companion.params import Detection
+from companion.params import Detection, validate
 from companion.provenance import write_table
 from companion.training import (
     CHECKPOINT,
@@ -161,7 +161,7 @@ def load_detector(path: Path, compute: Compute) -> tuple[Detector, Card]:
     if not {"settings", "classes", "patch_size"} <= about.keys():
         raise CompanionError(f"{path} does not hold the weights of a detector; is it the file of another network?")
     try:
-        settings = Detection(**about["settings"])
+        settings = validate(Detection, about["settings"], source=str(path))
         card = Card(settings, tuple(about["classes"]), int(about["patch_size"]))
         detector = build_untrained(settings, len(card.classes))
         detector.network.load_state_dict(state)

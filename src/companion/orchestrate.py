@@ -148,7 +148,7 @@ def show_plan(profile: Profile, gpu: str | None, cores: int, console: Console) -
         f"{'more than' if unknown else 'about'} {_duration(table['left_s'].sum())}"
         + (f" (no figure measured on {gpu} for {', '.join(unknown)})" if unknown else "")
         + f"; disk {table['disk_mib'].sum() / 1024:.1f} GiB, free {plan.free_mib() / 1024:.0f} GiB. "
-        "Figures and their sources: benchmarks/throughputs.yaml"
+        "Figures and their sources: src/companion/throughputs.yaml"
         + (", with the reasons for what is assumed" if table["from"].eq("assumed").any() else ""),
         highlight=False, soft_wrap=True,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Plans against hand-computed times, from the figures in benchmarks/throughputs.yaml."""
+"""Plans against hand-computed times, from the figures in src/companion/throughputs.yaml."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import yaml
 from companion import plan, provenance, stages
 from companion.params import load_profile, profile_names
 
-FIGURES = yaml.safe_load((Path(__file__).parents[1] / "benchmarks" / "throughputs.yaml").read_text(encoding="utf-8"))
+FIGURES = yaml.safe_load(Path(plan.__file__).with_name("throughputs.yaml").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(autouse=True)

@@ -48,6 +48,8 @@ def run(profile: Profile, name_or_path: str, cores: int, console: Console, clust
     check_inputs(profile)
     tree = stages.tree(profile)
     with _only_run(tree) as lock:
+        if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+            signal.signal(signal.SIGHUP, lambda *_: _leave_terminal(tree / TERMINAL))
         waiting = [address for address, reasons in synchronise(profile).items() if reasons != []]
         if not waiting:
             console.print(f"{_title(profile)}: nothing to do, every stage is fresh. {_shown(tree)}")
@@ -146,7 +148,7 @@ def show_plan(profile: Profile, gpu: str | None, cores: int, console: Console) -
         f"{'more than' if unknown else 'about'} {_duration(table['left_s'].sum())}"
         + (f" (no figure measured on {gpu} for {', '.join(unknown)})" if unknown else "")
         + f"; disk {table['disk_mib'].sum() / 1024:.1f} GiB, free {plan.free_mib() / 1024:.0f} GiB. "
-        "Figures and their sources: benchmarks/throughputs.yaml"
+        "Figures and their sources: src/companion/throughputs.yaml"
         + (", with the reasons for what is assumed" if table["from"].eq("assumed").any() else ""),
         highlight=False, soft_wrap=True,
     )  # fmt: skip
@@ -192,8 +194,6 @@ def _snakemake(
             command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, pass_fds=[lock]
         )
         signal.signal(signal.SIGTERM, _interrupt)  # being told to end is an interrupt, too
-        if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
-            signal.signal(signal.SIGHUP, lambda *_: _leave_terminal(tree / TERMINAL))
         try:
             _watch(process, tree, waiting, costs, console)
         except KeyboardInterrupt:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -142,4 +143,4 @@ def _network(channels: list[int]) -> str:
 
 @lru_cache(maxsize=1)
 def _figures() -> dict[str, Any]:
-    return yaml.safe_load((paths.root() / "benchmarks" / "throughputs.yaml").read_text(encoding="utf-8"))
+    return yaml.safe_load(Path(__file__).with_name("throughputs.yaml").read_text(encoding="utf-8"))

@@ -64,7 +64,7 @@ class Project:
         return process.returncode, said.strip()
 
     def kill(self) -> None:
-        """SIGKILL for everything that works for this copy: the command, Snakemake, papermill and the kernels."""
+        """SIGKILL for all that works below `root`: the command, Snakemake, papermill and the kernels."""
         while alive := self.processes():
             for process in alive:
                 with contextlib.suppress(psutil.Error):
@@ -75,7 +75,8 @@ class Project:
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                if process.environ().get("COMPANION_ROOT") == str(self.root) and process.status() != "zombie":
+                root = process.environ().get("COMPANION_ROOT", "")
+                if Path(root).is_relative_to(self.root) and process.status() != "zombie":
                     found.append(process)
         return found
 
@@ -250,6 +251,7 @@ def disk(trial: Trial) -> Rows:
         mount("remount,size=200m,rw")
         yield "the same disk with space and permission", trial.verdict(project, project.run())
     finally:
+        project.kill()
         subprocess.run(["umount", str(place)], check=True)
 
 
@@ -355,13 +357,18 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     failed = False
     with tempfile.TemporaryDirectory() as temporary:
-        calm = undisturbed((given.work or Path(temporary)).resolve())
-        trial = Trial(calm, calm.results(), Path(temporary) / "disturbed", given.kills, random.Random(given.seed))
-        trial.folder.mkdir()
-        for name in given.only:
-            rows = tried(trial, name)
-            record(name, rows)
-            failed |= any(row["happened"].startswith("FAILED") for row in rows)
+        folder, work = Path(temporary) / "disturbed", (given.work or Path(temporary)).resolve()
+        folder.mkdir()
+        try:
+            calm = undisturbed(work)
+            trial = Trial(calm, calm.results(), folder, given.kills, random.Random(given.seed))
+            for name in given.only:
+                rows = tried(trial, name)
+                record(name, rows)
+                failed |= any(row["happened"].startswith("FAILED") for row in rows)
+        finally:
+            for place in (work, folder):
+                Project(place).kill()
     sys.exit(failed)
 
 

@@ -157,12 +157,16 @@ def killed(trial: Trial) -> Rows:
     project = trial.calm.fresh(trial.folder / "killed")
     done, whole, stages = 0, 0, set()
     while done < trial.kills:
-        process = project.start()
-        try:
-            process.wait(timeout=trial.rng.uniform(1, 16))
-        except subprocess.TimeoutExpired:
-            stages |= {p.parent.relative_to(project.tree).as_posix() for p in project.tree.rglob(".tmp-*.ipynb")}
+        old, at_work = set(project.tree.rglob(".tmp-*.ipynb")), set()
+        process, left = project.start(), trial.rng.uniform(0, 10)
+        while process.poll() is None and left > 0:
+            at_work = {path.parent for path in project.tree.rglob(".tmp-*.ipynb") if path not in old}
+            if at_work or done % 5 == 0:  # four of five moments are counted from the begin of a stage
+                left -= 0.1
+            time.sleep(0.1)
+        if process.poll() is None:
             project.kill()
+            stages |= at_work
             done += 1
         said, _ = process.communicate()
         if process.returncode >= 0:  # it came to its end: take some of its stages away, and on

@@ -17,7 +17,7 @@ PROFILE = load_profile(NAME, **GIVEN)
 QUOTED = shlex.join([NAME, PROFILE.dataset, ",".join(str(split) for split in PROFILE.splits)])
 TREE = stages.tree(PROFILE)
 MATRIX = {stage.address: stage for stage in stages.matrix(PROFILE)}
-TRAINS = {"diffusion", "generated", "detector"}
+TRAINS = {kind.name for kind in stages.KINDS.values() if "device" in kind.sections}
 # 'auto' is decided where the job runs; here it matters only whether jobs have to share one GPU.
 GPUS = int(PROFILE.device == "cuda" or (PROFILE.device == "auto" and shutil.which("nvidia-smi") is not None))
 
@@ -38,7 +38,7 @@ wildcard_constraints:
     n_train=r"\d+",
     arm=r"[^/]+",
     seed=r"\d+",
-    masks=r"plain|rare",
+    masks=r"[a-z]+",
 
 
 rule all:
@@ -60,5 +60,7 @@ for kind in stages.KINDS.values():
         threads: PROFILE.threads
         resources:
             gpu=GPUS * (kind.name in TRAINS),  # memory and time are for a cluster's settings to say, cluster/*/config.yaml
+            # Detectors may share one GPU; what trains or samples the diffusion model takes all of it.
+            gpu_share=GPUS * (kind.name in TRAINS) * (1 if kind.name == "detector" else PROFILE.jobs_per_device),
         shell:
             f"{sys.executable} -m companion.execute {QUOTED} {{params.address:q}}"

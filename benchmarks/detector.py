@@ -1,8 +1,12 @@
 """How fast the detector is, the backends side by side: ``python benchmarks/detector.py [--network r50-fpn]``.
 
 Every backend trains the same network from the same weights on the same batches of phantom patches; they take turns,
-so that whatever else the machine does meets them alike. Prints a table and appends it to ``benchmarks/results.jsonl``.
-detectron2 takes part where it is installed and builds the network.
+so that whatever else the machine does meets them alike. detectron2 takes part where it is installed and builds the
+network. The table is printed last and appended to ``benchmarks/results.jsonl``.
+
+On a GPU::
+
+    python benchmarks/detector.py --network r50-fpn --size 256 --batch 64 --bfloat16 --compile --authors
 """
 
 from __future__ import annotations
@@ -21,13 +25,14 @@ from companion import provenance
 from companion.data.cutting import cut_patches
 from companion.data.dataset import load_dataset
 from companion.data.patches import Patches
-from companion.detection.model import Detector, build
-from companion.detection.recipes import Recipe, recipe
+from companion.detection.model import build
+from companion.detection.recipes import recipe
 from companion.params import Detection
 from companion.params_phantom import Phantom
 from companion.phantom.render import render_dataset
 
 SEED = 1
+COMPILED = "batched, compiled"
 
 
 def phantom_patches(size: int) -> Patches:
@@ -41,15 +46,25 @@ def phantom_patches(size: int) -> Patches:
 class Timed:
     """A backend with its optimiser and the times of its steps."""
 
-    def __init__(self, detector: Detector, device: torch.device, autocast: bool) -> None:
-        self.detector, self.device, self.autocast = detector, device, autocast
-        detector.network.to(device)
-        self.optimizer = torch.optim.AdamW(detector.network.parameters(), lr=1e-3, fused=True)
+    def __init__(
+        self, settings: Detection, patches: Patches, device: torch.device, autocast: bool, compiled: bool
+    ) -> None:
+        torch.manual_seed(SEED)
+        self.device, self.autocast, self.batch_size = device, autocast, settings.batch_size
+        self.detector = build(settings, len(patches.classes))
+        self.detector.network.to(device)
+        if compiled:
+            self.detector.compile()
+        self.recipe = recipe(
+            "EXP", {"real": patches}, batch_size=settings.batch_size, generated_share=0, root_seed=SEED,
+            names=("benchmark",),
+        )  # fmt: skip
+        self.optimizer = torch.optim.AdamW(self.detector.network.parameters(), lr=1e-3, fused=True)
         self.training: list[float] = []
         self.detection: list[float] = []
 
-    def step(self, made: Recipe, number: int) -> None:
-        batch = made.batch(number)
+    def step(self, number: int) -> None:
+        batch = self.recipe.batch(number)
         began = self._now()
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
             losses = self.detector.losses(batch.to(self.device))
@@ -58,8 +73,8 @@ class Timed:
         self.optimizer.zero_grad(set_to_none=True)
         self.training.append(self._now() - began)
 
-    def detect(self, made: Recipe, number: int) -> None:
-        images = made.batch(number).images
+    def detect(self, number: int) -> None:
+        images = self.recipe.batch(number).images
         began = self._now()
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
             self.detector.detect(images)
@@ -71,60 +86,79 @@ class Timed:
         return time.perf_counter()
 
 
+def contestants(given: argparse.Namespace) -> dict[str, Detection]:
+    """Settings of every backend that can run here, by the name of its row."""
+    sizes = [8, 16, 32] if given.network != "r50-fpn" else [8, 16, 32, 64, 128]
+    common = Detection(network=given.network, anchor_sizes_px=sizes, batch_size=given.batch)
+    rows = {"torchvision": {"backend": "torchvision"}, "batched": {}}
+    if given.compile:
+        rows[COMPILED] = {}
+    if given.network == "r50-fpn" and importlib.util.find_spec("detectron2"):
+        rows["detectron2"] = {"backend": "detectron2"}
+        if given.authors:
+            rows["authors' recipe"] = {"backend": "detectron2", "batch_size": 2, "resize_px": 800}
+    return {name: common.model_copy(update=changes) for name, changes in rows.items()}
+
+
+def measure(given: argparse.Namespace, patches: Patches, device: torch.device, threads: int) -> dict[str, dict]:
+    """Times of every backend, by name."""
+    torch.set_num_threads(threads)
+    timed = {
+        name: Timed(s, patches, device, given.bfloat16, name == COMPILED) for name, s in contestants(given).items()
+    }
+    for number in range(given.warm_up + given.steps):
+        for backend in timed.values():
+            backend.step(number)
+    for number in range(given.steps + 1):
+        for backend in timed.values():
+            backend.detect(number)
+    rows = {}
+    for name, backend in timed.items():
+        steps, found = backend.training[given.warm_up :], backend.detection[1:]
+        per_image = [t / backend.batch_size for t in steps]
+        theirs = [t / given.batch for t in timed["torchvision"].training[given.warm_up :]]
+        rows[name] = {
+            "step_median_s": statistics.median(steps), "step_fastest_s": min(steps),
+            "training_images_per_s": 1 / statistics.median(per_image),
+            "detection_images_per_s": backend.batch_size / statistics.median(found),
+            # Step by step, so that a neighbour that slows both does not count.
+            "speed_against_torchvision": statistics.median(t / o for t, o in zip(theirs, per_image, strict=True)),
+        }  # fmt: skip
+    return rows
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", default="tiny", choices=["tiny", "compact", "r50-fpn"])
     parser.add_argument("--size", type=int, default=128, help="side of a patch, px")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=20, help="timed steps of each backend")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--bfloat16", action="store_true")
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    sizes = [8, 16, 32] if given.network != "r50-fpn" else [8, 16, 32, 64, 128]
-    patches = phantom_patches(given.size)
-    made = recipe(
-        "EXP", {"real": patches}, batch_size=given.batch, generated_share=0, root_seed=SEED, names=("benchmark",)
+    parser.add_argument(
+        "--warm-up", type=int, default=20, help="untimed steps, after which proposals are worth sampling"
     )
-    backends = ["torchvision", "batched"]
-    if given.network == "r50-fpn" and importlib.util.find_spec("detectron2"):
-        backends.append("detectron2")
-    timed = {}
-    for name in backends:
-        torch.manual_seed(SEED)
-        settings = Detection(backend=name, network=given.network, anchor_sizes_px=sizes, batch_size=given.batch)
-        timed[name] = Timed(build(settings, len(patches.classes)), device, given.bfloat16)
-    warm_up = 20  # steps after which there are proposals worth sampling
-    for number in range(warm_up + given.steps):
-        for backend in timed.values():
-            backend.step(made, number)
-    for number in range(given.steps):
-        for backend in timed.values():
-            backend.detect(made, number)
-    print(f"{given.network}, {given.size} px, batch {given.batch}, {device.type}, {torch.get_num_threads()} thread(s)")
-    print(f"{'backend':<14}{'step, median':>14}{'fastest':>10}{'training':>16}{'detection':>16}{'to torchvision':>16}")
-    rows = {}
-    for name, backend in timed.items():
-        steps, found = backend.training[warm_up:], backend.detection
-        rows[name] = {
-            "step_median_s": statistics.median(steps), "step_fastest_s": min(steps),
-            "training_images_per_s": given.batch / statistics.median(steps),
-            "detection_images_per_s": given.batch / statistics.median(found),
-        }  # fmt: skip
-        # Step by step, so that a neighbour that slows both does not count.
-        pairs = zip(timed["torchvision"].training[warm_up:], steps, strict=True)
-        rows[name]["speed_against_torchvision"] = statistics.median(theirs / ours for theirs, ours in pairs)
-        row = rows[name]
-        print(
-            f"{name:<14}{row['step_median_s']:>12.3f} s{row['step_fastest_s']:>8.3f} s"
-            f"{row['training_images_per_s']:>9.1f} img/s{row['detection_images_per_s']:>10.1f} img/s"
-            f"{row['speed_against_torchvision']:>14.2f} x"
-        )
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--bfloat16", action="store_true")
+    parser.add_argument("--compile", action="store_true", help="also time the compiled backend")
+    parser.add_argument("--authors", action="store_true", help="also time batch 2 at 800 px in detectron2")
+    given = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    patches = phantom_patches(given.size)
+    measured = {str(n): measure(given, patches, device, n) for n in given.threads}
     record = {"benchmark": "detector", "date": time.strftime("%Y-%m-%d"), **provenance.environment(),
-              "setting": {**vars(given), "device_type": device.type}, "measured": rows}  # fmt: skip
+              "setting": {**vars(given), "device_type": device.type}, "measured": measured}  # fmt: skip
     with open(Path(__file__).with_name("results.jsonl"), "a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
+    precision = "bfloat16" if given.bfloat16 else "float32"
+    print(f"{given.network}, {given.size} px, batch {given.batch}, {precision}, {record['device']}")
+    head = f"{'threads':<9}{'backend':<19}{'step, median':>14}{'fastest':>10}{'training':>16}{'detection':>16}"
+    print(f"{head}{'to torchvision':>16}")
+    for threads, rows in measured.items():
+        for name, row in rows.items():
+            print(
+                f"{threads:<9}{name:<19}{row['step_median_s']:>12.3f} s{row['step_fastest_s']:>8.3f} s"
+                f"{row['training_images_per_s']:>9.1f} img/s{row['detection_images_per_s']:>10.1f} img/s"
+                f"{row['speed_against_torchvision']:>14.2f} x"
+            )
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from PIL import Image
 
 from companion import fragments, stages
+from companion.book import page_not_run
 from companion.errors import CompanionError
 from companion.params import load_profile
 from companion.provenance import write_json, write_table
@@ -155,6 +156,13 @@ def test_pages_include_only_what_a_run_writes(tmp_path: Path, monkeypatch: pytes
     assert "| C12 | a \\| b | p &lt; 0.1 | c | <span" in verdicts
     assert "C12" not in (executed / "headline.md").read_text(encoding="utf-8")
     assert "| 1 | 1 min 1 s | 1 min 1 s | 300 MiB | CPU |" in (executed / "times.md").read_text(encoding="utf-8")
+
+
+def test_a_study_that_was_not_run_has_a_page_that_says_so() -> None:
+    found = page_not_run(stages.KINDS["bias"], load_profile("smoke", dataset="loops_316L"))
+    nbformat.validate(found)
+    assert found.cells[0].source.startswith("# 14 · ")
+    assert "profile smoke, loops_316L" in found.cells[1].source
 
 
 # --- sources ------------------------------------------------------------------------------------------------

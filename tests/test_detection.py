@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from companion.detection.train import learning_rate, load_detector, train_detect
 from companion.errors import CompanionError
 from companion.geometry import box_iou, decode_rle
 from companion.params import Detection
-from companion.training import Compute
+from companion.training import Compute, load_state
 
 COMPUTE = Compute(torch.device("cpu"), torch.float32, root_seed=11)
 QUICK = {"steps": 4, "batch_size": 2, "checkpoint_every": 2, "rois_per_image": 16, "proposals": 20}
@@ -37,13 +38,13 @@ def deterministic():
     torch.use_deterministic_algorithms(False)
 
 
-def train(folder: Path, patches: Patches, arm="EXP", generated=None, seed=1, **settings):
+def train(folder: Path, patches: Patches, arm="EXP", generated=None, seed=1, callback=None, **settings):
     settings = Detection(**{**QUICK, **settings})
     made = recipe(
         arm, {"real": patches, **({"generated": generated} if generated else {})}, batch_size=settings.batch_size,
         generated_share=settings.generated_share, root_seed=11, names=("detector", seed),
     )  # fmt: skip
-    return train_detector(made, settings, COMPUTE, folder, inputs={})
+    return train_detector(made, settings, COMPUTE, folder, inputs={}, callback=callback)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -165,9 +166,19 @@ def test_arms_of_one_seed_start_from_the_same_weights(tmp_path):
     assert any(not torch.allclose(one[n], more[n], atol=1e-7) for n in one if "running" not in n)
 
 
-def test_a_diverging_loss_stops_and_says_where(tmp_path):
-    with pytest.raises(CompanionError, match=r"loss is not finite at step \d+.*Lower the learning rate"):
-        train(tmp_path, ellipse_patches(6), steps=12, optimizer="sgd", learning_rate=1e12)
+def test_a_diverging_loss_names_step_batch_and_the_last_good_checkpoint(tmp_path):
+    with pytest.raises(CompanionError) as caught:
+        train(tmp_path, ellipse_patches(6), steps=12, optimizer="sgd", learning_rate=1e12, checkpoint_every=1)
+    said = str(caught.value)
+    step = int(re.search(r"loss is not finite at step (\d+)", said)[1])
+    made = recipe("EXP", {"real": ellipse_patches(6)}, batch_size=2, generated_share=0.5, root_seed=11,
+                  names=("detector", 1))  # fmt: skip
+    draw = made.draw(step)[0]
+    assert f"real patches {draw.patches.tolist()} in symmetries {draw.symmetries.tolist()}" in said
+    assert f"last good checkpoint: step {step}, {tmp_path / 'checkpoint'}" in said
+    assert "Lower the learning rate (detection.learning_rate = 1e+12)" in said
+    _, about = load_state(tmp_path / "checkpoint" / "state.safetensors")
+    assert about["step"] == step >= 1
     assert not (tmp_path / "weights.safetensors").exists()
 
 

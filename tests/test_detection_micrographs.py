@@ -17,11 +17,12 @@ from test_detection import COMPUTE
 from companion.detection import micrographs
 from companion.detection.batch import Detections
 from companion.detection.micrographs import detect_micrograph, predict_micrographs, tile_starts
-from companion.detection.train import Card
+from companion.detection.train import Card, load_detector
 from companion.errors import CompanionError
 from companion.findings import write_findings
 from companion.geometry import box_of, decode_rle, ellipse_radius
 from companion.params import Detection
+from companion.training import save_state
 
 CARD = Card(Detection(), ("loop", "dot"), patch_size=64)
 BOX = ["x1", "y1", "x2", "y2"]
@@ -125,3 +126,32 @@ def test_what_cannot_be_used_is_said(tmp_path):
     (tmp_path / "a.png").write_text("no image")
     with pytest.raises(CompanionError, match="not a readable image"):
         predict_micrographs(tmp_path / "w", [tmp_path / "a.png"], COMPUTE)
+    with pytest.raises(CompanionError, match="several micrographs are called a:"):
+        predict_micrographs(tmp_path / "w", [tmp_path / "a.png", tmp_path / "x" / "a.tif"], COMPUTE)
+    with pytest.raises(CompanionError, match=r"pixel size 0 nm per px is not above 0"):
+        predict_micrographs(tmp_path / "w", [tmp_path / "a.png"], COMPUTE, pixel_size_nm=0)
+    pages = [Image.fromarray(picture((64, 64), [])) for _ in range(2)]
+    pages[0].save(tmp_path / "stack.tif", save_all=True, append_images=pages[1:])
+    with pytest.raises(CompanionError, match="stack of 2 pictures"):
+        predict_micrographs(tmp_path / "w", [tmp_path / "stack.tif"], COMPUTE)
+
+
+def test_weights_of_another_kind_are_refused_in_words(tmp_path):
+    with pytest.raises(CompanionError, match=r"is a folder, not a weights file; a detector's is called weights"):
+        load_detector(tmp_path, COMPUTE)
+    save_state({"w": torch.ones(2)}, tmp_path / "other.safetensors", {"identity": "denoiser"})
+    with pytest.raises(CompanionError, match="does not hold the weights of a detector; is it the file of another"):
+        load_detector(tmp_path / "other.safetensors", COMPUTE)
+    card = {"settings": {"network": "huge"}, "classes": ["a"], "patch_size": 64}
+    save_state({"w": torch.ones(2)}, tmp_path / "huge.safetensors", card)
+    with pytest.raises(CompanionError, match=r"(?s)does not hold the weights of a detector: .*network"):
+        load_detector(tmp_path / "huge.safetensors", COMPUTE)
+
+
+def test_sixteen_bits_are_scaled_and_found_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(micrographs, "load_detector", lambda path, compute: (Dark(), CARD))
+    pixels = picture((80, 90), [(40, 40, 20, 14)])
+    Image.fromarray(pixels).save(tmp_path / "eight.png")
+    Image.fromarray(pixels.astype(np.uint16) * 100 + 4000).save(tmp_path / "sixteen.tif")
+    table, _ = predict_micrographs(tmp_path / "w", [tmp_path / "eight.png", tmp_path / "sixteen.tif"], COMPUTE)
+    assert len(table) == 2 and table["area_px"].nunique() == 1

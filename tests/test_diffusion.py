@@ -17,7 +17,7 @@ from conftest import ellipse_patches
 from companion import geometry, params, training
 from companion.diffusion import autoencoder as autoencoders
 from companion.diffusion import denoiser as denoisers
-from companion.diffusion import pretrain, train
+from companion.diffusion import pretrain, train, train_autoencoder
 from companion.diffusion.presets import PRESETS, build_denoiser
 from companion.diffusion.sample import decode_steps, generate, sample
 from companion.errors import CompanionError
@@ -38,7 +38,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     patches = ellipse_patches(12)
     setting = {"machine": MACHINE, "name": "test", "folder": folder, "every": 3}
-    autoencoder, _ = train.get_autoencoder(patches, AUTOENCODER, **setting)
+    autoencoder, _ = train_autoencoder.get_autoencoder(patches, AUTOENCODER, **setting)
     denoiser, _ = train.get_denoiser(patches, autoencoder, DENOISER, **setting)
     return patches, autoencoder, denoiser, folder
 
@@ -68,7 +68,9 @@ def test_torch_symmetries_equal_numpys(code):
 def test_random_crops_come_from_the_patches():
     images = np.arange(2 * 6 * 6, dtype=np.uint8).reshape(2, 6, 6)
     rng = torch.Generator().manual_seed(0)
-    crops = train.random_crops(images, 50, 6, rng)  # crops as large as the patches can only be symmetries of them
+    crops = train.random_crops(
+        torch.from_numpy(images), 50, 6, rng
+    )  # crops as large as the patches can only be symmetries of them
     known = {geometry.symmetry(image, code).tobytes() for image in images for code in range(8)}
     assert {crop.numpy().tobytes() for crop in crops} <= known
     assert len({crop.numpy().tobytes() for crop in crops}) > 8
@@ -93,7 +95,7 @@ def test_latents_are_scaled_and_survive_the_file(tmp_path, stem, channels):
 def test_autoencoder_learns_to_reconstruct(tmp_path):
     patches = ellipse_patches(24)
     parameters = params.Autoencoder(channels=[8, 16], codes=64, steps=60, batch_size=8, crop_px=32)
-    autoencoder, log = train.get_autoencoder(
+    autoencoder, log = train_autoencoder.get_autoencoder(
         patches, parameters, machine=MACHINE, name="learn", folder=tmp_path, every=60
     )
     assert log["l1"].tail(5).mean() < 0.85 * log["l1"].head(5).mean()
@@ -125,7 +127,7 @@ def test_pretraining_writes_a_file_that_any_size_can_use(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
     patches = ellipse_patches(4)
     parameters = params.Autoencoder(weights=str(tmp_path / "a.safetensors"))
-    autoencoder, log = train.get_autoencoder(
+    autoencoder, log = train_autoencoder.get_autoencoder(
         patches, parameters, machine=MACHINE, name="given", folder=tmp_path / "stage", every=1
     )
     assert log.empty and not any(p.requires_grad for p in autoencoder.parameters())
@@ -133,7 +135,9 @@ def test_pretraining_writes_a_file_that_any_size_can_use(tmp_path):
     assert torch.allclose(latents.std(dim=(0, 2, 3)), torch.ones(4), atol=1e-3)  # scaled anew, on these patches
     _, about = autoencoders.load(tmp_path / "stage" / "autoencoder.safetensors")
     dim = replace(patches, images=(patches.images // 3 + 20).astype(np.uint8))
-    other, _ = train.get_autoencoder(dim, parameters, machine=MACHINE, name="x", folder=tmp_path / "dim", every=1)
+    other, _ = train_autoencoder.get_autoencoder(
+        dim, parameters, machine=MACHINE, name="x", folder=tmp_path / "dim", every=1
+    )
     seen = [a.scale(torch.from_numpy(p.images)) for a, p in ((autoencoder, patches), (other, dim))]
     assert torch.allclose(*seen, atol=0.15)  # two microscopes' contrasts look alike to the network
     assert about["pretrained"] and about["origin"]["data"].startswith("phantom")
@@ -223,7 +227,7 @@ def test_finished_training_is_not_repeated(trained, monkeypatch):
     patches, _, denoiser, folder = trained
     monkeypatch.setattr(training, "fit", lambda *_, **__: pytest.fail("trained again"))
     setting = {"machine": MACHINE, "name": "test", "folder": folder, "every": 3}
-    same, log = train.get_autoencoder(patches, AUTOENCODER, **setting)
+    same, log = train_autoencoder.get_autoencoder(patches, AUTOENCODER, **setting)
     assert len(log) == AUTOENCODER.steps
     again, log = train.get_denoiser(patches, same, DENOISER, **setting)
     assert len(log) == DENOISER.steps
@@ -245,7 +249,7 @@ def train_both(folder: Path) -> dict[str, torch.Tensor]:
     """Train both networks on a few patches; all final weights."""
     setting = {"machine": MACHINE, "name": "killed", "folder": folder, "every": 2}
     patches, more = ellipse_patches(8), {"steps": 14}
-    autoencoder, _ = train.get_autoencoder(patches, AUTOENCODER.model_copy(update=more), **setting)
+    autoencoder, _ = train_autoencoder.get_autoencoder(patches, AUTOENCODER.model_copy(update=more), **setting)
     denoiser, _ = train.get_denoiser(patches, autoencoder, DENOISER.model_copy(update=more), **setting)
     return {**autoencoder.state_dict(), **denoiser.state_dict()}
 
@@ -269,9 +273,9 @@ def test_messages_name_what_is_wrong(trained, tmp_path):
     patches, autoencoder, denoiser, folder = trained
     setting = {"machine": MACHINE, "name": "x", "folder": tmp_path, "every": 1}
     with pytest.raises(CompanionError, match="masks without images"):
-        train.get_autoencoder(replace(patches, images=None), AUTOENCODER, **setting)
+        train_autoencoder.get_autoencoder(replace(patches, images=None), AUTOENCODER, **setting)
     with pytest.raises(CompanionError, match="crop_px is 96, larger than the patches"):
-        train.get_autoencoder(patches, AUTOENCODER.model_copy(update={"crop_px": 96}), **setting)
+        train_autoencoder.get_autoencoder(patches, AUTOENCODER.model_copy(update={"crop_px": 96}), **setting)
     with pytest.raises(CompanionError, match="holds 'companion denoiser', not a companion autoencoder"):
         autoencoders.load(folder / "denoiser.safetensors")
     with pytest.raises(CompanionError, match="class 7, but the denoiser was trained on 3"):

@@ -74,13 +74,13 @@ def test_copies_are_found_in_every_symmetry():
     assert np.array_equal(turned, copies)
 
 
-def _judge(generated, train, test):
+def _judge(generated, train, test, **more):
     rng = np.random.default_rng(0)
-    features = {
-        name: p.images.reshape(len(p), -1)[:, ::97].astype(float)
-        for name, p in (("generated", generated), ("train", train), ("test", test))
-    }
-    return quality.judge(generated, train, test, features, rng, resamples=50).set_index("measure")
+
+    def encode(images):
+        return images.reshape(len(images), -1)[:, ::97].astype(float)
+
+    return quality.judge(generated, train, test, encode, rng, resamples=50, **more).set_index("measure")
 
 
 def test_good_images_pass_and_wrong_masks_do_not():
@@ -102,6 +102,56 @@ def test_copied_training_images_show():
     table = _judge(train, train, test)
     row = table.loc["distance to the nearest training patch"]
     assert row["value"] == 0 and row["yardstick"] > 1
+
+
+def test_other_sets_are_measured_as_generated_images_are():
+    train, test = ellipse_patches(24, seed=1), ellipse_patches(24, seed=2)
+    own = ellipse_patches(24, seed=3)
+    table = _judge(own, train, test, others={"same": own, "training": train})
+    paired = table[table["unit"] != "AUC"]  # the classifier draws its folds
+    assert np.allclose(paired["same"], paired["value"])
+    distances = paired[paired["yardstick_of"].str.contains("against")]
+    assert len(distances) == 6 and np.allclose(distances["training"], distances["yardstick"])
+
+
+def test_profile_across_an_outline_by_hand():
+    instances = np.zeros((1, 64, 64), dtype=np.uint8)
+    instances[0, 20:40, 20:40] = 1
+    images = np.full((1, 64, 64), 100, dtype=np.uint8)
+    images[instances == 1] = 80
+    images[0, 30, 40] = 90  # the first pixel outside, of 20 on each of four sides
+    table = instance_table(instances, {(0, 1): 2})
+    patches = replace(ellipse_patches(1), images=images, instances=instances, table=table)
+    total, count = measures.contrast_profiles(patches)
+    assert total.shape == (1, 3, 2 * measures.PROFILE_PX) and count[0, [0, 2]].sum() == 0
+    middle = measures.PROFILE_PX
+    assert count[0, 1, middle] == 80 and count[0, 1, middle - 1] == 4 * 20 - 4
+    profile = total[0, 1] / count[0, 1]
+    assert profile[:middle] == pytest.approx(0.8) and profile[middle + 1 :] == pytest.approx(1)
+    assert profile[middle] == pytest.approx((79 + 0.9) / 80)
+
+
+def test_autocorrelation_of_white_noise_and_of_scan_lines():
+    rng = np.random.default_rng(0)
+    patches = replace(ellipse_patches(1), instances=np.zeros((1, 96, 96), dtype=np.uint8))
+    white = rng.normal(128, 10, (1, 96, 96)).astype(np.uint8)
+    lines = (128 + 10 * rng.normal(size=(1, 96, 1)) + np.zeros((1, 96, 96))).astype(np.uint8)
+    found = measures.autocorrelations(replace(patches, images=white))[0]
+    assert np.abs(found).max() < 0.06
+    along = measures.autocorrelations(replace(patches, images=lines))[0, : measures.LAGS]
+    assert (along > 0.95).all()
+    covered = replace(patches, images=white, instances=np.ones_like(patches.instances))
+    assert np.isnan(measures.autocorrelations(covered)).all()
+
+
+def test_copies_are_told_in_pixels_and_latents():
+    train, test = ellipse_patches(12, seed=1), ellipse_patches(12, seed=2)
+    mixed = ellipse_patches(6, seed=3)
+    mixed = replace(mixed, images=np.concatenate([train.images[[4]], mixed.images[1:]]))
+    table = quality.copies(mixed, train, test, lambda images: images.astype(float) / 2, most=3)
+    assert table.loc[0, ["patch", "nearest", "copy", "latent_copy"]].tolist() == [0, 4, True, True]
+    assert table["distance"].is_monotonic_increasing and table["latent_distance"].notna().sum() == 3
+    assert not table["copy"].iloc[3:].any()
 
 
 def test_judging_images_without_defects_says_undefined():

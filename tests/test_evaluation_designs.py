@@ -7,7 +7,14 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from companion.evaluation.designs import equivalence, overall_effect, power_table, seeds_power, variance_components
+from companion.evaluation.designs import (
+    assumptions,
+    equivalence,
+    overall_effect,
+    power_table,
+    seeds_power,
+    variance_components,
+)
 
 
 def drawn(splits=4, seeds=4, effect=0.02, split_sd=0.01, seed_sd=0.01, sizes=(50,), rng=0):
@@ -73,7 +80,16 @@ def test_mixed_effect_is_honest_about_splits():
         pairs = drawn(splits=6, seeds=4, effect=0.0, split_sd=0.03, seed_sd=0.003, rng=k)
         rejected["mixed"] += overall_effect(pairs)["p"] < 0.05
         rejected["pooled"] += stats.ttest_1samp(pairs["difference"], 0).pvalue < 0.05
-    assert rejected["mixed"] < rejected["pooled"] and rejected["mixed"] <= 10 < rejected["pooled"]
+    assert rejected["mixed"] <= 5 < 10 < rejected["pooled"]
+
+
+def test_mixed_effect_of_equal_numbers_is_the_test_over_split_means():
+    pairs = drawn(splits=4, seeds=3, split_sd=0.03, seed_sd=0.003)
+    means = pairs.groupby("split")["difference"].mean()
+    test, found = stats.ttest_1samp(means, 0), overall_effect(pairs, 0.95)
+    interval = test.confidence_interval(0.95)
+    assert found["effect"] == pytest.approx(means.mean())
+    assert (found["p"], found["low"], found["high"]) == pytest.approx((test.pvalue, *interval), rel=1e-3)
 
 
 def test_power_against_simulation():
@@ -92,3 +108,36 @@ def test_seeds_power():
     values = 0.02 + np.random.default_rng(1).normal(0, 0.01, (4000, 4))
     simulated = (stats.ttest_1samp(values, 0, axis=1).pvalue < 0.05).mean()
     assert table.loc[4, "power"] == pytest.approx(simulated, abs=0.03)
+
+
+def test_assumptions_are_the_librarys_tests_with_their_power():
+    rng = np.random.default_rng(0)
+    arms = ("EXP", "EXP+GEN")
+    tables = []
+    for split, n in (("1", 4), ("2", 30)):
+        base, gain = rng.normal(0.7, 0.02, n), rng.normal(0.02, 0.01, n)
+        scores = {"EXP": base, "EXP+GEN": base + gain, "difference": gain}
+        tables.append(pd.DataFrame({"split": split, "n_train": 10, "seed": range(n), **scores}))
+    found = assumptions(pd.concat(tables), arms, np.random.default_rng(1)).set_index(["condition", "test"])
+    for condition, table in zip(("split 1, N = 10", "split 2, N = 10"), tables, strict=True):
+        assert found.loc[(condition, "Shapiro-Wilk"), "p"] == pytest.approx(stats.shapiro(table["difference"]).pvalue)
+        # Pitman-Morgan: t test of the correlation of sum and difference, from the ratio of variances.
+        r = np.corrcoef(table["EXP"] + table["EXP+GEN"], table["difference"])[0, 1]
+        t = r * np.sqrt((len(table) - 2) / (1 - r**2))
+        p = 2 * stats.t.sf(abs(t), len(table) - 2)
+        assert found.loc[(condition, "Pitman-Morgan"), "p"] == pytest.approx(p)
+    levene = stats.levene(*(table["difference"] for table in tables), center="median")
+    assert found.loc[("all", "Levene"), "p"] == pytest.approx(levene.pvalue)
+    power = found["power"].xs("Shapiro-Wilk", level="test")
+    assert power.iloc[0] < 0.4 < 0.9 < power.iloc[1]  # four pairs show little, thirty nearly everything
+
+
+def test_assumptions_of_too_few_pairs_or_equal_ones_are_undefined():
+    two = pd.DataFrame({"split": "1", "n_train": 10, "EXP": [0.5, 0.6], "EXP+GEN": [0.6, 0.8]})
+    same = pd.DataFrame({"split": "2", "n_train": 10, "EXP": [0.5, 0.6, 0.7], "EXP+GEN": [0.6, 0.7, 0.8]})
+    pairs = pd.concat([two, same]).assign(difference=lambda t: t["EXP+GEN"] - t["EXP"])
+    found = assumptions(pairs, ("EXP", "EXP+GEN"), np.random.default_rng(0))
+    assert found["p"].isna().all()
+    assert found["undefined"].tolist() == ["2 pairs: three are the least"] * 2 + ["no spread"] * 2 + [
+        "needs two conditions of three pairs"
+    ]

@@ -15,10 +15,11 @@ from companion.errors import CompanionError
 from companion.geometry import ellipse_radius
 from companion.params import load_profile, validate
 from companion.params_phantom import PRESETS, Annotator, Phantom
-from companion.phantom import optics
+from companion.phantom import difficulty, optics
 from companion.phantom.annotator import annotate, miss_probability, truth
+from companion.phantom.crystal import BEAMS, BLACK_DOT, LOOP_100, LOOP_111, NORMALS, projected
 from companion.phantom.render import TRUTH, render_dataset
-from companion.phantom.scene import BEAMS, BLACK_DOT, LOOP_100, LOOP_111, NORMALS, Defect, draw_scene, projected
+from companion.phantom.scene import Defect, draw_scene
 
 
 def unit(values) -> np.ndarray:
@@ -245,3 +246,36 @@ def test_repeated_fields_are_recognised_across_a_split(tmp_path):
     pairs = near_duplicates(dataset, dataset.files, dataset.files)
     assert len(pairs) >= 3
     assert all(field[a] == field[b] for a, b in pairs)
+
+
+def test_frames_of_a_grain_share_their_session_and_sessions_differ():
+    varied = Phantom(size_px=128, frames_per_grain=2, contrast_spread=0.3, dose_spread=0.5, defocus_nm=2.0)
+    first, second, third = (draw_scene(varied, 5, number).session for number in (1, 2, 3))
+    assert first == second
+    assert {first.dose_electrons, first.contrast} & {third.dose_electrons, third.contrast} == set()
+
+
+def test_a_session_changes_how_defects_are_recorded_and_nothing_else():
+    steady = Phantom(size_px=128, contrast=(0.2, 0.2), depth_fade=0.0)
+    varied = steady.model_copy(update={"contrast_spread": 0.3})
+    before, after = draw_scene(steady, 5, 1), draw_scene(varied, 5, 1)
+    factors = {round(b.amplitude / a.amplitude, 9) for a, b in zip(before.defects, after.defects, strict=True)}
+    assert factors == {round(after.session.contrast, 9)} != {1.0}
+    assert [(d.x, d.y, d.major_px) for d in before.defects] == [(d.x, d.y, d.major_px) for d in after.defects]
+
+
+def test_defocus_takes_fine_detail_away():
+    sharp = Phantom(size_px=128, dose_electrons=1e6, detector_noise=0.0, stripes=0.0, row_jitter_px=0.0)
+    blurred = sharp.model_copy(update={"defocus_nm": 4.0})
+    fine = [np.diff(optics.render(draw_scene(p, 5, 1), p, 5, 1).astype(float), axis=1).std() for p in (sharp, blurred)]
+    assert fine[1] < 0.9 * fine[0]
+
+
+def test_the_card_states_the_difficulty_that_was_measured_for_these_very_parameters(tmp_path, monkeypatch):
+    monkeypatch.setattr(difficulty, "MEASURED", tmp_path / "difficulty.json")
+    rows = [{"n_train": 50, "f1_detect": 0.7, "f1_class": 0.65}]
+    gain = [{"measure": "f1_hm", "difference": 0.12, "low": 0.05, "high": 0.19}]
+    difficulty.record(Phantom(preset="easy", n_images=60), "a detector", rows, gain)
+    assert "a detector" in difficulty.difficulty(Phantom(preset="easy", n_images=3))  # how many does not matter
+    assert "N=50: 0.70 and 0.65" in difficulty.difficulty(Phantom(preset="easy"))
+    assert difficulty.difficulty(Phantom(preset="easy", dose_electrons=50.0)).startswith("not calibrated")

@@ -2,12 +2,14 @@
 
 import itertools
 import math
+import resource
 
 import pytest
 import torch
 
 from companion import seeds, training
 from companion.errors import CompanionError
+from companion.provenance import artifact_hashes
 
 
 def small_training(folder, steps=12, stop_at=None, identity="a", broken_at=None):
@@ -97,3 +99,38 @@ def test_generators_are_independent_of_each_other_and_repeatable():
     assert (a == seeds.generator(1, "masks", 10).random(3)).all()
     assert (a != seeds.generator(1, "masks", 11).random(3)).all()
     assert (a != seeds.generator(2, "masks", 10).random(3)).all()
+
+
+def test_a_full_disk_is_named_and_the_last_checkpoint_stays(tmp_path):
+    path = tmp_path / "s.safetensors"
+    training.save_state({"w": torch.ones(3)}, path, {"step": 5})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # the next file cannot be written whole
+    try:
+        with pytest.raises(CompanionError, match=r"s\.safetensors could not be written"):
+            training.save_state({"w": torch.ones(100_000)}, path, {"step": 10})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert training.load_state(path)[1] == {"step": 5}
+    assert [file.name for file in tmp_path.iterdir()] == ["s.safetensors"]
+
+
+def test_too_little_memory_says_what_to_lower(tmp_path):
+    def step(i):
+        if i == 7:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return {"loss": torch.tensor(1.0)}
+
+    with pytest.raises(CompanionError, match=r"step 7: the device's memory is too small; lower its batch_size"):
+        training.fit(step, {}, steps=9, folder=tmp_path, identity="a", every=5)
+    assert training.load_state(tmp_path / "checkpoint" / "state.safetensors")[1]["step"] == 5
+
+
+def test_speed_is_kept_beside_the_artifacts(tmp_path):
+    assert training.speed(tmp_path, "training").empty
+    with pytest.raises(KeyboardInterrupt):
+        small_training(tmp_path, stop_at=7)
+    small_training(tmp_path)
+    speed = training.speed(tmp_path, "training")
+    assert list(speed["step"]) == [5, 10, 12] and (speed["step_s"] > 0).all() and (speed["memory_mib"] > 50).all()
+    assert artifact_hashes(tmp_path) == {}

@@ -35,6 +35,9 @@ def assemble(profile: Profile, target: Path) -> list[Path]:
     with provenance.atomic_folder(target) as folder:
         for stage in shown.values():
             nbformat.write(page(stage), folder / f"{stage.kind.notebook}.ipynb")
+        for kind in stages.KINDS.values():
+            if kind.name not in shown:
+                nbformat.write(page_not_run(kind, profile), folder / f"{kind.notebook}.ipynb")
         for figure in sorted((shown["claims"].folder / "figures").glob("strip.*")):
             shutil.copy(figure, folder / figure.name)
         claims, sizes = shown["claims"].folder / "claims.json", shown["sizes"].folder / "sizes.parquet"
@@ -79,6 +82,18 @@ def page(stage: stages.Stage) -> nbformat.NotebookNode:
             cell.metadata.tags = [*cell.metadata.tags, "remove-cell"]
     notebook.metadata.pop("papermill", None)
     notebook.cells.insert(1, nbformat.v4.new_markdown_cell(badge(stage), id="badge"))
+    return notebook
+
+
+def page_not_run(kind: stages.Kind, profile: Profile) -> nbformat.NotebookNode:
+    """The title of a notebook that has no stage in this run, and why."""
+    notebook = nbformat.read(paths.notebooks() / f"{kind.notebook}.ipynb", as_version=4)
+    data = fragments.data_name(stages.dataset_name(profile.dataset))
+    said = (
+        f"Not part of this run (profile {profile.name}, {data}): the study needs micrographs whose exact truth is "
+        "known, the phantom's, and a profile that names it in `extensions.studies`."
+    )
+    notebook.cells = [notebook.cells[0], nbformat.v4.new_markdown_cell(said, id="not-run")]
     return notebook
 
 

@@ -102,7 +102,7 @@ def _papermill(stage: stages.Stage, name_or_path: str) -> None:
 
     failed = stage.folder / "failed.ipynb"
     parameters = {"profile": name_or_path, "dataset": stage.profile.dataset, **stage.keys}
-    if not stage.kind.keys:
+    if not stage.kind.keys and not stage.kind.study:
         parameters["splits"] = list(stage.profile.splits)
     try:
         with atomic(stage.folder / EXECUTED) as copy:

@@ -10,9 +10,16 @@ from typing import Any, Literal
 
 from companion.params import Arm, Count, Whole
 
-Masks = Literal["plain", "rare"]
+Masks = Literal["plain", "rare", "resynth", "render"]
+# The pool of generated patches that each arm reads: the `masks` of its stage, or "filtered", which is part of
+# `plain`. resynth: from real training masks; render: simulated masks painted by the phantom, without a network.
+POOLS = {
+    "EXP+GEN": "plain", "GEN": "plain", "EXP+RARE": "rare",
+    "EXP+RESYNTH": "resynth", "EXP+RENDER": "render", "EXP+FILTERED": "filtered",
+}  # fmt: skip
 KEYS: dict[str, Any] = {"split": Whole | str, "n_train": Count, "arm": Arm, "seed": Whole, "masks": Masks}
 COMPUTE = ("threads", "device", "precision")
+COMPILED = (*COMPUTE, "compile", "channels_last")
 
 
 @dataclass(frozen=True)
@@ -24,6 +31,7 @@ class Kind:
     folder: str  # below runs/<profile>/<dataset>/; its fields are the keys that tell its stages apart
     sections: tuple[str, ...]  # what it reads of the profile
     knobs: Mapping[str, str] = field(default_factory=dict)  # notebook parameters that override the profile
+    study: bool = False  # beyond the paper: on phantoms of its own, reading no other stage, if the profile names it
 
     @cached_property
     def keys(self) -> tuple[str, ...]:
@@ -31,6 +39,7 @@ class Kind:
 
 
 _CONDITION = "split-{split}/n-{n_train}"
+_CHAIN = ("patches", "masks", "diffusion", "sampling", "detection", "evaluation", "extensions", *COMPUTE)
 KINDS = {
     kind.name: kind
     for kind in (
@@ -39,9 +48,9 @@ KINDS = {
         Kind("statistics", "02_mask_statistics", _CONDITION + "/statistics", ()),
         Kind("masks", "03_mask_simulation", _CONDITION + "/simulated-{masks}", ("masks", "patches"),
              {"n_patches": "masks.n_patches"}),
-        Kind("diffusion", "04_latent_diffusion", _CONDITION + "/diffusion", ("diffusion", *COMPUTE),
+        Kind("diffusion", "04_latent_diffusion", _CONDITION + "/diffusion", ("diffusion", *COMPILED),
              {"autoencoder_steps": "diffusion.autoencoder.steps", "denoiser_steps": "diffusion.denoiser.steps"}),
-        Kind("generated", "05_generated_images", _CONDITION + "/generated-{masks}", ("sampling", *COMPUTE),
+        Kind("generated", "05_generated_images", _CONDITION + "/generated-{masks}", ("sampling", "phantom", *COMPILED),
              {"sampling_steps": "sampling.steps"}),
         Kind("detector", "06_mask_rcnn", _CONDITION + "/{arm}/seed-{seed}", ("detection", *COMPUTE),
              {"steps": "detection.steps"}),
@@ -51,5 +60,10 @@ KINDS = {
         Kind("imbalance", "10_class_imbalance", "imbalance", ("evaluation", "masks")),
         Kind("claims", "11_claims", "claims", ("evaluation",)),
         Kind("errors", "12_errors", "errors", ("evaluation",)),
+        Kind("faithfulness", "13_mask_faithfulness", _CONDITION + "/faithfulness",
+             ("arms", "evaluation", "faithfulness", "phantom", "sampling", *COMPUTE)),
+        Kind("bias", "14_annotation_bias", "annotation-bias", _CHAIN, study=True),
+        Kind("feedback", "15_feedback_loop", "feedback-loop", _CHAIN, study=True),
+        Kind("shift", "16_distribution_shift", "distribution-shift", _CHAIN, study=True),
     )
 }  # fmt: skip

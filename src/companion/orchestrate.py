@@ -40,7 +40,9 @@ def run(profile: Profile, name_or_path: str, cores: int, console: Console, clust
     -------
     Exit code: 0 done, 2 a stage refused its input, 1 a stage failed otherwise, 130 interrupted.
     """
-    where = ["--cores", str(cores), "--resources", "gpu=1"] if cluster is None else _submission(cluster)
+    room = profile.jobs_per_device
+    here = ["--cores", str(cores), "--resources", f"gpu={room}", f"gpu_share={room}"]
+    where = here if cluster is None else _submission(cluster)
     check_inputs(profile)
     tree = stages.tree(profile)
     with _only_run(tree) as lock:

@@ -16,9 +16,11 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from companion import paths
 from companion.errors import CompanionError, nearest, problems
 from companion.params_base import Count, Positive, Section, Share, Whole
+from companion.params_diffusion import Autoencoder, Denoiser, Diffusion, Sampling  # noqa: F401 (part of the tree)
+from companion.params_extensions import Extensions
 from companion.params_phantom import Phantom
 
-Arm = Literal["EXP", "EXP+GEN", "EXP+RARE", "GEN", "EXP+EXP", "EXP+PASTE"]
+Arm = Literal["EXP", "EXP+GEN", "EXP+RARE", "GEN", "EXP+EXP", "EXP+PASTE", "EXP+RESYNTH", "EXP+RENDER", "EXP+FILTERED"]
 Splits = Annotated[list[Whole | str], Field(min_length=1)]
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -72,94 +74,13 @@ class Masks(Section):
         return self
 
 
-class Autoencoder(Section):
-    """diffusers VQModel between micrograph patches and latents."""
-
-    weights: str | None = Field(
-        None,
-        description="path of pretrained weights, from the project folder; their file says the network's shape, and "
-        "what is said of it here does not count. None: trained here, then frozen",
-    )
-    downsampling: Literal[4, 8] = Field(4, description="pixels per latent pixel, along a side")
-    channels: list[Count] = Field([16, 32], description="base channels per resolution, finest first")
-    stem: Literal[1, 2, 4] = Field(2, description="px along a side folded into channels first; the paper's has 1")
-    blocks: Count = Field(1, description="residual blocks per resolution")
-    attention: bool = Field(False, description="self-attention at the coarsest resolution; the paper's has it")
-    latent_channels: Count = Field(4, description="embedding dimension")
-    codes: Count = Field(256, description="entries of the codebook")
-    steps: Count = Field(300, description="optimiser steps")
-    batch_size: Count = Field(16, description="crops per step")
-    crop_px: Count = Field(64, description="side of the training crop, px")
-    learning_rate: Positive = Field(4e-3, description="peak learning rate (AdamW, one cycle)")
-    spectral_weight: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="weight of a power-spectrum loss beside the L1 reconstruction loss"
-    )
-
-    @model_validator(mode="after")
-    def _levels(self) -> Autoencoder:
-        if (given := self.stem * 2 ** (len(self.channels) - 1)) != self.downsampling:
-            raise ValueError(
-                f"stem {self.stem} and {len(self.channels)} channel level(s) give downsampling {given}, "
-                f"not {self.downsampling}"
-            )
-        return self
-
-
-class Denoiser(Section):
-    """diffusers UNet2DModel on latents, with the mask concatenated to its input."""
-
-    stem: Literal[1, 2, 4] = Field(
-        2, description="latent px along a side folded into channels first; the paper's has 1"
-    )
-    channels: list[Count] = Field([64, 96], description="channels per resolution, finest first")
-    stem: Literal[1, 2, 4] = Field(2, description="px along a side folded into channels first; the paper's has 1")
-    blocks: Count = Field(1, description="residual blocks per resolution")
-    attention_factors: list[Count] = Field([2], description="down-factors that have attention; the middle always has")
-    mask_encoding: Literal["bilinear", "space-to-depth"] = Field(
-        "bilinear", description="how the one-hot mask reaches latent size; bilinear is the paper's"
-    )
-    prediction: Literal["epsilon", "v_prediction"] = Field("epsilon", description="what the network predicts")
-    loss: Literal["l1", "l2"] = Field("l1", description="the paper uses l1 on epsilon")
-    defect_weight: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="by how much a latent under a defect counts more in the loss; the paper: 0"
-    )
-    timesteps: Count = Field(1000, description="diffusion steps T")
-    beta_start: Positive = Field(0.0015, description="first variance (linear in its square root)")
-    beta_end: Positive = Field(0.0205, description="last variance")
-    steps: Count = Field(150, description="optimiser steps")
-    batch_size: Count = Field(32, description="patches per step")
-    learning_rate: Positive = Field(2e-3, description="learning rate after warm-up (AdamW)")
-    warmup_steps: Whole = Field(20, description="linear warm-up, steps")
-    decay: Literal["none", "cosine"] = Field("none", description="of the learning rate after warm-up; the paper: none")
-    ema_decay: Share = Field(0.95, description="decay of the weight average used for sampling; 0: none")
-
-
-class Sampling(Section):
-    """From noise to micrographs."""
-
-    sampler: Literal["ddim", "dpm-solver++"] = Field("ddim", description="the paper uses ddim")
-    steps: Count = Field(15, description="denoising steps")
-    eta: Share = Field(1.0, description="DDIM stochasticity; the paper uses 1")
-    noise: Literal["none", "measured"] = Field(
-        "none", description="measured: noise with the statistics of training micrographs is put back after decoding"
-    )
-    batch_size: Count = Field(64, description="patches denoised together")
-
-
-class Diffusion(Section):
-    """Mask-conditioned latent diffusion."""
-
-    autoencoder: Autoencoder = Autoencoder()
-    denoiser: Denoiser = Denoiser()
-    checkpoint_every: Count = Field(100, description="steps between checkpoints")
-
-
 class Detection(Section):
     """Mask R-CNN."""
 
     backend: Literal["batched", "torchvision", "detectron2"] = Field(
         "batched", description="batched: torchvision's network without its loops over images; detectron2: the authors'"
     )
+    compile: bool = Field(False, description="torch.compile the batched backend (minutes, then faster on a GPU)")
     network: Literal["tiny", "compact", "r50-fpn"] = Field(
         "tiny", description="tiny: 0.9 M parameters; compact: 3.4 M; r50-fpn: the paper's, 44 M"
     )
@@ -188,6 +109,17 @@ class Detection(Section):
         if self.resize_px is not None and self.resize_px % 32:
             raise ValueError(f"resize_px {self.resize_px} is not a multiple of 32, which the networks need")
         return self
+
+
+class Faithfulness(Section):
+    """What a detector trained on real images alone says of generated ones."""
+
+    iou: Share = Field(0.5, description="box IoU from which a defect of the mask is found")
+    confidence: Share = Field(0.5, description="score from which a prediction counts")
+    least_confirmed: Share = Field(
+        0.5,
+        description="share of its defects that must be found, under their class, for a pair to stay in EXP+FILTERED",
+    )
 
 
 class Evaluation(Section):
@@ -221,7 +153,12 @@ class Profile(Section):
     root_seed: Whole = Field(20260602, description="every random draw descends from it")
     threads: Count = Field(1, description="CPU threads per job; results are equal to the bit for equal threads")
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    jobs_per_device: Count = Field(1, description="detectors trained side by side on one GPU of this machine")
     precision: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = Field(
+        False, description="compile the networks, of detectors the batched backend (minutes, then faster on a GPU)"
+    )
+    channels_last: bool = Field(False, description="memory layout of their weights; with compile, faster on a GPU")
     dataset: str = Field("phantom", description="registered name, or path of a data set folder")
     splits: Splits = Field([1], description="numbers (drawn by seed) or split files")
     sizes: list[Count] = Field([10], min_length=1, description="N: training micrographs, nested")
@@ -235,7 +172,9 @@ class Profile(Section):
     diffusion: Diffusion = Diffusion()
     sampling: Sampling = Sampling()
     detection: Detection = Detection()
+    faithfulness: Faithfulness = Faithfulness()
     evaluation: Evaluation = Evaluation()
+    extensions: Extensions = Extensions()
 
     @model_validator(mode="after")
     def _lists_are_consistent(self) -> Profile:
@@ -245,6 +184,17 @@ class Profile(Section):
                 raise ValueError(f"{field} {values} names a value twice")
         if missing := set(self.imbalance_sizes) - set(self.sizes):
             raise ValueError(f"imbalance_sizes {sorted(missing)} are not among sizes {self.sizes}")
+        return self
+
+    @model_validator(mode="after")
+    def _arms_can_be_made(self) -> Profile:
+        if "EXP+RENDER" in self.arms and self.dataset != "phantom":
+            raise ValueError(
+                f"arms: EXP+RENDER paints masks with the phantom's optics and is for dataset phantom, "
+                f"not '{self.dataset}'"
+            )
+        if "EXP+FILTERED" in self.arms and "EXP" not in self.arms:
+            raise ValueError("arms: EXP+FILTERED is filtered by an EXP detector; add EXP")
         return self
 
 

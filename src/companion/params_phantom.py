@@ -27,7 +27,18 @@ PRESETS: dict[str, dict[str, Any]] = {
     "fecral": {
         "n_images": 122, "size_px": 1024, "defects_per_megapixel": 60.0, "density_spread": 0.45,
         "magnifications": {"70kx": (0.8805, 0.13), "300kx": (0.4785, 0.33), "500kx": (0.2832, 0.54)},
-        "contrast": (0.08, 0.45), "frames_per_grain": 3,
+        "contrast": (0.12, 0.45), "frames_per_grain": 3, "dose_electrons": 100.0,
+        "contrast_spread": 0.25, "dose_spread": 0.5, "defocus_nm": 1.5,
+        "annotator": {"miss": 0.03, "miss_contrast": 0.08, "miss_crowded": 0.15, "outline_jitter": 0.05,
+                      "confusion": 0.06},
+    },
+    # fecral binned by two, for two cores: 512 px micrographs, so that patches of 128 px show what 256 px do there.
+    # Every micrograph is of a grain and a session of its own, so that no split by image leaks.
+    "binned": {
+        "n_images": 122, "size_px": 512, "defects_per_megapixel": 240.0, "density_spread": 0.45,
+        "magnifications": {"70kx": (1.761, 0.13), "300kx": (0.957, 0.33), "500kx": (0.5664, 0.54)},
+        "contrast": (0.12, 0.45), "frames_per_grain": 1, "row_jitter_px": 0.2, "dose_electrons": 400.0,
+        "contrast_spread": 0.25, "dose_spread": 0.5, "defocus_nm": 1.5,
         "annotator": {"miss": 0.03, "miss_contrast": 0.08, "miss_crowded": 0.15, "outline_jitter": 0.05,
                       "confusion": 0.06},
     },
@@ -57,7 +68,9 @@ class Annotator(Section):
 class Phantom(Section):
     """Simulated STEM micrographs with exact truth. Pairs are (low, high), drawn uniformly unless said."""
 
-    preset: Literal["plain", "easy", "fecral", "hard"] = Field("plain", description="where unnamed values come from")
+    preset: Literal["plain", "easy", "binned", "fecral", "hard"] = Field(
+        "plain", description="where unnamed values come from"
+    )
 
     # What is there: crystal and defects
     n_images: Count = Field(24, description="micrographs in the data set")
@@ -109,6 +122,11 @@ class Phantom(Section):
     grey_level: Share = Field(0.66, description="mean grey level, share of full scale")
     gain_drift: Share = Field(0.08, description="standard deviation of an image's mean grey level, share")
     gamma_drift: Share = Field(0.1, description="standard deviation of the logarithm of an image's gamma")
+
+    # How conditions differ between sessions: the frames of one grain are recorded in one session
+    contrast_spread: Share = Field(0.0, description="standard deviation of the logarithm of a session's contrast")
+    dose_spread: Share = Field(0.0, description="standard deviation of the logarithm of a session's dose")
+    defocus_nm: NotNegative = Field(0.0, description="largest blur of a session, nm; drawn uniformly from 0")
 
     annotator: Annotator = Annotator()
 

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from companion import paths, provenance, seeds
 from companion.errors import CompanionError, nearest, problems
-from companion.kinds import KEYS, KINDS, Kind
+from companion.kinds import KEYS, KINDS, POOLS, Kind
 from companion.params import Profile, Splits, load_profile, validate
 
 
@@ -115,9 +115,8 @@ class Stage:
 
     def _weights(self) -> dict[str, str]:
         """Pretrained weights files that the profile names for this stage."""
-        named = {"diffusion": self.profile.diffusion.autoencoder.weights, "detector": self.profile.detection.weights}
-        weights = named.get(self.kind.name)
-        return {"weights": weights} if weights else {}
+        named = {"diffusion": self.profile.diffusion.autoencoder.weights, "detection": self.profile.detection.weights}
+        return {f"weights of {name}": given for name, given in named.items() if given and name in self.kind.sections}
 
     def finish(self) -> pd.DataFrame:
         """Write the stamp beside the artifacts; the last cell of a notebook.
@@ -209,18 +208,31 @@ def matrix(profile: Profile) -> list[Stage]:
     conditions = [{"split": s, "n_train": n} for s, n in product(profile.splits, profile.sizes)]
     # With one class there is no rare one.
     rare = [c for c in conditions if c["n_train"] in profile.imbalance_sizes and class_count(profile) != 1]
-    generated = [*({**c, "masks": "plain"} for c in conditions), *({**c, "masks": "rare"} for c in rare)]
+    simulated = [*({**c, "masks": "plain"} for c in conditions), *({**c, "masks": "rare"} for c in rare)]
+    controls = [pool for arm in profile.arms if (pool := POOLS.get(arm)) in ("resynth", "render")]
     detectors = [{**c, "arm": arm} for c in conditions for arm in profile.arms if arm != "EXP+RARE"]
     detectors += [{**c, "arm": "EXP+RARE"} for c in rare]
     keys = {
         "micrographs": [{"split": split} for split in profile.splits],
         "statistics": conditions,
-        "masks": generated,
+        "masks": simulated,
         "diffusion": conditions,
-        "generated": generated,
+        "generated": [*simulated, *({**c, "masks": pool} for c in conditions for pool in controls)],
         "detector": [{**d, "seed": seed} for d in detectors for seed in profile.seeds],
+        "faithfulness": conditions if "EXP" in profile.arms else [],
     }
-    return [Stage(kind, k, profile) for kind in KINDS.values() for k in keys.get(kind.name, [{}])]
+    named = profile.extensions.studies if profile.dataset == "phantom" else ()
+    keys |= {kind.name: [{}] if kind.name in named else [] for kind in KINDS.values() if kind.study}
+    stages = [Stage(kind, k, profile) for kind in KINDS.values() for k in keys.get(kind.name, [{}])]
+    kinds = list(KINDS)
+
+    def turn(stage: Stage) -> int:
+        # Detectors of the filtered pool come after what filters it, which comes after the other detectors.
+        late = {"faithfulness": 1, "EXP+FILTERED": 2}
+        after = 3 * (kinds.index(stage.kind.name) > kinds.index("detector"))
+        return late.get(stage.kind.name) or late.get(stage.keys.get("arm", "")) or after
+
+    return sorted(stages, key=turn)
 
 
 def _upstream(stage: Stage) -> dict[str, tuple[Stage, str]]:
@@ -234,17 +246,28 @@ def _upstream(stage: Stage) -> dict[str, tuple[Stage, str]]:
     train = {"train": other("micrographs", f"train-n{stage.keys['n_train']}/")} if "n_train" in stage.keys else {}
     test = {"test": other("micrographs", "test/")} if train else {}
     match stage.kind.name:
-        case "micrographs":
+        case "micrographs" | "bias" | "feedback" | "shift":
             return {}
         case "statistics" | "diffusion":
             return train
         case "masks":
             return {**train, "statistics": other("statistics")}
         case "generated":
-            return {**train, **test, "simulated": other("masks"), "diffusion": other("diffusion")}
+            return {
+                **train,
+                **test,
+                "simulated": other("masks", masks="rare" if stage.keys["masks"] == "rare" else "plain"),
+                "diffusion": other("diffusion"),
+            }
         case "detector":
-            pool = {"EXP+GEN": "plain", "GEN": "plain", "EXP+RARE": "rare"}.get(stage.keys["arm"])
+            pool = POOLS.get(stage.keys["arm"])
+            if pool == "filtered":
+                return {**train, **test, "generated": other("faithfulness", "kept/")}
             return {**train, **test, **({"generated": other("generated", masks=pool)} if pool else {})}
+        case "faithfulness":
+            judge = other("detector", arm="EXP", seed=stage.profile.seeds[0])
+            plain = other("generated", masks="plain")
+            return {**train, **test, "generated": plain, "diffusion": other("diffusion"), "detector": judge}
         case "thresholds":
             return {**every("micrographs", "test/"), **every("detector", "predictions")}
         case "sizes":
@@ -311,7 +334,11 @@ def open_stage(kind: Kind, given: Mapping[str, Any]) -> Stage:
     here = [other for other in matrix(profile) if other.kind is kind]
     if stage.address not in {other.address for other in here}:
         names = ", ".join(other.address for other in here) or "none"
-        raise CompanionError(f"{source}: {stage.address} is not in profile '{profile.name}', which has: {names}")
+        study = "; it needs exact truth: dataset phantom, and a profile whose extensions.studies names it"
+        raise CompanionError(
+            f"{source}: {stage.address} is not in profile '{profile.name}' on {dataset_name(profile.dataset)}, which "
+            f"has: {names}{study if kind.study else ''}"
+        )
     return stage
 
 

@@ -1,4 +1,4 @@
-"""What both networks share: device, precision, and a training loop that can be stopped and continued.
+"""What both networks share: a training loop that can be stopped and continued.
 
 The loop keeps no random state: the draws of step i depend on i alone (`seeds`), so a run that was killed
 and continued ends with the weights it would have had, to the bit on the CPU. Files hold tensors and JSON
@@ -9,26 +9,28 @@ from __future__ import annotations
 
 import json
 import math
+import resource
 import time
-import zlib
 from collections.abc import Callable
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import pandas as pd
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from tqdm import tqdm
 
-from companion import seeds
 from companion.errors import CompanionError
-from companion.params import Profile
-from companion.provenance import atomic, code_hashes, hash_value, write_json
+from companion.machine import Compute, compute, enough_memory
+from companion.provenance import code_hashes, hash_value, write_json
+from companion.weights import is_finished, is_main, load_network, load_state, save_state
 
+__all__ = [  # with what whoever trains needs too
+    "Compute", "Stateful", "compute", "drop_checkpoint", "enough_memory", "fingerprint", "fit", "is_finished",
+    "load_network", "load_state", "one_cycle", "save_state", "set_learning_rate",
+]  # fmt: skip
 CHECKPOINT = "checkpoint"
+SPEED = ".speed"  # not an artifact: two runs that end alike do not take the same time
+CHECK_EVERY = 20  # steps between looks at the losses: reading one makes the host wait for the device
 
 
 class Stateful(Protocol):
@@ -37,48 +39,6 @@ class Stateful(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
-
-
-@dataclass(frozen=True)
-class Compute:
-    """Where and how a network runs."""
-
-    device: torch.device
-    dtype: torch.dtype
-    root_seed: int
-
-    def autocast(self) -> torch.autocast:
-        """Mixed precision where the profile asks for it; a no-op in float32."""
-        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
-
-    def generator(self, *names: str | int) -> torch.Generator:
-        """CPU generator for a path of names: the same draws whatever the device."""
-        return seeds.torch_generator(self.root_seed, *names)
-
-    @contextmanager
-    def global_seed(self, *names: str | int):
-        """Torch's global generator seeded for a path of names, for libraries that draw from it; restored after."""
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(seeds.integer(self.root_seed, *names))
-            yield
-
-
-def compute(profile: Profile) -> Compute:
-    """Device and precision of a profile; sets the number of CPU threads and deterministic kernels.
-
-    Raises
-    ------
-    CompanionError
-        When the profile asks for a GPU and there is none.
-    """
-    if profile.device == "cuda" and not torch.cuda.is_available():
-        raise CompanionError("device: cuda, but torch sees no GPU; use device: auto or cpu")
-    use_gpu = profile.device != "cpu" and torch.cuda.is_available()
-    torch.set_num_threads(profile.threads)
-    torch.use_deterministic_algorithms(not use_gpu)  # on GPUs some of RoIAlign's gradients have no such kernel
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs a tenth of the time
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    return Compute(torch.device("cuda" if use_gpu else "cpu"), getattr(torch, profile.precision), profile.root_seed)
 
 
 def one_cycle(step: int, steps: int, peak: float, warmup_share: float = 0.25) -> float:
@@ -101,7 +61,7 @@ def fingerprint(module: str, **inputs: Any) -> str:
 
 
 def fit(
-    step: Callable[[int], dict[str, float]],
+    step: Callable[[int], dict[str, float | torch.Tensor]],
     parts: dict[str, Stateful],
     *,
     steps: int,
@@ -131,25 +91,58 @@ def fit(
     Raises
     ------
     CompanionError
-        When a loss is not finite; the last good checkpoint stays.
+        When a loss is not finite, or memory or disk are too small; the last good checkpoint stays.
     """
     path = folder / CHECKPOINT / "state.safetensors"
     start, log = _restore(path, parts, identity)
     began = time.monotonic()
+    recent: list[dict[str, Any]] = []
     for i in tqdm(range(start, steps), desc=title, initial=start, total=steps, mininterval=2, leave=False):
-        losses = step(i)
-        if not all(math.isfinite(value) for value in losses.values()):
-            kept = f"the checkpoint of step {i // every * every} is kept" if i >= every else "no checkpoint yet"
-            raise CompanionError(f"{title}: loss is not finite at step {i}: {losses}; {kept}. Lower the learning rate.")
-        log.append({"step": i, **losses})
-        if (i + 1) % every == 0 or i + 1 == steps:
+        with enough_memory(f"{title}, step {i}"):
+            recent.append({"step": i, **step(i)})
+        due = (i + 1) % every == 0 or i + 1 == steps
+        if due or len(recent) == CHECK_EVERY:
+            log += [_checked(row, title, every) for row in recent]
+            recent = []
+        if due:
             save_state({name: part.state_dict() for name, part in parts.items()}, path,
                        {"identity": identity, "step": i + 1, "log": log})  # fmt: skip
-            left = (time.monotonic() - began) / (i + 1 - start) * (steps - i - 1)
-            write_json(path.parent / "progress.json", {"title": title, "step": i + 1, "steps": steps, "left_s": left})
+            if is_main():
+                _report(path.parent, title, i + 1, steps, (time.monotonic() - began) / (i + 1 - start))
             if callback:
                 callback(i + 1)
     return pd.DataFrame(log)
+
+
+def _checked(row: dict[str, Any], title: str, every: int) -> dict[str, Any]:
+    step, losses = row["step"], {name: float(value) for name, value in row.items() if name != "step"}
+    if not all(math.isfinite(value) for value in losses.values()):
+        kept = f"the checkpoint of step {step // every * every} is kept" if step >= every else "no checkpoint yet"
+        raise CompanionError(f"{title}: loss is not finite at step {step}: {losses}; {kept}. Lower the learning rate.")
+    return {"step": step, **losses}
+
+
+def _report(checkpoint: Path, title: str, step: int, steps: int, step_s: float) -> None:
+    left = {"title": title, "step": step, "steps": steps, "left_s": step_s * (steps - step)}
+    write_json(checkpoint / "progress.json", left)
+    gpu = torch.cuda.is_available()
+    memory = torch.cuda.max_memory_allocated() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    rows = [row for row in speed(checkpoint.parent, title).to_dict("records") if row["step"] < step]
+    write_json(checkpoint.parent / SPEED / f"{title}.json", [
+        *rows, {"step": step, "step_s": step_s, "memory_mib": memory / 2**20, "memory_of": "GPU" if gpu else "process"}
+    ])  # fmt: skip
+
+
+def speed(folder: Path, title: str) -> pd.DataFrame:
+    """Throughput of the training `title` in `folder`, one row per checkpoint.
+
+    Returns
+    -------
+    step; step_s: seconds per step since the process started; memory_mib: its peak so far, of memory_of "GPU" or
+    "process"; empty where the training ran elsewhere
+    """
+    path = folder / SPEED / f"{title}.json"
+    return pd.DataFrame(json.loads(path.read_text(encoding="utf-8")) if path.exists() else [])
 
 
 def _restore(path: Path, parts: dict[str, Stateful], identity: str) -> tuple[int, list[dict[str, float]]]:
@@ -163,92 +156,17 @@ def _restore(path: Path, parts: dict[str, Stateful], identity: str) -> tuple[int
         return 0, []
     for name, part in parts.items():
         part.load_state_dict(state[name])
+        for parameter, moments in part.state.items() if isinstance(part, torch.optim.Optimizer) else ():
+            for key, value in moments.items():  # laid out in memory as their parameters, as fused kernels want them
+                if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                    moments[key] = torch.empty_like(parameter).copy_(value)
     return int(about["step"]), list(about["log"])
-
-
-def save_state(state: Any, path: Path, about: dict[str, Any]) -> None:
-    """Write nested dicts and lists with tensors as safetensors, atomically; `about` and structure as JSON metadata."""
-    tensors: dict[str, torch.Tensor] = {}
-
-    def strip(value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            key = f"t{len(tensors)}"
-            tensors[key] = value.detach().to("cpu").contiguous().clone()
-            return {"tensor": key}
-        if isinstance(value, dict):
-            return {"dict": [[key, strip(item)] for key, item in value.items()]}
-        if isinstance(value, (list, tuple)):
-            return {"list": [strip(item) for item in value]}
-        return {"plain": value}
-
-    structure = strip(state)
-    content = {"structure": structure, "about": about, "checksum": _checksum(tensors, structure, about)}
-    with atomic(path) as temporary:
-        # One entry only: safetensors keeps its metadata in no particular order, and equal states give equal bytes.
-        save_file(tensors, temporary, metadata={"state": json.dumps(content)})
-
-
-def _checksum(tensors: dict[str, torch.Tensor], *texts: Any) -> int:
-    """CRC-32 over the bytes of all tensors and the JSON of `texts`: safetensors itself checks nothing."""
-    value = zlib.crc32(json.dumps(texts).encode())
-    for tensor in tensors.values():
-        value = zlib.crc32(tensor.reshape(-1).view(torch.uint8).cpu().numpy(), value)
-    return value
-
-
-def load_state(path: Path, device: str = "cpu") -> tuple[Any, dict[str, Any]]:
-    """Read what `save_state` wrote: (state, about).
-
-    Raises
-    ------
-    CompanionError
-        When the file is missing, broken or foreign.
-    """
-    try:
-        with safe_open(path, framework="pt", device=device) as file:
-            found = json.loads((file.metadata() or {})["state"])
-            structure, about = found["structure"], found["about"]
-            tensors = {key: file.get_tensor(key) for key in _keys(structure)}
-        if found.get("checksum") not in (None, _checksum(tensors, structure, about)):  # older files have none
-            raise ValueError("its content is not as it was written")
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise CompanionError(f"{path} is not a weights file of this package: {error}") from None
-
-    def fill(value: dict[str, Any]) -> Any:
-        kind, content = next(iter(value.items()))
-        if kind == "tensor":
-            return tensors[content]
-        if kind == "dict":
-            return {key: fill(item) for key, item in content}
-        return [fill(item) for item in content] if kind == "list" else content
-
-    return fill(structure), about
-
-
-def _keys(structure: dict[str, Any]) -> list[str]:
-    """Names of the tensors, in the order in which they were counted."""
-    kind, content = next(iter(structure.items()))
-    if kind == "tensor":
-        return [content]
-    items = [item for _, item in content] if kind == "dict" else content if kind == "list" else []
-    return [key for item in items for key in _keys(item)]
-
-
-def is_finished(path: Path, identity: str) -> bool:
-    """Whether `path` holds the final weights of the training with this identity; they are then this run's, too."""
-    if not path.exists():
-        return False
-    try:
-        finished = load_state(path)[1].get("identity") == identity
-    except CompanionError:
-        return False
-    if finished:
-        path.touch()
-    return finished
 
 
 def drop_checkpoint(folder: Path) -> None:
     """Remove the checkpoint of a training whose final weights are written."""
+    if not is_main():
+        return
     for name in ("state.safetensors", "progress.json"):
         (folder / CHECKPOINT / name).unlink(missing_ok=True)
     if (folder / CHECKPOINT).is_dir() and not any((folder / CHECKPOINT).iterdir()):

@@ -14,6 +14,9 @@ from companion.data.splits import near_duplicates
 TRUTH = "truth.json"  # beside the labels of a phantom
 
 
+CARD = ("title", "source", "licence", "citation", "difficulty")  # what is told of a data set's own card
+
+
 @dataclass(frozen=True)
 class Check:
     """What a data set holds.
@@ -42,7 +45,7 @@ class Check:
         card = self.dataset.card
         return {
             "name": self.dataset.name,
-            **{key: str(card[key]) for key in ("title", "source", "licence", "citation") if card.get(key)},
+            **{key: str(card[key]) for key in CARD if card.get(key)},
             "micrographs": f"{len(m)}, of which {int((m['instances'] == 0).sum())} without a labelled defect",
             "size, px": ", ".join(f"{size} ({count})" for size, count in sizes.items()),
             "pixel size, nm": ", ".join(f"{scale:g} ({count})" for scale, count in scales.items()),

@@ -6,7 +6,7 @@ A patches folder holds plain files (see `Patches`); simulated and generated patc
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +62,19 @@ class Patches:
     def of(self, patch: int) -> pd.DataFrame:
         """Rows of `table` of one patch."""
         return self.table[self.table["patch"] == patch]
+
+    def only(self, numbers: NDArray[np.integer]) -> Patches:
+        """The patches of these numbers, in this order, renumbered from 0; each number once."""
+        place = pd.Series(range(len(numbers)), index=numbers)
+        table = self.table[self.table["patch"].isin(numbers)]
+        table = table.assign(patch=table["patch"].map(place).astype(table["patch"].dtype))
+        return replace(
+            self,
+            images=None if self.images is None else self.images[numbers],
+            instances=self.instances[numbers],
+            index=self.index.iloc[numbers].assign(patch=range(len(numbers))).reset_index(drop=True),
+            table=table.sort_values(["patch", "instance"], ignore_index=True),
+        )
 
     def save(self, folder: Path) -> None:
         """Write images.npy (unless None), instances.npy, index.parquet, table.parquet and patches.json."""

@@ -25,12 +25,14 @@ def read_grey(path: Path) -> NDArray[np.uint8] | NDArray[np.uint16]:
     Raises
     ------
     CompanionError
-        The file cannot be read to its end, or is a colour picture.
+        The file cannot be read to its end, holds several pictures, or is a colour picture.
     """
     from PIL import Image
 
     try:
         with Image.open(path) as opened:
+            if (frames := getattr(opened, "n_frames", 1)) > 1:
+                raise CompanionError(f"{path} is a stack of {frames} pictures; save the one that counts as a file")
             pixels = np.asarray(opened.convert("RGB") if opened.mode in ("P", "RGBA", "LA", "1") else opened)
     except (OSError, ValueError, SyntaxError) as error:
         raise CompanionError(f"{path} is not a readable image: {error}") from None

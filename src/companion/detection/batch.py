@@ -73,3 +73,15 @@ def enlarge_batch(batch: Batch, size: int, dtype: torch.dtype = torch.float32) -
     ids = F.interpolate(batch.instances[:, None].double(), size=(size, size))[:, 0].to(batch.instances.dtype)
     factor = size / batch.images.shape[-1]
     return replace(batch, images=enlarge(batch.images, size, dtype), instances=ids, boxes=batch.boxes * factor)
+
+
+def pad_truths(batch: Batch, least: int) -> Batch:
+    """A batch whose number of places for truths is `least` or a power of two times it: few shapes to compile for."""
+    places = least
+    while places < batch.labels.shape[1]:
+        places *= 2
+    extra = places - batch.labels.shape[1]
+    return replace(
+        batch, boxes=F.pad(batch.boxes, (0, 0, 0, extra)), labels=F.pad(batch.labels, (0, extra)),
+        ids=F.pad(batch.ids, (0, extra)),
+    )  # fmt: skip

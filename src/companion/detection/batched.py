@@ -11,13 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.models.detection import MaskRCNN
-from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import roi_align
-from torchvision.ops.poolers import _setup_scales
 
-from companion.detection import regions
-from companion.detection.batch import Batch, Detections, enlarge, enlarge_batch
+from companion.detection import heads, regions
+from companion.detection.batch import Batch, Detections, enlarge, enlarge_batch, pad_truths
 
 _BETA = 1 / 9  # of the smooth L1 losses, as in torchvision
 
@@ -36,7 +34,14 @@ class BatchedDetector:
         self.network = network.to(memory_format=torch.channels_last)  # what convolutions read fastest
         self.channels = channels
         self.resize_px = resize_px
-        self._anchors: tuple[tuple[int, ...], Tensor] | None = None
+        self._least_truths = 0
+        self._anchors: dict[tuple, Tensor] = {}
+
+    def compile(self) -> None:
+        """Have ``torch.compile`` translate training and detection at their first call; shapes are then fixed."""
+        self._least_truths = 16
+        self._losses = torch.compile(self._losses, dynamic=False)
+        self._find = torch.compile(self._find, dynamic=False)
 
     def random_keys(self, shape: tuple[int, ...], device: torch.device) -> Tensor:
         """Numbers in [0, 1) that decide which anchors and regions are sampled, from the global generator."""
@@ -50,13 +55,17 @@ class BatchedDetector:
         mean, std = (grey.new_tensor(v)[:, None, None] for v in (transform.image_mean, transform.image_std))
         return (grey - mean) / std  # (B, channels, S, S)
 
-    def _anchors_of(self, images: Tensor, levels: list[Tensor]) -> Tensor:
-        shape = (*images.shape[-2:], *(side for level in levels for side in level.shape[-2:]))
-        if self._anchors is None or self._anchors[0] != shape or self._anchors[1].device != images.device:
+    @torch.no_grad()
+    def _anchors_of(self, images: Tensor) -> Tensor:
+        """Anchors [A, 4] of normalised images, from finest to coarsest level; made once for every size."""
+        key = (images.shape[-2:], images.device, images.dtype)
+        if key not in self._anchors:
+            training = self.network.training
+            levels = list(self.network.eval().backbone(images[:1]).values())
             listed = ImageList(images[:1], [tuple(images.shape[-2:])])
-            made = self.network.rpn.anchor_generator(listed, [_wide(level) for level in levels])[0]
-            self._anchors = (shape, made)
-        return self._anchors[1]  # (A, 4)
+            self._anchors[key] = self.network.rpn.anchor_generator(listed, [heads.wide(level) for level in levels])[0]
+            self.network.train(training)
+        return self._anchors[key]
 
     def _propose(
         self, counts: list[int], logits: Tensor, deltas: Tensor, anchors: Tensor, size: int
@@ -80,48 +89,6 @@ class BatchedDetector:
         order = order[:, : rpn.post_nms_top_n()]
         return regions.pick(torch.cat(boxes, 1), order), scores[:, : order.shape[1]] >= 0
 
-    def _rpn(self, levels: list[Tensor]) -> tuple[list[int], Tensor, Tensor]:
-        """Anchors per level, their logits [B, A] and corrections [B, A, 4].
-
-        The two 1x1 convolutions are one matrix product, whose result lies in the order of the anchors already.
-        """
-        head = self.network.rpn.head
-        per_place = head.cls_logits.out_channels
-        weight = torch.cat([head.cls_logits.weight, head.bbox_pred.weight]).flatten(1)
-        bias = torch.cat([head.cls_logits.bias, head.bbox_pred.bias])
-        found = [_wide(F.linear(head.conv(x).permute(0, 2, 3, 1).flatten(1, 2), weight, bias)) for x in levels]
-        logits = torch.cat([part[..., :per_place].flatten(1) for part in found], dim=1)
-        deltas = torch.cat([part[..., per_place:].reshape(len(part), -1, 4) for part in found], dim=1)
-        return [part.shape[1] * per_place for part in found], logits, deltas
-
-    def _pool(self, pooler, features: dict[str, Tensor], boxes: Tensor, size: int) -> Tensor:
-        """Features of regions [B, R, 4], each from its level of the pyramid: [B * R, C, s, s]."""
-        named = [features[name] for name in pooler.featmap_names]
-        side, samples = pooler.output_size[0], pooler.sampling_ratio
-        if len(named) == 1:
-            return regions.pool(named[0], boxes, named[0].shape[-1] / size, side, samples)
-        # All levels side by side in one map, each with its last row and column once more, which is what RoIAlign
-        # sees beyond the edge: one call pools every region from its own level.
-        atlas, offsets, x = named[0].new_zeros((*named[0].shape[:2], size // 4 + 1, 2 * size // 4 + len(named))), [], 0
-        for level in named:
-            padded = F.pad(level, (0, 1, 0, 1), mode="replicate")
-            atlas[..., : padded.shape[-2], x : x + padded.shape[-1]] = padded
-            offsets.append(x)
-            x += padded.shape[-1]
-        if pooler.map_levels is None:
-            pooler.scales, pooler.map_levels = _setup_scales(
-                named, [(size, size)], pooler.canonical_scale, pooler.canonical_level
-            )
-        flat = boxes.reshape(-1, 4)
-        which = pooler.map_levels([flat])
-        moved = flat * flat.new_tensor(pooler.scales)[which, None]
-        shift = flat.new_tensor(offsets)[which]
-        # RoIAlign widens regions below one cell; done here, since the shift must not change it.
-        moved = torch.cat([moved[:, :2], torch.maximum(moved[:, 2:], moved[:, :2] + 1)], dim=1)
-        moved = moved + torch.stack([shift, torch.zeros_like(shift)] * 2, dim=1)
-        owner = torch.arange(len(boxes), device=boxes.device).repeat_interleave(boxes.shape[1])
-        return roi_align(atlas, torch.cat([owner[:, None].to(moved), moved], 1).to(atlas.dtype), side, 1.0, samples)
-
     # --- training -------------------------------------------------------------------------------------------
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
@@ -129,11 +96,14 @@ class BatchedDetector:
         self.network.train()
         if self.resize_px:
             batch = enlarge_batch(batch, self.resize_px, next(self.network.parameters()).dtype)
+        if self._least_truths:
+            batch = pad_truths(batch, self._least_truths)
         images = self._images(batch.images)
+        return self._losses(images, batch, self._anchors_of(images))
+
+    def _losses(self, images: Tensor, batch: Batch, anchors: Tensor) -> dict[str, Tensor]:
         features = self.network.backbone(images)
-        levels = list(features.values())
-        counts, logits, deltas = self._rpn(levels)
-        anchors = self._anchors_of(images, levels)
+        counts, logits, deltas = heads.score_anchors(self.network.rpn.head, list(features.values()))
         with torch.no_grad():
             proposals, valid = self._propose(counts, logits, deltas, anchors, images.shape[-1])
         return {
@@ -167,12 +137,12 @@ class BatchedDetector:
     def _region_losses(
         self, batch: Batch, features: dict[str, Tensor], proposals: Tensor, valid: Tensor
     ) -> dict[str, Tensor]:
-        heads, real, size = self.network.roi_heads, batch.labels > 0, batch.images.shape[-1]
+        roi, real, size = self.network.roi_heads, batch.labels > 0, batch.images.shape[-1]
         with torch.no_grad():
             # Truths are proposals too, so that the heads see defects before the proposals are any good.
             boxes = torch.cat([proposals, batch.boxes], dim=1)
             valid = torch.cat([valid, real], dim=1)
-            matcher, sampler = heads.proposal_matcher, heads.fg_bg_sampler
+            matcher, sampler = roi.proposal_matcher, roi.fg_bg_sampler
             truth, positive, negative = regions.match(
                 regions.overlaps(batch.boxes, boxes), real, matcher.low_threshold, matcher.high_threshold
             )
@@ -184,13 +154,13 @@ class BatchedDetector:
             labels = torch.where(is_positive, regions.pick(batch.labels, truth), 0)
             places = _positive_places(sampler, index)
             wanted = regions.pick(batch.boxes, truth[:, :places])
-            wanted = regions.encode(wanted, boxes[:, :places], heads.box_coder.weights)
-        pooled = self._pool(heads.box_roi_pool, features, boxes, size)
-        scores, corrections = heads.box_predictor(_box_head(heads.box_head, pooled))
-        corrections = _wide(corrections).reshape(*index.shape, -1, 4)[:, :places]  # (B, P, K + 1, 4)
+            wanted = regions.encode(wanted, boxes[:, :places], roi.box_coder.weights)
+        pooled = regions.pool_levels(roi.box_roi_pool, features, boxes, size)
+        scores, corrections = roi.box_predictor(heads.box_features(roi.box_head, pooled))
+        corrections = heads.wide(corrections).reshape(*index.shape, -1, 4)[:, :places]  # (B, P, K + 1, 4)
         of_class = labels[:, :places, None, None].expand(-1, -1, 1, 4)
         box = F.smooth_l1_loss(corrections.gather(2, of_class)[:, :, 0], wanted, beta=_BETA, reduction="none")
-        classifier = F.cross_entropy(_wide(scores), labels.flatten(), reduction="none")
+        classifier = F.cross_entropy(heads.wide(scores), labels.flatten(), reduction="none")
         count = chosen.sum().clamp(min=1)
         return {
             "loss_classifier": _sum_where(classifier, chosen.flatten()) / count,
@@ -203,11 +173,11 @@ class BatchedDetector:
     def _mask_loss(
         self, batch: Batch, features: dict[str, Tensor], boxes: Tensor, truth: Tensor, labels: Tensor, valid: Tensor
     ) -> Tensor:
-        heads, size = self.network.roi_heads, batch.images.shape[-1]
-        # Where shapes may depend on values (no waiting for a device), places that are left over cost nothing.
-        keep = valid.flatten() if boxes.device.type == "cpu" else torch.ones_like(valid).flatten()
-        pooled = _rows(self._pool(heads.mask_roi_pool, features, boxes, size), keep)
-        logits = self._mask_logits(pooled, labels.flatten()[keep])
+        roi, size = self.network.roi_heads, batch.images.shape[-1]
+        # Places that are left over cost nothing where shapes may depend on values.
+        keep = slice(None) if regions.fixed_shapes(boxes) else valid.flatten().nonzero()[:, 0]
+        pooled = _rows(regions.pool_levels(roi.mask_roi_pool, features, boxes, size), keep)
+        logits = heads.mask_logits(roi.mask_predictor, roi.mask_head(pooled), labels.flatten()[keep])
         with torch.no_grad():
             masks = (batch.instances[:, None] == batch.ids[:, :, None, None]).to(boxes)  # (B, M, S, S)
             owner = torch.arange(len(masks), device=truth.device)[:, None] * masks.shape[1] + truth
@@ -215,21 +185,6 @@ class BatchedDetector:
             wanted = roi_align(masks.flatten(0, 1)[:, None], rois, logits.shape[-1], 1.0)[:, 0]
         loss = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(dim=(1, 2))
         return _sum_where(loss, valid.flatten()[keep]) / valid.sum().clamp(min=1)
-
-    def _mask_logits(self, pooled: Tensor, labels: Tensor) -> Tensor:
-        """Mask logits [N, 2m, 2m] of regions with features [N, C, m, m], for their class [N] alone.
-
-        torchvision's predictor (a 2x2 up-convolution, ReLU, a 1x1 convolution to all classes) as two matrix
-        products: no window of an up-convolution with stride 2 overlaps another.
-        """
-        heads = self.network.roi_heads
-        up, classes = heads.mask_predictor.conv5_mask, heads.mask_predictor.mask_fcn_logits
-        x = heads.mask_head(pooled).permute(0, 2, 3, 1)  # (N, m, m, C)
-        n, side = len(x), x.shape[1]
-        x = F.relu(x @ up.weight.permute(0, 2, 3, 1).flatten(1) + up.bias.repeat(4))  # (N, m, m, 2 * 2 * C')
-        x = x.reshape(n, 4 * side * side, up.out_channels) @ classes.weight[labels, :, 0]  # (N, m * m * 2 * 2, 1)
-        x = x.reshape(n, side, side, 2, 2) + classes.bias[labels][:, None, None, None, None]
-        return _wide(x.permute(0, 1, 3, 2, 4).reshape(n, 2 * side, 2 * side))
 
     # --- detection ------------------------------------------------------------------------------------------
 
@@ -239,14 +194,9 @@ class BatchedDetector:
         self.network.eval()
         original = images.shape[-1]
         images = self._images(enlarge(images, self.resize_px) if self.resize_px else images)
-        size = images.shape[-1]
-        features = self.network.backbone(images)
-        levels = list(features.values())
-        counts, logits, deltas = self._rpn(levels)
-        proposals, valid = self._propose(counts, logits, deltas, self._anchors_of(images, levels), size)
-        boxes, scores, labels, valid = self._classify(features, proposals, valid, size)
-        masks = self._masks(features, boxes, labels, valid, size, original)
-        boxes = boxes * (original / size)
+        features, boxes, scores, labels, valid = self._find(images, self._anchors_of(images))
+        masks = self._masks(features, boxes, labels, valid, images.shape[-1], original)
+        boxes = boxes * (original / images.shape[-1])
         per_patch = valid.sum(dim=1).tolist()
         parts = [part[valid].cpu().split(per_patch) for part in (boxes, scores, labels)]
         return [
@@ -254,26 +204,32 @@ class BatchedDetector:
             for b, s, c, m in zip(*parts, masks.cpu().split(per_patch), strict=True)
         ]
 
+    def _find(self, images: Tensor, anchors: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor, Tensor]:
+        features, size = self.network.backbone(images), images.shape[-1]
+        counts, logits, deltas = heads.score_anchors(self.network.rpn.head, list(features.values()))
+        proposals, valid = self._propose(counts, logits, deltas, anchors, size)
+        return features, *self._classify(features, proposals, valid, size)
+
     def _classify(self, features: dict[str, Tensor], proposals: Tensor, valid: Tensor, size: int) -> tuple[Tensor, ...]:
         """Boxes [B, D, 4], scores, labels and marks [B, D] of the detections, best first."""
-        heads = self.network.roi_heads
+        roi = self.network.roi_heads
         batch, count = valid.shape
-        pooled = self._pool(heads.box_roi_pool, features, proposals, size)
-        scores, corrections = heads.box_predictor(_box_head(heads.box_head, pooled))
-        scores = _wide(scores).softmax(-1).reshape(batch, count, -1)[..., 1:]  # (B, P, K)
-        corrections = _wide(corrections).reshape(batch, count, -1, 4)[:, :, 1:]
-        boxes = regions.decode(corrections, proposals[:, :, None], heads.box_coder.weights).clamp(0, size)
-        good = valid[..., None] & (scores > heads.score_thresh)
+        pooled = regions.pool_levels(roi.box_roi_pool, features, proposals, size)
+        scores, corrections = roi.box_predictor(heads.box_features(roi.box_head, pooled))
+        scores = heads.wide(scores).softmax(-1).reshape(batch, count, -1)[..., 1:]  # (B, P, K)
+        corrections = heads.wide(corrections).reshape(batch, count, -1, 4)[:, :, 1:]
+        boxes = regions.decode(corrections, proposals[:, :, None], roi.box_coder.weights).clamp(0, size)
+        good = valid[..., None] & (scores > roi.score_thresh)
         good &= ((boxes[..., 2:] - boxes[..., :2]) >= 1e-2).all(dim=-1)  # torchvision's smallest detection
         # Classes do not suppress each other: every class of every patch is a group of its own.
         scores = torch.where(good, scores, -1.0).transpose(1, 2)  # (B, K, P)
         scores, order = scores.sort(dim=2, descending=True, stable=True)
         boxes = boxes.transpose(1, 2).gather(2, order[..., None].expand(-1, -1, -1, 4))
-        kept = regions.suppress(boxes.flatten(0, 1), (scores >= 0).flatten(0, 1), heads.nms_thresh)
+        kept = regions.suppress(boxes.flatten(0, 1), (scores >= 0).flatten(0, 1), roi.nms_thresh)
         labels = torch.arange(1, scores.shape[1] + 1, device=scores.device)[None, :, None].expand(scores.shape)
         scores = torch.where(kept.reshape(scores.shape), scores, -1.0).flatten(1)
         scores, order = scores.sort(dim=1, descending=True, stable=True)
-        order = order[:, : heads.detections_per_img]
+        order = order[:, : roi.detections_per_img]
         scores = scores[:, : order.shape[1]]
         return regions.pick(boxes.flatten(1, 2), order), scores, labels.flatten(1).gather(1, order), scores >= 0
 
@@ -281,30 +237,17 @@ class BatchedDetector:
         self, features: dict[str, Tensor], boxes: Tensor, labels: Tensor, valid: Tensor, size: int, original: int
     ) -> Tensor:
         """Masks of the valid detections, patch by patch, bool [N, S, S] at the original size."""
-        heads = self.network.roi_heads
+        roi = self.network.roi_heads
         most = int(valid.sum(dim=1).max()) if len(valid) else 0  # the valid come first
         if most == 0:
             return torch.zeros((0, original, original), dtype=torch.bool)
         valid, boxes, labels = valid[:, :most], boxes[:, :most], labels[:, :most]
-        pooled = _rows(self._pool(heads.mask_roi_pool, features, boxes, size), valid.flatten())
-        scaled = boxes[valid] * (original / size)
-        return regions.paste(self._mask_logits(pooled, labels[valid]).sigmoid(), scaled, original) > 0.5
+        pooled = _rows(regions.pool_levels(roi.mask_roi_pool, features, boxes, size), valid.flatten())
+        logits = heads.mask_logits(roi.mask_predictor, roi.mask_head(pooled), labels[valid])
+        return regions.paste(logits.sigmoid(), boxes[valid] * (original / size), original) > 0.5
 
 
-def _wide(values: Tensor) -> Tensor:
-    """Losses and boxes are computed in single precision at least, whatever the network's."""
-    return values if values.dtype == torch.float64 else values.float()
-
-
-def _box_head(head: TwoMLPHead, pooled: Tensor) -> Tensor:
-    """torchvision's box head; channels-last regions are read as they lie, with the weights' columns reordered."""
-    if not pooled.is_contiguous(memory_format=torch.channels_last):
-        return head(pooled)
-    weight = head.fc6.weight.reshape(-1, *pooled.shape[1:]).permute(0, 2, 3, 1).flatten(1)
-    return F.relu(head.fc7(F.relu(F.linear(pooled.permute(0, 2, 3, 1).flatten(1), weight, head.fc6.bias))))
-
-
-def _rows(images: Tensor, keep: Tensor) -> Tensor:
+def _rows(images: Tensor, keep: Tensor | slice) -> Tensor:
     """``images[keep]`` for [N, C, H, W], channels last before and after."""
     return images.permute(0, 2, 3, 1)[keep].permute(0, 3, 1, 2)
 

@@ -11,12 +11,14 @@ from companion.errors import CompanionError
 from companion.params import Detection
 
 _CONFIG = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml"
+_LOSSES = {"loss_rpn_cls": "loss_objectness", "loss_rpn_loc": "loss_rpn_box_reg", "loss_cls": "loss_classifier"}
 
 
 class Detectron2Detector:
     """Mask R-CNN R50-FPN of detectron2 (Wu et al. 2019) on grey patches.
 
-    Without pretrained weights the network is trained whole, its normalisation included.
+    Without pretrained weights the network is trained whole, its normalisation included; with them the
+    normalisation, the stem and the first stage stay as they are.
 
     Raises
     ------
@@ -74,7 +76,8 @@ class Detectron2Detector:
             truth.gt_masks = BitMasks(target["masks"].bool())
             entry["instances"] = truth
         with EventStorage():
-            return self.network(inputs)
+            found = self.network(inputs)
+        return {_LOSSES.get(name, name): loss for name, loss in found.items()}  # as torchvision calls them
 
     @torch.no_grad()
     def detect(self, images: Tensor) -> list[Detections]:

@@ -135,10 +135,17 @@ def predict_micrographs(
     Raises
     ------
     CompanionError
-        A file is not a grey image, or the weights are not a detector's; nothing has been written then.
+        A file is not a grey image, two have one name, a pixel size is not positive, or the weights are not a
+        detector's; nothing has been written then.
     """
     if not images:
         raise CompanionError("no micrographs were given")
+    stems = [Path(path).stem for path in images]
+    if twice := sorted({stem for stem in stems if stems.count(stem) > 1}):
+        raise CompanionError(f"several micrographs are called {', '.join(twice)}: their overlays would be one file")
+    scales = pixel_size_nm.values() if isinstance(pixel_size_nm, Mapping) else [pixel_size_nm]
+    if wrong := [scale for scale in scales if scale is not None and not scale > 0]:
+        raise CompanionError(f"pixel size {wrong[0]} nm per px is not above 0; leave it out to have sizes in px alone")
     pictures = {path: to_uint8(read_grey(path)) for path in map(Path, images)}
     detector, card = load_detector(Path(weights), compute)
     tables = []

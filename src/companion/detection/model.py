@@ -25,7 +25,7 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
-from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
+from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d, MultiScaleRoIAlign
 
 from companion import paths
 from companion.detection.batch import Batch, Detections, library_targets
@@ -158,13 +158,19 @@ def build(settings: Detection, n_classes: int) -> Detector:
     CompanionError
         The backend is not installed, or the weights file does not fit the network.
     """
+    detector = build_untrained(settings, n_classes)
+    if settings.weights:
+        load_weights(detector.network, paths.given(settings.weights))
+    return detector
+
+
+def build_untrained(settings: Detection, n_classes: int) -> Detector:
+    """The detector that the settings name with random weights; pretrained ones decide only what is trainable."""
     if settings.backend == "detectron2":
         from companion.detection.detectron import Detectron2Detector
 
         return Detectron2Detector(settings, n_classes)
     network, channels = (_small if settings.network in SMALL else _r50)(settings, n_classes)
-    if settings.weights:
-        load_weights(network, paths.given(settings.weights))
     if settings.backend == "torchvision":
         return TorchvisionDetector(network, channels)
     from companion.detection.batched import BatchedDetector
@@ -219,9 +225,9 @@ def _small(settings: Detection, n_classes: int) -> tuple[MaskRCNN, int]:
 
 
 def _r50(settings: Detection, n_classes: int) -> tuple[MaskRCNN, int]:
-    # From scratch every layer and its normalisation is trained; pretrained, the stem and the first stage stay
-    # as they are (FREEZE_AT 2 in the authors' configuration).
-    backbone = resnet50(weights=None, norm_layer=nn.BatchNorm2d)
+    # From scratch every layer and its normalisation is trained; pretrained, the normalisation, the stem and the
+    # first stage stay as they are (FREEZE_AT 2 in the authors' configuration).
+    backbone = resnet50(weights=None, norm_layer=FrozenBatchNorm2d if settings.weights else nn.BatchNorm2d)
     network = MaskRCNN(
         _resnet_fpn_extractor(backbone, trainable_layers=3 if settings.weights else 5),
         n_classes + 1,

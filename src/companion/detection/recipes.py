@@ -28,7 +28,10 @@ ARMS: Mapping[str, tuple[str, ...]] = {
     "EXP": ("real",),
     "EXP+GEN": ("real", "generated"),
     "EXP+RARE": ("real", "generated"),  # the same mixture; its generated patches hold more of the rare class
-    # Controls that the paper lacks:
+    # Controls that the paper lacks (where their generated patches come from: `companion.kinds.POOLS`):
+    "EXP+RESYNTH": ("real", "generated"),  # real masks resynthesised: no new mask, only new images
+    "EXP+RENDER": ("real", "generated"),  # simulated masks painted by the phantom: the generator's ceiling
+    "EXP+FILTERED": ("real", "generated"),  # without the pairs that a detector trained on real patches contradicts
     "GEN": ("generated",),
     "EXP+EXP": ("real", "again"),  # places of generated patches taken by real ones: a difference to EXP is noise
     "EXP+PASTE": ("real", "pasted"),  # the same, with defects of another real patch pasted in

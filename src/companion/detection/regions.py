@@ -11,9 +11,15 @@ import math
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.ops import nms, roi_align
+from torchvision.ops import MultiScaleRoIAlign, nms, roi_align
+from torchvision.ops.poolers import _setup_scales
 
 _LARGEST_GROWTH = math.log(1000 / 16)  # torchvision's cap on log(width ratio), so that exp stays finite
+
+
+def fixed_shapes(values: Tensor) -> bool:
+    """Whether shapes must not depend on values: on devices, which would be waited for, and in compiled code."""
+    return values.device.type != "cpu" or torch.compiler.is_compiling()
 
 
 def overlaps(truths: Tensor, boxes: Tensor) -> Tensor:
@@ -120,8 +126,8 @@ def suppress(boxes: Tensor, valid: Tensor, iou: float) -> Tensor:
     -------
     bool [G, N]: survivors
     """
-    # On the CPU torchvision's kernel skips what is already suppressed, which a table of all pairs cannot.
-    return _suppress_in_turn(boxes, valid, iou) if boxes.device.type == "cpu" else _suppress_together(boxes, valid, iou)
+    # torchvision's kernel skips what is already suppressed, which a table of all pairs cannot.
+    return (_suppress_together if fixed_shapes(boxes) else _suppress_in_turn)(boxes, valid, iou)
 
 
 def _suppress_in_turn(boxes: Tensor, valid: Tensor, iou: float) -> Tensor:
@@ -200,6 +206,35 @@ def pool(features: Tensor, boxes: Tensor, scale: float, size: int, samples: int 
     along_x = along_x[:, None].expand(-1, size, -1, -1).reshape(-1, size, width)
     out = torch.bmm(along_x, rows)  # (B * R * size, size, C)
     return out.reshape(batch * regions, size, size, channels).permute(0, 3, 1, 2)
+
+
+def pool_levels(pooler: MultiScaleRoIAlign, features: dict[str, Tensor], boxes: Tensor, size: int) -> Tensor:
+    """Features of regions [B, R, 4] of patches of side `size`, each from its level of the pyramid: [B * R, C, s, s]."""
+    named = [features[name] for name in pooler.featmap_names]
+    side, samples = pooler.output_size[0], pooler.sampling_ratio
+    if len(named) == 1:
+        return pool(named[0], boxes, named[0].shape[-1] / size, side, samples)
+    # All levels side by side in one map, each with its last row and column once more, which is what RoIAlign
+    # sees beyond the edge: one call pools every region from its own level.
+    atlas, offsets, x = named[0].new_zeros((*named[0].shape[:2], size // 4 + 1, 2 * size // 4 + len(named))), [], 0
+    for level in named:
+        padded = F.pad(level, (0, 1, 0, 1), mode="replicate")
+        atlas[..., : padded.shape[-2], x : x + padded.shape[-1]] = padded
+        offsets.append(x)
+        x += padded.shape[-1]
+    if pooler.map_levels is None:
+        pooler.scales, pooler.map_levels = _setup_scales(
+            named, [(size, size)], pooler.canonical_scale, pooler.canonical_level
+        )
+    flat = boxes.reshape(-1, 4)
+    which = pooler.map_levels([flat])
+    moved = flat * flat.new_tensor(pooler.scales)[which, None]
+    shift = flat.new_tensor(offsets)[which]
+    # RoIAlign widens regions below one cell; done here, since the shift must not change it.
+    moved = torch.cat([moved[:, :2], torch.maximum(moved[:, 2:], moved[:, :2] + 1)], dim=1)
+    moved = moved + torch.stack([shift, torch.zeros_like(shift)] * 2, dim=1)
+    owner = torch.arange(len(boxes), device=boxes.device).repeat_interleave(boxes.shape[1])
+    return roi_align(atlas, torch.cat([owner[:, None].to(moved), moved], 1).to(atlas.dtype), side, 1.0, samples)
 
 
 def paste(masks: Tensor, boxes: Tensor, size: int) -> Tensor:

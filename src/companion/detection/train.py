@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 
-from companion.detection.model import Detector, build
+from companion.detection.batched import BatchedDetector
+from companion.detection.model import Detector, build, build_untrained
 from companion.detection.recipes import Recipe
 from companion.errors import CompanionError
 from companion.params import Detection
 from companion.provenance import write_table
 from companion.training import (
+    CHECKPOINT,
     Compute,
     drop_checkpoint,
     fingerprint,
@@ -99,6 +102,9 @@ def train_detector(
     with compute.global_seed(*names, "weights"):
         detector = build(settings, len(card.classes))
     detector.network.to(compute.device)
+    if settings.compile and isinstance(detector, BatchedDetector):
+        replace(compute, compile=True).prepare()  # refuses where there is no compiler
+        detector.compile()
     optimizer = _optimizer(detector, settings)
 
     def step(number: int) -> dict[str, float]:
@@ -109,10 +115,12 @@ def train_detector(
         with compute.global_seed(*names, "sampling", number), compute.autocast():
             losses = detector.losses(batch)
         total = torch.stack(list(losses.values())).sum()
+        values = torch.stack([total, *losses.values()]).detach().tolist()
+        if not all(map(math.isfinite, values)):
+            raise _not_finite(recipe, settings, number, dict(zip(["total", *losses], values, strict=True)), folder)
         optimizer.zero_grad(set_to_none=True)
         total.backward()
         optimizer.step()
-        values = torch.stack([total, *losses.values()]).detach().tolist()
         return {"learning_rate": rate, **dict(zip(["total", *losses], values, strict=True))}
 
     log = fit(
@@ -125,6 +133,20 @@ def train_detector(
     return detector, log
 
 
+def _not_finite(
+    recipe: Recipe, settings: Detection, step: int, losses: Mapping[str, float], folder: Path
+) -> CompanionError:
+    batch = "; ".join(
+        f"{d.pool} patches {d.patches.tolist()} in symmetries {d.symmetries.tolist()}" for d in recipe.draw(step)
+    )
+    good = step // settings.checkpoint_every * settings.checkpoint_every
+    kept = f"last good checkpoint: step {good}, {folder / CHECKPOINT}" if good else "there was no checkpoint yet"
+    return CompanionError(
+        f"detector: loss is not finite at step {step}: {dict(losses)}. Its batch: {batch}; {kept}. Lower the learning "
+        f"rate (detection.learning_rate = {settings.learning_rate:g})."
+    )
+
+
 def load_detector(path: Path, compute: Compute) -> tuple[Detector, Card]:
     """A trained detector from its weights file.
 
@@ -133,13 +155,17 @@ def load_detector(path: Path, compute: Compute) -> tuple[Detector, Card]:
     CompanionError
         The file is missing, broken, or not the weights of a detector.
     """
+    if path.is_dir():
+        raise CompanionError(f"{path} is a folder, not a weights file; a detector's is called {WEIGHTS}")
     state, about = load_state(path)
+    if not {"settings", "classes", "patch_size"} <= about.keys():
+        raise CompanionError(f"{path} does not hold the weights of a detector; is it the file of another network?")
     try:
-        settings = Detection(**{**about["settings"], "weights": None})
+        settings = Detection(**about["settings"])
         card = Card(settings, tuple(about["classes"]), int(about["patch_size"]))
-        detector = build(settings, len(card.classes))
+        detector = build_untrained(settings, len(card.classes))
         detector.network.load_state_dict(state)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise CompanionError(f"{path} does not hold the weights of a detector: {error}") from None
     detector.network.to(compute.device)
     return detector, card

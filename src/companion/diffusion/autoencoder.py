@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from companion import params, training
-from companion.errors import CompanionError
 
 KIND = "companion autoencoder"
 
@@ -116,8 +115,11 @@ class Autoencoder(nn.Module):
         """Adapt a pretrained network to the brightness and contrast of patches uint8 [P, S, S].
 
         The grey scale is chosen so that the network sees their mean as 0 and their standard deviation as that of
-        the images it was trained on: another microscope's contrast is then nothing new to it.
+        the images it was trained on: another microscope's contrast is then nothing new to it. A network trained on
+        photographs of every contrast (``spread`` None) keeps its scale.
         """
+        if self.config["spread"] is None:
+            return
         scale = max(float(np.std(images)) / self.config["spread"], 1.0)
         self.config["grey"] = [float(np.mean(images)), scale]
         self.grey_mean, self.grey_scale = self.config["grey"]
@@ -199,12 +201,7 @@ def load(path: Path, device: str | torch.device = "cpu") -> tuple[Autoencoder, d
     CompanionError
         When the file is missing, broken, or holds another network.
     """
-    state, about = training.load_state(path)
-    if about.get("kind") != KIND:
-        raise CompanionError(f"{path} holds '{about.get('kind')}', not a {KIND}; give the file that stage 04 wrote")
-    autoencoder = Autoencoder(about["config"])
-    autoencoder.load_state_dict(state)
-    return freeze(autoencoder.to(device)), about
+    return training.load_network(path, KIND, Autoencoder, device)
 
 
 def freeze(autoencoder: Autoencoder) -> Autoencoder:

@@ -38,9 +38,11 @@ class MaskEncoder(nn.Module):
         depth = classes + 1 if encoding == "bilinear" else (classes + 1) * downsampling**2
         self.project = nn.Conv2d(depth, channels, kernel_size=1)
 
-    def forward(self, label_maps: Tensor) -> Tensor:
-        """Class codes [B, S, S] -> features [B, channels, S/f, S/f]."""
+    def forward(self, label_maps: Tensor, shown: Tensor | None = None) -> Tensor:
+        """Class codes [B, S, S] -> features [B, channels, S/f, S/f]; where `shown` [B] is false, of no mask at all."""
         mask = one_hot_at_latent_size(label_maps, self.classes, self.downsampling, self.encoding)
+        if shown is not None:  # no class, not even background: a mask without defects is something else
+            mask = mask * shown.view(-1, 1, 1, 1)
         return self.project(mask.to(self.project.weight.dtype))
 
 
@@ -56,7 +58,8 @@ def one_hot_at_latent_size(label_maps: Tensor, classes: int, downsampling: int, 
     -------
     float [B, K+1, S/f, S/f] for "bilinear", [B, (K+1) f^2, S/f, S/f] for "space-to-depth"
     """
-    mask = F.one_hot(label_maps.long(), classes + 1).movedim(-1, 1).float()  # (B, K+1, S, S)
+    codes = torch.arange(classes + 1, device=label_maps.device).view(1, -1, 1, 1)
+    mask = (label_maps.unsqueeze(1) == codes).float()  # (B, K+1, S, S)
     if encoding == "space-to-depth":
         return F.pixel_unshuffle(mask, downsampling)
     for _ in range(int(math.log2(downsampling))):
@@ -77,21 +80,50 @@ class Denoiser(nn.Module):
         self.config = dict(config)
         self.mask_encoder = MaskEncoder(**config["mask"])
         self.unet = UNet2DModel(**config["unet"])
+        if conditions := config.get("conditions"):
+            width = (
+                4 * config["unet"]["block_out_channels"][0]
+            )  # of diffusers' timestep embedding, which it is added to
+            last = nn.Linear(width, width)
+            nn.init.zeros_(last.weight)  # starts as the network that is told nothing
+            self.condition_encoder = nn.Sequential(nn.Linear(len(conditions["names"]), width), nn.SiLU(), last)
 
-    def forward(self, noisy: Tensor, timestep: Tensor, mask_features: Tensor) -> Tensor:
-        """Prediction [B, C, s, s] for latents [B, C, s, s] at timestep [B], given `mask_encoder`'s features."""
+    def forward(
+        self, noisy: Tensor, timestep: Tensor, mask_features: Tensor, conditions: Tensor | None = None
+    ) -> Tensor:
+        """What it is trained to predict.
+
+        Parameters
+        ----------
+        noisy : latents [B, C, s, s]
+        timestep : int [B]
+        mask_features : [B, C, s, s], of `mask_encoder`
+        conditions : [B, n], of `companion.diffusion.conditions`, for a denoiser that is told them
+
+        Returns
+        -------
+        [B, C, s, s]
+        """
         folded = F.pixel_unshuffle(
             torch.cat([noisy, mask_features], dim=1), self.config["stem"]
         )  # (B, 2C t^2, s/t, s/t)
-        return F.pixel_shuffle(self.unet(folded, timestep).sample, self.config["stem"])  # (B, C, s, s)
+        told = None if conditions is None else self.condition_encoder(conditions)  # (B, width)
+        return F.pixel_shuffle(self.unet(folded, timestep, told).sample, self.config["stem"])  # (B, C, s, s)
 
 
 def configuration(
-    parameters: params.Denoiser, *, classes: int, latent_channels: int, downsampling: int
+    parameters: params.Denoiser,
+    *,
+    classes: int,
+    latent_channels: int,
+    downsampling: int,
+    conditions: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What defines a denoiser: mask encoder, U-Net and noise schedule, as plain values kept with the weights."""
+    """What defines a denoiser: mask encoder, U-Net, what it is told, and noise schedule, kept with the weights."""
     levels = [2**k for k in range(len(parameters.channels))]
     attends = [factor in parameters.attention_factors for factor in levels]
+    # Normalising a channel alone would take away what the embedding of the timestep adds to it.
+    groups = math.gcd(32, *parameters.channels)
     return {
         "mask": {
             "classes": classes, "downsampling": downsampling, "channels": latent_channels,
@@ -104,9 +136,12 @@ def configuration(
             "layers_per_block": parameters.blocks,
             "down_block_types": ["AttnDownBlock2D" if a else "DownBlock2D" for a in attends],
             "up_block_types": ["AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)],
-            "attention_head_dim": math.gcd(32, *parameters.channels),
-            "norm_num_groups": math.gcd(32, *parameters.channels),
+            "attention_head_dim": groups,
+            "norm_num_groups": groups // 2 if groups == min(parameters.channels) else groups,
+            "class_embed_type": "identity" if conditions else None,  # an embedding added to the timestep's
         },
+        "conditions": conditions,
+        "mask_dropout": parameters.mask_dropout,
         "stem": parameters.stem,
         "schedule": schedule_of(parameters),
     }  # fmt: skip
@@ -172,9 +207,4 @@ def load(path: Path, device: str | torch.device = "cpu") -> tuple[Denoiser, dict
     CompanionError
         When the file is missing, broken, or holds another network.
     """
-    state, about = training.load_state(path)
-    if about.get("kind") != KIND:
-        raise CompanionError(f"{path} holds '{about.get('kind')}', not a {KIND}; give the file that stage 04 wrote")
-    denoiser = Denoiser(about["config"])
-    denoiser.load_state_dict(state)
-    return denoiser.to(device).eval().requires_grad_(False), about
+    return training.load_network(path, KIND, Denoiser, device)

@@ -20,6 +20,9 @@ from companion.errors import CompanionError
 RING_PX = 4  # width of the ring around a defect that its inside is compared with
 THUMBNAIL_PX = 32  # side at which patches are compared for copies: the noise is averaged away, the defects are not
 GREY_LEVELS = 256
+PROFILE_PX = 8  # how far inside and outside an outline the grey level is followed
+LAGS = 6  # px
+SMOOTH_PX = 3.0  # what varies more slowly is not noise
 Weights = NDArray[np.float64]  # [P]: how often each patch counts
 
 
@@ -46,6 +49,65 @@ def mask_contrast(patches: Patches) -> pd.DataFrame:
             rows.append((row.patch, row.instance, int(row[3]), grey[inside].mean(), grey[ring].mean()))
     table = pd.DataFrame(rows, columns=["patch", "instance", "class", "inside", "around"])
     return table.assign(contrast=(table["around"] - table["inside"]) / table["around"].clip(lower=1))
+
+
+def contrast_profiles(patches: Patches) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Grey level across the outlines of defects, against distance from the outline, per patch and class.
+
+    Grey levels are divided by the mean of the defect's surroundings (between 4 px and `PROFILE_PX` off its outline);
+    pixels of other defects are left out.
+
+    Returns
+    -------
+    total, count : [P, C, 2 * `PROFILE_PX`], sums of relative grey levels and numbers of pixels at distances from
+        ``-PROFILE_PX + 0.5`` (inside) to ``PROFILE_PX - 0.5`` px (outside); divide sums over patches of the two
+    """
+    images = images_of(patches)
+    total = np.zeros((len(patches), len(patches.classes), 2 * PROFILE_PX))
+    count = np.zeros_like(total)
+    for row in patches.table.itertuples():
+        window = tuple(
+            slice(max(0, int(low) - PROFILE_PX), int(high) + PROFILE_PX)
+            for low, high in ((row.y1, row.y2), (row.x1, row.x2))
+        )
+        ids, grey = patches.instances[row.patch][window], images[row.patch][window]
+        inside = ids == row.instance
+        # Whole pixels off the outline: 0 is the first one outside, -1 the first one inside.
+        off = np.where(inside, -np.ceil(_depth(inside)), np.floor(_depth(~inside) - 1e-9)).astype(int)
+        own = (inside | (ids == 0)) & (np.abs(off + 0.5) < PROFILE_PX)
+        around = own & (off >= RING_PX)
+        if around.any():
+            bins = off[own] + PROFILE_PX
+            relative = grey[own] / max(1.0, grey[around].mean())
+            total[row.patch, int(row[3]) - 1] += np.bincount(bins, relative, minlength=2 * PROFILE_PX)
+            count[row.patch, int(row[3]) - 1] += np.bincount(bins, minlength=2 * PROFILE_PX)
+    return total, count
+
+
+def _depth(inside: NDArray[np.bool_]) -> NDArray[np.float64]:
+    return ndimage.distance_transform_edt(inside) if not inside.all() else np.full(inside.shape, np.inf)
+
+
+def autocorrelations(patches: Patches) -> NDArray[np.float64]:
+    """Autocorrelation of the noise in the background, at lags of 1 to `LAGS` px along rows and then along columns.
+
+    Noise is what is left after a Gaussian of `SMOOTH_PX` is taken away.
+
+    Returns
+    -------
+    [P, 2 * `LAGS`], -1 to 1; NaN for a patch without background
+    """
+    rows = np.full((len(patches), 2, LAGS), np.nan)
+    for k, image in enumerate(images_of(patches)):
+        free = patches.instances[k] == 0
+        noise = (image - ndimage.gaussian_filter(image.astype(float), SMOOTH_PX)) * free
+        variance = (noise**2).sum() / max(1, free.sum())
+        for axis, (n, f) in enumerate(((noise, free), (noise.T, free.T))):
+            for lag in range(1, LAGS + 1):
+                pairs = (f[:, lag:] & f[:, :-lag]).sum()
+                if pairs and variance:
+                    rows[k, axis, lag - 1] = (n[:, lag:] * n[:, :-lag]).sum() / pairs / variance
+    return rows.reshape(len(rows), -1)
 
 
 def power_spectra(images: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -199,6 +261,15 @@ def _thumbnails(images: NDArray[np.uint8]) -> NDArray[np.float32]:
 def cubic_kernel(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
     """Kernel of KID, [P, Q], between features [P, D] and [Q, D]."""
     return (a @ b.T / a.shape[1] + 1) ** 3
+
+
+def gaussian_kernel(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Kernel of CMMD (Jayasumana et al. 2024), [P, Q], between features [P, D] and [Q, D] of unit scatter.
+
+    Its width is the root mean square distance of two draws of unit scatter, the square root of 2 D.
+    """
+    squared = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1)[None, :] - 2 * a @ b.T
+    return np.exp(-squared / (4 * a.shape[1]))
 
 
 def weighted_kernel_distance(aa: NDArray, bb: NDArray, ab: NDArray, w: Weights, v: Weights) -> float:

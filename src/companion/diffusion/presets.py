@@ -1,14 +1,11 @@
-"""Published and own configurations of the diffusion stage, one row each.
+"""Published and own configurations of the diffusion stage, one row each: `table` shows them.
 
-| preset  | latents of a 256 px patch | U-Net                                                     | for          |
-|---------|---------------------------|-----------------------------------------------------------|--------------|
-| paper   | 32 x 32 x 4               | 256 x (1, 2, 2, 2, 4), 2 blocks, attention at 1, 2, 4, 8  | the authors' |
-| compact | 64 x 64 x 4               | 96 x (1, 2, 2.5, 3.5), 2 blocks, attention at 4 and 8     | one GPU      |
-| tiny    | 64 x 64 x 4               | 64, 96 on 2 x 2 folded latents, 1 block, attention at 2   | CPU          |
+paper is the authors'; compact is for one GPU, tiny for CPUs.
 """
 
 from __future__ import annotations
 
+import pandas as pd
 import torch
 
 from companion.diffusion import denoiser as denoisers
@@ -20,7 +17,7 @@ PRESETS: dict[str, Diffusion] = {
     "paper": Diffusion(
         # CompVis' VQ-f8: as the authors' it is loaded, not trained here, so only the shape of its latents matters.
         autoencoder=Autoencoder(
-            downsampling=8, stem=1, channels=[128, 128, 256, 512], blocks=2, attention=True, latent_channels=4,
+            downsampling=8, stem=1, channels=[128, 256, 256, 512], blocks=2, attention=True, latent_channels=4,
             codes=16384, crop_px=256, steps=20_000, batch_size=8, learning_rate=1e-4,
         ),
         # base learning rate 1e-6 times the batch of 32, as CompVis' rule scales it.
@@ -60,3 +57,20 @@ def build_denoiser(parameters: Diffusion, classes: int, device: str = "cpu") -> 
     )  # fmt: skip
     with torch.device(device):
         return Denoiser(config)
+
+
+def table(patch_px: int = 256) -> pd.DataFrame:
+    """What tells the presets apart, one row each, with the size of the networks for three classes."""
+    rows = {}
+    for name, preset in PRESETS.items():
+        network, side = preset.denoiser, patch_px // preset.autoencoder.downsampling
+        rows[name] = {
+            f"latents of {patch_px} px": f"{side} × {side} × {preset.autoencoder.latent_channels}",
+            "U-Net channels": ", ".join(map(str, network.channels)),
+            "attention at": ", ".join(map(str, network.attention_factors)),
+            "parameters / M": round(denoisers.parameter_count(build_denoiser(preset, 3, "meta")) / 1e6, 1),
+            "mask": network.mask_encoding,
+            "loss": f"{network.loss} on {network.prediction.removesuffix('_prediction')}",
+            "steps × batch": f"{network.steps:,} × {network.batch_size}",
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")

@@ -12,6 +12,7 @@ takes about four minutes on one free core and 16 MB of disk while it runs; inter
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from companion import params, training
 from companion.diffusion import autoencoder as autoencoders
-from companion.diffusion import train
+from companion.diffusion import train, train_autoencoder
 from companion.errors import CompanionError
 from companion.params_phantom import Phantom
 
@@ -59,7 +60,8 @@ def pretrain(path: Path, parameters: params.Autoencoder = PARAMETERS, size_px: i
     """Train the autoencoder on one CPU thread and write it to `path`; its checkpoints lie beside it meanwhile."""
     torch.set_num_threads(1)
     machine = training.Compute(torch.device("cpu"), torch.float32, ROOT_SEED)
-    pairs = np.stack(micrographs(size_px), axis=1)  # (n, 2, S, S): recorded, clean
+    pairs = torch.from_numpy(np.stack(micrographs(size_px), axis=1))  # (n, 2, S, S): recorded, clean
+    recorded = pairs[:, 0].numpy()
 
     def drawing(crops_px: tuple[int, ...]) -> Callable[[torch.Generator], tuple[Tensor, Tensor]]:
         def draw(rng: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -76,7 +78,7 @@ def pretrain(path: Path, parameters: params.Autoencoder = PARAMETERS, size_px: i
     identity = training.fingerprint(__name__, parameters=parameters.model_dump(mode="json"), size_px=size_px)
     setting = {"machine": machine, "every": 250}
     folders = [path.with_suffix(f".{part}") for part in ("first", "second")]
-    autoencoder, _ = train.fit_autoencoder(
+    autoencoder, _ = train_autoencoder.fit_autoencoder(
         drawing((parameters.crop_px,)),
         GREY,
         parameters,
@@ -88,18 +90,17 @@ def pretrain(path: Path, parameters: params.Autoencoder = PARAMETERS, size_px: i
     # Borders and normalisation over the whole crop let the network lean on the crop's size; it unlearns that here.
     sizes = tuple(min(size_px, factor * parameters.crop_px) for factor in (1, 2, 4))
     more = parameters.model_copy(update={"steps": parameters.steps // 3, "learning_rate": parameters.learning_rate / 3})
-    autoencoder, log = train.fit_autoencoder(
+    autoencoder, log = train_autoencoder.fit_autoencoder(
         drawing(sizes), GREY, more, name="pretrain, all sizes", folder=folders[1], identity=f"{identity}, all sizes",
         start=autoencoder, **setting,
     )  # fmt: skip
-    autoencoder.config["spread"] = float(pairs[:, 0].std()) / GREY[1]
-    autoencoders.freeze(autoencoder).fit_scaling(pairs[:, 0], 1)
+    autoencoder.config["spread"] = float(recorded.std()) / GREY[1]
+    autoencoders.freeze(autoencoder).fit_scaling(recorded, 1)
     origin = {"data": "phantom micrographs of no split", "presets": PRESETS, "root_seed": ROOT_SEED,
               "parameters": parameters.model_dump(mode="json"), "losses": train.last_losses(log)}  # fmt: skip
     autoencoders.save(autoencoder, path, identity=identity, origin=origin)
     for folder in folders:
-        training.drop_checkpoint(folder)
-        folder.rmdir()
+        shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

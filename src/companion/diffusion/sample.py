@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from companion import params, seeds, training
 from companion.data.patches import Patches
+from companion.diffusion import conditions
 from companion.diffusion import denoiser as denoisers
 from companion.diffusion.autoencoder import Autoencoder, reconstruct, to_grey
 from companion.diffusion.denoiser import Denoiser
@@ -64,7 +65,7 @@ def generate(
     masks = simulated.label_maps()
     identity = training.fingerprint(
         __name__, parameters=parameters.model_dump(mode="json"), name=name, root_seed=machine.root_seed,
-        dtype=str(machine.dtype), weights=_digest(denoiser), autoencoder=_digest(autoencoder),
+        precision=machine.precision, weights=_digest(denoiser), autoencoder=_digest(autoencoder),
         masks=hashlib.sha256(masks).hexdigest(), noise=noise and hashlib.sha256(noise.spectrum).hexdigest(),
     )[:16]  # fmt: skip
     kept = folder / training.CHECKPOINT
@@ -75,7 +76,10 @@ def generate(
         numbers = range(start, min(start + size, len(masks)))
         if not path.exists():
             some = masks[start : start + size]
-            drawn = sample(autoencoder, denoiser, some, numbers, parameters, machine=machine, name=name, noise=noise)
+            drawn = sample(
+                autoencoder, denoiser, some, numbers, parameters, machine=machine, name=name, noise=noise,
+                pixel_sizes_nm=simulated.index["pixel_size_nm"].tolist()[start : start + size],
+            )  # fmt: skip
             write_array(path, drawn)
         parts.append(np.load(path, allow_pickle=False))
     images = np.concatenate(parts) if parts else np.zeros(simulated.instances.shape, dtype=np.uint8)
@@ -97,6 +101,7 @@ def sample(
     machine: training.Compute,
     name: str,
     noise: NoiseModel | None = None,
+    pixel_sizes_nm: Sequence[float] | None = None,
     watch: Watch | None = None,
 ) -> NDArray[np.uint8]:
     """Images for given masks and noise numbers.
@@ -106,6 +111,8 @@ def sample(
     label_maps : uint8 [n, S, S] class codes
     numbers : a range or list of n image numbers; the same mask and number give the same image
     noise : see `generate`
+    pixel_sizes_nm : of the n masks, for a denoiser that is told conditions: it is told those of a training micrograph
+        of the nearest pixel size, drawn by the image's number; None: of any
     watch : called with (step, latents [n, C, s, s]) before the first step (0) and after each
         of the steps, to show how an image appears
 
@@ -116,9 +123,11 @@ def sample(
     Raises
     ------
     CompanionError
-        Masks that do not fit the networks, or whose number is not that of `numbers`.
+        Masks that do not fit the networks, or whose number is not that of `numbers`; guidance that the denoiser was not
+        trained for; a device with too little memory.
     """
-    _check(autoencoder, denoiser, label_maps, numbers)
+    _check(autoencoder, denoiser, label_maps, numbers, parameters)
+    machine.prepare(denoiser.unet, autoencoder.vq.decoder)
     size = parameters.batch_size
     images = np.zeros(label_maps.shape, dtype=np.uint8)
     for start in range(0, len(images), size):
@@ -128,7 +137,14 @@ def sample(
         masks[:count] = label_maps[here]
         chosen = [int(number) for number in numbers[here]]
         generators = [machine.generator(name, "image", number) for number in chosen]
-        drawn = _denoise(autoencoder, denoiser, masks, generators, parameters, machine, watch)  # (B, S, S)
+        told = None
+        if described := denoiser.config.get("conditions"):
+            nm = [None] * count if pixel_sizes_nm is None else pixel_sizes_nm[here]
+            rngs = [machine.generator(name, "conditions", number) for number in chosen]
+            lenders = [conditions.drawn_micrograph(described, *one) for one in zip(nm, rngs, strict=True)]
+            told = conditions.of_micrographs(described, lenders + lenders[:1] * (size - count))  # (B, conditions)
+        with training.enough_memory("sampling"):
+            drawn = _denoise(autoencoder, denoiser, masks, told, generators, parameters, machine, watch)  # (B, S, S)
         if noise:
             drawn = [
                 noise.add(image, seeds.generator(machine.root_seed, name, "noise", number))
@@ -173,6 +189,7 @@ def _denoise(
     autoencoder: Autoencoder,
     denoiser: Denoiser,
     masks: NDArray[np.uint8],
+    told: torch.Tensor | None,
     generators: list[torch.Generator],
     parameters: params.Sampling,
     machine: training.Compute,
@@ -181,23 +198,34 @@ def _denoise(
     side = masks.shape[-1] // autoencoder.downsampling
     shape = (autoencoder.latent_channels, side, side)
     count = len(generators)
+    scale = parameters.guidance
 
     def draw() -> torch.Tensor:  # (B, C, s, s), zeros where the batch is padded
         noise = torch.zeros(len(masks), *shape)
         for k, generator in enumerate(generators):
             noise[k] = torch.randn(shape, generator=generator)
-        return noise.to(machine.device)
+        return machine.send(noise)
 
     scheduler = denoisers.sampler(denoiser.config, parameters)
     latents = draw()
+    label_maps = machine.send(torch.from_numpy(masks))
+    told = told if told is None else machine.send(told)
     with machine.autocast():
-        features = denoiser.mask_encoder(torch.from_numpy(masks).to(machine.device))  # once: the mask stays
+        features = denoiser.mask_encoder(label_maps)  # once: the mask stays
+        if scale != 1:  # every patch twice in one batch: with its mask, and with none
+            none = denoiser.mask_encoder(label_maps, label_maps.new_zeros(len(masks)))
+            features = torch.cat([features, none])
+            told = told if told is None else torch.cat([told, told])
     if watch:
         watch(0, latents[:count])
     for k, timestep in enumerate(scheduler.timesteps, start=1):
+        twice = latents if scale == 1 else torch.cat([latents, latents])
         with machine.autocast():
-            times = timestep.to(machine.device).expand(len(latents))
-            prediction = denoiser(latents, times, features).float()
+            times = machine.send(timestep).expand(len(twice))
+            prediction = denoiser(twice, times, features, told).float()
+        if scale != 1:
+            masked, unmasked = prediction.chunk(2)
+            prediction = unmasked + scale * (masked - unmasked)
         stochastic = {"eta": parameters.eta, "variance_noise": draw()} if parameters.sampler == "ddim" else {}
         latents = scheduler.step(prediction, timestep, latents, **stochastic).prev_sample
         if watch:
@@ -206,7 +234,18 @@ def _denoise(
         return autoencoder.decode(latents)[:count].float().cpu().numpy()
 
 
-def _check(autoencoder: Autoencoder, denoiser: Denoiser, label_maps: NDArray[np.uint8], numbers: Sequence[int]) -> None:
+def _check(
+    autoencoder: Autoencoder,
+    denoiser: Denoiser,
+    label_maps: NDArray[np.uint8],
+    numbers: Sequence[int],
+    parameters: params.Sampling,
+) -> None:
+    if parameters.guidance != 1 and not denoiser.config.get("mask_dropout"):
+        raise CompanionError(
+            f"sampling.guidance is {parameters.guidance}, but the denoiser was never trained without a mask; "
+            "train it with diffusion.denoiser.mask_dropout, e.g. 0.1, or leave guidance at 1"
+        )
     if len(label_maps) != len(numbers):
         raise CompanionError(f"{len(label_maps)} masks but {len(numbers)} noise numbers; give one number per mask")
     factor = (

@@ -41,7 +41,7 @@ def audit(
 
     Returns
     -------
-    predictions, truths : patch, image, pixel_size_nm, class, error, size_px (long side of the box)
+    predictions, truths : patch, image, pixel_size_nm, class, error, size_px (long side of the box), x1, y1, x2, y2
     """
     chosen = predictions[predictions["score"] >= confidence].reset_index(drop=True)
     boxes, truth_boxes = chosen[BOX].to_numpy(dtype=float), truths[BOX].to_numpy(dtype=float)
@@ -66,7 +66,8 @@ def _described(table: pd.DataFrame, codes: NDArray, fate: NDArray, index: pd.Dat
         axis=1, initial=0
     )
     columns = {"patch": table["patch"].to_numpy(), "class": codes, "error": fate, "size_px": size}
-    return pd.DataFrame(columns).merge(index, on="patch", how="left")
+    boxes = {name: table[name].to_numpy() for name in BOX}
+    return pd.DataFrame({**columns, **boxes}).merge(index, on="patch", how="left")
 
 
 def error_shares(predictions: pd.DataFrame, truths: pd.DataFrame) -> dict[str, int]:

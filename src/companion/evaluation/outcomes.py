@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from companion.evaluation.matching import Matching, kept, match, score_order
-from companion.geometry import box_iou
+from companion.evaluation import errors
+from companion.evaluation.matching import Matching
 
 HIT, MISLABELLED, MISSED, INVENTED = "hit", "other class", "missed", "false positive"
 OUTCOMES = (HIT, MISLABELLED, MISSED, INVENTED)
-_BOX = ["x1", "y1", "x2", "y2"]
 
 
 def fates(
@@ -35,22 +34,12 @@ def fates(
     One row each: patch, box x1 y1 x2 y2 (the truth's, or the prediction's where it matches none), class (of the
     truth, or the predicted one), outcome (one of `OUTCOMES`), size_px (long side of the box).
     """
-    rows = []
-    by_patch, truths_by_patch = (dict(tuple(table.groupby("patch"))) for table in (predictions, truths))
-    for patch in sorted(by_patch.keys() | truths_by_patch.keys()):
-        found, truth = by_patch.get(patch, predictions[:0]), truths_by_patch.get(patch, truths[:0])
-        found = found.iloc[score_order(found["score"].to_numpy(), found[_BOX].to_numpy())]
-        count = kept(found["score"].to_numpy(), [confidence])
-        overlap = box_iou(truth[_BOX].to_numpy(), found[_BOX].to_numpy())  # (T, M)
-        pairs = match(overlap, count, [iou], matching)[0, 0]
-        labels = found["label"].to_numpy()
-        for box, code, pair in zip(truth[_BOX].to_numpy(), truth["class"], pairs, strict=True):
-            outcome = MISSED if pair < 0 else HIT if labels[pair] == code else MISLABELLED
-            rows.append((patch, *box, code, outcome))
-        free = np.setdiff1d(np.arange(count[0]), pairs)
-        rows += [
-            (patch, *box, code, INVENTED) for box, code in zip(found[_BOX].to_numpy()[free], labels[free], strict=True)
-        ]
-    table = pd.DataFrame(rows, columns=["patch", *_BOX, "class", "outcome"])
-    table["size_px"] = np.maximum(table["x2"] - table["x1"], table["y2"] - table["y1"]).astype(float)
-    return table
+    patches = sorted({*predictions["patch"], *truths["patch"]})
+    index = pd.DataFrame({"patch": patches, "image": "", "pixel_size_nm": np.nan})
+    found, known = errors.audit(predictions, truths, index, iou, confidence, matching)
+    invented = found[~found["error"].isin((errors.CORRECT, errors.CLASS))].assign(outcome=INVENTED)
+    names = {errors.CORRECT: HIT, errors.CLASS: MISLABELLED, errors.MISSED: MISSED}
+    table = pd.concat([known.assign(outcome=known["error"].map(names)), invented])
+    return table.sort_values("patch", kind="stable", ignore_index=True)[
+        ["patch", *errors.BOX, "class", "outcome", "size_px"]
+    ]

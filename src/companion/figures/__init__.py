@@ -14,9 +14,11 @@ from companion.provenance import atomic
 CLASS_COLORS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#0072B2", "#D55E00", "#F0E442")
 ARM_COLORS = {
     "EXP": "#0072B2", "EXP+GEN": "#D55E00", "EXP+RARE": "#009E73", "GEN": "#E69F00", "EXP+EXP": "#56B4E9",
-    "EXP+PASTE": "#CC79A7",
+    "EXP+PASTE": "#CC79A7", "EXP+RESYNTH": "#000000", "EXP+RENDER": "#7F7F7F", "EXP+FILTERED": "#F0E442",
 }  # fmt: skip
-ARM_MARKERS = {"EXP": "o", "EXP+GEN": "s", "EXP+RARE": "^", "GEN": "D", "EXP+EXP": "v", "EXP+PASTE": "P"}
+ARM_MARKERS = {
+    "EXP": "o", "EXP+GEN": "s", "EXP+RARE": "^", "GEN": "D", "EXP+EXP": "v", "EXP+PASTE": "P",
+    "EXP+RESYNTH": "X", "EXP+RENDER": "*", "EXP+FILTERED": "<"}  # fmt: skip
 
 
 def use_style() -> None:

@@ -140,6 +140,58 @@ def detections(images: NDArray[np.uint8], numbers: Sequence[int], outcomes: pd.D
     return figure
 
 
+def schedules(table: pd.DataFrame, title: str) -> Figure:
+    """F1_HM on held-out patches against training passes, a line for each schedule, dots for its seeds.
+
+    Parameters
+    ----------
+    table : columns schedule, passes, seed, f1_hm (see ``benchmarks/schedule.py``)
+    title : of the figure
+    """
+    figure, axes = plt.subplots(figsize=(7.2, 3.6))
+    for (name, runs), color, marker in zip(table.groupby("schedule", sort=False), CLASS_COLORS, "osD^vP", strict=False):
+        axes.plot(runs["passes"], runs["f1_hm"], marker, color=color, ms=4)
+        axes.plot(runs.groupby("passes")["f1_hm"].mean(), color=color, marker=marker, ms=4, label=name)
+    axes.set(xscale="log", xlabel="training passes (images)", ylabel="F1HM, held-out patches")
+    axes.legend(fontsize=7)
+    figure.suptitle(title)
+    return figure
+
+
+def crops(
+    images: NDArray[np.uint8], outcomes: pd.DataFrame, classes: Sequence[str], title: str, each: int = 6
+) -> Figure:
+    """Close-ups of what went wrong, one row for each kind of error: largest misses and wrong classes first, and
+    false positives by falling score.
+
+    Parameters
+    ----------
+    images : uint8 [P, S, S], every patch
+    outcomes : columns patch, x1, y1, x2, y2, class, outcome, size_px, and score (of false positives)
+    classes : names of the class codes 1, 2, ...
+    title : of the figure
+    each : close-ups in a row
+    """
+    kinds = [kind for kind in OUTCOME_STYLES if kind != "hit"]
+    figure, grid = plt.subplots(len(kinds), each, figsize=(7.2, 1.4 * len(kinds) + 0.5))
+    for row, kind in zip(grid, kinds, strict=True):
+        order = "score" if kind == "false positive" else "size_px"
+        shown = outcomes[outcomes["outcome"] == kind].nlargest(each, order, keep="first")
+        for axes in row:
+            axes.set_axis_off()
+        row[0].text(-0.1, 0.5, kind, rotation=90, ha="right", va="center", transform=row[0].transAxes)
+        for axes, error in zip(row, shown.to_dict("records"), strict=False):
+            box = [error[side] for side in ("x1", "y1", "x2", "y2")]
+            _picture(axes, images[error["patch"]])
+            _box(axes, box, *OUTCOME_STYLES[kind])
+            x, y, half = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2, max(16, 0.8 * error["size_px"])
+            axes.set(xlim=(x - half, x + half), ylim=(y + half, y - half))
+            what = f"score {error['score']:.2f}" if kind == "false positive" else f"{error['size_px']:.0f} px"
+            axes.set_title(f"{classes[error['class'] - 1]}\npatch {error['patch']}, {what}", fontsize=6)
+    figure.suptitle(title)
+    return figure
+
+
 def errors_by_class_and_size(
     outcomes: pd.DataFrame, classes: Sequence[str], edges_px: Sequence[float], title: str
 ) -> Figure:

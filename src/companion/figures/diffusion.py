@@ -46,6 +46,14 @@ def reconstructions(images: NDArray[np.uint8], decoded: NDArray[np.uint8], note:
     )
 
 
+def sample_grid(
+    masks: NDArray[np.uint8], drawn: Sequence[NDArray[np.uint8]], steps: Sequence[int], note: str
+) -> Figure:
+    """Masks [n, S, S] and the images [n, S, S] that were drawn for them after so many training steps, row by row."""
+    rows = [("mask", color_mask(masks)), *((f"step {s:,}", images) for s, images in zip(steps, drawn, strict=True))]
+    return _grid(rows, f"The same noise and masks during training ({note})")
+
+
 def denoising_strip(
     frames: NDArray[np.uint8], steps: Sequence[int], mask: NDArray[np.uint8], image: NDArray[np.uint8], note: str
 ) -> Figure:
@@ -114,51 +122,18 @@ def real_beside_generated(
     return figure
 
 
-def spectra_and_histograms(
-    frequency: NDArray[np.float64], power: dict[str, NDArray], histogram: dict[str, NDArray], note: str
-) -> Figure:
-    """Mean radial power spectrum and grey-level histogram of each set of patches.
-
-    Parameters
-    ----------
-    frequency : [R] cycles per px
-    power, histogram : per set of at most four, [P, R] and [P, 256]
-    """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 2.8))
-    styles = zip(power, ("#0072B2", "#000000", "#D55E00", "#CC79A7"), ("-", "--", "-", ":"), strict=False)
-    for name, color, style in styles:
-        left.plot(frequency, power[name].mean(axis=0), style, color=color, label=name, lw=1.4)
-        right.plot(histogram[name].mean(axis=0), style, color=color, label=name, lw=1.4)
-    left.set(xscale="log", yscale="log", xlabel="spatial frequency [1/px]", ylabel="power [grey levels²]")
-    right.set(xlabel="grey level", ylabel="share of pixels")
-    left.legend()
-    figure.suptitle(f"Texture and grey levels ({note})", fontsize=10)
-    return figure
-
-
-def contrast_by_class(tables: dict[str, pd.DataFrame], classes: Sequence[str], note: str) -> Figure:
-    """Contrast of every defect (see `quality.mask_contrast`), by class and set of patches."""
-    import seaborn as sns
-
-    rows = pd.concat([table.assign(images=name) for name, table in tables.items()], ignore_index=True)
-    rows["defect"] = rows["class"].map(dict(enumerate(classes, start=1)))
-    figure, axis = plt.subplots(figsize=(5.6, 2.8))
-    sns.boxplot(
-        rows, x="defect", y="contrast", hue="images", order=list(classes), ax=axis, fliersize=1.5, linewidth=0.8,
-        palette=["#0072B2", "#56B4E9", "#D55E00"][: len(tables)],
-    )  # fmt: skip
-    axis.axhline(0, color="0.3", lw=0.8)
-    axis.set(xlabel="", ylabel="(around − inside) / around", title=f"Darker inside than around? ({note})")
-    axis.legend(title=None, loc="upper left", bbox_to_anchor=(1, 1))
-    return figure
-
-
 def nearest_pairs(images: NDArray[np.uint8], nearest: NDArray[np.uint8], distance: NDArray, note: str) -> Figure:
     """Generated patches [n, S, S] above their most similar training patches [n, S, S], with distances [n]."""
     titles = [f"{value:.1f} grey levels" for value in distance]
     return _grid(
         [("generated", images), ("nearest training", nearest)], f"Closest to the training data ({note})", titles
     )
+
+
+def confirmed_pairs(images: NDArray[np.uint8], masks: NDArray[np.uint8], titles: Sequence[str], note: str) -> Figure:
+    """Generated patches [n, S, S] above their masks [n, S, S], a title over each."""
+    rows = [("generated", images), ("its mask", color_mask(masks))]
+    return _grid(rows, f"Pairs confirmed most and least by the detector ({note})", titles)
 
 
 def color_mask(label_maps: NDArray[np.uint8]) -> NDArray[np.float64]:

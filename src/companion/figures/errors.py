@@ -21,9 +21,9 @@ def error_kinds(counts: pd.DataFrame, note: str) -> Figure:
     figure, axes = plt.subplots(figsize=(6.4, 3))
     for k, arm in enumerate(arms):
         own = counts[counts["arm"] == arm]
-        x = np.arange(len(kinds)) + (k - (len(arms) - 1) / 2) * 0.26
+        x = np.arange(len(kinds)) + (k - (len(arms) - 1) / 2) * (width := 0.78 / max(3, len(arms)))
         means = own.groupby("error")["per_truth"].mean().reindex(kinds)
-        axes.bar(x, means, 0.24, color=ARM_COLORS[arm], alpha=0.5, label=arm)
+        axes.bar(x, means, 0.92 * width, color=ARM_COLORS[arm], alpha=0.5, label=arm)
         for place, kind in zip(x, kinds, strict=True):
             points = own.loc[own["error"] == kind, "per_truth"]
             axes.plot(np.full(len(points), place), points, ARM_MARKERS[arm], color=ARM_COLORS[arm], ms=3)
@@ -49,7 +49,7 @@ def recall_groups(tables: dict[str, pd.DataFrame], note: str) -> Figure:
         groups, arms = list(dict.fromkeys(table["group"])), _arms(table)
         for k, arm in enumerate(arms):
             own = table[table["arm"] == arm].set_index("group").reindex(groups)
-            x = np.arange(len(groups)) + (k - (len(arms) - 1) / 2) * 0.2
+            x = np.arange(len(groups)) + (k - (len(arms) - 1) / 2) * 0.8 / max(4, len(arms))
             error = np.nan_to_num(np.stack([own["recall"] - own["low"], own["high"] - own["recall"]]))
             panel.errorbar(x, own["recall"], np.clip(error, 0, None), fmt=ARM_MARKERS[arm], color=ARM_COLORS[arm],
                            capsize=3, ms=5, label=arm)  # fmt: skip
@@ -72,7 +72,7 @@ def materials(table: pd.DataFrame, published: dict[str, tuple[float, float]], no
         panel.axhline(100 * mean, color="#666666", lw=1, label="Jacobs et al. 2022")
         for k, arm in enumerate(arms):
             rows = own[own["arm"] == arm].set_index("class").reindex(classes)
-            x = np.arange(len(classes)) + (k - (len(arms) - 1) / 2) * 0.2
+            x = np.arange(len(classes)) + (k - (len(arms) - 1) / 2) * 0.8 / max(4, len(arms))
             error = np.nan_to_num(np.stack([rows["error"] - rows["low"], rows["high"] - rows["error"]]))
             panel.errorbar(x, 100 * rows["error"], 100 * np.clip(error, 0, None), fmt=ARM_MARKERS[arm],
                            color=ARM_COLORS[arm], capsize=3, ms=5, label=arm)  # fmt: skip

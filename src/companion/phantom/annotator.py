@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from companion.geometry import ellipse_radius
 from companion.params_phantom import Annotator
-from companion.phantom.scene import BLACK_DOT, LOOP_100, LOOP_111, SMALL_NM, Defect, Scene, Window
+from companion.phantom.crystal import BLACK_DOT, LOOP_100, LOOP_111
+from companion.phantom.scene import SMALL_NM, Defect, Scene, Window
 
 TOUCHING = 1.2  # defects whose centres are nearer than this times the sum of their radii crowd each other
 WAVES = (0, 2, 3, 4)  # undulations of a hand-drawn outline; 0 is its size

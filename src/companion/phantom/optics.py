@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from companion import seeds
 from companion.params_phantom import Phantom
-from companion.phantom.scene import Defect, Line, Scene
+from companion.phantom.scene import Defect, Line, Scene, Session
 
 SUBPIXEL_BITS = 4  # cv2 draws lines at 1/16 px
 
@@ -27,7 +27,7 @@ def render(scene: Scene, parameters: Phantom, root_seed: int, number: int) -> ND
     for defect in scene.defects:
         stamp, window = defect_contrast(defect, size)
         signal[window] *= 1 - stamp
-    return record(signal, parameters, scan)
+    return record(signal, parameters, scene.session, scan)
 
 
 def defect_contrast(defect: Defect, size: int) -> tuple[NDArray[np.float64], tuple[slice, slice]]:
@@ -117,9 +117,11 @@ def background(size: int, pixel_size_nm: float, p: Phantom, rng: np.random.Gener
     return np.clip(signal, 0.2, 1.6)
 
 
-def record(signal: NDArray[np.float64], p: Phantom, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """What the detector writes, line by line: shifted lines, line gain, counting and detector noise, gamma."""
-    size = len(signal)
+def record(signal: NDArray[np.float64], p: Phantom, session: Session, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """What the detector writes, line by line: defocus, shifted lines, line gain, counting and detector noise, gamma."""
+    size, dose = len(signal), session.dose_electrons
+    if session.defocus_px > 0.1:  # a narrower kernel than that is a single pixel
+        signal = cv2.GaussianBlur(signal, (0, 0), session.defocus_px, borderType=cv2.BORDER_REFLECT)
     vertical = bool(rng.integers(2))
     lines = signal.T if vertical else signal
     shift = np.rint(rng.normal(0, p.row_jitter_px, size)).astype(int)
@@ -128,8 +130,8 @@ def record(signal: NDArray[np.float64], p: Phantom, rng: np.random.Generator) ->
     kernel = np.exp(-0.5 * (np.arange(-15, 16) / 5.0) ** 2)
     slow = np.convolve(rng.standard_normal(size + 30), kernel / np.sqrt(kernel @ kernel), mode="valid")
     gain = 1 + p.stripes * (0.7 * rng.standard_normal(size) + 0.7 * slow)[:, None]
-    counts = rng.poisson(p.dose_electrons * np.clip(lines * gain, 0, None))
-    level = counts / p.dose_electrons * p.grey_level * np.exp(p.gain_drift * rng.standard_normal())
+    counts = rng.poisson(dose * np.clip(lines * gain, 0, None))
+    level = counts / dose * p.grey_level * np.exp(p.gain_drift * rng.standard_normal())
     level += p.detector_noise * rng.standard_normal(level.shape)
     level[:, 1:] = (1 - p.afterglow) * level[:, 1:] + p.afterglow * level[:, :-1]
     gamma = np.exp(p.gamma_drift * rng.standard_normal())

@@ -11,6 +11,7 @@ from companion.data.pixels import annotation_of, write_grey
 from companion.params_phantom import Annotator, Phantom
 from companion.phantom import optics
 from companion.phantom.annotator import annotate, truth
+from companion.phantom.difficulty import difficulty
 from companion.phantom.scene import CLASSES, Scene, draw_scene
 from companion.provenance import write_json
 
@@ -66,6 +67,7 @@ def _image(number: int, name: str, scene: Scene, parameters: Phantom) -> dict[st
         "id": number, "file_name": name, "width": scene.size_px, "height": scene.size_px,
         "pixel_size_nm": scene.pixel_size_nm, "magnification": scene.magnification, "grain": scene.grain,
         "beam": parameters.beam, "azimuth_deg": round(scene.azimuth_deg, 3), "same_field_as": scene.same_field_as,
+        "session": _rounded(asdict(scene.session)),
     }  # fmt: skip
 
 
@@ -76,6 +78,7 @@ def _document(
         "name": "phantom",
         "title": f"Simulated STEM bright-field micrographs of FeCrAl ({what}); a stand-in, not the paper's data",
         "source": f"drawn by companion.phantom, preset '{parameters.preset}'",
+        "difficulty": difficulty(parameters),
         "licence": "CC-BY-4.0",
         "citation": "this companion",
         "simulated": True,

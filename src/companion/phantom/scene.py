@@ -1,7 +1,6 @@
 """What is in a simulated micrograph: one crystal, its loops and dots, and what else crosses the field.
 
-A circular loop with normal n seen along the beam B is an ellipse with minor/major = |n.B| and its long axis
-along n x B. One in-plane crystal azimuth per image ties all orientations together; with the aspect ratio it
+One in-plane crystal azimuth per image ties all orientations together; with the aspect ratio it
 is what tells the classes apart.
 """
 
@@ -17,18 +16,12 @@ from numpy.typing import NDArray
 from companion import seeds
 from companion.geometry import ellipse_radius
 from companion.params_phantom import Phantom
+from companion.phantom.crystal import BLACK_DOT, LOOP_111, random_loop, zone_axis
 
 CLASSES = ("<100> loop", "<111> loop", "black dot")
-LOOP_100, LOOP_111, BLACK_DOT = 1, 2, 3
 Look = Literal["rim", "filled", "coffee-bean", "edge-on", "dot"]
 Window = tuple[slice, slice]
 
-# Plane normals of the loop variants, and for each zone axis B an in-plane direction at azimuth 0.
-NORMALS = {
-    LOOP_100: np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1]], dtype=float),
-    LOOP_111: np.array([[1, 1, 1], [-1, 1, 1], [1, -1, 1], [1, 1, -1]]) / np.sqrt(3),
-}
-BEAMS = {"001": ((0, 0, 1), (1, 0, 0)), "110": ((1, 1, 0), (0, 0, 1)), "111": ((1, 1, 1), (1, -1, 0))}
 EDGE_ON_RATIO = 0.25  # below this minor/major a loop looks like a bar
 SMALL_NM = 11.0  # loops below this diameter have no room for a rim
 PLACEMENT_TRIES = 40
@@ -81,6 +74,15 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Session:
+    """Recording conditions that the frames of one grain share: electrons per px, factor on contrast, blur in px."""
+
+    dose_electrons: float
+    contrast: float
+    defocus_px: float
+
+
+@dataclass(frozen=True)
 class Scene:
     """Truth of one micrograph.
 
@@ -90,6 +92,7 @@ class Scene:
     grain : number of the crystal that it shows, shared by neighbouring frames
     beam : vector [3] along the beam, crystal axes
     azimuth_deg : displayed angle of the in-plane reference direction of the zone axis
+    session : conditions under which it was recorded
     same_field_as : number of the image whose field this one shows again, None for a field of its own
     """
 
@@ -99,6 +102,7 @@ class Scene:
     grain: int
     beam: NDArray[np.float64]
     azimuth_deg: float
+    session: Session
     defects: tuple[Defect, ...]
     lines: tuple[Line, ...]
     same_field_as: int | None = None
@@ -109,23 +113,6 @@ class Scene:
             (self.size_px, self.size_px), defect.x, defect.y, defect.major_px, defect.minor_px, defect.angle_deg
         )
         return radius <= 1, window
-
-
-def projected(normal: NDArray, beam: NDArray, reference: NDArray) -> tuple[float, float]:
-    """Aspect ratio (minor/major, 0-1) and long-axis angle (degrees, [0, 180)) of a circular loop.
-
-    Parameters
-    ----------
-    normal : [3] unit normal of the loop plane, crystal axes
-    beam : [3] unit vector along the beam
-    reference : [3] in-plane direction that is displayed at angle 0
-    """
-    along = np.cross(normal, beam)
-    e1 = reference - (reference @ beam) * beam
-    e1 /= np.sqrt(e1 @ e1)
-    e2 = np.cross(beam, e1)
-    angle = float(np.rad2deg(np.arctan2(along @ e2, along @ e1))) % 180.0
-    return float(min(1.0, abs(normal @ beam))), angle
 
 
 def draw_scene(parameters: Phantom, root_seed: int, number: int) -> Scene:
@@ -142,11 +129,28 @@ def draw_scene(parameters: Phantom, root_seed: int, number: int) -> Scene:
     name = names[rng.choice(len(names), p=[p.magnifications[n][1] for n in names])]
     grain = 1 + (number - 1) // p.frames_per_grain
     crystal = seeds.generator(root_seed, "phantom", "grain", grain)
-    direction = np.array(BEAMS[p.beam][0], dtype=float)
-    beam = _tilted(direction / np.sqrt(direction @ direction), p.zone_error_deg, crystal)
-    empty = Scene(p.size_px, name, p.magnifications[name][0], grain, beam, float(crystal.uniform(0, 360)), (), ())
+    beam = zone_axis(p.beam, p.zone_error_deg, crystal)
+    azimuth, pixel_size = float(crystal.uniform(0, 360)), p.magnifications[name][0]
+    session = _draw_session(p, pixel_size, seeds.generator(root_seed, "phantom", "session", grain))
+    empty = Scene(p.size_px, name, pixel_size, grain, beam, azimuth, session, (), ())
     defects = _place_defects(empty, p, rng)
     return replace(empty, defects=tuple(defects), lines=tuple(_draw_lines(empty, p, rng)))
+
+
+def empty_scene(parameters: Phantom, pixel_size_nm: float, rng: np.random.Generator) -> Scene:
+    """A micrograph of a crystal of its own with the unlabelled lines, but without a defect."""
+    p, beam = parameters, zone_axis(parameters.beam, parameters.zone_error_deg, rng)
+    azimuth = float(rng.uniform(0, 360))
+    empty = Scene(p.size_px, "", pixel_size_nm, 0, beam, azimuth, _draw_session(p, pixel_size_nm, rng), (), ())
+    return replace(empty, lines=tuple(_draw_lines(empty, p, rng)))
+
+
+def _draw_session(p: Phantom, pixel_size_nm: float, rng: np.random.Generator) -> Session:
+    return Session(
+        dose_electrons=float(p.dose_electrons * np.exp(p.dose_spread * rng.standard_normal())),
+        contrast=float(np.exp(p.contrast_spread * rng.standard_normal())),
+        defocus_px=float(rng.uniform(0, p.defocus_nm)) / pixel_size_nm,
+    )
 
 
 def _moved(scene: Scene, by: NDArray) -> Scene:
@@ -177,31 +181,57 @@ def _draw_defect(code: int, scene: Scene, p: Phantom, rng: np.random.Generator) 
     low, median, high = (p.loop100_nm, p.loop111_nm, p.black_dot_nm)[code - 1]
     sigma = np.log(high / low) / 4
     diameter = float(np.clip(median * np.exp(sigma * rng.standard_normal()), low, high))
-    depth, strength, rim, inner, pick, width, uneven = (float(u) for u in rng.uniform(size=7))
+    *looks, width, uneven = (float(u) for u in rng.uniform(size=7))
+    if code == BLACK_DOT:
+        ratio, angle = float(rng.uniform(0.75, 1.0)), float(rng.uniform(0, 180))
+    else:
+        ratio, angle = random_loop(code, p.beam, scene.beam, p.tilt_jitter_deg, rng)
+    minor = max(ratio * diameter, _between(p.edge_on_nm, width))
+    ellipse = (0.0, 0.0, diameter / scene.pixel_size_nm, minor / scene.pixel_size_nm, angle + scene.azimuth_deg)
+    return dressed(code, ellipse, ratio < EDGE_ON_RATIO, (*looks, uneven), scene, p)
+
+
+def dressed(
+    code: int,
+    ellipse: tuple[float, float, float, float, float],
+    edge_on: bool,
+    draws: Sequence[float],
+    scene: Scene,
+    p: Phantom,
+) -> Defect:
+    """A defect of given outline with everything else that decides how it looks.
+
+    Parameters
+    ----------
+    ellipse : x, y, major_px, minor_px, angle_deg
+    edge_on : whether a loop is seen along its plane
+    draws : six uniform numbers in 0-1, for depth, strength, rim, inside, kind of look and unevenness
+    """
+    x, y, major_px, minor_px, angle_deg = ellipse
+    depth, strength, rim, inner, pick, uneven = draws
     look: Look
     if code == BLACK_DOT:
-        ratio, angle, look = float(rng.uniform(0.75, 1.0)), float(rng.uniform(0, 180)), "dot"
+        look = "dot"
+    elif edge_on:
+        look = "edge-on"
+    elif major_px * scene.pixel_size_nm < SMALL_NM or pick > 1 - p.filled_share:
+        look = "filled"
     else:
-        normal = _tilted(NORMALS[code][rng.integers(len(NORMALS[code]))], p.tilt_jitter_deg, rng)
-        ratio, angle = projected(normal, scene.beam, _reference(p))
-        if ratio < EDGE_ON_RATIO:
-            look = "edge-on"
-        elif diameter < SMALL_NM or pick > 1 - p.filled_share:
-            look = "filled"
-        else:
-            look = "coffee-bean" if code == LOOP_111 and pick < p.coffee_bean_share else "rim"
+        look = "coffee-bean" if code == LOOP_111 and pick < p.coffee_bean_share else "rim"
+    amplitude = scene.session.contrast * p.contrast[0] * (p.contrast[1] / p.contrast[0]) ** strength
+    amplitude *= 1 - p.depth_fade * depth
     return Defect(
         code=code,
         look=look,
-        x=0.0,
-        y=0.0,
-        major_px=diameter / scene.pixel_size_nm,
-        minor_px=max(ratio * diameter, _between(p.edge_on_nm, width)) / scene.pixel_size_nm,
-        angle_deg=(angle + scene.azimuth_deg) % 180,
+        x=x,
+        y=y,
+        major_px=major_px,
+        minor_px=minor_px,
+        angle_deg=angle_deg % 180,
         rim_px=_between(p.rim_nm, rim) / scene.pixel_size_nm,
         inner=_between(p.inner_contrast, inner),
         depth=depth,
-        amplitude=p.contrast[0] * (p.contrast[1] / p.contrast[0]) ** strength * (1 - p.depth_fade * depth),
+        amplitude=min(amplitude, 0.9),
         blur_px=_between(p.depth_blur_nm, depth) / scene.pixel_size_nm,
         unevenness=uneven * p.rim_unevenness,
         uneven_deg=scene.azimuth_deg % 180,
@@ -210,15 +240,6 @@ def _draw_defect(code: int, scene: Scene, p: Phantom, rng: np.random.Generator) 
 
 def _between(limits: tuple[float, float], share: float) -> float:
     return limits[0] + (limits[1] - limits[0]) * share
-
-
-def _reference(p: Phantom) -> NDArray[np.float64]:
-    return np.array(BEAMS[p.beam][1], dtype=float)
-
-
-def _tilted(vector: NDArray, spread_deg: float, rng: np.random.Generator) -> NDArray[np.float64]:
-    moved = vector + np.deg2rad(spread_deg) * rng.standard_normal(3)
-    return moved / np.sqrt(moved @ moved)
 
 
 def _free_place(
@@ -246,11 +267,10 @@ def _draw_lines(scene: Scene, p: Phantom, rng: np.random.Generator) -> list[Line
         heading = rng.uniform(0, 2 * np.pi) + np.cumsum(rng.normal(0, 0.12, 60)) + rng.normal(0, 0.03) * np.arange(60)
         step = rng.uniform(0.4, 1.2) * size / 60
         points = start + np.cumsum(step * np.stack([np.cos(heading), np.sin(heading)], axis=1), axis=0)
-        lines.append(Line(points, rng.uniform(1.5, 4.0) / scale, _uneven(59, p, rng)))
+        lines.append(Line(points, rng.uniform(1.5, 4.0) / scale, _uneven(59, scene, p, rng)))
     for _ in range(rng.poisson(p.large_loops_per_megapixel * megapixels)):
         code = int(rng.integers(1, 3))
-        normal = _tilted(NORMALS[code][rng.integers(len(NORMALS[code]))], p.tilt_jitter_deg, rng)
-        ratio, angle = projected(normal, scene.beam, _reference(p))
+        ratio, angle = random_loop(code, p.beam, scene.beam, p.tilt_jitter_deg, rng)
         major = rng.uniform(*p.large_loop_nm) / scale / 2
         turn, t = np.deg2rad(angle + scene.azimuth_deg), np.linspace(0, 2 * np.pi, 73)
         wobble = major * (1 + 0.05 * np.cos(3 * t + rng.uniform(0, 6)) + 0.03 * np.cos(5 * t + rng.uniform(0, 6)))
@@ -258,11 +278,11 @@ def _draw_lines(scene: Scene, p: Phantom, rng: np.random.Generator) -> list[Line
         x, y = rng.uniform(0, size, 2)
         outline = np.stack([x + along * np.cos(turn) + across * np.sin(turn),
                             y - along * np.sin(turn) + across * np.cos(turn)], axis=1)  # fmt: skip
-        lines.append(Line(outline, rng.uniform(1.5, 3.5) / scale, _uneven(72, p, rng)))
+        lines.append(Line(outline, rng.uniform(1.5, 3.5) / scale, _uneven(72, scene, p, rng)))
     return lines
 
 
-def _uneven(n: int, p: Phantom, rng: np.random.Generator) -> NDArray[np.float64]:
+def _uneven(n: int, scene: Scene, p: Phantom, rng: np.random.Generator) -> NDArray[np.float64]:
     """Amplitudes along a line that runs through the foil: its contrast oscillates with depth."""
     phase = rng.uniform(0, 2 * np.pi) + np.arange(n) * rng.uniform(0.05, 0.9)
-    return rng.uniform(*p.contrast) * (0.7 + 0.3 * np.cos(phase)) * 0.8
+    return scene.session.contrast * rng.uniform(*p.contrast) * (0.7 + 0.3 * np.cos(phase)) * 0.8

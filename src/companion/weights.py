@@ -1,0 +1,142 @@
+"""Weights and checkpoints as files: safetensors with JSON, never pickles."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from companion.errors import CompanionError
+from companion.provenance import atomic
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes: the only one, or the first of those that train together."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def save_state(state: Any, path: Path, about: dict[str, Any]) -> None:
+    """Write nested dicts and lists with tensors as safetensors, atomically; `about` and structure as JSON metadata.
+
+    Of processes that train together, the first writes.
+
+    Raises
+    ------
+    CompanionError
+        When the disk is full or does not let itself be written; what `path` held is still there.
+    """
+    if not is_main():
+        return
+    tensors: dict[str, torch.Tensor] = {}
+
+    def strip(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            key = f"t{len(tensors)}"
+            tensors[key] = value.detach().to("cpu").contiguous().clone()
+            return {"tensor": key}
+        if isinstance(value, dict):
+            return {"dict": [[key, strip(item)] for key, item in value.items()]}
+        if isinstance(value, (list, tuple)):
+            return {"list": [strip(item) for item in value]}
+        return {"plain": value}
+
+    structure = strip(state)
+    content = {"structure": structure, "about": about, "checksum": _checksum(tensors, structure, about)}
+    with atomic(path) as temporary:
+        # One entry only: safetensors keeps its metadata in no particular order, and equal states give equal bytes.
+        try:
+            save_file(tensors, temporary, metadata={"state": json.dumps(content)})
+        except SafetensorError as error:
+            raise CompanionError(f"{path} could not be written: {error}") from error
+
+
+def _checksum(tensors: dict[str, torch.Tensor], *texts: Any) -> int:
+    """CRC-32 over the bytes of all tensors and the JSON of `texts`: safetensors itself checks nothing."""
+    value = zlib.crc32(json.dumps(texts).encode())
+    for tensor in tensors.values():
+        value = zlib.crc32(tensor.reshape(-1).view(torch.uint8).cpu().numpy(), value)
+    return value
+
+
+def load_state(path: Path, device: str = "cpu") -> tuple[Any, dict[str, Any]]:
+    """Read what `save_state` wrote: (state, about).
+
+    Raises
+    ------
+    CompanionError
+        When the file is missing, broken or foreign.
+    """
+    try:
+        with safe_open(path, framework="pt", device=device) as file:
+            found = json.loads((file.metadata() or {})["state"])
+            structure, about = found["structure"], found["about"]
+            tensors = {key: file.get_tensor(key) for key in _keys(structure)}
+        if found.get("checksum") not in (None, _checksum(tensors, structure, about)):  # older files have none
+            raise ValueError("its content is not as it was written")
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise CompanionError(f"{path} is not a weights file of this package: {error}") from None
+
+    def fill(value: dict[str, Any]) -> Any:
+        kind, content = next(iter(value.items()))
+        if kind == "tensor":
+            return tensors[content]
+        if kind == "dict":
+            return {key: fill(item) for key, item in content}
+        return [fill(item) for item in content] if kind == "list" else content
+
+    return fill(structure), about
+
+
+def _keys(structure: dict[str, Any]) -> list[str]:
+    """Names of the tensors, in the order in which they were counted."""
+    kind, content = next(iter(structure.items()))
+    if kind == "tensor":
+        return [content]
+    items = [item for _, item in content] if kind == "dict" else content if kind == "list" else []
+    return [key for item in items for key in _keys(item)]
+
+
+def load_network(path: Path, kind: str, build: Callable[[Any], torch.nn.Module], device: str | torch.device):
+    """A network in evaluation mode and without gradients, built from the configuration kept with its weights.
+
+    Parameters
+    ----------
+    path : what `save_state` wrote, its `about` with the entries "kind" and "config"
+    kind : what the file must hold
+    build : the network of a configuration
+
+    Returns
+    -------
+    network, about
+
+    Raises
+    ------
+    CompanionError
+        When the file is missing, broken, or holds another network.
+    """
+    state, about = load_state(path)
+    if about.get("kind") != kind:
+        raise CompanionError(f"{path} holds '{about.get('kind')}', not a {kind}; give the file that stage 04 wrote")
+    network = build(about["config"])
+    network.load_state_dict(state)
+    return network.to(device).eval().requires_grad_(False), about
+
+
+def is_finished(path: Path, identity: str) -> bool:
+    """Whether `path` holds the final weights of the training with this identity; they are then this run's, too."""
+    if not path.exists():
+        return False
+    try:
+        finished = load_state(path)[1].get("identity") == identity
+    except CompanionError:
+        return False
+    if finished and is_main():
+        path.touch()
+    return finished

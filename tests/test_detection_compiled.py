@@ -1,0 +1,80 @@
+"""The compiled detector: the same losses and detections, in bfloat16 too, with shapes that do not change."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import ellipse_patches
+from test_detection import train
+from test_detection_batched import BatchedFirst, batch_of, gradients
+
+from companion.detection.batch import pad_truths
+from companion.detection.model import build
+from companion.errors import CompanionError
+from companion.params import Detection
+
+COMPILER = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++") or shutil.which("clang++")
+needs_compiler = pytest.mark.skipif(COMPILER is None, reason="torch.compile needs a C++ compiler; none is here")
+SETTINGS = Detection(rois_per_image=16, proposals=20)
+
+
+@needs_compiler
+def test_compiled_losses_gradients_and_detections_are_those_of_the_eager_detector():
+    torch.manual_seed(3)
+    made = build(SETTINGS, 3)
+    eager, compiled = BatchedFirst(made.network, 1), BatchedFirst(made.network, 1)
+    compiled.compile()
+    patches = ellipse_patches(4)
+    # A second batch with another number of truths fits the places of the first: nothing is compiled again.
+    for batch in (batch_of(patches, size=2), batch_of(patches, step=1, size=2)):
+        expected, expected_gradients = gradients(eager, batch)
+        found, found_gradients = gradients(compiled, batch)
+        for name in expected:
+            assert found[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-6), name
+        for name, gradient in expected_gradients.items():
+            assert (found_gradients[name] - gradient).norm() <= 1e-3 * gradient.norm() + 1e-6, name
+    images = torch.from_numpy(np.array(patches.images[:2]))
+    for one, other in zip(eager.detect(images), compiled.detect(images), strict=True):
+        assert np.allclose(one.boxes, other.boxes, atol=1e-3) and np.allclose(one.scores, other.scores, atol=1e-4)
+
+
+@needs_compiler
+def test_a_few_steps_in_bfloat16_compiled():
+    torch.manual_seed(3)
+    detector = build(SETTINGS, 3)
+    detector.compile()
+    patches = ellipse_patches(4)
+    optimizer = torch.optim.AdamW(detector.network.parameters(), lr=2e-3)
+    totals = []
+    for _ in range(4):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            total = torch.stack(list(detector.losses(batch_of(patches, size=2)).values())).sum()
+        assert total.dtype == torch.float32
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        totals.append(float(total.detach()))
+    assert np.isfinite(totals).all() and totals[-1] < totals[0]
+
+
+def test_without_a_compiler_training_is_refused_in_words(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(CompanionError, match=r"compile: true needs a C\+\+ compiler"):
+        train(tmp_path, ellipse_patches(2), compile=True)
+
+
+def test_padded_truths_change_nothing_and_take_few_shapes():
+    torch.manual_seed(3)
+    detector = BatchedFirst(build(SETTINGS, 3).network, 1)
+    batch = batch_of(ellipse_patches(4), size=2)
+    padded = pad_truths(batch, 16)
+    assert padded.boxes.shape == (2, 16, 4) and padded.labels.shape == padded.ids.shape == (2, 16)
+    assert gradients(detector, batch)[0] == pytest.approx(gradients(detector, padded)[0], rel=1e-6)
+    crowded = replace(batch, boxes=torch.zeros(2, 40, 4), labels=torch.zeros(2, 40), ids=torch.zeros(2, 40))
+    assert pad_truths(crowded, 16).labels.shape == (2, 64)
+    assert pad_truths(padded, 16).labels.shape == (2, 16)

@@ -262,6 +262,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=FAULTS, default=list(FAULTS))
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=1, help="of the moments and of the choice of files")
+    parser.add_argument(
+        "--table", type=Path, default=Path(__file__).with_suffix(".json"), help="written after each fault"
+    )
     parser.add_argument("--work", type=Path, help="folder that keeps the undisturbed run")
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -274,7 +277,7 @@ def main() -> None:
             trial = Trial(calm, calm.results(), folder, given.kills, random.Random(given.seed))
             for name in given.only:
                 rows = tried(trial, name)
-                record(name, rows)
+                record(given.table, name, rows)
                 failed |= any(row["happened"].startswith("FAILED") for row in rows)
         finally:
             for place in (work, folder):
@@ -282,12 +285,12 @@ def main() -> None:
     sys.exit(failed)
 
 
-def record(name: str, rows: list[dict[str, Any]]) -> None:
+def record(table: Path, name: str, rows: list[dict[str, Any]]) -> None:
     """Put the rows of one fault into the table in place of those of an earlier trial."""
-    table = Path(__file__).with_suffix(".json")
     before = json.loads(table.read_text(encoding="utf-8"))["rows"] if table.exists() else []
     kept = [row for row in before if row["id"] != name] + rows
-    content = {"commit": provenance.git_commit(), "device": provenance.device_name(),
+    missing = [fault.__doc__ for key, fault in FAULTS.items() if key not in {row["id"] for row in kept}]
+    content = {"commit": provenance.git_commit(), "device": provenance.device_name(), "not_tried": missing,
                "rows": sorted(kept, key=lambda row: list(FAULTS).index(row["id"]))}  # fmt: skip
     provenance.write_json(table, content)
 

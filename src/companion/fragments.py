@@ -61,7 +61,7 @@ def write_fragments(folder: Path, profile: Profile, claims: Path, sizes: Path) -
         "headline": scores_table(gains) + "\n" + claims_table([r for r in rows if r["id"] in HEADLINE_CLAIMS]),
         "verdicts": claims_table(rows),
         "times": times_table(stamps),
-        "faults": faults_table(json.loads((paths.root() / "benchmarks" / "faults.json").read_text(encoding="utf-8"))),
+        "faults": faults_table(paths.root() / "benchmarks" / "faults.json"),
     }
     for name, text in fragments.items():
         with provenance.atomic(folder / f"{name}.md") as temporary:
@@ -236,11 +236,15 @@ def times_table(stamps: Iterable[tuple[str, Mapping[str, Any]]]) -> str:
     return _table(("notebook", "runs", "time, all runs", "longest", "peak memory", "device"), rows) + total
 
 
-def faults_table(tried: Mapping[str, Any]) -> str:
+def faults_table(path: Path) -> str:
     """Markdown table of what was done to a run and what happened, from benchmarks/faults.json."""
+    if not path.is_file():
+        return "Nothing has been tried yet on this version: `python benchmarks/faults.py` writes the table.\n"
+    tried = json.loads(path.read_text(encoding="utf-8"))
     rows = [(row["fault"], _cell(row["tried"]), _cell(row["happened"])) for row in tried["rows"]]
-    told = f"\nOn {tried['device']}, at commit {tried['commit']}.\n"
-    return _table(("fault", "what was done", "what happened"), rows) + told
+    told = f"\nOn {tried['device']}, at commit {tried['commit']}."
+    missing = f" Not tried yet: {'; '.join(tried['not_tried'])}." if tried["not_tried"] else ""
+    return _table(("fault", "what was done", "what happened"), rows) + told + missing + "\n"
 
 
 def verdict_chip(verdict: str) -> str:

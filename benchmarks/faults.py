@@ -83,7 +83,7 @@ def killed(trial: Trial) -> Rows:
     done, whole, stages = 0, 0, set()
     while done < trial.kills:
         old, at_work = set(project.tree.rglob(".tmp-*.ipynb")), set()
-        process, left = project.start(), trial.rng.uniform(0, 10)
+        process, left = project.start(), trial.rng.uniform(0, 8)
         while process.poll() is None and left > 0:
             at_work = {path.parent for path in project.tree.rglob(".tmp-*.ipynb") if path not in old}
             if at_work or done % 5 == 0:  # four of five moments are counted from the begin of a stage

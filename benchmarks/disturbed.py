@@ -36,6 +36,11 @@ class Project:
     def settings(self) -> Path:
         return self.root / "profiles" / f"{self.profile}.yaml"
 
+    @property
+    def commit(self) -> Path:
+        """Names the commit that the code was copied from."""
+        return self.root / "commit"
+
     def start(self) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "companion.cli", "run", self.profile]
         kept = {name: value for name, value in os.environ.items() if not name.startswith("COMPANION")}
@@ -101,6 +106,7 @@ def undisturbed(folder: Path) -> Project:
                 PROJECT / name, calm.root / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info")
             )
         shutil.copy(PROJECT / "Snakefile", calm.root)
+        calm.commit.write_text(provenance.git_commit() or "none", encoding="utf-8")
         calm.settings.parent.mkdir()
         shutil.copy(Path(__file__).with_name("faults.yaml"), calm.settings)
     began = time.monotonic()

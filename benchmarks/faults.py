@@ -277,7 +277,7 @@ def main() -> None:
             trial = Trial(calm, calm.results(), folder, given.kills, random.Random(given.seed))
             for name in given.only:
                 rows = tried(trial, name)
-                record(given.table, name, rows)
+                record(given.table, name, rows, calm.commit.read_text(encoding="utf-8"))
                 failed |= any(row["happened"].startswith("FAILED") for row in rows)
         finally:
             for place in (work, folder):
@@ -285,12 +285,12 @@ def main() -> None:
     sys.exit(failed)
 
 
-def record(table: Path, name: str, rows: list[dict[str, Any]]) -> None:
+def record(table: Path, name: str, rows: list[dict[str, Any]], commit: str) -> None:
     """Put the rows of one fault into the table in place of those of an earlier trial."""
     before = json.loads(table.read_text(encoding="utf-8"))["rows"] if table.exists() else []
     kept = [row for row in before if row["id"] != name] + rows
     missing = [fault.__doc__ for key, fault in FAULTS.items() if key not in {row["id"] for row in kept}]
-    content = {"commit": provenance.git_commit(), "device": provenance.device_name(), "not_tried": missing,
+    content = {"commit": commit, "device": provenance.device_name(), "not_tried": missing,
                "rows": sorted(kept, key=lambda row: list(FAULTS).index(row["id"]))}  # fmt: skip
     provenance.write_json(table, content)
 

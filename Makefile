@@ -1,19 +1,23 @@
-# make book: environment, smoke run on the phantom, book.  make test: everything that can be checked.
+# make book: environment, the reference run drawn again (a smoke run where there is none), book.
+# make test: everything that can be checked, the smoke run of every stage included.
 VENV ?= .venv
 PYTHON ?= python3
 CORES ?= 2
-PROFILE ?= smoke
+PROFILE ?= $(if $(wildcard results/reference/*/*/manifest.json),reference,smoke)
+WHEELHOUSE ?= wheelhouse
 BIN := $(VENV)/bin
 BOOK := _build/html/index.html
+# With a folder of wheels nothing is asked of a network.
+PIP := -m pip --disable-pip-version-check $(if $(wildcard $(WHEELHOUSE)/torch-*),--no-index --find-links $(WHEELHOUSE))
 
-.PHONY: book test cluster-test smoke mini course paper install figures lock clean
+.PHONY: book test cluster-test reference smoke mini course paper install wheelhouse audit lock clean
 
 book: $(PROFILE)
-	$(BIN)/python -m companion.book $(PROFILE)
+	$(BIN)/python -m companion.book $(PROFILE) --cores $(CORES)
 	$(BIN)/jupyter-book build book --config _config.yml --path-output . -W --keep-going --quiet
 	@echo "The book is at $(BOOK)"
 
-test: book
+test: book smoke
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	COMPANION_REQUIRE_BOOK=1 $(BIN)/pytest tests -n $(CORES)
 	$(BIN)/pytest --nbval-lax --nbval-current-env -p no:cacheprovider notebooks
@@ -26,13 +30,26 @@ cluster-test: install
 smoke mini course paper: install
 	$(BIN)/companion run $@ --cores $(CORES)
 
+reference: install
+
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml requirements.lock
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed; set PYTHON=python3.12"'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[book,cluster,dev]'
+	$(BIN)/python $(PIP) install --quiet --constraint requirements.lock --editable '.[book,cluster,dev]'
 	@touch $@
+
+# Everything that an installation downloads, in one folder: carry it to a machine without a network beside a checkout.
+wheelhouse:
+	$(PYTHON) -m pip download --dest $(WHEELHOUSE) --constraint requirements.lock '.[book,dev]' 'setuptools>=77'
+	@echo "$(WHEELHOUSE)/ is complete; beside a checkout on another machine, 'make course' installs from it and runs"
+
+# Known vulnerabilities of the pinned versions (asks a server), and the list of what is installed with its licences.
+audit: install
+	$(BIN)/python -m companion.dependencies > book/dependencies.md
+	$(PYTHON) -m venv _build/audit && _build/audit/bin/python -m pip install --quiet pip-audit
+	_build/audit/bin/pip-audit --strict --requirement requirements.lock --no-deps --disable-pip
 
 # Exact pins of what stands in the environment now; used as constraints, never as a list to install.
 lock:

@@ -17,7 +17,6 @@ PROFILE = load_profile(NAME, **GIVEN)
 QUOTED = shlex.join([NAME, PROFILE.dataset, ",".join(str(split) for split in PROFILE.splits)])
 TREE = stages.tree(PROFILE)
 MATRIX = {stage.address: stage for stage in stages.matrix(PROFILE)}
-TRAINS = {kind.name for kind in stages.KINDS.values() if "device" in kind.sections}
 # 'auto' is decided where the job runs; here it matters only whether jobs have to share one GPU.
 GPUS = int(PROFILE.device == "cuda" or (PROFILE.device == "auto" and shutil.which("nvidia-smi") is not None))
 
@@ -59,8 +58,8 @@ for kind in stages.KINDS.values():
             address=lambda wildcards, kind=kind: kind.folder.format(**wildcards),
         threads: PROFILE.threads
         resources:
-            gpu=GPUS * (kind.name in TRAINS),  # memory and time are for a cluster's settings to say, cluster/*/config.yaml
+            gpu=GPUS * kind.trained,  # memory and time are for a cluster's settings to say, cluster/*/config.yaml
             # Detectors may share one GPU; what trains or samples the diffusion model takes all of it.
-            gpu_share=GPUS * (kind.name in TRAINS) * (1 if kind.name == "detector" else PROFILE.jobs_per_device),
+            gpu_share=GPUS * kind.trained * (1 if kind.name == "detector" else PROFILE.jobs_per_device),
         shell:
             f"{sys.executable} -m companion.execute {QUOTED} {{params.address:q}}"

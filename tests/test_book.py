@@ -21,6 +21,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from PIL import Image
 
 from companion import fragments, stages
+from companion.book import page as page_of
 from companion.book import page_not_run
 from companion.errors import CompanionError
 from companion.params import load_profile
@@ -94,6 +95,21 @@ GAINS = pd.DataFrame(
 )  # fmt: skip
 
 
+def test_freshness_counts_runs_and_says_why_others_are_not() -> None:
+    states = [("01_a", []), ("06_b", []), ("06_b", ["code changed: x"]), ("06_b", ["code changed: x"]), ("06_b", None)]
+    lines = fragments.freshness_table(states).splitlines()
+    assert lines[2] == "| [01_a](executed/01_a.ipynb) | 1 | 1 |  |"
+    assert lines[3] == "| [06_b](executed/06_b.ipynb) | 4 | 1 | 2 of them: code changed: x. 1 of them: missing |"
+
+
+def test_a_page_whose_notebook_was_not_run_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COMPANION_RUNS", str(tmp_path))
+    stage = stages.matrix(load_profile("smoke"))[0]
+    cells = page_of(stage, None).cells
+    assert "not run" in cells[1].source and len(cells) > 10
+    assert not any(cell.get("outputs") for cell in cells)
+
+
 def claim(name: str, verdict: str, reason: str = "because") -> dict:
     return {"id": name, "claim": "a | b", "paper": "p < 0.1", "ours": "c", "verdict": verdict, "reason": reason}
 
@@ -147,7 +163,8 @@ def test_pages_include_only_what_a_run_writes(tmp_path: Path, monkeypatch: pytes
     first = stages.matrix(profile)[0].folder
     write_json(first / "stamp.json", {"outputs": {}, "wall_s": 61.0, "peak_memory_mib": 300, "device": "CPU"})
     executed = tmp_path / "executed"
-    fragments.write_fragments(executed, profile, tree / "claims" / "claims.json", tree / "sizes" / "sizes.parquet")
+    claims, sizes = tree / "claims" / "claims.json", tree / "sizes" / "sizes.parquet"
+    fragments.write_fragments(executed, profile, claims, sizes, stages.states(profile))
     included = [n for p in BOOK.glob("*.md") for n in re.findall(r"\{include\} executed/(\S+)", p.read_text("utf-8"))]
     assert set(included) == {path.name for path in executed.glob("*.md")}
     text = nbformat.read(executed / "headline.ipynb", as_version=4).cells[0].source
@@ -185,7 +202,7 @@ def test_table_of_contents_lists_every_page_once() -> None:
 def test_every_notebook_has_its_page_in_the_order_of_its_number() -> None:
     listed = toc_files(yaml.safe_load((BOOK / "_toc.yml").read_text(encoding="utf-8")))
     pages = [name.removeprefix("executed/") for name in listed if re.match(r"executed/\d", name)]
-    assert pages == [kind.notebook for kind in stages.KINDS.values()]
+    assert pages == sorted(kind.notebook for kind in stages.KINDS.values())
     for number, name in enumerate(pages, start=1):
         title = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells[0].source
         assert title.startswith(f"# {number} · ") and "\n" not in title.strip(), f"{name}: title {title!r}"

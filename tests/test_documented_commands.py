@@ -57,7 +57,7 @@ def test_every_shown_command_exists() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("shown", ["companion plan smoke", "companion data chek x", "companion run smoke --datset x"])
+@pytest.mark.parametrize("shown", ["companion plam smoke", "companion data chek x", "companion run smoke --datset x"])
 def test_a_command_that_does_not_exist_is_seen(shown: str) -> None:
     assert unknown(shown)
 

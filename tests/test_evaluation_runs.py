@@ -42,6 +42,7 @@ def make_tree(dataset: str, classes: int) -> stages.Stage:
                 replace(ellipse_patches(10, seed=number, classes=classes), images=None).save(folder)
             case "generated":
                 ellipse_patches(10, seed=number, classes=classes).save(folder)
+                ellipse_patches(10, seed=number, classes=classes).only(np.arange(4)).save(folder / "sample")
                 quality = {"measure": ["darker"], "value": [0.9], "low": [0.8], "high": [1.0], "n": [9]}
                 provenance.write_table(folder / "quality.parquet", pd.DataFrame({**quality, "yardstick": [0.95]}))
             case "detector":

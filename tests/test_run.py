@@ -168,6 +168,53 @@ def test_interrupted_runs_continue(project, told):
     assert rerun(project) == set()
 
 
+def test_a_run_outlives_its_terminal(project):
+    (project / "runs/smoke/phantom/thresholds/stamp.json").unlink()
+    command = [sys.executable, "-m", "companion.cli", "run", "smoke"]
+    process = subprocess.Popen(command, cwd=project, env=environment(project), stdout=subprocess.PIPE, text=True)
+    working = project / "runs/smoke/phantom/thresholds"
+    for _ in range(600):
+        if any(working.glob(".tmp-*")):
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGHUP)
+    process.stdout.close()
+    assert process.wait(timeout=120) == 0
+    said = (project / "runs/smoke/phantom/terminal.log").read_text()
+    assert "stages done in" in said and "companion bundle smoke" in said
+    assert rerun(project) == set()
+
+
+def test_the_reference_is_drawn_again_by_what_trains_nothing(project, tmp_path):
+    rerun(project)
+    packed = companion(project, "bundle", "smoke", "--out", str(tmp_path / "bundle"))
+    assert packed.returncode == 0, packed.stderr
+    assert "results/reference/smoke/phantom" in companion(project, "unbundle", str(tmp_path / "bundle")).stdout
+    assert (
+        f"{len(stamps(project))} of {len(stamps(project))} stages fresh"
+        in companion(project, "status", "reference").stdout
+    )
+    code = "from companion import reference as r\nwith r.runs_in(r.redrawn()): print(*r.redraw(r.find(), 2))"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=project, env=environment(project), capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    again = set(done.stdout.split())
+    assert {"split-1/micrographs", "split-1/n-10/simulated-plain", "thresholds", "claims"} <= again
+    assert not {address for address in again if "EXP" in address or "diffusion" in address or "rare" in address}
+    tree = project / "_build/reference/smoke/phantom"
+    found = {str(p.parent.relative_to(tree)): json.loads(p.read_text()) for p in sorted(tree.rglob("stamp.json"))}
+    assert found.keys() == stamps(project).keys()
+    assert {address for address, stamp in found.items() if "left_out" not in stamp} == again
+    notebook = project / "notebooks" / "06_mask_rcnn.ipynb"
+    kept = notebook.read_text()
+    notebook.write_text(kept.replace("stage.finish()", "stage.finish()  # otherwise"))
+    shown = companion(project, "status", "reference").stdout
+    refused = companion(project, "bundle", "smoke", "--out", str(tmp_path / "bundle"))
+    notebook.write_text(kept)
+    assert "code changed: notebooks/06_mask_rcnn.ipynb" in shown and "reads split-1/n-10/EXP/seed-1 and" in shown
+    assert refused.returncode == 2 and "is not complete; `companion run smoke`" in refused.stderr
+
+
 def test_a_run_whose_command_was_killed_is_not_joined_by_a_second(project):
     (project / "runs/smoke/phantom/claims/stamp.json").unlink()
     command = [sys.executable, "-m", "companion.cli", "run", "smoke"]

@@ -26,15 +26,17 @@ def assemble(profile: Profile, target: Path) -> list[Path]:
     Raises
     ------
     CompanionError
-        When the run is not complete.
+        When the run is not complete. (A notebook that trains and that nothing else reads may be missing: a reference
+        run may be older than the notebook. Its page shows the code and says so.)
     """
-    shown = representatives(profile)
-    if absent := [s.address for s in shown.values() if not (s.folder / "notebook.ipynb").exists()]:
+    shown, states = representatives(profile), stages.states(profile)
+    absent = [s for s in shown.values() if not (s.folder / "notebook.ipynb").exists()]
+    if any(not stage.kind.trained for stage in absent):
         title = f"the book needs a complete run; `companion run {profile.name}` makes what is missing:"
-        raise problems(title, absent)
+        raise problems(title, [stage.address for stage in absent])
     with provenance.atomic_folder(target) as folder:
         for stage in shown.values():
-            nbformat.write(page(stage), folder / f"{stage.kind.notebook}.ipynb")
+            nbformat.write(page(stage, states[stage.address]), folder / f"{stage.kind.notebook}.ipynb")
         for kind in stages.KINDS.values():
             if kind.name not in shown:
                 nbformat.write(page_not_run(kind, profile), folder / f"{kind.notebook}.ipynb")
@@ -42,7 +44,7 @@ def assemble(profile: Profile, target: Path) -> list[Path]:
             shutil.copy(figure, folder / figure.name)
         claims, sizes = shown["claims"].folder / "claims.json", shown["sizes"].folder / "sizes.parquet"
         shutil.copy(claims, folder / "claims.json")
-        fragments.write_fragments(folder, profile, claims, sizes)
+        fragments.write_fragments(folder, profile, claims, sizes, states)
     return sorted(target.glob("*.ipynb"))
 
 
@@ -71,17 +73,24 @@ def representatives(profile: Profile) -> dict[str, stages.Stage]:
     return chosen
 
 
-def page(stage: stages.Stage) -> nbformat.NotebookNode:
-    """The executed notebook of `stage` as a page: badge after the title, papermill's own cell and paths removed."""
-    notebook = nbformat.read(stage.folder / "notebook.ipynb", as_version=4)
+def page(stage: stages.Stage, reasons: list[str] | None) -> nbformat.NotebookNode:
+    """The executed notebook of `stage` as a page with its badge after the title; the source where it was not run."""
+    executed = stage.folder / provenance.EXECUTED
+    notebook = clean(nbformat.read(executed if executed.exists() else stage.notebook, as_version=4))
+    notebook.cells.insert(1, nbformat.v4.new_markdown_cell(badge(stage, reasons), id="badge"))
+    return notebook
+
+
+def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """`notebook` without papermill's own cell, times and paths, and without progress bars."""
     for cell in notebook.cells:
         cell.metadata.pop("papermill", None)
         if cell.cell_type == "code":  # progress bars and paths of one machine are no part of a page
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
-        if "injected-parameters" in cell.metadata.get("tags", []):
-            cell.metadata.tags = [*cell.metadata.tags, "remove-cell"]
+        tags = cell.metadata.get("tags", [])
+        if "injected-parameters" in tags and "remove-cell" not in tags:
+            cell.metadata.tags = [*tags, "remove-cell"]
     notebook.metadata.pop("papermill", None)
-    notebook.cells.insert(1, nbformat.v4.new_markdown_cell(badge(stage), id="badge"))
     return notebook
 
 
@@ -97,12 +106,17 @@ def page_not_run(kind: stages.Kind, profile: Profile) -> nbformat.NotebookNode:
     return notebook
 
 
-def badge(stage: stages.Stage) -> str:
-    """HTML line from the stamp: data set, condition, profile, device, wall time, commit, date, freshness."""
+def badge(stage: stages.Stage, reasons: list[str] | None) -> str:
+    """HTML line from the stamp: data set, condition, profile, device, wall time, commit, date, freshness.
+
+    Parameters
+    ----------
+    reasons : of `stages.states`: None never run, empty fresh
+    """
     stamp = provenance.read_stamp(stage.folder)
-    if stamp is None:
-        raise CompanionError(f"{stage.folder} has no stamp: its notebook did not finish")
-    reasons = stage.staleness()
+    if stamp is None or reasons is None:
+        why = f"this run does not hold it: the notebook below as it is, without outputs; profile {stage.profile.name}"
+        return f'<div class="stamp stamp-stale"><span>{html.escape(why)}</span><span class="state">not run</span></div>'
     keys = ", ".join(f"{name} {value}" for name, value in stamp["keys"].items())
     entries = [
         ("data", fragments.data_name(stamp["dataset"])), ("profile", stamp["profile"]),
@@ -111,23 +125,39 @@ def badge(stage: stages.Stage) -> str:
         ("commit", stamp["commit"] or "none"), ("date", stamp["started"][:10]),
     ]  # fmt: skip
     chips = "".join(f"<span><b>{name}</b> {html.escape(str(value))}</span>" for name, value in entries)
-    state = "fresh" if reasons == [] else "stale"
-    why = html.escape("; ".join(reasons or []), quote=True)
+    state = "stale" if reasons else "fresh"
+    why = html.escape("; ".join(reasons), quote=True)
     return f'<div class="stamp stamp-{state}" title="{why}">{chips}<span class="state">{state}</span></div>'
 
 
 def main() -> None:
-    """``python -m companion.book PROFILE [DATASET]``: make book/executed and figures from a finished run."""
+    """``python -m companion.book PROFILE [DATASET]``: make book/executed and figures from a finished run.
+
+    With "reference" instead of a profile: from results/reference/, what trains nothing computed again here.
+    """
+    from companion import reference
+
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("profile")
     parser.add_argument("dataset", nargs="?")
+    parser.add_argument("--cores", type=int, default=2)
     given = parser.parse_args()
-    profile = load_profile(given.profile, **({"dataset": given.dataset} if given.dataset else {}))
     try:
-        pages = assemble(profile, paths.root() / "book" / "executed")
-        figures = collect_figures(profile, paths.root() / "figures")
+        if given.profile == "reference":
+            found = reference.find(dataset=given.dataset)
+            with reference.runs_in(reference.redrawn()):
+                again = reference.redraw(found, given.cores)
+                print(f"results/reference: {len(again)} notebooks executed again, the others as they were run")
+                _make(found.profile)
+        else:
+            _make(load_profile(given.profile, **({"dataset": given.dataset} if given.dataset else {})))
     except CompanionError as error:
         parser.exit(2, f"error: {error}\n")
+
+
+def _make(profile: Profile) -> None:
+    pages = assemble(profile, paths.root() / "book" / "executed")
+    figures = collect_figures(profile, paths.root() / "figures")
     data = fragments.data_name(stages.dataset_name(profile.dataset))
     print(f"book/executed: {len(pages)} pages, figures: {len(figures)} files, from {profile.name} on {data}")
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -20,6 +21,7 @@ app.add_typer(data, name="data")
 
 ProfileName = Annotated[str, typer.Argument(help="smoke, mini, course, paper, or the path of a YAML file")]
 DatasetName = Annotated[str | None, typer.Option(help="registered name or path of a data set folder")]
+Cores = Annotated[int, typer.Option(min=1, help="processor cores for all jobs together")]
 SplitName = Annotated[str | None, typer.Option(help="number of a drawn split, or path of a split file (YAML)")]
 
 
@@ -28,22 +30,60 @@ def run(
     profile: ProfileName,
     dataset: DatasetName = None,
     split: SplitName = None,
-    cores: Annotated[int, typer.Option(min=1, help="processor cores for all jobs together")] = 2,
+    cores: Cores = 2,
     cluster: Annotated[Path | None, typer.Option(help="folder of a cluster's settings, e.g. cluster/slurm")] = None,
 ) -> None:
     """Run every notebook whose result is missing or stale, here or on a cluster."""
     from companion import orchestrate
 
-    code = orchestrate.run(*_profile(profile, dataset, split), cores=cores, console=_console(), cluster=cluster)
-    raise typer.Exit(code)
+    raise typer.Exit(orchestrate.run(*_profile(profile, dataset, split), cores, _console(), cluster))
 
 
 @app.command()
-def status(profile: ProfileName = "smoke", dataset: DatasetName = None, split: SplitName = None) -> None:
-    """List every stage as fresh, stale (and because of what) or missing."""
+def plan(
+    profile: ProfileName,
+    gpu: Annotated[Literal["cpu", "h100", "a100", "v100"] | None, typer.Option(help="default: this machine's")] = None,
+    dataset: DatasetName = None,
+    split: SplitName = None,
+    cores: Cores = 2,
+) -> None:
+    """Say what a run does, in which order, what is done, and the hours and disk that the rest takes."""
     from companion import orchestrate
 
-    orchestrate.status(_profile(profile, dataset, split)[0], _console())
+    orchestrate.show_plan(_profile(profile, dataset, split)[0], gpu, cores, _console())
+
+
+@app.command()
+def status(profile: ProfileName = "smoke", dataset: DatasetName = None, split: SplitName = None) -> bool:
+    """List every stage as fresh, stale (and because of what) or missing; "reference" for what is committed."""
+    from companion import orchestrate, reference
+
+    if profile != "reference":
+        return orchestrate.status(_profile(profile, dataset, split)[0], _console())
+    with reference.runs_in(reference.installed()):
+        return orchestrate.status(reference.find(dataset).profile, _console())
+
+
+@app.command()
+def bundle(
+    profile: ProfileName,
+    out: Annotated[Path, typer.Option(help="folder to make")],
+    dataset: DatasetName = None,
+    split: SplitName = None,
+) -> None:
+    """Pack what the book needs of a finished run: plain files of at most 15 MiB, 60 MiB in all."""
+    from companion import reference
+
+    written = reference.bundle(*_profile(profile, dataset, split), out)
+    print(f"{out}: {len(written)} files, {sum(path.stat().st_size for path in written) / 2**20:.1f} MiB")
+
+
+@app.command()
+def unbundle(folder: Annotated[Path, typer.Argument(help="what `companion bundle` made")]) -> None:
+    """Check every file of a bundle and install it in results/reference/; nothing in it is executed."""
+    from companion import reference
+
+    print(reference.unbundle(folder))
 
 
 @app.command()
@@ -57,14 +97,12 @@ def evaluate(
 ) -> None:
     """Score anyone's predictions against anyone's truth."""
     from companion.evaluation.scores import evaluate_files
+    from companion.provenance import plain
 
     rows = evaluate_files(predictions, truth, iou or [0.5], confidence or [0.5], matching)
     if as_json:
-        from companion.provenance import plain
-
-        print(json.dumps(plain(rows.to_dict("records")), indent=1))
-    else:
-        _print_table(rows.dropna(axis=1, how="all"))
+        return print(json.dumps(plain(rows.to_dict("records")), indent=1))
+    _print_table(rows.dropna(axis=1, how="all"))
 
 
 @app.command()
@@ -95,10 +133,8 @@ def data_list() -> None:
     from companion import paths
     from companion.data.registry import entries
 
-    def here(name: str) -> str:
-        return "rendered when needed" if name == "phantom" else "yes" if (paths.data_cache() / name).is_dir() else "no"
-
-    rows = [(entry.name, entry.title, entry.licence, entry.source, here(entry.name)) for entry in entries()]
+    here = {e.name: e.name == "phantom" or (paths.data_cache() / e.name).is_dir() for e in entries()}
+    rows = [(e.name, e.title, e.licence, e.source, "yes" if here[e.name] else "no") for e in entries()]
     _print_table(pd.DataFrame(rows, columns=["name", "title", "licence", "source", "here"]))
 
 
@@ -126,15 +162,9 @@ def data_check(
     _print_table(found.classes)
     print("\n".join(f"look twice: {note}" for note in found.notes) or "no problem found")
     if pictures is not None:
-        from companion.figures import save, use_style
-        from companion.figures.micrographs import labelled_micrographs
+        from companion.figures.micrographs import save_all
 
-        use_style()
-        files = found.dataset.files
-        for start in range(0, len(files), 4):
-            figure = labelled_micrographs(found.dataset, files[start : start + 4], found.dataset.name)
-            save(figure, pictures, f"micrographs-{start // 4 + 1:02d}")
-        print(f"pictures: {pictures / 'figures'}")
+        print(f"pictures: {save_all(found.dataset, pictures)}")
 
 
 @data.command("import")
@@ -157,10 +187,9 @@ def data_import(
 
 
 def _number(text: str | None) -> float | str | None:
-    try:
-        return float(text) if text is not None else None
-    except ValueError:
-        return text
+    with contextlib.suppress(ValueError, TypeError):
+        return float(text)
+    return text
 
 
 def _profile(name: str, dataset: str | None, split: str | None):

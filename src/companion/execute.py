@@ -18,44 +18,21 @@ from companion.provenance import EXECUTED, artifact_hashes, artifacts, atomic, r
 DONE = ".done"  # Snakemake's flag; whether a stage is fresh is told by its stamp alone
 
 
-def reasons_to_run(profile: Profile) -> dict[str, list[str] | None]:
-    """Why each stage of `profile` has to run.
-
-    Returns
-    -------
-    Address -> reasons: None where the stage never finished, empty where it is fresh and reads fresh stages only.
-    """
-    found: dict[str, list[str] | None] = {}
-    for stage in stages.matrix(profile):
-        waiting = [name for other, _ in stage.upstream.values() if found[name := other.address] != []]
-        reasons = _why(stage)
-        if waiting and reasons is not None:
-            reasons = [*reasons, f"reads {waiting[0]}" + (f" and {len(waiting) - 1} more" if waiting[1:] else "")]
-        found[stage.address] = reasons
-    return found
-
-
 def synchronise(profile: Profile) -> dict[str, list[str] | None]:
-    """Make Snakemake's flags say what the stamps say, and return the reasons why each stage has to run.
+    """Make Snakemake's flags say what the stamps say, and return `stages.states`: why each stage has to run.
 
     A fresh stage gets its flag, with modification times in the order of the matrix; every other flag is removed.
     So neither a copied tree nor a fresh checkout reruns anything, and nothing stale is used.
     """
-    reasons, now = reasons_to_run(profile), time.time()
-    for order, address in enumerate(reasons):
+    states, now = stages.states(profile), time.time()
+    for order, (address, reasons) in enumerate(states.items()):
         flag = stages.tree(profile) / address / DONE
-        if reasons[address] == []:
+        if reasons == []:
             flag.touch()
             os.utime(flag, (now - 10_000 + order, now - 10_000 + order))
         else:
             flag.unlink(missing_ok=True)
-    return reasons
-
-
-def _why(stage: stages.Stage) -> list[str] | None:
-    """`Stage.staleness`; a stage whose executed copy is missing was ended, or run by hand, after its stamp."""
-    reasons = stage.staleness()
-    return ["its executed copy is missing"] if reasons == [] and not (stage.folder / EXECUTED).exists() else reasons
+    return states
 
 
 def execute(stage: stages.Stage, name_or_path: str) -> None:
@@ -76,7 +53,7 @@ def execute(stage: stages.Stage, name_or_path: str) -> None:
     with open(stage.folder / ".lock", "w", encoding="utf-8") as lock:
         with suppress(OSError):  # a file system without locks
             fcntl.flock(lock, fcntl.LOCK_EX)
-        if _why(stage) != []:
+        if stage.reasons_to_run() != []:
             _clear(stage)
             _papermill(stage, name_or_path)
             stamped = (read_stamp(stage.folder) or {"outputs": {}})["outputs"]

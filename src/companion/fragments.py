@@ -35,14 +35,17 @@ _KEY = re.compile(r"[a-z][a-z0-9_]*")
 _GLUED = re.compile(r"\{glue:text\}`[^`:]*::([^`:]+):s`")
 
 
-def write_fragments(folder: Path, profile: Profile, claims: Path, sizes: Path) -> None:
-    """Write everything that the book's pages include or quote: headline.ipynb, notice, headline, verdicts, times.
+def write_fragments(
+    folder: Path, profile: Profile, claims: Path, sizes: Path, states: Mapping[str, list[str] | None]
+) -> None:
+    """Write everything that pages include or quote: headline.ipynb, notice, headline, verdicts, times, freshness.
 
     Parameters
     ----------
     folder : book/executed
     claims : claims.json
     sizes : sizes.parquet; its first split and largest N make the headline
+    states : of `stages.states`
     """
     rows = json.loads(claims.read_text(encoding="utf-8"))["claims"]
     gains = headline_gains(pd.read_parquet(sizes), profile)
@@ -61,6 +64,7 @@ def write_fragments(folder: Path, profile: Profile, claims: Path, sizes: Path) -
         "headline": scores_table(gains) + "\n" + claims_table([r for r in rows if r["id"] in HEADLINE_CLAIMS]),
         "verdicts": claims_table(rows),
         "times": times_table(stamps),
+        "freshness": freshness_table([(stage.kind.notebook, states[stage.address]) for stage in matrix]),
         "faults": faults_table(paths.root() / "benchmarks" / "faults.json"),
     }
     for name, text in fragments.items():
@@ -234,6 +238,19 @@ def times_table(stamps: Iterable[tuple[str, Mapping[str, Any]]]) -> str:
     ]  # fmt: skip
     total = f"\nTogether {_duration(table['wall'].sum())} in {len(table)} runs, some of them side by side.\n"
     return _table(("notebook", "runs", "time, all runs", "longest", "peak memory", "device"), rows) + total
+
+
+def freshness_table(states: Iterable[tuple[str, list[str] | None]]) -> str:
+    """Markdown table of how many runs of each notebook are fresh, and why others are not, from (notebook, reasons)."""
+    by_notebook: dict[str, list[list[str] | None]] = {}
+    for name, reasons in states:
+        by_notebook.setdefault(name, []).append(reasons)
+    rows = []
+    for name, runs in by_notebook.items():
+        why = Counter("missing" if reasons is None else "; ".join(reasons) for reasons in runs if reasons != [])
+        text = ". ".join(f"{n} of them: {reason}" for reason, n in why.most_common(3))
+        rows.append((f"[{name}](executed/{name}.ipynb)", str(len(runs)), str(runs.count([])), _cell(text)))
+    return _table(("notebook", "runs", "fresh", "the others, because"), rows)
 
 
 def faults_table(path: Path) -> str:

@@ -37,6 +37,11 @@ class Kind:
     def keys(self) -> tuple[str, ...]:
         return tuple(name for _, name, _, _ in Formatter().parse(self.folder) if name)
 
+    @property
+    def trained(self) -> bool:
+        """Whether it trains a network or samples from one; the others are analysis, run on any CPU in seconds."""
+        return "device" in self.sections
+
 
 _CONDITION = "split-{split}/n-{n_train}"
 _CHAIN = ("patches", "masks", "diffusion", "sampling", "detection", "evaluation", "extensions", *COMPUTE)

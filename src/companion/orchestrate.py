@@ -5,10 +5,12 @@ from __future__ import annotations
 import fcntl
 import importlib.util
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,12 +20,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from companion import paths, provenance, stages
+from companion import paths, plan, provenance, stages
 from companion.errors import CompanionError
-from companion.execute import DONE, reasons_to_run, synchronise
+from companion.execute import DONE, synchronise
 from companion.params import Profile
 
-LOG = "snakemake.log"
+LOG, TERMINAL = "snakemake.log", "terminal.log"
 
 
 def run(profile: Profile, name_or_path: str, cores: int, console: Console, cluster: Path | None = None) -> int:
@@ -50,12 +52,39 @@ def run(profile: Profile, name_or_path: str, cores: int, console: Console, clust
         if not waiting:
             console.print(f"{_title(profile)}: nothing to do, every stage is fresh. {_shown(tree)}")
             return 0
+        costs = _costs(profile, cores)
+        known = [cost for cost in costs.values() if cost == cost]
+        about = f"{'about' if len(known) == len(costs) else 'more than'} {_duration(sum(known))}"
+        console.print(f"{_title(profile)}: {len(waiting)} of {len(costs)} stages to run, {about}")
         began = time.monotonic()
-        code = _snakemake(profile, name_or_path, where, waiting, console, lock)
+        code = _snakemake(profile, name_or_path, where, waiting, costs, console, lock)
         if code == 0:
-            took = time.monotonic() - began
-            console.print(f"{_title(profile)}: {len(waiting)} stages done in {_duration(took)}. {_shown(tree)}")
+            _summarise(profile, name_or_path, waiting, time.monotonic() - began, console)
         return code
+
+
+def _costs(profile: Profile, cores: int) -> dict[str, float]:
+    """Elapsed seconds that each stage adds, by address; NaN where no figure was measured."""
+    table = plan.plan(profile, plan.device_here(profile), cores).set_index("notebook")
+    each = table["left_s"] / (table["stages"] - table["done"]).clip(lower=1)
+    return {stage.address: float(each[stage.kind.notebook]) for stage in stages.matrix(profile)}
+
+
+def _summarise(profile: Profile, name: str, ran: list[str], took_s: float, console: Console) -> None:
+    tree = stages.tree(profile)
+    walls = {address: (provenance.read_stamp(tree / address) or {}).get("wall_s", 0.0) for address in ran}
+    slowest = max(walls, key=lambda address: walls[address])
+    size = sum(path.stat().st_size for path in tree.rglob("*") if path.is_file()) / 2**20
+    lines = [
+        f"{_title(profile)}: {len(ran)} stages done in {_duration(took_s)}, {_duration(sum(walls.values()))} of work; "
+        f"the longest: {slowest}, {_duration(walls[slowest])}. {_shown(tree)}, {size:.0f} MiB"
+    ]
+    if (claims := tree / "claims" / "claims.json").is_file():
+        verdicts = Counter(row["verdict"] for row in json.loads(claims.read_text(encoding="utf-8"))["claims"])
+        counted = ", ".join(f"{n} {verdict}" for verdict, n in verdicts.most_common())
+        lines.append(f"claims of the paper on this data: {counted}. {_shown(claims)}")
+    lines.append(f"next: `make book PROFILE={name}` for the pages, `companion bundle {name} --out DIR` to pass it on")
+    console.print("\n".join(lines), highlight=False, soft_wrap=True)
 
 
 def check_inputs(profile: Profile) -> None:
@@ -84,7 +113,7 @@ def check_inputs(profile: Profile) -> None:
 
 def status(profile: Profile, console: Console) -> bool:
     """Print every stage as fresh, stale (and because of what), running or missing; True if all are fresh."""
-    states = reasons_to_run(profile)
+    states = stages.states(profile)
     table = Table(title=f"{_title(profile)} · {_shown(stages.tree(profile))}", title_justify="left")
     for column in ("stage", "notebook", "state", "why", "wall time"):
         table.add_column(column)
@@ -98,6 +127,29 @@ def status(profile: Profile, console: Console) -> bool:
     fresh = sum(reasons == [] for reasons in states.values())
     console.print(f"{fresh} of {len(states)} stages fresh")
     return fresh == len(states)
+
+
+def show_plan(profile: Profile, gpu: str | None, cores: int, console: Console) -> None:
+    """Print what a run does, in order, what is done, and the hours and disk that the rest will take."""
+    gpu = gpu or plan.device_here(profile)
+    table = plan.plan(profile, gpu, cores)
+    shown = Table(title=f"{_title(profile)}, networks on {gpu}, {cores} cores", title_justify="left")
+    for column in ("notebook", "stages", "done", "one stage", "what is left", "disk", "time from"):
+        shown.add_column(column, justify="left" if column in ("notebook", "time from") else "right")
+    for row in table.itertuples():
+        each, left = ("?" if s != s else _duration(s) for s in (row.each_s, row.left_s))
+        shown.add_row(row.notebook, str(row.stages), str(row.done), each, left, f"{row.disk_mib:.0f} MiB", row[7])
+    console.print(shown)
+    unknown = table[table["left_s"].isna()]["notebook"].tolist()
+    console.print(
+        f"{table['done'].sum()} of {table['stages'].sum()} stages done; the rest takes "
+        f"{'more than' if unknown else 'about'} {_duration(table['left_s'].sum())}"
+        + (f" (no figure measured on {gpu} for {', '.join(unknown)})" if unknown else "")
+        + f"; disk {table['disk_mib'].sum() / 1024:.1f} GiB, free {plan.free_mib() / 1024:.0f} GiB. "
+        "Figures and their sources: benchmarks/throughputs.yaml"
+        + (", with the reasons for what is assumed" if table["from"].eq("assumed").any() else ""),
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
 
 
 def _submission(folder: Path) -> list[str]:
@@ -115,7 +167,13 @@ def _submission(folder: Path) -> list[str]:
 
 
 def _snakemake(
-    profile: Profile, name_or_path: str, where: list[str], waiting: list[str], console: Console, lock: int
+    profile: Profile,
+    name_or_path: str,
+    where: list[str],
+    waiting: list[str],
+    costs: dict[str, float],
+    console: Console,
+    lock: int,
 ) -> int:
     tree = stages.tree(profile)
     command = [
@@ -134,8 +192,10 @@ def _snakemake(
             command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, pass_fds=[lock]
         )
         signal.signal(signal.SIGTERM, _interrupt)  # being told to end is an interrupt, too
+        if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+            signal.signal(signal.SIGHUP, lambda *_: _leave_terminal(tree / TERMINAL))
         try:
-            _watch(process, tree, waiting, console)
+            _watch(process, tree, waiting, costs, console)
         except KeyboardInterrupt:
             _stop(process)
             console.print("interrupted; what is finished is kept, and the same command continues from here")
@@ -152,9 +212,12 @@ def _snakemake(
     return 2 if refused else 1
 
 
-def _watch(process: subprocess.Popen[bytes], tree: Path, waiting: list[str], console: Console) -> None:
+def _watch(
+    process: subprocess.Popen[bytes], tree: Path, waiting: list[str], costs: dict[str, float], console: Console
+) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     finished: set[str] = set()
+    began = time.monotonic()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("stages", total=len(waiting))
         while True:
@@ -163,7 +226,9 @@ def _watch(process: subprocess.Popen[bytes], tree: Path, waiting: list[str], con
                 if address not in finished and (tree / address / DONE).exists():
                     finished.add(address)
                     wall = (provenance.read_stamp(tree / address) or {}).get("wall_s", 0)
-                    console.print(f"  {len(finished):>3}/{len(waiting)}  {address}  {_duration(wall)}", highlight=False)
+                    left = _left(costs, waiting, finished, time.monotonic() - began)
+                    count = f"{len(finished):>3}/{len(waiting)}"
+                    console.print(f"  {count}  {address}  {_duration(wall)}{left}", highlight=False)
             running = [f"{a}: {text}" for a in waiting if a not in finished and (text := _working(tree / a))]
             progress.update(task, completed=len(finished), description="; ".join(running[:2]) or "stages")
             if ended:
@@ -171,8 +236,22 @@ def _watch(process: subprocess.Popen[bytes], tree: Path, waiting: list[str], con
             time.sleep(0.5)
 
 
+def _left(costs: dict[str, float], waiting: list[str], finished: set[str], elapsed_s: float) -> str:
+    """What is left by the estimates, at the pace that this run has had so far."""
+    known = [a for a in waiting if costs[a] == costs[a]]
+    done, rest = (sum(costs[a] for a in known if (a in finished) == side) for side in (True, False))
+    return f", {_duration(elapsed_s)} so far, about {_duration(rest * elapsed_s / done)} left" if done and rest else ""
+
+
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
+
+
+def _leave_terminal(log: Path) -> None:
+    """The terminal is gone: the run goes on, and what it would have said goes to a file."""
+    with open(log, "a", encoding="utf-8") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
@@ -226,4 +305,5 @@ def _shown(path: Path) -> str:
 
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -79,15 +79,19 @@ def is_full(path: Path) -> bool:
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Give an empty folder beside `folder`; on success it takes the place of `folder`."""
+    """Give an empty folder beside `folder`; on success it takes the place of `folder`, which is whole until then."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".tmp-"))
     temporary.chmod(0o755)
     try:
         yield temporary
         if folder.exists():
-            shutil.rmtree(folder)
-        temporary.rename(folder)
+            before = temporary.with_name(f"{temporary.name}-before")
+            folder.rename(before)
+            temporary.rename(folder)
+            shutil.rmtree(before)
+        else:
+            temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -158,6 +158,8 @@ class Stage:
             return None
         now = {"code": self.code(), "parameters": self.parameters, "inputs": self.input_hashes()}
         now["outputs"] = provenance.artifact_hashes(self.folder)
+        for name in stamp.get("left_out", []):  # too large for a bundle: its absence is no change
+            now["outputs"].setdefault(name, stamp["outputs"].get(name))
         reasons = []
         for what, values in now.items():
             before, after = _flat(stamp.get(what, {})), _flat(values)
@@ -166,6 +168,12 @@ class Stage:
                 more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
                 reasons.append(f"{what} changed: {', '.join(changed[:3])}{more}")
         return reasons
+
+    def reasons_to_run(self) -> list[str] | None:
+        """`staleness`; and a stage whose executed copy is missing was ended, or run by hand, after its stamp."""
+        reasons, packed = self.staleness(), "left_out" in (provenance.read_stamp(self.folder) or {})
+        missing = reasons == [] and not packed and not (self.folder / provenance.EXECUTED).exists()
+        return ["its executed copy is missing"] if missing else reasons
 
 
 def tree(profile: Profile) -> Path:
@@ -233,6 +241,21 @@ def matrix(profile: Profile) -> list[Stage]:
         return late.get(stage.kind.name) or late.get(stage.keys.get("arm", "")) or after
 
     return sorted(stages, key=turn)
+
+
+def states(profile: Profile) -> dict[str, list[str] | None]:
+    """Why each stage of a profile has to run: address -> None if it never finished, empty if it is fresh.
+
+    A stage that reads one that has to run has to run as well.
+    """
+    found: dict[str, list[str] | None] = {}
+    for stage in matrix(profile):
+        waiting = [name for other, _ in stage.upstream.values() if found[name := other.address] != []]
+        reasons = stage.reasons_to_run()
+        if waiting and reasons is not None:
+            reasons = [*reasons, f"reads {waiting[0]}" + (f" and {len(waiting) - 1} more" if waiting[1:] else "")]
+        found[stage.address] = reasons
+    return found
 
 
 def _upstream(stage: Stage) -> dict[str, tuple[Stage, str]]:

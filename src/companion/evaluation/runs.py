@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -133,11 +134,12 @@ def class_shares(stage: Stage) -> pd.DataFrame:
         micrographs, part = source.upstream["train"]
         names = (("real", micrographs.folder / part), (f"simulated-{keys['masks']}", source.folder))
         for name, folder in names:
-            patches = load_patches(folder)
-            numbers = np.bincount(patches.table["class"], minlength=len(patches.classes) + 1)[1:]
+            classes = json.loads((folder / "patches.json").read_text(encoding="utf-8"))["classes"]
+            codes = pd.read_parquet(folder / "table.parquet", columns=["class"])["class"]
+            numbers = np.bincount(codes, minlength=len(classes) + 1)[1:]
             rows += [
                 (keys["split"], keys["n_train"], name, c, int(n), n / max(1, numbers.sum()))
-                for c, n in zip(patches.classes, numbers, strict=True)
+                for c, n in zip(classes, numbers, strict=True)
             ]
     columns = ["split", "n_train", "set", "class", "instances", "share"]
     return pd.DataFrame(rows, columns=columns).drop_duplicates(ignore_index=True)
@@ -159,6 +161,8 @@ class Strip:
 def strip_pictures(stage: Stage, scores: pd.DataFrame) -> Strip:
     """Pictures of the first split and the smallest N: of each set the first patch with an average number of defects.
 
+    Of the generated patches, the few of ``sample/`` are looked at: they are kept where all are not.
+
     Parameters
     ----------
     stage : the claims stage
@@ -166,7 +170,7 @@ def strip_pictures(stage: Stage, scores: pd.DataFrame) -> Strip:
     """
     keys, generated = next((k, s) for k, s in sources(stage, "generated") if k["masks"] == "plain")
     micrographs, part = generated.upstream["train"]
-    real, simulated = load_patches(micrographs.folder / part), load_patches(generated.folder)
+    real, simulated = load_patches(micrographs.folder / part), load_patches(generated.folder / "sample")
     test = load_patches(micrographs.folder / "test")
     run, source = next(
         (k, s)

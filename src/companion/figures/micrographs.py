@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from companion.data.dataset import DataSet
 from companion.data.patches import Patches
-from companion.figures import CLASS_COLORS
+from companion.figures import CLASS_COLORS, save, use_style
 
 
 def outline(axes: Axes, ids: NDArray[np.integer], codes: NDArray[np.integer]) -> None:
@@ -90,3 +91,12 @@ def counts_per_patch(train: Patches, test: Patches, note: str) -> Figure:
     axes.set(xlabel="labelled instances per patch", ylabel="share of patches", title=f"Instances per patch ({note})")
     axes.legend()
     return figure
+
+
+def save_all(dataset: DataSet, folder: Path) -> Path:
+    """Every micrograph of a data set with its labels, four to a picture; returns the folder of the pictures."""
+    use_style()
+    for start in range(0, len(dataset.files), 4):
+        figure = labelled_micrographs(dataset, dataset.files[start : start + 4], dataset.name)
+        save(figure, folder, f"micrographs-{start // 4 + 1:02d}")
+    return folder / "figures"

@@ -1,0 +1,228 @@
+"""Bundles: what is refused, what is installed; and the committed reference against the code that reads it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from companion import provenance, reference, stages
+from companion.errors import CompanionError
+from companion.params import load_profile
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project folder in which bundles can be installed."""
+    for name in ("profiles", "notebooks"):
+        shutil.copytree(ROOT / name, tmp_path / "project" / name)
+    monkeypatch.setenv("COMPANION_ROOT", str(tmp_path / "project"))
+    monkeypatch.delenv("COMPANION_RUNS", raising=False)
+    return tmp_path / "project"
+
+
+@pytest.fixture
+def packed(root: Path, tmp_path: Path) -> Path:
+    """A bundle of two files."""
+    folder = tmp_path / "bundle"
+    provenance.write_json(folder / "split-1" / "micrographs" / "stamp.json", {"outputs": {}})
+    provenance.write_array(folder / "split-1" / "n-10" / "EXP+GEN" / "small.npy", np.arange(3))
+    write_manifest(folder)
+    return folder
+
+
+def write_manifest(folder: Path, **changed: object) -> None:
+    files = {p.relative_to(folder).as_posix(): provenance.hash_file(p) for p in reference._regular_files(folder)}
+    content = {"profile": "smoke", "dataset": "phantom", "splits": [1], "files": files}
+    provenance.write_json(folder / "manifest.json", {**content, **changed})
+
+
+def test_a_whole_bundle_is_installed_as_it_is_and_replaces_an_older_one(packed: Path, root: Path) -> None:
+    for _ in range(2):
+        target = reference.unbundle(packed)
+        assert target == root / "results" / "reference" / "smoke" / "phantom"
+        assert {p.relative_to(target).as_posix(): p.read_bytes() for p in target.rglob("*") if p.is_file()} == {
+            p.relative_to(packed).as_posix(): p.read_bytes() for p in packed.rglob("*") if p.is_file()
+        }
+        (packed / "split-1" / "micrographs" / "stamp.json").write_text('{"outputs": {"a": "b"}}')
+        write_manifest(packed)
+    assert reference.find().folder == target and reference.find().profile.name == "smoke"
+
+
+def flip(folder: Path) -> None:
+    path = folder / "split-1" / "micrographs" / "stamp.json"
+    path.write_bytes(path.read_bytes().replace(b"outputs", b"inputs_"))
+
+
+def link(folder: Path) -> None:
+    (folder / "split-1" / "link.json").symlink_to("/etc/hostname")
+
+
+def link_in_place(folder: Path) -> None:
+    path = folder / "split-1" / "micrographs" / "stamp.json"
+    shutil.move(path, folder.parent / "elsewhere.json")
+    path.symlink_to(folder.parent / "elsewhere.json")
+
+
+def linked_folder(folder: Path) -> None:
+    shutil.move(folder / "split-1", folder.parent / "elsewhere")
+    (folder / "split-1").symlink_to(folder.parent / "elsewhere")
+
+
+def pickled(folder: Path) -> None:
+    np.save(folder / "split-1" / "n.npy", np.array([{}], dtype=object), allow_pickle=True)
+    write_manifest(folder)
+
+
+def listed(name: str):
+    def change(folder: Path) -> None:
+        provenance.write_json(folder / "manifest.json", {
+            "profile": "smoke", "dataset": "phantom", "splits": [1], "files": {name: "0" * 64},
+        })  # fmt: skip
+
+    return change
+
+
+def extra(name: str):
+    def change(folder: Path) -> None:
+        (folder / "split-1" / name).write_text("x")
+
+    return change
+
+
+def extra_and_listed(name: str):
+    def change(folder: Path) -> None:
+        (folder / "split-1" / name).write_text("x")
+        write_manifest(folder)
+
+    return change
+
+
+def big(folder: Path) -> None:
+    with open(folder / "split-1" / "large.json", "wb") as file:
+        file.truncate(reference.FILE_LIMIT + 1)
+    write_manifest(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (flip, "not what was packed.*stamp.json"),
+        (link, "link.json: a link"),
+        (link_in_place, "stamp.json: a link"),
+        (linked_folder, "split-1: a link"),
+        (pickled, "not what was packed.*n.npy"),
+        (listed("../outside.json"), "outside.json: not a relative path"),
+        (listed("/etc/outside.json"), "outside.json: not a relative path"),
+        (listed("a//b.json"), "not a relative path"),
+        (listed(".git/hooks.json"), "not a relative path"),
+        (listed("weights.pkl"), "weights.pkl: not one of .json"),
+        (listed("gone.json"), "gone.json: missing"),
+        (extra("surprise.json"), "surprise.json: not in the manifest"),
+        (extra_and_listed("run.py"), "run.py: not one of .json"),
+        (lambda folder: write_manifest(folder, dataset="../.."), "data set '../..'"),
+        (lambda folder: write_manifest(folder, files={}), "unusable"),
+        (lambda folder: (folder / "manifest.json").write_text("[]"), "is not a bundle"),
+        (lambda folder: (folder / "manifest.json").unlink(), "is not a bundle"),
+        (big, "large.json: 15.0 MiB"),
+    ],
+)  # fmt: skip
+def test_what_is_not_as_it_was_packed_changes_nothing(packed: Path, root: Path, change, said: str) -> None:
+    target = reference.unbundle(packed)
+    before = {p: p.read_bytes() for p in target.rglob("*") if p.is_file()}
+    change(packed)
+    with pytest.raises(CompanionError, match=f"(?s){said}"):
+        reference.unbundle(packed)
+    assert {p: p.read_bytes() for p in (root / "results").rglob("*") if p.is_file()} == before
+
+
+@pytest.fixture
+def finished(root: Path, monkeypatch: pytest.MonkeyPatch) -> list[stages.Stage]:
+    """A run that counts as complete and fresh, with one small and one large array in each stage."""
+    everything = stages.matrix(load_profile("smoke"))
+    for stage in everything:
+        provenance.write_json(stage.folder / "summary.json", stage.keys)
+        provenance.write_array(stage.folder / "small.npy", np.zeros(10, np.uint8))
+        provenance.write_array(stage.folder / "large.npy", np.zeros(reference.ARRAY_LIMIT + 1, np.uint8))
+        (stage.folder / "notebook.ipynb").write_text(
+            '{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}'
+        )
+        outputs = provenance.artifact_hashes(stage.folder)
+        provenance.write_json(stage.folder / "stamp.json", {"outputs": outputs})
+    monkeypatch.setattr(stages, "states", lambda profile: {stage.address: [] for stage in stages.matrix(profile)})
+    return everything
+
+
+def test_a_bundle_leaves_large_arrays_behind_and_says_so(finished: list[stages.Stage], tmp_path: Path) -> None:
+    profile = load_profile("smoke")
+    written = {p.relative_to(tmp_path / "b").as_posix() for p in reference.bundle(profile, "smoke", tmp_path / "b")}
+    detector, micrographs = "split-1/n-10/EXP+GEN/seed-1", "split-1/micrographs"
+    assert {f"{detector}/{name}" for name in ("summary.json", "small.npy", "stamp.json", "notebook.ipynb")} <= written
+    assert f"{detector}/large.npy" not in written and f"{micrographs}/small.npy" not in written
+    assert "split-1/n-10/EXP+GEN/seed-2/notebook.ipynb" not in written, "no page shows it"
+    assert provenance.read_stamp(tmp_path / "b" / detector)["left_out"] == ["large.npy"]
+    reference.unbundle(tmp_path / "b")
+
+
+def test_a_bundle_above_the_limits_names_its_largest_files(finished, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(reference, "TOTAL_LIMIT", 1000)
+    with pytest.raises(CompanionError, match=r"(?s)above the limits.*stamp\.json"):
+        reference.bundle(load_profile("smoke"), "smoke", tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_bundle_is_refused_where_it_would_overwrite_or_tell_tales(finished, root: Path, tmp_path: Path) -> None:
+    profile = load_profile("smoke")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("x")
+    with pytest.raises(CompanionError, match="is not a bundle"):
+        reference.bundle(profile, "smoke", tmp_path / "mine")
+    with pytest.raises(CompanionError, match="put the file into"):
+        reference.bundle(profile, str(tmp_path / "own.yaml"), tmp_path / "b")
+    provenance.write_json(finished[0].folder / "summary.json", {"from": str(root / "data")})
+    with pytest.raises(CompanionError, match=r"(?s)name a folder of this machine.*micrographs/summary\.json"):
+        reference.bundle(profile, "smoke", tmp_path / "b")
+
+
+# --- what is committed ---------------------------------------------------------------------------------------
+
+
+def redrawn(file: str) -> list[tuple[Path, Path]]:
+    """(committed, computed again by `make book`) of a file, for every installed reference."""
+    found = sorted((ROOT / "results" / "reference").glob(f"*/*/{file}"))
+    if not found:
+        pytest.skip("no reference run is committed")
+    again = [ROOT / "_build" / "reference" / p.relative_to(ROOT / "results" / "reference") for p in found]
+    pairs = [(a, b) for a, b in zip(found, again, strict=True) if b.is_file()]
+    if not pairs:
+        assert os.environ.get("COMPANION_REQUIRE_BOOK") != "1", "`make book` draws the reference again"
+        pytest.skip("the reference has not been drawn again: `make book`")
+    return pairs
+
+
+def test_the_code_of_now_gives_the_scores_that_are_committed() -> None:
+    for committed, again in redrawn("thresholds/scores.parquet"):
+        pd.testing.assert_frame_equal(pd.read_parquet(again), pd.read_parquet(committed), rtol=1e-6)
+
+
+def test_the_code_of_now_gives_the_verdicts_that_are_committed() -> None:
+    for committed, again in redrawn("claims/claims.json"):
+        rows = [json.loads(path.read_text(encoding="utf-8"))["claims"] for path in (committed, again)]
+        for before, now in zip(*rows, strict=True):
+            assert (now["id"], now["verdict"]) == (before["id"], before["verdict"])
+            if before["value"] is not None:
+                assert now["value"] == pytest.approx(before["value"], rel=1e-6), now["id"]
+
+
+def test_what_is_committed_is_what_its_manifest_lists() -> None:
+    for manifest in (ROOT / "results" / "reference").glob("*/*/manifest.json"):
+        listed = json.loads(manifest.read_text(encoding="utf-8"))["files"]
+        found = {p.relative_to(manifest.parent).as_posix(): p for p in reference._regular_files(manifest.parent)}
+        assert {name: provenance.hash_file(path) for name, path in found.items()} == listed

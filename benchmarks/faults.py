@@ -9,7 +9,6 @@ refuse with one message and exit code 2. What happened goes to ``benchmarks/faul
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import random
@@ -24,85 +23,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import yaml
+from disturbed import Project, undisturbed
 
 from companion import provenance
 
-PROJECT = Path(__file__).resolve().parents[1]
-MEASURED_HOURS = "C12"  # the claim whose value is the time that a run took
 CHECKPOINT = "checkpoint/state.safetensors"
-TIMES = ("started", "wall_s", "peak_memory_mib", "commit")
-
-
-@dataclass(frozen=True)
-class Project:
-    """A copy of the project that may be disturbed; everything that a run reads and writes lies below `root`."""
-
-    root: Path
-    profile: str = "faults"
-
-    @property
-    def tree(self) -> Path:
-        return self.root / "runs" / self.profile / "phantom"
-
-    @property
-    def settings(self) -> Path:
-        return self.root / "profiles" / f"{self.profile}.yaml"
-
-    def start(self) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "companion.cli", "run", self.profile]
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("COMPANION")}
-        given = {**kept, "COMPANION_ROOT": str(self.root), "PYTHONPATH": str(self.root / "src")}
-        return subprocess.Popen(command, cwd=self.root, env=given, text=True, start_new_session=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
-
-    def run(self) -> tuple[int, str]:
-        """Exit code and what was said, of `companion run` left to its end."""
-        process = self.start()
-        said, _ = process.communicate()
-        return process.returncode, said.strip()
-
-    def kill(self) -> None:
-        """SIGKILL for everything that works for this copy: the command, Snakemake, papermill and the kernels."""
-        while alive := self.processes():
-            for process in alive:
-                with contextlib.suppress(psutil.Error):
-                    process.kill()
-            time.sleep(0.1)
-
-    def processes(self) -> list[psutil.Process]:
-        found = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                if process.environ().get("COMPANION_ROOT") == str(self.root) and process.status() != "zombie":
-                    found.append(process)
-        return found
-
-    def results(self) -> dict[str, str]:
-        """File -> hash of every artifact, and of every stamp without its times; without the hours in the claims."""
-        found = {k: v for k, v in provenance.artifact_hashes(self.tree).items() if "/" in k}  # not Snakemake's log
-        for path in sorted(self.tree.rglob(provenance.STAMP)):
-            stamp = json.loads(path.read_text(encoding="utf-8"))
-            stamp["outputs"].pop("claims.json", None)
-            kept = {name: value for name, value in stamp.items() if name not in TIMES}
-            found[path.relative_to(self.tree).as_posix()] = provenance.hash_value(kept)
-        claims = self.tree / "claims" / "claims.json"
-        if claims.exists():
-            rows = json.loads(claims.read_text(encoding="utf-8"))["claims"]
-            kept = [{k: v for k, v in row.items() if k != "commit"} for row in rows if row["id"] != MEASURED_HOURS]
-            found["claims/claims.json"] = provenance.hash_value(kept)
-        return found
-
-    def copy(self, root: Path) -> Project:
-        """This project elsewhere, with what it has made."""
-        shutil.copytree(self.root, root, ignore=shutil.ignore_patterns("__pycache__", ".snakemake"))
-        return replace(self, root=root)
-
-    def fresh(self, root: Path) -> Project:
-        """This project elsewhere, before its first run."""
-        shutil.copytree(self.root, root, ignore=shutil.ignore_patterns("__pycache__", ".snakemake", "runs", "data"))
-        return replace(self, root=root)
 
 
 @dataclass(frozen=True)
@@ -156,12 +82,16 @@ def killed(trial: Trial) -> Rows:
     project = trial.calm.fresh(trial.folder / "killed")
     done, whole, stages = 0, 0, set()
     while done < trial.kills:
-        process = project.start()
-        try:
-            process.wait(timeout=trial.rng.uniform(1, 16))
-        except subprocess.TimeoutExpired:
-            stages |= {p.parent.relative_to(project.tree).as_posix() for p in project.tree.rglob(".tmp-*.ipynb")}
+        old, at_work = set(project.tree.rglob(".tmp-*.ipynb")), set()
+        process, left = project.start(), trial.rng.uniform(0, 8)
+        while process.poll() is None and left > 0:
+            at_work = {path.parent for path in project.tree.rglob(".tmp-*.ipynb") if path not in old}
+            if at_work or done % 5 == 0:  # four of five moments are counted from the begin of a stage
+                left -= 0.1
+            time.sleep(0.1)
+        if process.poll() is None:
             project.kill()
+            stages |= at_work
             done += 1
         said, _ = process.communicate()
         if process.returncode >= 0:  # it came to its end: take some of its stages away, and on
@@ -250,6 +180,7 @@ def disk(trial: Trial) -> Rows:
         mount("remount,size=200m,rw")
         yield "the same disk with space and permission", trial.verdict(project, project.run())
     finally:
+        project.kill()
         subprocess.run(["umount", str(place)], check=True)
 
 
@@ -326,51 +257,40 @@ def tried(trial: Trial, name: str) -> list[dict[str, Any]]:
     return rows
 
 
-def undisturbed(folder: Path) -> Project:
-    """The project with the tiny profile, run once; taken from `folder` if it is finished there."""
-    calm = Project(folder / "calm")
-    if not calm.root.exists():
-        for name in ("src", "notebooks", "weights"):
-            shutil.copytree(
-                PROJECT / name, calm.root / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info")
-            )
-        shutil.copy(PROJECT / "Snakefile", calm.root)
-        calm.settings.parent.mkdir()
-        shutil.copy(Path(__file__).with_suffix(".yaml"), calm.settings)
-    began = time.monotonic()
-    code, said = calm.run()
-    if code != 0:
-        raise SystemExit(f"the undisturbed run failed: {said}")
-    print(f"undisturbed: {time.monotonic() - began:.1f} s")
-    return calm
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=FAULTS, default=list(FAULTS))
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=1, help="of the moments and of the choice of files")
+    parser.add_argument(
+        "--table", type=Path, default=Path(__file__).with_suffix(".json"), help="written after each fault"
+    )
     parser.add_argument("--work", type=Path, help="folder that keeps the undisturbed run")
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     failed = False
     with tempfile.TemporaryDirectory() as temporary:
-        calm = undisturbed((given.work or Path(temporary)).resolve())
-        trial = Trial(calm, calm.results(), Path(temporary) / "disturbed", given.kills, random.Random(given.seed))
-        trial.folder.mkdir()
-        for name in given.only:
-            rows = tried(trial, name)
-            record(name, rows)
-            failed |= any(row["happened"].startswith("FAILED") for row in rows)
+        folder, work = Path(temporary) / "disturbed", (given.work or Path(temporary)).resolve()
+        folder.mkdir()
+        try:
+            calm = undisturbed(work)
+            trial = Trial(calm, calm.results(), folder, given.kills, random.Random(given.seed))
+            for name in given.only:
+                rows = tried(trial, name)
+                record(given.table, name, rows, calm.commit.read_text(encoding="utf-8"))
+                failed |= any(row["happened"].startswith("FAILED") for row in rows)
+        finally:
+            for place in (work, folder):
+                Project(place).kill()
     sys.exit(failed)
 
 
-def record(name: str, rows: list[dict[str, Any]]) -> None:
+def record(table: Path, name: str, rows: list[dict[str, Any]], commit: str) -> None:
     """Put the rows of one fault into the table in place of those of an earlier trial."""
-    table = Path(__file__).with_suffix(".json")
     before = json.loads(table.read_text(encoding="utf-8"))["rows"] if table.exists() else []
     kept = [row for row in before if row["id"] != name] + rows
-    content = {"commit": provenance.git_commit(), "device": provenance.device_name(),
+    missing = [fault.__doc__ for key, fault in FAULTS.items() if key not in {row["id"] for row in kept}]
+    content = {"commit": commit, "device": provenance.device_name(), "not_tried": missing,
                "rows": sorted(kept, key=lambda row: list(FAULTS).index(row["id"]))}  # fmt: skip
     provenance.write_json(table, content)
 

@@ -59,14 +59,13 @@ def write_fragments(
     }  # fmt: skip
     sources = {key: origins[origin] for key, (_, origin) in quoted.items()}
     glue_notebook({key: value for key, (value, _) in quoted.items()}, folder / "headline.ipynb", sources)
-    tried = paths.root() / "benchmarks" / "faults.json"
     fragments = {
         "notice": data_notice(stages.dataset_name(profile.dataset), profile.name),
         "headline": scores_table(gains) + "\n" + claims_table([r for r in rows if r["id"] in HEADLINE_CLAIMS]),
         "verdicts": claims_table(rows),
         "times": times_table(stamps),
         "freshness": freshness_table([(stage.kind.notebook, states[stage.address]) for stage in matrix]),
-        "faults": faults_table(json.loads(tried.read_text(encoding="utf-8"))) if tried.is_file() else "Not run here.\n",
+        "faults": faults_table(paths.root() / "benchmarks" / "faults.json"),
     }
     for name, text in fragments.items():
         with provenance.atomic(folder / f"{name}.md") as temporary:
@@ -254,11 +253,15 @@ def freshness_table(states: Iterable[tuple[str, list[str] | None]]) -> str:
     return _table(("notebook", "runs", "fresh", "the others, because"), rows)
 
 
-def faults_table(tried: Mapping[str, Any]) -> str:
+def faults_table(path: Path) -> str:
     """Markdown table of what was done to a run and what happened, from benchmarks/faults.json."""
+    if not path.is_file():
+        return "Nothing has been tried yet on this version: `python benchmarks/faults.py` writes the table.\n"
+    tried = json.loads(path.read_text(encoding="utf-8"))
     rows = [(row["fault"], _cell(row["tried"]), _cell(row["happened"])) for row in tried["rows"]]
-    told = f"\nOn {tried['device']}, at commit {tried['commit']}.\n"
-    return _table(("fault", "what was done", "what happened"), rows) + told
+    told = f"\nOn {tried['device']}, at commit {tried['commit']}."
+    missing = f" Not tried yet: {'; '.join(tried['not_tried'])}." if tried["not_tried"] else ""
+    return _table(("fault", "what was done", "what happened"), rows) + told + missing + "\n"
 
 
 def verdict_chip(verdict: str) -> str:

@@ -93,8 +93,10 @@ class Project:
 
     def fresh(self, root: Path) -> Project:
         """This project elsewhere, before its first run."""
-        shutil.copytree(self.root, root, ignore=shutil.ignore_patterns("__pycache__", ".snakemake", "runs", "data"))
-        return replace(self, root=root)
+        project = self.copy(root)
+        for made in ("runs", "data"):
+            shutil.rmtree(root / made, ignore_errors=True)
+        return project
 
 
 def undisturbed(folder: Path) -> Project:

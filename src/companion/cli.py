@@ -48,20 +48,20 @@ def plan(
     cores: Cores = 2,
 ) -> None:
     """Say what a run does, in which order, what is done, and the hours and disk that the rest takes."""
-    from companion import orchestrate
+    from companion import report
 
-    orchestrate.show_plan(_profile(profile, dataset, split)[0], gpu, cores, _console())
+    report.show_plan(_profile(profile, dataset, split)[0], gpu, cores, _console())
 
 
 @app.command()
 def status(profile: ProfileName = "smoke", dataset: DatasetName = None, split: SplitName = None) -> bool:
     """List every stage as fresh, stale (and because of what) or missing; "reference" for what is committed."""
-    from companion import orchestrate, reference
+    from companion import reference, report
 
     if profile != "reference":
-        return orchestrate.status(_profile(profile, dataset, split)[0], _console())
+        return report.status(_profile(profile, dataset, split)[0], _console())
     with reference.runs_in(reference.installed()):
-        return orchestrate.status(reference.find(dataset).profile, _console())
+        return report.status(reference.find(dataset).profile, _console())
 
 
 @app.command()

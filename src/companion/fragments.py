@@ -23,6 +23,7 @@ from companion import paths, provenance, stages
 from companion.errors import CompanionError, problems
 from companion.evaluation.wording import with_interval
 from companion.params import Profile
+from companion.report import duration
 
 VERDICTS = ("reproduced", "partly", "not reproduced", "cannot be compared", "not attempted")
 HEADLINE_CLAIMS = ("C1", "C2", "C3", "C4", "C5", "C8")  # what the abstract rests on
@@ -143,7 +144,7 @@ def quoted_numbers(
         "n_claims": (str(len(claims)), "claims"),
         **{f"n_{v.replace(' ', '_')}": (str(verdicts[v]), "claims") for v in VERDICTS},
         "n_stages": (str(len(stamps)), "stamps"),
-        "wall_time": (_duration(sum(stamp.get("wall_s", 0) for stamp in stamps)), "stamps"),
+        "wall_time": (duration(sum(stamp.get("wall_s", 0) for stamp in stamps)), "stamps"),
         "device": (", ".join(sorted({str(s["device"]) for s in stamps if "device" in s})) or "unknown", "stamps"),
         "commit": (", ".join(sorted({str(s["commit"]) for s in stamps if s.get("commit")})) or "none", "stamps"),
     }
@@ -232,11 +233,11 @@ def times_table(stamps: Iterable[tuple[str, Mapping[str, Any]]]) -> str:
         columns=["notebook", "wall", "memory", "device"],
     )
     rows = [
-        (f"[{name}](executed/{name}.ipynb)", str(len(runs)), _duration(runs["wall"].sum()),
-         _duration(runs["wall"].max()), f"{runs['memory'].max()} MiB", _cell(", ".join(sorted(set(runs["device"])))))
+        (f"[{name}](executed/{name}.ipynb)", str(len(runs)), duration(runs["wall"].sum()),
+         duration(runs["wall"].max()), f"{runs['memory'].max()} MiB", _cell(", ".join(sorted(set(runs["device"])))))
         for name, runs in table.groupby("notebook", sort=True)
     ]  # fmt: skip
-    total = f"\nTogether {_duration(table['wall'].sum())} in {len(table)} runs, some of them side by side.\n"
+    total = f"\nTogether {duration(table['wall'].sum())} in {len(table)} runs, some of them side by side.\n"
     return _table(("notebook", "runs", "time, all runs", "longest", "peak memory", "device"), rows) + total
 
 
@@ -282,8 +283,3 @@ def _cell(text: object) -> str:
 
 def _score(value: float | None) -> str:
     return "undefined" if pd.isna(value) else f"{value:.3f}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

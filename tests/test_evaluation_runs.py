@@ -64,6 +64,7 @@ def make_tree(dataset: str, classes: int) -> stages.Stage:
 def study(request, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COMPANION_RUNS", str(tmp_path_factory.mktemp("runs")))
+        patch.setenv("COMPANION_DATA", str(tmp_path_factory.mktemp("data")))  # not what happens to be fetched here
         claims = make_tree(*request.param)
         stage = next(s for s, _ in claims.upstream.values() if s.kind.name == "thresholds")
         found = runs.runs(stage)

@@ -32,8 +32,6 @@ def light_project(root: Path, work: dict[str, str]) -> Path:
     for name in ("profiles", "src"):
         shutil.copytree(PROJECT / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     shutil.copy(PROJECT / "Snakefile", root)
-    (root / "benchmarks").mkdir()
-    shutil.copy(PROJECT / "benchmarks" / "throughputs.yaml", root / "benchmarks")
     (root / "notebooks").mkdir()
     for kind in stages.KINDS.values():
         keys = {"split": 1, "n_train": 10, "arm": "EXP", "seed": 1, "masks": "plain"}

@@ -104,7 +104,6 @@ def undisturbed(folder: Path) -> Project:
     calm = Project(folder / "calm")
     if not calm.root.exists():
         (calm.root / "benchmarks").mkdir(parents=True)
-        shutil.copy(PROJECT / "benchmarks" / "throughputs.yaml", calm.root / "benchmarks")
         for name in ("src", "notebooks", "weights"):
             shutil.copytree(
                 PROJECT / name, calm.root / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info")

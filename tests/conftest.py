@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,6 +15,10 @@ from companion.geometry import ellipse_radius
 # The same examples every time: a test that fails has failed because of a change.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
+
+# Tests started in the background, or by nohup, inherit that these are ignored, and so would the runs they interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def ellipse_patches(n: int, size: int = 64, seed: int = 0, classes: int = 3) -> Patches:

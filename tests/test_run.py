@@ -222,6 +222,7 @@ def test_a_run_whose_command_was_killed_is_not_joined_by_a_second(project):
     process = subprocess.Popen(command, cwd=project, env=environment(project), stdout=subprocess.DEVNULL)
     lock, snakemake = project / "runs/smoke/phantom/.lock", []
     while not snakemake:
+        assert process.poll() is None, "the run ended before it had started Snakemake"
         snakemake = psutil.Process(process.pid).children()
     process.kill()
     process.wait()

@@ -21,7 +21,7 @@ test: book smoke
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	COMPANION_REQUIRE_BOOK=1 $(BIN)/pytest tests -n $(CORES)
 	rm -rf _build/notebooks && cp -r runs _build/notebooks
-	COMPANION_RUNS=_build/notebooks $(BIN)/pytest --nbval-lax --nbval-current-env -p no:cacheprovider notebooks \
+	COMPANION_RUNS=$(CURDIR)/_build/notebooks $(BIN)/pytest --nbval-lax --nbval-current-env -p no:cacheprovider notebooks \
 		--ignore-glob='*/1[456]_*'  # studies train anew each time, and the smoke run has just done that
 
 # As root on Debian: the same graph through a Slurm of one node, with a job that outlives its time limit.

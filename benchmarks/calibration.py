@@ -10,14 +10,12 @@ card. ``--preset binned --steps 3000 --record`` takes about 25 minutes on one CP
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
-import time
 from pathlib import Path
 
 import pandas as pd
 
-from companion import provenance, seeds
+from companion import measurements, seeds
 from companion.data.cutting import cut_patches
 from companion.data.dataset import load_dataset
 from companion.data.splits import make_split
@@ -96,10 +94,7 @@ def main() -> None:
         record(
             phantom, f"Mask R-CNN '{detection.network}', {passes}", pd.DataFrame(rows)[keep].to_dict("records"), gained
         )
-    line = {"benchmark": "calibration", "date": time.strftime("%Y-%m-%d"), **provenance.environment(),
-              "profile": given.profile, "measured": rows, "gain": gained}  # fmt: skip
-    with open(Path(__file__).with_name("results.jsonl"), "a", encoding="utf-8") as file:
-        file.write(json.dumps(provenance.plain(line)) + "\n")
+    measurements.record("calibration", profile=given.profile, measured=rows, gain=gained)
 
 
 if __name__ == "__main__":

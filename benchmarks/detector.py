@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import statistics
 import tempfile
 import time
@@ -21,12 +20,12 @@ from pathlib import Path
 
 import torch
 
-from companion import provenance
 from companion.data.cutting import cut_patches
 from companion.data.dataset import load_dataset
 from companion.data.patches import Patches
 from companion.detection.model import build
 from companion.detection.recipes import recipe
+from companion.measurements import record
 from companion.params import Detection
 from companion.params_phantom import Phantom
 from companion.phantom.render import render_dataset
@@ -144,12 +143,9 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     patches = phantom_patches(given.size)
     measured = {str(n): measure(given, patches, device, n) for n in given.threads}
-    record = {"benchmark": "detector", "date": time.strftime("%Y-%m-%d"), **provenance.environment(),
-              "setting": {**vars(given), "device_type": device.type}, "measured": measured}  # fmt: skip
-    with open(Path(__file__).with_name("results.jsonl"), "a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+    made = record("detector", setting={**vars(given), "device_type": device.type}, measured=measured)
     precision = "bfloat16" if given.bfloat16 else "float32"
-    print(f"{given.network}, {given.size} px, batch {given.batch}, {precision}, {record['device']}")
+    print(f"{given.network}, {given.size} px, batch {given.batch}, {precision}, {made['device']}")
     head = f"{'threads':<9}{'backend':<19}{'step, median':>14}{'fastest':>10}{'training':>16}{'detection':>16}"
     print(f"{head}{'to torchvision':>16}")
     for threads, rows in measured.items():

@@ -82,11 +82,12 @@ def killed(trial: Trial) -> Rows:
     project = trial.calm.fresh(trial.folder / "killed")
     done, whole, stages = 0, 0, set()
     while done < trial.kills:
-        old, at_work = set(project.tree.rglob(".tmp-*.ipynb")), set()
-        process, left = project.start(), trial.rng.uniform(0, 8)
+        old, at_work, begun = set(project.tree.rglob(".tmp-*.ipynb")), set(), set()
+        process, wanted, left = project.start(), trial.rng.randrange(5), trial.rng.uniform(0, 4)
         while process.poll() is None and left > 0:
             at_work = {path.parent for path in project.tree.rglob(".tmp-*.ipynb") if path not in old}
-            if at_work or done % 5 == 0:  # four of five moments are counted from the begin of a stage
+            begun |= at_work
+            if len(begun) >= wanted:  # one of five moments is counted from the start, the others from a stage's begin
                 left -= 0.1
             time.sleep(0.1)
         if process.poll() is None:
@@ -103,8 +104,9 @@ def killed(trial: Trial) -> Rows:
             trial.remove(project, 6)
     state = trial.verdict(project, project.run())
     yield (
-        f"SIGKILL of all processes {done} times in one chain of runs, which met {len(stages)} stages at work and "
-        f"came to its end {whole + 1} times", state,
+        f"SIGKILL of all processes {done} times in one chain of runs, which met {len(stages)} of "
+        f"{len(list(trial.calm.tree.rglob(provenance.STAMP)))} stages at work and came to its end {whole + 1} times",
+        state,
     )  # fmt: skip
 
 

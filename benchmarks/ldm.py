@@ -11,12 +11,10 @@ median of the rounds counts. Prints a table and appends a line of JSON to ``benc
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pandas as pd
 import torch
@@ -27,6 +25,7 @@ from companion.diffusion import denoiser as denoisers
 from companion.diffusion.autoencoder import Autoencoder, configuration, freeze
 from companion.diffusion.presets import PRESETS, build_denoiser
 from companion.diffusion.train import update
+from companion.measurements import record
 from companion.params import load_profile
 from companion.training import Compute, compute
 
@@ -130,12 +129,11 @@ def main() -> None:
     rows = measure(given.preset, profile.patches.size, given.batch, compute(profile), given.rounds)
     minutes = sampling_minutes(rows)
     fast = ", ".join(name for name in ("compile", "channels_last") if getattr(profile, name)) or "not compiled"
-    record = {"benchmark": "ldm", "date": time.strftime("%Y-%m-%d"), **provenance.environment(),
-              "preset": given.preset, "patch_px": profile.patches.size, "batch": given.batch,
-              "precision": profile.precision, "compile": profile.compile, "channels_last": profile.channels_last,
-              "threads": profile.threads, "measured": [*rows, *minutes]}  # fmt: skip
-    with open(Path(__file__).with_name("results.jsonl"), "a", encoding="utf-8") as file:
-        file.write(json.dumps(provenance.plain(record)) + "\n")
+    ways = ("precision", "compile", "channels_last", "threads")
+    record(
+        "ldm", preset=given.preset, patch_px=profile.patches.size, batch=given.batch,
+        **{name: getattr(profile, name) for name in ways}, measured=[*rows, *minutes],
+    )  # fmt: skip
     title = f"{given.preset}, {profile.patches.size} px, batch {given.batch}, {profile.precision}, {fast}"
     print(f"{title}, {provenance.device_name()}")
     for table in (minutes, rows):

@@ -1,6 +1,6 @@
 """Simulated masks: how fast, and how far from real ones that the samplers have not seen.
 
-    python benchmarks/masks.py [--masks 10000] [--micrographs 24] [--learned 0] [--json FILE]
+    python benchmarks/masks.py [--masks 10000] [--micrographs 24] [--learned 0]
 
 Real masks are those of phantom micrographs of 1024 px (preset fecral: three magnifications, an annotator), cut as in
 the paper (256 px, 192 px apart). Times are for masks of 256 px with their tables, on one core; the plain way draws an
@@ -12,7 +12,6 @@ Prints tables and appends a line of JSON to ``benchmarks/results.jsonl``.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -21,13 +20,13 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from companion import provenance
 from companion.data.cutting import cut_patches
 from companion.data.dataset import load_dataset
 from companion.data.patches import Patches, instance_table
 from companion.masks.judge import describe, judge
 from companion.masks.simulate import simulate, variants
 from companion.masks.statistics import counts, measure
+from companion.measurements import record
 from companion.params import Masks, Phantom
 from companion.phantom.render import render_dataset
 
@@ -122,7 +121,6 @@ def main() -> None:
     parser.add_argument("--masks", type=int, default=10_000, help="masks that are timed")
     parser.add_argument("--micrographs", type=int, default=24, help="phantom micrographs of 1024 px")
     parser.add_argument("--learned", type=int, default=0, help="training steps of the learned sampler; 0: left out")
-    parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results.jsonl", help="appended to")
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
     real = phantom_patches(arguments.micrographs)
@@ -133,11 +131,7 @@ def main() -> None:
     columns = [c for c in verdict if not c.startswith("wasserstein")]
     print(verdict[columns].round(3).to_string(index=False), f"\naim: AUC <= {AIM_AUC} for the best\n")
     print(verdict[["sampler", *(c for c in verdict if c.startswith("wasserstein"))]].round(3).to_string(index=False))
-    record = {"benchmark": "masks", **vars(arguments), "json": None, "commit": provenance.git_commit(),
-              "device": provenance.device_name(), "speed": speed.to_dict("records"),
-              "judged": verdict.to_dict("records")}  # fmt: skip
-    with open(arguments.json, "a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+    record("masks", **vars(arguments), speed=speed.to_dict("records"), judged=verdict.to_dict("records"))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import statistics
 import tempfile
 import time
@@ -16,8 +15,9 @@ from pathlib import Path
 
 import cv2
 
-from companion import provenance, seeds
+from companion import seeds
 from companion.data.pixels import write_grey
+from companion.measurements import record
 from companion.params_phantom import Phantom
 from companion.phantom import optics
 from companion.phantom.annotator import annotate
@@ -73,10 +73,7 @@ def main() -> None:
     for name, aim in AIMS.items():
         print(f"{name:<45} {found[name]:>10.3f}   {'aim ' + aim if aim else ''}")
     print(f"sha256 of truth.json: {digest} (to compare between machines)")
-    record = {"benchmark": "phantom", "date": time.strftime("%Y-%m-%d"), **provenance.environment(),
-              "measured": found, "truth": digest}  # fmt: skip
-    with open(Path(__file__).with_name("results.jsonl"), "a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+    record("phantom", measured=found, truth=digest)
 
 
 if __name__ == "__main__":

@@ -14,14 +14,12 @@ On a GPU, the paper's network at the paper's size::
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
 
 import pandas as pd
 
-from companion import provenance
 from companion.data.cutting import cut_patches
 from companion.data.dataset import load_dataset
 from companion.data.patches import Patches
@@ -31,6 +29,7 @@ from companion.detection.presets import PRESETS
 from companion.detection.recipes import recipe
 from companion.detection.train import train_detector
 from companion.evaluation.scores import count, tabulate
+from companion.measurements import record
 from companion.params import Detection, Profile
 from companion.params import Patches as Cut
 from companion.params_phantom import Phantom
@@ -118,11 +117,8 @@ def main() -> None:
                 rows.append({"schedule": name, "passes": passes, "seed": seed, **found})
                 print(f"{name}, {passes} passes, seed {seed}: F1_HM {found['f1_hm']:.3f}", flush=True)
     table = pd.DataFrame(rows)[COLUMNS]
-    record = {"benchmark": "schedule", "date": time.strftime("%Y-%m-%d"), **provenance.environment(),
-              "setting": {**vars(given), "training_patches": len(train), "test_defects": len(test.table)},
-              "measured": table.to_dict("records")}  # fmt: skip
-    with open(Path(__file__).with_name("results.jsonl"), "a", encoding="utf-8") as file:
-        file.write(json.dumps(provenance.plain(record)) + "\n")
+    setting = {**vars(given), "training_patches": len(train), "test_defects": len(test.table)}
+    record("schedule", setting=setting, measured=table.to_dict("records"))
     print(table.round(3).to_string(index=False))
 
 

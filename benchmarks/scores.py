@@ -10,13 +10,11 @@ threshold at a time.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import time
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -24,6 +22,7 @@ import pandas as pd
 from companion.evaluation.matching import MATCHINGS, Matching
 from companion.evaluation.scores import count, tabulate
 from companion.geometry import box_iou
+from companion.measurements import record
 
 BOX = ["x1", "y1", "x2", "y2"]
 IOU = [round(0.1 * k, 1) for k in range(1, 10)]
@@ -85,7 +84,6 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=48)
     parser.add_argument("--patches", type=int, default=550)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--json", type=Path, help="file that one line of JSON is appended to")
     options = parser.parse_args()
     check(min(options.patches, 200), [(0.1, 0.05), (0.5, 0.5), (0.7, 0.3), (0.9, 0.9)])
     seconds, busy = {}, {}
@@ -104,16 +102,7 @@ def main() -> None:
     print(f"{'all':>14} {sum(seconds.values()):8.1f} {sum(busy.values()):8.1f}")
     print(f"{options.workers} workers on {os.cpu_count()} cores ({platform.machine()}); {rows} rows a rule; "
           "equal to counting one threshold at a time")  # fmt: skip
-    if options.json:
-        record = {
-            "benchmark": "scores",
-            "runs": options.runs,
-            "patches": options.patches,
-            "wall_s": seconds,
-            "cpu_s": busy,
-        }
-        with open(options.json, "a", encoding="utf-8") as file:
-            file.write(json.dumps({**record, "workers": options.workers, "cores": os.cpu_count()}) + "\n")
+    record("scores", **vars(options), wall_s=seconds, cpu_s=busy)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ scores to the bit), prints a table and appends it as a line of JSON to ``benchma
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -19,6 +18,7 @@ from pathlib import Path
 import pandas as pd
 
 from companion import provenance
+from companion.measurements import record
 
 AIMS = {
     "smoke profile, all notebooks [s]": "<= 480 on 2 cores",
@@ -86,9 +86,7 @@ def main() -> None:
     for name, aim in AIMS.items():
         value = found.get(name, "not measured")
         print(f"{name:<60} {value if isinstance(value, str) else f'{value:.3f}':>14}   aim {aim}")
-    record = {"benchmark": "smoke", "date": time.strftime("%Y-%m-%d"), **provenance.environment(), "measured": found}
-    with open(Path(__file__).with_name("results.jsonl"), "a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+    record("smoke", measured=found)
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def rerun(root: Path, *arguments: str) -> set[str]:
     """Addresses whose notebooks ran again."""
     before = stamps(root)
     done = companion(root, "run", "smoke", *arguments)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stderr + (root / "runs/smoke/phantom/snakemake.log").read_text()
     return {address for address, text in stamps(root).items() if before.get(address) != text}
 
 
@@ -147,6 +147,31 @@ def test_what_a_notebook_refuses_is_one_message(project):
     assert done.returncode == 2
     assert done.stderr.strip() == "error in claims: too few images: 3"
     assert rerun(project) <= {"claims"}
+
+
+def test_a_kernel_that_is_killed_is_one_message(project):
+    path = project / "notebooks" / "11_claims.ipynb"
+    kept = path.read_text()
+    path.write_text(kept.replace("stage.finish()", "import os\\nos.kill(os.getpid(), 9)"))
+    done = companion(project, "run", "smoke")
+    path.write_text(kept)
+    assert done.returncode == 2
+    assert "error in claims: 11_claims: the kernel ended before the notebook did" in done.stderr
+    assert "--cores" in done.stderr and "Traceback" not in done.stderr
+    assert rerun(project) <= {"claims"}
+
+
+def test_kernels_are_spoken_to_through_files_and_leave_none(project):
+    path = project / "notebooks" / "08_sizes_and_splits.ipynb"
+    kept = path.read_text()
+    told = "from ipykernel.connect import get_connection_info\\nwrite_json(stage.folder / 'kernel.json', "
+    told += "get_connection_info(unpack=True) | {'key': ''})\\nstage.finish()"
+    path.write_text(kept.replace("stage.finish()", told))
+    assert "sizes" in rerun(project)
+    made = json.loads((project / "runs/smoke/phantom/sizes/kernel.json").read_text())
+    assert made["transport"] == "ipc" and not Path(made["ip"]).parent.exists()
+    path.write_text(kept)
+    rerun(project)
 
 
 @pytest.mark.parametrize("told", [signal.SIGINT, signal.SIGTERM])

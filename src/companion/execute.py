@@ -6,6 +6,7 @@ import fcntl
 import os
 import shutil
 import sys
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ from companion.errors import CompanionError
 from companion.params import Profile, load_profile
 from companion.provenance import EXECUTED, artifact_hashes, artifacts, atomic, read_stamp
 
+KERNEL_START_S = 300  # a loaded machine, or a cluster's cold file system, takes its time over the imports
 DONE = ".done"  # Snakemake's flag; whether a stage is fresh is told by its stamp alone
 
 
@@ -76,17 +78,23 @@ def _clear(stage: stages.Stage) -> None:
 
 def _papermill(stage: stages.Stage, name_or_path: str) -> None:
     import papermill
+    from nbclient.exceptions import DeadKernelError
+    from traitlets.config import Config
 
     failed = stage.folder / "failed.ipynb"
     parameters = {"profile": name_or_path, "dataset": stage.profile.dataset, **stage.keys}
     if not stage.kind.keys and not stage.kind.study:
         parameters["splits"] = list(stage.profile.splits)
     try:
-        with atomic(stage.folder / EXECUTED) as copy:
+        with atomic(stage.folder / EXECUTED) as copy, tempfile.TemporaryDirectory(prefix="kernel-") as sockets:
+            # Sockets as files: TCP ports are chosen before the kernel binds them, so that of kernels that start side by
+            # side one may find its port taken and die; and a port is open to everyone who has an account.
+            kernel = {"transport": "ipc", "ip": f"{sockets}/k", "connection_file": f"{sockets}/kernel.json"}
             try:
                 papermill.execute_notebook(
                     stage.notebook, copy, parameters, kernel_name="python3", language="python", cwd=paths.root(),
-                    progress_bar=False, autosave_cell_every=0,
+                    progress_bar=False, autosave_cell_every=0, start_timeout=KERNEL_START_S,
+                    config=Config(KernelManager=kernel),
                 )  # fmt: skip
             except papermill.PapermillExecutionError:
                 copy.replace(failed)
@@ -97,6 +105,11 @@ def _papermill(stage: stages.Stage, name_or_path: str) -> None:
         raise CompanionError(
             f"{stage.kind.notebook} stopped in cell {error.exec_count}: {error.ename}: {error.evalue}. "
             f"The executed copy is {failed}"
+        ) from None
+    except (DeadKernelError, RuntimeError) as error:
+        raise CompanionError(
+            f"{stage.kind.notebook}: the kernel ended before the notebook did: {error}. The system may have killed it "
+            "for memory; run fewer jobs at a time (--cores), or give the machine more"
         ) from None
 
 

@@ -19,7 +19,7 @@ import nbformat
 import pandas as pd
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from companion import paths, provenance, stages
+from companion import measurements, paths, provenance, stages
 from companion.errors import CompanionError, problems
 from companion.evaluation.wording import with_interval
 from companion.params import Profile
@@ -67,6 +67,7 @@ def write_fragments(
         "times": times_table(stamps),
         "freshness": freshness_table([(stage.kind.notebook, states[stage.address]) for stage in matrix]),
         "faults": faults_table(paths.root() / "benchmarks" / "faults.json"),
+        **measurements.fragments(),
     }
     for name, text in fragments.items():
         with provenance.atomic(folder / f"{name}.md") as temporary:

@@ -30,8 +30,12 @@ class Autoencoder(Section):
     batch_size: Count = Field(16, description="crops per step")
     crop_px: Count = Field(64, description="side of the training crop, px")
     learning_rate: Positive = Field(4e-3, description="peak learning rate (AdamW, one cycle)")
+    loss: Literal["l1", "l2"] = Field(
+        "l1", description="of the reconstruction; l1, VQGAN's, draws what is faint in noise fainter than l2 does"
+    )
+    defect_weight: NotNegative = Field(0.0, description="by how much a pixel of a defect counts more in that loss")
     spectral_weight: NotNegative = Field(
-        0.0, description="weight of a power-spectrum loss beside the L1 reconstruction loss"
+        0.0, description="weight of a power-spectrum loss beside the reconstruction loss"
     )
     feature_weight: NotNegative = Field(
         0.0, description="weight of a loss between features of the crop and of its reconstruction"

@@ -114,13 +114,6 @@ def write_array(path: Path, array: np.ndarray) -> None:
         np.save(file, array, allow_pickle=False)
 
 
-def measured(benchmark: str) -> dict[str, Any] | None:
-    """The last record of a benchmark in ``benchmarks/results.jsonl``; None if it has not been run."""
-    path = paths.root() / "benchmarks" / "results.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return next((found for line in reversed(lines) if (found := json.loads(line))["benchmark"] == benchmark), None)
-
-
 def plain(value: Any) -> Any:
     """`value` in JSON's own types; undefined numbers (NaN, infinity) become None."""
     if isinstance(value, dict):

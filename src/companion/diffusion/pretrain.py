@@ -29,49 +29,54 @@ from companion.errors import CompanionError
 from companion.params_phantom import Phantom
 
 ROOT_SEED = 4_041  # no profile's: a profile's micrographs descend from its own root seed
-PRESETS = ("plain", "fecral", "hard")  # one magnification; three; three with fainter defects and fewer electrons
-IMAGES_PER_PRESET = 6
+# One magnification; three; three with fainter defects and fewer electrons; sessions of other contrast, dose and focus.
+PRESETS = ("plain", "fecral", "hard", "binned")
+IMAGES_PER_PRESET = 10
 GREY = (140.0, 30.0)
 PARAMETERS = params.Autoencoder(
     downsampling=4, stem=2, channels=[16, 32], codes=512, steps=1200, batch_size=16, crop_px=64, learning_rate=4e-3
 )
 
 
-def micrographs(size_px: int = 512) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Simulated micrographs as recorded and without noise, both uint8 [n, size_px, size_px]."""
+def micrographs(size_px: int = 512) -> NDArray[np.uint8]:
+    """Simulated micrographs as recorded, without noise, and where they hold defects (1): uint8 [n, 3, side, side]."""
     from companion.phantom import optics
     from companion.phantom.scene import draw_scene
 
     steady = {"gain_drift": 0.0, "gamma_drift": 0.0}  # brightness is varied in training instead, equally in both
     noiseless = {"dose_electrons": 1e7, "detector_noise": 0.0, "stripes": 0.0, "row_jitter_px": 0.0}
-    recorded, clean = [], []
+    made = []
     for preset in PRESETS:
         noisy_parameters = Phantom(preset=preset, size_px=size_px, **steady)
         # Per px, the phantom's crowded presets are sparser than the plain one; defects are what is to be learned.
         noisy_parameters = noisy_parameters.model_copy(update={"defects_per_megapixel": 250.0})
         for number in range(1, IMAGES_PER_PRESET + 1):
             scene = draw_scene(noisy_parameters, ROOT_SEED, number)
-            recorded.append(optics.render(scene, noisy_parameters, ROOT_SEED, number))
-            clean.append(optics.render(scene, noisy_parameters.model_copy(update=noiseless), ROOT_SEED, number))
-    return np.stack(recorded), np.stack(clean)
+            recorded = optics.render(scene, noisy_parameters, ROOT_SEED, number)
+            clean = optics.render(scene, noisy_parameters.model_copy(update=noiseless), ROOT_SEED, number)
+            defects = np.zeros_like(clean)
+            for mask, window in map(scene.mask, scene.defects):
+                defects[window][mask] = 1
+            made.append((recorded, clean, defects))
+    return np.array(made)
 
 
 def pretrain(path: Path, parameters: params.Autoencoder = PARAMETERS, size_px: int = 512) -> None:
     """Train the autoencoder on one CPU thread and write it to `path`; its checkpoints lie beside it meanwhile."""
     torch.set_num_threads(1)
     machine = training.Compute(torch.device("cpu"), torch.float32, ROOT_SEED)
-    pairs = torch.from_numpy(np.stack(micrographs(size_px), axis=1))  # (n, 2, S, S): recorded, clean
-    recorded = pairs[:, 0].numpy()
+    simulated = torch.from_numpy(micrographs(size_px))  # (n, 3, S, S): recorded, clean, defects
+    recorded = simulated[:, 0].numpy()
 
-    def drawing(crops_px: tuple[int, ...]) -> Callable[[torch.Generator], tuple[Tensor, Tensor]]:
-        def draw(rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    def drawing(crops_px: tuple[int, ...]) -> Callable[[torch.Generator], tuple[Tensor, Tensor, Tensor]]:
+        def draw(rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
             crop_px = crops_px[int(torch.randint(len(crops_px), (1,), generator=rng))]
             count = max(1, parameters.batch_size * parameters.crop_px**2 // crop_px**2)  # the same number of pixels
-            crops = train.random_crops(pairs, count, crop_px, rng).float()  # (B, 2, c, c)
+            crops = train.random_crops(simulated, count, crop_px, rng).float()  # (B, 3, c, c)
             contrast = 0.6 + 0.9 * torch.rand((len(crops), 1, 1, 1), generator=rng)
             shift = 60 * torch.rand((len(crops), 1, 1, 1), generator=rng) - 30
-            seen, wanted = ((crops - GREY[0]) * contrast + GREY[0] + shift).clamp(0, 255).unbind(dim=1)
-            return seen, wanted
+            seen, wanted = ((crops[:, :2] - GREY[0]) * contrast + GREY[0] + shift).clamp(0, 255).unbind(dim=1)
+            return seen, wanted, crops[:, 2]
 
         return draw
 

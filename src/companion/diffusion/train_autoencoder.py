@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -65,11 +66,11 @@ def get_autoencoder(
         autoencoder, about = autoencoders.load(path, machine.device)
         return autoencoder, pd.DataFrame(about["log"])
 
-    resident = machine.send(torch.tensor(images))  # (P, S, S)
+    resident = machine.send(torch.tensor(np.stack([images, patches.instances > 0], axis=1)))  # (P, 2, S, S)
 
-    def draw(rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        crops = random_crops(resident, parameters.batch_size, parameters.crop_px, rng)
-        return crops, crops
+    def draw(rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        crops, defects = random_crops(resident, parameters.batch_size, parameters.crop_px, rng).unbind(dim=1)
+        return crops, crops, defects
 
     grey = (float(images.mean()), float(images.std()))
     autoencoder, log = fit_autoencoder(
@@ -82,7 +83,7 @@ def get_autoencoder(
 
 
 def fit_autoencoder(
-    draw: Callable[[torch.Generator], tuple[Tensor, Tensor]],
+    draw: Callable[[torch.Generator], tuple[Tensor, Tensor, Tensor]],
     grey: tuple[float, float],
     parameters: params.Autoencoder,
     *,
@@ -97,8 +98,8 @@ def fit_autoencoder(
 
     Parameters
     ----------
-    draw : a batch of crops [B, c, c] in 0-255, as the encoder sees them and as the decoder should draw them; equal in
-        every process
+    draw : a batch of crops [B, c, c] in 0-255, as the encoder sees them and as the decoder should draw them, and where
+        they hold defects (1, else 0); equal in every process
     grey : grey level that the network sees as 0, and the difference that it sees as 1
     identity : see `training.fit`; the other parameters are those of `get_autoencoder`
     start : trained further, its codes in use at once; None: a new network, whose codes are spread over its latents
@@ -123,13 +124,18 @@ def fit_autoencoder(
     if parameters.feature_weights is not None:
         perceiving = adversarial.VggFeatures(paths.given(parameters.feature_weights)).to(machine.device)
     machine.prepare(autoencoder.vq.encoder, autoencoder.vq.decoder)
+    distance = {"l1": F.l1_loss, "l2": F.mse_loss}[parameters.loss]
     quantised_from = parameters.steps // 4 if start is None else 0
     judged_from = int(parameters.adversarial_from * parameters.steps)
 
     def step(i: int) -> dict[str, Tensor]:
         rng = machine.generator(name, "autoencoder", i)
-        crops = (machine.share(crops).to(machine.device) for crops in draw(rng))
+        *crops, defects = (machine.share(crops).to(machine.device) for crops in draw(rng))
         seen, wanted = (autoencoder.scale(each) for each in crops)  # (B, 1, c, c)
+        # Defects cover a few per cent of a crop, hardly above its noise; each pixel of theirs may count for more.
+        weight = 1 + parameters.defect_weight * defects.unsqueeze(1).float()
+        mean_weight = weight.mean()
+        machine.mean(mean_weight)
         training.set_learning_rate(optimizer, training.one_cycle(i, parameters.steps, parameters.learning_rate))
         zero = wanted.new_zeros(())
         feature = verdict = hinge = zero
@@ -139,7 +145,7 @@ def fit_autoencoder(
                 _spread_codes(autoencoder, machine.gather(latents.detach()), rng)
             # Codes that start far from the latents are never chosen; so the encoder trains alone first.
             decoded, commitment = autoencoder.reconstruction(latents, quantise=i >= quantised_from)
-            error = F.l1_loss(decoded, wanted)
+            error = (weight * distance(decoded, wanted, reduction="none")).mean() / mean_weight
             spectral = _spectral_loss(decoded.float(), wanted)
             loss = error + parameters.spectral_weight * spectral + commitment
             if parameters.feature_weight and (perceiving is not judge or i >= judged_from):
@@ -150,7 +156,7 @@ def fit_autoencoder(
                 balance = adversarial.balance(error, verdict, autoencoder.vq.decoder.conv_out.weight)
                 loss = loss + parameters.adversarial_weight * balance * verdict
         update(loss, autoencoder, optimizer, machine)
-        losses = {"l1": error, "spectral": spectral, "commitment": commitment}
+        losses = {parameters.loss: error, "spectral": spectral, "commitment": commitment}
         if perceiving:
             losses["feature"] = feature
         if judge:

@@ -140,27 +140,6 @@ def detections(images: NDArray[np.uint8], numbers: Sequence[int], outcomes: pd.D
     return figure
 
 
-def schedules(table: pd.DataFrame, title: str) -> Figure:
-    """F1_HM on held-out patches against training passes: a mark for each run, a line through each schedule's means.
-
-    Parameters
-    ----------
-    table : columns schedule, passes, seed, f1_hm (see ``benchmarks/schedule.py``)
-    title : of the figure
-    """
-    figure, axes = plt.subplots(figsize=(7.2, 3.6))
-    for (name, runs), color, marker in zip(table.groupby("schedule", sort=False), CLASS_COLORS, "osD^vP", strict=False):
-        axes.plot(runs["passes"], runs["f1_hm"], marker, color=color, ms=4, label=name)
-        axes.plot(runs.groupby("passes")["f1_hm"].mean(), color=color)
-    axes.set(xscale="log", xlabel="training passes (images)", ylabel="F1HM, held-out patches")
-    passes = sorted(table["passes"].unique())
-    axes.set_xticks(passes, [f"{n:,}" for n in passes])
-    axes.minorticks_off()
-    axes.legend(fontsize=7)
-    figure.suptitle(title)
-    return figure
-
-
 def crops(
     images: NDArray[np.uint8], outcomes: pd.DataFrame, classes: Sequence[str], title: str, each: int = 6
 ) -> Figure:

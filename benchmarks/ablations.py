@@ -1,0 +1,166 @@
+"""What each choice of the diffusion stage changes: ``python benchmarks/ablations.py [--profile mini] [--n-train 16]``.
+
+One choice of the profile at a time is put to another value (the paper's, or one that the paper does not have), the
+networks are trained again, and new images for the masks of held-out micrographs are compared with those micrographs:
+so nothing differs but the images. Autoencoders are compared by what they make of the held-out micrographs themselves,
+without a denoiser: trained with reconstruction losses alone, with a discriminator and its features as VQGAN, and with
+noise put back from a measured model. Features are in all rows those of the profile's own autoencoder. Appends a line
+of JSON to ``benchmarks/results.jsonl``, which the book shows; about 35 minutes on two CPU cores.
+
+On a GPU: ``python benchmarks/ablations.py --profile course --n-train 100 --seeds 1 2 3``; ``--only`` picks rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from companion import params, seeds
+from companion.data.cutting import cut_patches
+from companion.data.dataset import load_dataset
+from companion.data.patches import Patches
+from companion.data.registry import obtain
+from companion.data.splits import make_split
+from companion.diffusion import autoencoder as autoencoders
+from companion.diffusion import pools, quality
+from companion.diffusion.autoencoder import Autoencoder
+from companion.diffusion.sample import generate, noise_of
+from companion.diffusion.train import get_denoiser
+from companion.diffusion.train_autoencoder import get_autoencoder
+from companion.measurements import record
+from companion.params import Profile, load_profile
+from companion.training import Compute, compute
+
+Changes = Mapping[str, Mapping[str, Any]]  # section -> its changed entries
+TRAINED = {"weights": None, "steps": 600}  # an autoencoder trained on the N micrographs
+COARSE = {"downsampling": 8, "channels": [16, 32, 64]}
+NOISELESS = {"sampling": {"noise": "none"}}
+VQGAN = {"adversarial_weight": 0.5, "feature_weight": 1.0}
+DENOISERS: dict[str, Changes] = {
+    "as the profile": {},
+    "mask: bilinear (paper)": {"denoiser": {"mask_encoding": "bilinear"}},
+    "predicts ε (paper)": {"denoiser": {"prediction": "epsilon"}},
+    "L1 loss (paper)": {"denoiser": {"loss": "l1"}},
+    "no weight on defects (paper)": {"denoiser": {"defect_weight": 0.0}},
+    "no average of weights": {"denoiser": {"ema_decay": 0.0}},
+    "guidance 1.5": {"denoiser": {"mask_dropout": 0.1}, "sampling": {"guidance": 1.5}},
+    "told pixel size and noise": {"denoiser": {"conditions": ["pixel_size_nm", "noise"]}},
+    "no noise put back (paper)": NOISELESS,
+    "f = 4, trained here": {"autoencoder": TRAINED},
+    "f = 8 (paper), trained here": {"autoencoder": {**TRAINED, **COARSE}},
+}
+AUTOENCODERS: dict[str, Changes] = {
+    "as the profile": {},
+    "as the profile, no noise put back": NOISELESS,
+    "trained here, L1": {"autoencoder": TRAINED, **NOISELESS},
+    "trained here, L1, noise put back": {"autoencoder": TRAINED},
+    "trained here, L1 + spectrum": {"autoencoder": {**TRAINED, "spectral_weight": 0.1}, **NOISELESS},
+    "trained here, L1 + discriminator and its features": {"autoencoder": {**TRAINED, **VQGAN}, **NOISELESS},
+    "f = 8, trained here, L1": {"autoencoder": {**TRAINED, **COARSE}, **NOISELESS},
+    "f = 8, trained here, L1, noise put back": {"autoencoder": {**TRAINED, **COARSE}},
+}
+MEASURES = {
+    "told apart from held-out by a classifier": "auc",
+    "power spectrum, distance to held-out": "spectrum",
+    "features, kernel distance to held-out": "kid",
+    "contrast of defects": "contrast",
+    "profile across defects, distance to held-out": "profile",
+}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Patches of N training and of the held-out micrographs, a judge of images, and where to train."""
+
+    profile: Profile
+    machine: Compute
+    train: Patches
+    held: Patches
+    judge: Autoencoder
+
+    def changed(self, changes: Changes) -> tuple[params.Diffusion, params.Sampling]:
+        """The profile's sections with `changes`, validated."""
+        values = self.profile.model_dump()
+        for section, entries in changes.items():
+            place = values["sampling"] if section == "sampling" else values["diffusion"][section]
+            place.update(entries)
+        return params.Diffusion(**values["diffusion"]), params.Sampling(**values["sampling"])
+
+    def score(self, images: Patches, others: Mapping[str, Patches] | None = None) -> pd.DataFrame:
+        """Measures against the held-out micrographs, one row each, a column per set: value, yardstick, others."""
+        rng = seeds.generator(self.profile.root_seed, "ablations")
+        table = quality.judge(images, self.train, self.held, self.judge.features, rng, others=others, resamples=2)
+        return table.set_index("measure").loc[list(MEASURES)].rename(index=MEASURES)
+
+    def row(self, kind: str, name: str, changes: Changes, seed: int, folder: Path) -> dict[str, Any]:
+        """Train what `changes` ask for, draw, and measure."""
+        diffusion, sampling = self.changed(changes)
+        setting = {"machine": self.machine, "name": f"ablations/{seed}"}
+        training = {**setting, "folder": folder, "every": diffusion.checkpoint_every}
+        began = time.monotonic()
+        autoencoder, _ = get_autoencoder(self.train, diffusion.autoencoder, **training)
+        noise = noise_of(self.train, autoencoder, sampling)
+        if kind == "denoiser":
+            denoiser, _ = get_denoiser(self.train, autoencoder, diffusion.denoiser, **training)
+            took = time.monotonic() - began
+            drawn = generate(
+                autoencoder, denoiser, replace(self.held, images=None), sampling, noise=noise, folder=folder, **setting
+            )
+        else:
+            took = time.monotonic() - began
+            root_seed, images = self.profile.root_seed, self.held.images
+            drawn = replace(self.held, images=pools.decoded(images, autoencoder, noise, root_seed, setting["name"]))
+        measured = self.score(drawn)["value"].to_dict()
+        return {"kind": kind, "choice": name, "seed": seed, **measured, "train_s": took}
+
+
+def bench(profile: Profile, n_train: int) -> Bench:
+    dataset, cut, machine = load_dataset(obtain(profile)), profile.patches, compute(profile)
+    split = make_split(dataset, profile.splits[0], profile.sizes, profile.n_test, profile.root_seed)
+    train, _ = cut_patches(dataset, split.train[:n_train], cut.size, cut.train_stride, cut.min_visible, cut.symmetries)
+    held, _ = cut_patches(dataset, split.test, cut.size, cut.test_stride, cut.min_visible)
+    with tempfile.TemporaryDirectory() as folder:
+        judge, _ = get_autoencoder(train, profile.diffusion.autoencoder, machine=machine, name="ablations/judge",
+                                   folder=Path(folder), every=profile.diffusion.checkpoint_every)  # fmt: skip
+    return Bench(profile, machine, train, held, autoencoders.freeze(judge))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--profile", default="mini")
+    parser.add_argument("--n-train", type=int, default=16, help="N, training micrographs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
+    parser.add_argument("--denoiser-steps", type=int, help="instead of the profile's")
+    parser.add_argument("--only", nargs="+", default=[*DENOISERS, *AUTOENCODERS], help="names of rows")
+    given = parser.parse_args()
+    profile = load_profile(given.profile)
+    if given.denoiser_steps:
+        denoiser = profile.diffusion.denoiser.model_copy(update={"steps": given.denoiser_steps})
+        profile = profile.model_copy(update={"diffusion": profile.diffusion.model_copy(update={"denoiser": denoiser})})
+    made = bench(profile, given.n_train)
+    rows = []
+    for kind, choices in (("autoencoder", AUTOENCODERS), ("denoiser", DENOISERS)):
+        for name, changes in choices.items():
+            same = bool(changes) and made.changed(changes) == made.changed({})  # the profile has chosen so already
+            for seed in given.seeds if name in given.only and not same else ():
+                with tempfile.TemporaryDirectory() as folder:
+                    rows.append(made.row(kind, name, changes, seed, Path(folder)))
+                shown = ", ".join(f"{key} {rows[-1][key]:.3f}" for key in MEASURES.values())
+                print(f"{kind}: {name}, seed {seed}: {shown}, {rows[-1]['train_s']:.0f} s", flush=True)
+    real = made.score(made.train)["value"].to_dict() | {"contrast": made.score(made.held)["value"]["contrast"]}
+    setting = {"profile": profile.name, "dataset": profile.dataset, "n_train": given.n_train, "seeds": given.seeds,
+               "denoiser_steps": profile.diffusion.denoiser.steps, "held_patches": len(made.held)}  # fmt: skip
+    record("ablations", setting=setting, real=real, measured=rows)
+    print(pd.DataFrame(rows).round(3).to_string(index=False))
+    print("real training against held-out images:", ", ".join(f"{name} {value:.3f}" for name, value in real.items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""What the programs in ``benchmarks/`` measured: written as a line of JSON each, read again for the book's pages."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from companion import paths, provenance
+
+Record = Mapping[str, Any]
+
+
+def results() -> Path:
+    """The file of all records, oldest first."""
+    return paths.root() / "benchmarks" / "results.jsonl"
+
+
+def record(benchmark: str, **content: Any) -> dict[str, Any]:
+    """Append what a benchmark found, with date, versions, device and commit, and return the record."""
+    made = {"benchmark": benchmark, "date": time.strftime("%Y-%m-%d"), **provenance.environment(), **content}
+    made = provenance.plain(made)
+    with open(results(), "a", encoding="utf-8") as file:
+        file.write(json.dumps(made) + "\n")
+    return made
+
+
+def last(benchmark: str) -> Record | None:
+    """The newest record of a benchmark; None if it has not been run."""
+    lines = results().read_text(encoding="utf-8").splitlines() if results().is_file() else []
+    return next((found for line in reversed(lines) if (found := json.loads(line))["benchmark"] == benchmark), None)
+
+
+def fragments() -> dict[str, str]:
+    """Name -> Markdown that the page on choices and speed includes; what has not been run says so."""
+    made = {}
+    for name, (benchmark, command, table) in TABLES.items():
+        found = last(benchmark)
+        missing = f"Not measured yet: `python benchmarks/{benchmark}.py{command}` writes this table.\n"
+        made[name] = missing if found is None else f"{table(found)}\n{_origin(found, benchmark, command)}"
+    return made
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table whose numbers are rounded to three significant digits where they are not whole."""
+    lines = [header, ["---", *["--:"] * (len(header) - 1)], *([_shown(value) for value in row] for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _shown(value: Any) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "undefined"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _origin(found: Record, benchmark: str, command: str) -> str:
+    return (
+        f"By `python benchmarks/{benchmark}.py{command}`, on {found['device']}, {found['date']}, commit "
+        f"{found['commit']}, PyTorch {found['packages']['torch']}.\n"
+    )
+
+
+# --- one table per benchmark ----------------------------------------------------------------------------------
+
+
+def _ablations(kind: str) -> Callable[[Record], str]:
+    columns = {
+        "auc": "told apart, AUC", "spectrum": "spectrum / decades", "kid": "KID", "contrast": "contrast of defects",
+        "profile": "profile across defects", "train_s": "training / s",
+    }  # fmt: skip
+
+    def table(found: Record) -> str:
+        rows = pd.DataFrame(found["measured"]).query("kind == @kind")
+        means = rows.groupby("choice", sort=False)[list(columns)].mean()
+        real = ("*real micrographs*", *(found["real"].get(name, "") for name in columns))
+        s = found["setting"]
+        data = "phantom (simulated)" if s["dataset"] == "phantom" else s["dataset"]
+        steps = f", {s['denoiser_steps']:,} steps of the denoiser" if kind == "denoiser" else ""
+        note = (
+            f"\nProfile {s['profile']}, {data}, N = {s['n_train']}{steps}; {s['held_patches']} held-out patches; "
+            f"{len(s['seeds'])} seed(s).\n"
+        )
+        return (
+            markdown(("choice", *columns.values()), [(str(n), *row) for n, *row in means.itertuples()] + [real]) + note
+        )
+
+    return table
+
+
+def _schedule(found: Record) -> str:
+    rows, s = pd.DataFrame(found["measured"]), found["setting"]
+    mean = rows.pivot_table(index="schedule", columns="passes", values="f1_hm", aggfunc="mean", sort=False)
+    seconds = rows.groupby("schedule", sort=False)["train_s"].sum() / rows.groupby("schedule")["passes"].sum() * 1000
+    body = [(str(name), *mean.loc[name].tolist(), float(seconds[name])) for name in mean.index]
+    note = (
+        f"\nF1HM on {s['test_defects']:,} held-out defects of the phantom (simulated), preset {s['preset']}, IoU 0.5, "
+        f"each at its best confidence. Network {s['network']}, patches of {s['size']} px of {s['n_train']} "
+        f"micrographs, {len(s['seeds'])} seed(s).\n"
+    )
+    head = ("schedule", *(f"{passes:,} passes" for passes in mean.columns), "s per 1,000 passes")
+    return markdown(head, body) + note
+
+
+def _detector(found: Record) -> str:
+    s = found["setting"]
+    rows = [
+        (f"{name}, {threads} thread(s)" if s["device_type"] == "cpu" else name, row["training_images_per_s"],
+         row["detection_images_per_s"], row["speed_against_torchvision"])
+        for threads, backends in found["measured"].items() for name, row in backends.items()
+    ]  # fmt: skip
+    head = ("Mask R-CNN", "training, images/s", "detection, images/s", "training against torchvision")
+    return markdown(head, rows) + f"\nNetwork {s['network']}, {s['size']} px, batch {s['batch']}.\n"
+
+
+def _ldm(found: Record) -> str:
+    rows = [
+        (row.get("patches per second") or row["minutes, by calculation"], row["reference"], row["companion"],
+         row.get("times", row["reference"] / row["companion"]))
+        for row in found["measured"]
+    ]  # fmt: skip
+    head = ("latent diffusion: patches per second; minutes", "usual loop", "companion", "times as fast")
+    return markdown(head, rows) + (
+        f"\nPreset {found['preset']}, {found['patch_px']} px, batch {found['batch']}, {found['precision']}, "
+        f"{'compiled' if found['compile'] else 'not compiled'}, {found['threads']} thread(s).\n"
+    )
+
+
+def _masks(found: Record) -> str:
+    judged = {row["sampler"]: row for row in found["judged"]}
+    rows = [
+        (row["sampler"], row["wall_s"], judged.get(row["sampler"], {}).get("auc", ""))
+        for row in found["speed"]
+    ]  # fmt: skip
+    head = (f"sampler of masks, {found['masks']:,} of 256 px, one process", "s", "told from real masks, AUC")
+    return markdown(head, rows)
+
+
+def _scores(found: Record) -> str:
+    head = (f"matching, {found['runs']} runs × {found['patches']} patches, all thresholds", "s")
+    return markdown(head, found["wall_s"].items())
+
+
+# name of the fragment -> (benchmark, options it was run with, table)
+TABLES: dict[str, tuple[str, str, Callable[[Record], str]]] = {
+    "choices_denoiser": ("ablations", "", _ablations("denoiser")),
+    "choices_autoencoder": ("ablations", "", _ablations("autoencoder")),
+    "choices_schedule": ("schedule", "", _schedule),
+    "speed_detector": ("detector", "", _detector),
+    "speed_diffusion": ("ldm", "", _ldm),
+    "speed_masks": ("masks", "", _masks),
+    "speed_scores": ("scores", "", _scores),
+}

@@ -1,0 +1,92 @@
+"""Records of benchmarks: written, read again, and shown on the page on choices and speed."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from companion import measurements
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "benchmarks"))
+
+ABLATIONS = {
+    "setting": {"profile": "mini", "dataset": "phantom", "n_train": 4, "seeds": [1, 2], "denoiser_steps": 1200,
+                "held_patches": 50},
+    "real": {"auc": 0.5, "spectrum": 0.04, "kid": 0.1, "contrast": 0.13, "profile": 0.0},
+    "measured": [
+        {"kind": "denoiser", "choice": "L1 loss (paper)", "seed": 1, "auc": 0.8, "spectrum": 0.1, "kid": 1234.5,
+         "contrast": 0.1, "profile": None, "train_s": 10.0},
+        {"kind": "denoiser", "choice": "L1 loss (paper)", "seed": 2, "auc": 0.9, "spectrum": 0.1, "kid": 1234.5,
+         "contrast": 0.1, "profile": None, "train_s": 20.0},
+        {"kind": "autoencoder", "choice": "trained here", "seed": 1, "auc": 0.7, "spectrum": 0.1, "kid": 1.0,
+         "contrast": 0.1, "profile": 0.01, "train_s": 5.0},
+    ],
+}  # fmt: skip
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    monkeypatch.setenv("COMPANION_ROOT", str(tmp_path))
+    for name in ("benchmarks", "profiles", "notebooks"):
+        (tmp_path / name).mkdir()
+    return tmp_path / "benchmarks" / "results.jsonl"
+
+
+def test_the_last_record_counts_and_says_where_it_was_made(results):
+    assert measurements.last("masks") is None
+    for value in (1.0, float("nan")):
+        measurements.record("masks", value=value)
+    measurements.record("scores", value=3.0)
+    assert len(results.read_text().splitlines()) == 3
+    found = measurements.last("masks")
+    assert found["value"] is None  # undefined, not NaN, which is no JSON
+    assert {"date", "device", "commit", "packages"} <= found.keys()
+
+
+def test_what_has_not_been_measured_says_how_it_is(results):
+    shown = measurements.fragments()
+    assert shown.keys() == measurements.TABLES.keys()
+    assert "Not measured yet: `python benchmarks/schedule.py`" in shown["choices_schedule"]
+
+
+def test_seeds_are_averaged_and_tables_hold_their_own_kind(results):
+    measurements.record("ablations", **ABLATIONS)
+    shown = measurements.fragments()
+    assert "| L1 loss (paper) | 0.85 | 0.1 | 1,234 | 0.1 | undefined | 15 |" in shown["choices_denoiser"]
+    assert "trained here" not in shown["choices_denoiser"] and "trained here" in shown["choices_autoencoder"]
+    assert (
+        "phantom (simulated), N = 4, 1,200 steps" in shown["choices_denoiser"]
+        and "2 seed(s)" in shown["choices_denoiser"]
+    )
+
+
+def test_every_record_of_this_version_can_be_shown():
+    shown = measurements.fragments()
+    for name, (benchmark, _, _) in measurements.TABLES.items():
+        assert (ROOT / "benchmarks" / f"{benchmark}.py").is_file()
+        rows = [line for line in shown[name].splitlines() if line.startswith("|")]
+        assert len({line.replace("\\|", "").count("|") for line in rows}) <= 1, name
+        assert not re.search(r"\bnan\b|None", shown[name]), name
+
+
+def test_records_are_lines_of_strict_json():
+    lines = (ROOT / "benchmarks" / "results.jsonl").read_text(encoding="utf-8").splitlines()
+    refuse = {"parse_constant": lambda text: pytest.fail(f"{text} is no JSON")}
+    assert all(json.loads(line, **refuse)["benchmark"] for line in lines)
+
+
+def test_every_ablation_changes_something_that_the_profile_accepts():
+    import ablations
+
+    from companion.params import load_profile
+
+    made = ablations.Bench(load_profile("mini"), None, None, None, None)
+    asked = {**ablations.DENOISERS, **{f"autoencoder, {k}": v for k, v in ablations.AUTOENCODERS.items()}}
+    found = {choice: made.changed(changes) for choice, changes in asked.items()}
+    same = [choice for choice, sections in found.items() if sections == made.changed({})]
+    assert same == ["as the profile", "autoencoder, as the profile"]

@@ -61,6 +61,10 @@ AUTOENCODERS: dict[str, Changes] = {
     "as the profile, no noise put back": NOISELESS,
     "trained here, L1": {"autoencoder": TRAINED, **NOISELESS},
     "trained here, L1, noise put back": {"autoencoder": TRAINED},
+    "trained here, L2, noise put back": {"autoencoder": {**TRAINED, "loss": "l2"}},
+    "trained here, L2, defects count nine times, noise put back": {
+        "autoencoder": {**TRAINED, "loss": "l2", "defect_weight": 8.0}
+    },
     "trained here, L1 + spectrum": {"autoencoder": {**TRAINED, "spectral_weight": 0.1}, **NOISELESS},
     "trained here, L1 + discriminator and its features": {"autoencoder": {**TRAINED, **VQGAN}, **NOISELESS},
     "f = 8, trained here, L1": {"autoencoder": {**TRAINED, **COARSE}, **NOISELESS},

@@ -34,7 +34,7 @@ PRESETS = ("plain", "fecral", "hard", "binned")
 IMAGES_PER_PRESET = 10
 GREY = (140.0, 30.0)
 PARAMETERS = params.Autoencoder(
-    downsampling=4, stem=2, channels=[32, 64], codes=1024, steps=2400, batch_size=16, crop_px=64, learning_rate=3e-3,
+    downsampling=4, stem=2, channels=[16, 32], codes=1024, steps=3000, batch_size=16, crop_px=64, learning_rate=4e-3,
     loss="l2", defect_weight=8.0,
 )  # fmt: skip
 

@@ -97,6 +97,12 @@ def test_errors_of_all_runs(study):
     predictions, truths = studies.audit_runs(study["found"], study["chosen"], 0.5)
     counts = studies.error_counts(predictions, truths)
     assert len(counts) == 6 * 5 and len(truths) == 6 * len(study["found"][0].truth.table)
+    recall = studies.recall_tables(truths, study["found"][0].truth.classes, study["rng"], 20, 0.95)
+    defects = study["found"][0].truth.table
+    per_class = recall["size"].groupby("arm")["truths"].sum()  # of two seeds per arm each defect counts once
+    assert per_class.tolist() == [len(defects)] * 3 and set(recall["size"]["n_train"]) == {10}
+    groups = studies.error_groups(predictions, truths, study["found"][0].truth.classes)
+    assert groups.groupby("by")["count"].sum().nunique() == 1 and (groups["count"].sum() > 0)
     missed = counts[counts["error"] == "missed"].groupby("arm")["per_truth"].mean()
     assert missed["EXP"] > missed["EXP+GEN"]
     materials = studies.materials_runs(study["found"], study["chosen"])

@@ -158,7 +158,11 @@ def test_claims_of_a_small_run_claim_little(study):
     rows = table.reset_index().to_dict("records")
     provenance.write_json(stages.tree(claims.profile).parent / "other" / "claims" / "claims.json", {"claims": rows})
     beside = verdicts_beside(claims, rows)
-    assert list(beside) == [claims.profile.dataset, "other (None)"] and beside.shape == (12, 2)
+    assert list(beside) == ["phantom", "loops_316L", "fecral", "other (None)"] and beside.shape == (12, 4)
+    assert beside["fecral"].eq("not attempted").all()
+    assert beside[claims.profile.dataset].tolist() == table["verdict"].tolist() == beside["other (None)"].tolist()
+    # Twelve patches of train-n10 in four symmetries, ten generated ones.
+    assert table.loc["C11", "ours"] == "real 48, generated 10"
     strip = runs.strip_pictures(claims, scores)
     assert strip.test.shape == (64, 64) and strip.generated.dtype == np.uint8 and "split 1, N = 10" in strip.caption
     assert strip.real_labels.any() and strip.simulated_labels.any()

@@ -88,7 +88,7 @@ def iou_sweep(scores: pd.DataFrame, measure: str, note: str) -> Figure:
 
 
 def skipping_effect(counted: pd.DataFrame, skipped: pd.DataFrame, note: str) -> Figure:
-    """F1_detect against confidence, misses of unpredicted patches counted and dropped; mean over one condition's seeds."""
+    """F1_detect against confidence, misses of unpredicted patches counted and dropped; means of one condition."""
     figure, axes = plt.subplots(figsize=(5, 3))
     for arm in (a for a in ARM_COLORS if (counted["arm"] == a).any()):
         for table, style, name in ((counted, "-", "counted"), (skipped, "--", "dropped")):

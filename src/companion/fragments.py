@@ -21,6 +21,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from companion import measurements, paths, provenance, stages
 from companion.errors import CompanionError, problems
+from companion.evaluation.conditions import at_condition, headline_condition
 from companion.evaluation.wording import with_interval
 from companion.params import Profile
 from companion.report import duration
@@ -166,8 +167,7 @@ def quoted_numbers(
 
 def headline_gains(gains: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     """Rows of sizes.parquet of the profile's first split and its largest N, one per measure."""
-    split = stages.split_name(profile.splits[0])
-    here = gains[(gains["split"].astype(str) == split) & (gains["n_train"] == max(profile.sizes))]
+    here = at_condition(gains, headline_condition(profile))
     return here.sort_values("measure", key=lambda names: names.map(list(MEASURES).index), ignore_index=True)
 
 

@@ -125,6 +125,7 @@ def test_headline_is_the_first_split_at_the_largest_n() -> None:
     lines = fragments.scores_table(gains).splitlines()
     assert "| 0.250 | 0.375 | 0.12 (95 % interval 0.00 to 0.25, n = 2) |" in lines[-1]
     assert "| undefined | undefined | undefined (n = 0) |" in lines[-2]
+    assert "(90 % interval 0.00 to 0.25" in fragments.scores_table(gains, 0.9)
 
 
 def test_quoted_numbers_say_what_the_files_say() -> None:
@@ -136,6 +137,12 @@ def test_quoted_numbers_say_what_the_files_say() -> None:
     ]
     found = fragments.quoted_numbers(profile, CLAIMS, fragments.headline_gains(GAINS, profile), stamps)
     quoted = {key: value for key, (value, _) in found.items()}
+    assert "95 % interval" in quoted["f1_hm_gain"]
+    narrower = profile.model_copy(
+        update={"evaluation": profile.evaluation.model_copy(update={"confidence_level": 0.9})}
+    )
+    again = fragments.quoted_numbers(narrower, CLAIMS, fragments.headline_gains(GAINS, narrower), stamps)
+    assert "90 % interval" in again["f1_hm_gain"][0]
     assert (quoted["n_reproduced"], quoted["n_partly"], quoted["n_not_reproduced"]) == ("2", "1", "0")
     assert (quoted["n_claims"], quoted["n_not_attempted"]) == ("4", "1")
     assert (quoted["f1_hm_exp"], quoted["f1_hm_gen"], quoted["f1_class_exp"]) == ("0.250", "0.375", "undefined")

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from companion.evaluation import gain_rules, rules
 from companion.evaluation.claims import CLAIMS
@@ -22,6 +23,22 @@ def gains(*rows) -> pd.DataFrame:
     return pd.DataFrame(full, columns=GAIN_COLUMNS)
 
 
+def pairs(*rows) -> pd.DataFrame:
+    """Rows of (split, n_train, measure, EXP of each seed, difference of each seed)."""
+    full = [
+        (split, n, seed, measure, base, base + d, d)
+        for split, n, measure, levels, differences in rows
+        for seed, (base, d) in enumerate(zip(levels, differences, strict=True))
+    ]
+    return pd.DataFrame(full, columns=["split", "n_train", "seed", "measure", "EXP", "EXP+GEN", "difference"])
+
+
+def around(mean, half, n=4) -> list[float]:
+    """`n` values whose mean has a 95 % t interval of mean ± half."""
+    shape = np.array([-1.0, 1.0] * (n // 2))
+    return list(mean + shape * half / stats.t.isf(0.025, n - 1) * np.sqrt(n) / shape.std(ddof=1))
+
+
 def one_test(n_train, p, mean, n=4, undefined=None):
     return pd.DataFrame([{
         "split": "1", "n_train": n_train, "measure": "f1_hm", "n": n, "mean": mean, "low": mean - 0.01,
@@ -30,10 +47,10 @@ def one_test(n_train, p, mean, n=4, undefined=None):
 
 
 EMPTY = Evidence(
-    gains=gains(), tests=pd.DataFrame(), best=pd.DataFrame(columns=["arm", "confidence"]),
-    rare=pd.DataFrame(columns=["difference"]), rare_status="not run: no EXP+RARE detectors",
+    gains=gains(), pairs=pairs(), tests=pd.DataFrame(), best=pd.DataFrame(columns=["arm", "confidence"]),
+    rare=pd.DataFrame(columns=["split", "n_train", "difference"]), rare_status="not run: no EXP+RARE detectors",
     quality=pd.DataFrame(columns=["measure", "value", "low", "high", "yardstick", "n_train"]),
-    patches=pd.DataFrame(columns=["n"]), hours=pd.DataFrame(columns=["hours", "device"]),
+    patches=pd.DataFrame(columns=["source", "n"]), hours=pd.DataFrame(columns=["training", "total", "device"]),
     step=0.05, margin=0.01, level=0.95,
 )  # fmt: skip
 
@@ -57,9 +74,29 @@ def test_twelve_claims_and_nothing_to_judge_them_by():
     ],
 )
 def test_largest_gain(gain, half, verdict):
-    table = gains(("1", 10, "f1_hm", 0.6, -0.02, 0.001, 4), ("1", 50, "f1_hm", 0.7, gain, half, 4))
+    table = gains(("1", 10, "f1_hm", 0.6, -0.02, 0.03, 4), ("1", 50, "f1_hm", 0.7, gain, half, 4))
     finding = gain_rules.judge_largest_gain(replace(EMPTY, gains=table), 1.0)
     assert finding.verdict == verdict and finding.value == pytest.approx(gain)
+
+
+def test_the_largest_of_several_gains_has_a_wider_interval():
+    table = gains(*((s, 50, "f1_hm", 0.7, g, 0.006, 4) for s, g in (("1", 0.008), ("2", 0.001), ("3", 0.0))))
+    one = gain_rules.judge_largest_gain(replace(EMPTY, gains=table[:1]), 1.0)
+    three = gain_rules.judge_largest_gain(replace(EMPTY, gains=table), 1.0)
+    assert (one.low, one.high) == pytest.approx((0.002, 0.014))
+    factor = stats.t.isf(0.025 / 3, 3) / stats.t.isf(0.025, 3)
+    assert three.high - three.value == pytest.approx(0.006 * factor) and three.low < 0 < one.low
+    assert three.verdict == "partly" and "95 % interval" in three.shown and "Bonferroni" in three.tolerance_from
+    assert "90 %" in gain_rules.judge_largest_gain(replace(EMPTY, gains=table, level=0.9), 1.0).shown
+
+
+def test_the_largest_gain_does_not_hide_losses():
+    loss, gain = ("2", 50, "f1_hm", 0.7, -0.02, 0.005, 4), ("1", 50, "f1_hm", 0.7, 0.022, 0.005, 4)
+    both = gain_rules.judge_largest_gain(replace(EMPTY, gains=gains(loss, gain)), 1.0)
+    assert both.verdict == "reproduced" and "1 of 2 lost significantly" in both.reason
+    undecided = gains(loss, ("1", 50, "f1_hm", 0.7, 0.01, 0.3, 4))
+    finding = gain_rules.judge_largest_gain(replace(EMPTY, gains=undecided), 1.0)
+    assert finding.verdict == "not reproduced" and "none gained" in finding.reason
 
 
 def test_a_wider_tolerance_can_only_help():
@@ -93,21 +130,37 @@ def test_significance_level_is_the_tolerance():
 
 
 def test_origin_of_the_gain():
-    def table(first, second):
-        return gains(*(
-            (split, 50, measure, 0.7, gain, 0.005, 4)
-            for split, (detect, kind) in (("1", first), ("2", second))
-            for measure, gain in (("f1_detect", detect), ("f1_class", kind))
-        ))  # fmt: skip
+    def table(first, second, half=0.01):
+        rows = []
+        for split, (detect, kind) in (("1", first), ("2", second)):
+            rows += [
+                (split, 50, "f1_detect", [0.7] * 4, [detect] * 4),
+                (split, 50, "f1_class", [0.7] * 4, around(kind, half)),
+            ]
+        return pairs(*rows)
 
-    def verdict(*pairs):
-        return gain_rules.judge_origin_of_gain(replace(EMPTY, gains=table(*pairs)), 1.0).verdict
+    def finding(*given, **more):
+        return gain_rules.judge_origin_of_gain(replace(EMPTY, pairs=table(*given, **more)), 1.0)
 
-    assert verdict((0.0, 0.03), (0.03, 0.0)) == "reproduced"
-    assert verdict((0.0, 0.03), (0.03, 0.03)) == "partly"
-    assert verdict((0.03, 0.0), (0.0, 0.03)) == "not reproduced"
+    assert finding((0.0, 0.03), (0.03, 0.0)).verdict == "reproduced"
+    assert finding((0.0, 0.03), (0.03, 0.0)).tolerance == pytest.approx(0.01)
+    assert finding((0.0, 0.03), (0.03, 0.03)).verdict == "partly"
+    assert finding((0.03, 0.0), (0.0, 0.03)).verdict == "not reproduced"
+    assert finding((0.0, 0.3), (0.3, 0.0), half=0.06).verdict == "cannot be compared"  # too wide, however clear
     one = table((0, 0.03), (0.03, 0)).query("split == '1'")
-    assert gain_rules.judge_origin_of_gain(replace(EMPTY, gains=one), 1.0).verdict == "not attempted"
+    assert gain_rules.judge_origin_of_gain(replace(EMPTY, pairs=one), 1.0).verdict == "not attempted"
+
+
+def test_the_spread_of_the_origin_is_that_of_each_pairs_difference():
+    # Both gains move together from seed to seed: their difference is known far better than either.
+    together = [0.0, 0.1, -0.1, 0.05]
+    rows = [(s, 50, m, [0.7] * 4, [t + d for t in together]) for s, sign in (("1", 1), ("2", -1))
+            for m, d in (("f1_class", 0.02 * sign), ("f1_detect", 0.0))]  # fmt: skip
+    table = pairs(*rows)
+    table["difference"] += np.tile([0.001, -0.001], len(table) // 2) * table["measure"].eq("f1_class")
+    finding = gain_rules.judge_origin_of_gain(replace(EMPTY, pairs=table), 1.0)
+    half = stats.t.isf(0.025, 3) * np.std([0.001, -0.001] * 2, ddof=1) / 2
+    assert finding.tolerance == pytest.approx(half) and finding.verdict == "reproduced"
 
 
 @pytest.mark.parametrize(
@@ -121,8 +174,25 @@ def test_origin_of_the_gain():
     ],
 )
 def test_oversampling(differences, verdict):
-    e = replace(EMPTY, rare=pd.DataFrame({"difference": differences}))
-    assert gain_rules.judge_oversampling(e, 1.0).verdict == verdict
+    assert judged([("1", 50, differences)]).verdict == verdict
+
+
+def judged(conditions):
+    rows = [(split, n, value) for split, n, values in conditions for value in values]
+    e = replace(EMPTY, rare=pd.DataFrame(rows, columns=["split", "n_train", "difference"]))
+    return gain_rules.judge_oversampling(e, 1.0)
+
+
+def test_oversampling_is_judged_in_each_condition_and_over_splits():
+    none, some = [0.001, -0.001, 0.0, 0.002], [0.05, 0.051, 0.052, 0.05]
+    both = judged([("1", 50, none), ("2", 50, none)])
+    assert both.verdict == "reproduced" and both.low is None and "2 condition(s), never pooled" in both.reason
+    assert "share a generator" in both.reason and both.shown.count("interval") == 2
+    assert judged([("1", 50, none), ("2", 50, some)]).verdict == "not reproduced"
+    assert judged([("1", 50, none), ("2", 50, [0.1, -0.1])]).verdict == "partly"
+    # Three splits that differ: each is exact, and their mean is not.
+    apart = judged([("1", 50, some), ("2", 50, [-v for v in some]), ("3", 50, none)])
+    assert apart.n == 3 and apart.verdict == "cannot be compared" and "share a generator" not in apart.reason
 
 
 def test_oversampling_that_was_not_tried_or_has_no_meaning():
@@ -147,14 +217,30 @@ def test_best_thresholds(exp, gen, verdict):
 
 
 def test_level_at_fifty():
-    def verdict(base, gain, half=0.005):
-        e = replace(EMPTY, gains=gains(("1", 50, "f1_hm", base, gain, half, 4)))
-        return gain_rules.judge_level_at_50(e, 1.0).verdict
+    def finding(base, gain, half=0.005, base_half=0.005, factor=1.0):
+        table = pairs(("1", 50, "f1_hm", around(base, base_half), around(gain, half)))
+        return gain_rules.judge_level_at_50(replace(EMPTY, pairs=table), factor)
 
-    assert verdict(0.72, 0.015) == "reproduced"
-    assert verdict(0.60, 0.02) == "partly"
-    assert verdict(0.40, 0.2) == "not reproduced"
-    assert verdict(0.72, 0.015, NAN) == "cannot be compared"
+    assert finding(0.72, 0.015).verdict == "reproduced"
+    assert finding(0.60, 0.02).verdict == "partly"
+    assert finding(0.40, 0.2).verdict == "not reproduced"
+    one = pairs(("1", 50, "f1_hm", [0.72], [0.015]))
+    assert gain_rules.judge_level_at_50(replace(EMPTY, pairs=one), 1.0).verdict == "cannot be compared"
+    assert finding(0.72, 0.015, base_half=0.01).tolerance == pytest.approx(0.01)  # of the level, not of the gain
+
+
+def test_tolerances_of_level_and_share_have_units_of_their_own():
+    def verdict(base, gain, half, base_half, factor=1.0):
+        table = pairs(("1", 50, "f1_hm", around(base, base_half), around(gain, half)))
+        return gain_rules.judge_level_at_50(replace(EMPTY, pairs=table), factor).verdict
+
+    # A share of 0.10 is 0.02 from the paper's range; a gain known to 0.007 is a share known to 0.007 / 0.28 = 0.025.
+    assert verdict(0.72, 0.028, 0.007, 0.005) == "reproduced" and verdict(0.72, 0.028, 0.005, 0.005) == "partly"
+    # The level is 0.03 below the range: the spread of EXP counts, not that of the gain.
+    assert verdict(0.67, 0.015, 0.003, 0.035) == "reproduced" and verdict(0.67, 0.015, 0.015, 0.02) == "partly"
+    # Too wide to decide, at any factor, though it would hold the paper's ranges.
+    assert {verdict(0.72, 0.015, 0.005, 0.06, f) for f in (0.5, 1, 2)} == {"cannot be compared"}
+    assert {verdict(0.72, 0.015, 0.02, 0.005, f) for f in (0.5, 1, 2)} == {"cannot be compared"}  # share ± 0.071
 
 
 def quality(*rows):
@@ -182,18 +268,34 @@ def test_quality_with_n():
     assert rules.judge_quality_with_n(replace(EMPTY, quality=falling[:1]), 1.0).verdict == "not attempted"
 
 
-def test_patches_and_hours():
-    few, many = pd.DataFrame({"n": [256, 256]}), pd.DataFrame({"n": [10_000, 10_800]})
-    assert rules.judge_patches(replace(EMPTY, patches=few), 1.0).verdict == "not attempted"
-    assert rules.judge_patches(replace(EMPTY, patches=many), 1.0).verdict == "reproduced"
+def patches(real, generated):
+    rows = [("real", n) for n in real] + [("generated", n) for n in generated]
+    return pd.DataFrame(rows, columns=["source", "n"])
 
-    def verdict(device, hours, patches=many):
-        table = pd.DataFrame({"hours": [hours], "device": [device]})
-        return rules.judge_hours(replace(EMPTY, hours=table, patches=patches), 1.0).verdict
 
-    assert verdict("Tesla V100-SXM2", 14.0) == "reproduced" and verdict("Tesla V100-SXM2", 40.0) == "not reproduced"
-    assert verdict("NVIDIA H100", 1.0) == "cannot be compared"
-    assert verdict("CPU, 2 cores", 0.1, few) == "not attempted"
+def test_patches_are_counted_real_and_generated():
+    def finding(*given):
+        return rules.judge_patches(replace(EMPTY, patches=patches(*given)), 1.0)
+
+    assert finding([96, 384], [256, 256]).verdict == "not attempted"
+    assert finding([96, 384], [256, 256]).shown == "real 96 to 384, generated 256"
+    assert finding([10_000, 10_800], [10_000, 10_000]).verdict == "reproduced"
+    half = finding([1_000, 10_000], [10_000, 10_000])
+    assert half.verdict == "partly" and "generated ones only" in half.reason
+    assert finding([10_000], []).verdict == "not attempted"
+
+
+def test_hours_of_training_and_of_both():
+    def verdict(device, training, total, n=10_000):
+        table = pd.DataFrame({"training": [training], "total": [total], "device": [device]})
+        return rules.judge_hours(replace(EMPTY, hours=table, patches=patches([n], [n])), 1.0).verdict
+
+    assert (
+        verdict("Tesla V100-SXM2", 6.0, 14.0) == "reproduced" and verdict("Tesla V100-SXM2", 30, 40) == "not reproduced"
+    )
+    assert verdict("Tesla V100-SXM2", 11.0, 14.0) == "partly"  # 11 h is 4 h from 7
+    assert verdict("NVIDIA H100", 0.5, 1.0) == "cannot be compared"
+    assert verdict("CPU, 2 cores", 0.1, 0.1, n=256) == "not attempted"
 
 
 def test_undefined_scores_cannot_be_compared():

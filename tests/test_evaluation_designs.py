@@ -10,11 +10,13 @@ from scipy import stats
 from companion.evaluation.designs import (
     assumptions,
     equivalence,
+    equivalence_table,
     overall_effect,
     power_table,
     seeds_power,
     variance_components,
 )
+from companion.evaluation.many_splits import assumed_spread, designs_on_simulated_scores, simulated_pairs
 
 
 def drawn(splits=4, seeds=4, effect=0.02, split_sd=0.01, seed_sd=0.01, sizes=(50,), rng=0):
@@ -39,6 +41,17 @@ def test_equivalence_is_two_one_sided_tests():
     assert (result["p"] < 0.05) == (result["low"] > -0.01 and result["high"] < 0.01)
     assert equivalence([0.05, 0.06, 0.04], 0.01)["p"] > 0.9
     assert "1 pair" in equivalence([0.0], 0.01)["undefined"]
+
+
+def test_equivalence_is_tested_in_each_condition():
+    pairs = drawn(splits=2, seeds=4, sizes=(10, 50))
+    table = equivalence_table(pairs, 0.03)
+    assert len(table) == 4 and (table["n"] == 4).all() and table["varied"].eq("detector seed").all()
+    own = pairs[(pairs["split"] == "1") & (pairs["n_train"] == 50)]["difference"]
+    row = table[(table["split"] == "1") & (table["n_train"] == 50)].iloc[0]
+    assert row["p"] == pytest.approx(equivalence(own, 0.03)["p"])
+    many = equivalence_table(drawn(splits=3, seeds=4), 0.03)
+    assert many["split"].tolist() == ["0", "1", "2", "all"] and many["n"].tolist() == [4, 4, 4, 3]
 
 
 def test_variance_components_by_hand():
@@ -90,6 +103,40 @@ def test_mixed_effect_of_equal_numbers_is_the_test_over_split_means():
     interval = test.confidence_interval(0.95)
     assert found["effect"] == pytest.approx(means.mean())
     assert (found["p"], found["low"], found["high"]) == pytest.approx((test.pvalue, *interval), rel=1e-3)
+
+
+def test_one_pair_per_split_is_a_test_over_splits():
+    pairs = drawn(splits=6, seeds=1)
+    test, found = stats.ttest_1samp(pairs["difference"], 0), overall_effect(pairs)
+    assert found["model"] == "split means" and "one pair per split" in found["reason"]
+    assert (found["p"], found["effect"]) == pytest.approx((test.pvalue, pairs["difference"].mean()))
+    assert overall_effect(drawn(splits=6, seeds=1, sizes=(10, 50)))["model"] == "mixed"
+    uneven = pd.concat([drawn(splits=3, seeds=1), drawn(splits=1, seeds=1, sizes=(10,))])  # one split has one N more
+    assert overall_effect(uneven)["model"] != "split means"
+
+
+def test_many_splits_estimate_a_known_effect_better_than_many_seeds():
+    shapes = [(1, 8), (4, 2), (8, 1)]
+    table = designs_on_simulated_scores(0.02, 0.01, 0.01, shapes, np.random.default_rng(0), 60).set_index("splits")
+    assert table["model"].to_dict() == {1: "fixed", 4: "mixed", 8: "split means"} and (table["runs"] == 8).all()
+    # Of one split the interval is short, and wrong about half the time; over splits it is honest.
+    assert table.loc[1, "coverage"] < 0.75 < 0.88 < table.loc[[4, 8], "coverage"].min()
+    assert table.loc[8, "half_width"] < table.loc[1, "honest_half_width"]
+    assert table.loc[8, "honest_half_width"] < table.loc[1, "honest_half_width"]
+    assert table.loc[8, "estimate"] == pytest.approx(0.02, abs=0.003)
+    alike = designs_on_simulated_scores(0.02, 0.0, 0.01, [(1, 8)], np.random.default_rng(1), 200)
+    assert alike.loc[0, "coverage"] == pytest.approx(0.95, abs=0.05)  # where splits do not differ, seeds are enough
+
+
+def test_simulated_pairs_have_the_spread_they_are_drawn_with():
+    pairs = simulated_pairs(400, 2, 0.02, 0.03, 0.01, np.random.default_rng(0))
+    parts = variance_components(pairs)
+    assert parts["seed_sd"] == pytest.approx(0.01, rel=0.1) and parts["split_sd"] == pytest.approx(0.03, rel=0.1)
+    assert pairs["difference"].mean() == pytest.approx(0.02, abs=0.005)
+    assert assumed_spread(parts)[2].count("measured") == 2
+    split_sd, seed_sd, words = assumed_spread({"seed_sd": 0.02, "split_sd": float("nan")})
+    assert split_sd == seed_sd == 0.02 and "not measurable" in words
+    assert assumed_spread({"seed_sd": float("nan"), "split_sd": float("nan")})[:2] == (0.01, 0.01)
 
 
 def test_power_against_simulation():

@@ -16,6 +16,7 @@ from companion.evaluation.errors import (
     DUPLICATE,
     LOCALISATION,
     MISSED,
+    SIZES,
     audit,
     error_shares,
     image_errors,
@@ -25,6 +26,7 @@ from companion.evaluation.errors import (
 )  # fmt: skip
 from companion.evaluation.resampling import mean_interval, nested_bootstrap, ratio_interval, threshold_optimism
 from companion.evaluation.scores import count, tabulate
+from companion.evaluation.studies import error_groups
 
 RNG = np.random.default_rng
 
@@ -73,15 +75,49 @@ def test_nothing_predicted_and_nothing_there():
 def test_recall_by_group():
     table = pd.DataFrame(
         {"image": ["a", "a", "b", "b"], "class": [1, 1, 1, 2], "error": [CORRECT, MISSED, CLASS, MISSED]}
-    )
+    ).assign(row=range(4))
     found = recall_by(table, "class", RNG(0), 200, 0.95).set_index("class")
     assert found["recall"].tolist() == pytest.approx([2 / 3, 0]) and found.loc[1, "images"] == 2
+    twice = pd.concat([table, table.assign(error=CORRECT)])  # a second run finds all
+    counted = recall_by(twice, "class", RNG(0), 10, 0.95).set_index("class")
+    assert counted["truths"].tolist() == [3, 1] and counted["recall"].tolist() == pytest.approx([5 / 6, 1 / 2])
     assert found.loc[1, "low"] == 0.5 and found.loc[1, "high"] == 1.0 and np.isnan(found.loc[2, "low"])
 
 
+def test_errors_of_every_kind_by_class_size_and_pixel_size():
+    run = {"split": "1", "n_train": 10, "arm": "EXP", "seed": 1}
+    truth = truths((0, 0, 0, 10, 10, 1), (0, 20, 0, 40, 10, 2), (1, 0, 0, 10, 10, 1))
+    found = predictions(
+        (0, 0, 0, 10, 10, 0.9, 2),  # a small 1 called 2
+        (0, 21, 0, 40, 10, 0.9, 2),  # correct
+        (0, 20, 0, 40, 10, 0.8, 2),  # the same again, medium
+        (1, 40, 40, 44, 44, 0.9, 1),  # small, on background, at the other pixel size
+    )
+    places = index(2).assign(pixel_size_nm=[0.5, 1.0])
+    seen, known = (table.assign(**run) for table in audit(found, truth, places, 0.5, 0.5))
+    table = error_groups(seen, known, {1: "loop", 2: "dot", 3: "never"})
+    count = table.set_index(["by", "group", "error"])["count"]
+    assert count["class", "dot", CLASS] == 1 and count["class", "loop", CLASS] == 0  # by what it says
+    assert count["class", "dot", DUPLICATE] == 1 and count["class", "loop", BACKGROUND] == 1
+    assert count["class", "loop", MISSED] == 1 and count["class", "dot", MISSED] == 0
+    small, medium, _ = SIZES
+    assert (count["size", small, BACKGROUND], count["size", medium, DUPLICATE], count["size", small, MISSED]) == (
+        1,
+        1,
+        1,
+    )
+    assert count["pixel size", "1 nm", BACKGROUND] == 1 and count["pixel size", "0.5 nm", MISSED] == 0
+    totals = table.groupby(["by", "error"])["count"].sum().unstack("by")
+    assert totals.nunique(axis=1).eq(1).all() and totals["class"].to_dict() == error_shares(seen, known)
+    rates = table.set_index(["by", "group", "error"])["per_truth"]
+    assert rates["class", "loop", MISSED] == 0.5 and "never" not in set(table["group"])
+    none = error_groups(seen, known[known["class"] == 1], {1: "loop", 2: "dot"}).set_index(["group", "error"])
+    assert np.isnan(none.loc[("dot", DUPLICATE), "per_truth"])
+
+
 def test_size_bins_include_their_upper_edge():
-    assert size_bins([16, 16.5, 32, 100]).tolist() == [
-        "small (≤ 16 px)", "medium (≤ 32 px)", "medium (≤ 32 px)", "large (> 32 px)",
+    assert size_bins([0, 16, 16.5, 32, 100]).tolist() == [
+        "small (≤ 16 px)", "small (≤ 16 px)", "medium (≤ 32 px)", "medium (≤ 32 px)", "large (> 32 px)",
     ]  # fmt: skip
 
 
@@ -101,7 +137,7 @@ def test_materials_table_takes_images_as_units():
     errors = pd.DataFrame({
         "arm": "EXP", "class": "all", "image": ["a", "a", "b"], "density_error": [0.1, -0.3, 0.4], "size_error": np.nan,
     })  # fmt: skip
-    table = materials_table(errors, RNG(0), 500, 0.95).set_index("quantity")
+    table = materials_table(errors, RNG(0), 500, 0.95, ("arm", "class")).set_index("quantity")
     assert table.loc["density", "images"] == 2 and table.loc["density", "error"] == pytest.approx((0.2 + 0.4) / 2)
     assert table.loc["density", "bias"] == pytest.approx((-0.1 + 0.4) / 2)
     assert table.loc["size", "images"] == 0 and np.isnan(table.loc["size", "error"])

@@ -7,12 +7,17 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import ellipse_patches
 from test_scores import noisy
+from typer.testing import CliRunner
 
+from companion import cli
+from companion.data.patches import Patches, instance_table
 from companion.errors import CompanionError
 from companion.evaluation.scores import count, evaluate_files, tabulate
+from companion.geometry import encode_rle
 from companion.provenance import write_table
 
 COCO = {
@@ -143,6 +148,52 @@ def test_files_that_are_something_else(tmp_path, coco):
         evaluate_files(tmp_path / "p.parquet", truth)
     with pytest.raises(CompanionError, match="not a patches folder"):
         evaluate_files(results, tmp_path)
+
+
+def rows_of(*arguments) -> list[dict]:
+    """What the command line prints with --json."""
+    result = CliRunner().invoke(cli.app, ["evaluate", *map(str, arguments), "--json"])
+    assert result.exit_code == 0, result.output
+    return json.loads(result.output)
+
+
+def test_classes_and_unpredicted_patches_on_the_command_line(coco):
+    # Image 7: a loop found, a dot found as a loop; image 9: a dot, and nothing predicted.
+    files = coco(RESULTS)
+    counts = [
+        tuple(rows_of(*files, *options)[0][name] for name in ("tp", "fp", "fn"))
+        for options in ((), ("--same-class",), ("--skip-unpredicted",), ("--same-class", "--skip-unpredicted"))
+    ]
+    assert counts == [(2, 0, 1), (1, 1, 2), (2, 0, 0), (1, 1, 1)]
+
+
+def test_boxes_or_masks_on_the_command_line(tmp_path):
+    instances = np.zeros((1, 20, 20), dtype=np.uint8)
+    instances[0, 2:12, 2:12] = np.eye(10)  # a diagonal line: its box is 10 x 10 px, its area 10 px
+    index = pd.DataFrame({"patch": [0], "image": "a", "x0": 0, "y0": 0, "symmetry": 0, "pixel_size_nm": 1.0})
+    labels = {(0, 1): 1}
+    Patches(instances, instances, index, instance_table(instances, labels), ("loop",)).save(tmp_path / "test")
+    filled = np.zeros((1, 20, 20), dtype=bool)
+    filled[0, 2:12, 2:12] = True
+    found = {"patch": 0, "x1": 2.0, "y1": 2.0, "x2": 12.0, "y2": 12.0, "score": 0.9, "label": 1}
+    path = tmp_path / "predictions.parquet"
+    write_table(path, pd.DataFrame([found]).assign(mask=encode_rle(filled)))
+    assert rows_of(path, tmp_path / "test", "--on", "boxes")[0]["tp"] == 1
+    assert rows_of(path, tmp_path / "test", "--on", "masks")[0]["tp"] == 0  # IoU 10 / 100
+    assert rows_of(path, tmp_path / "test", "--on", "masks", "--iou", "0.1")[0]["tp"] == 1
+
+
+def test_masks_that_are_not_there(tmp_path, coco):
+    results, truth = coco(RESULTS)
+    with pytest.raises(CompanionError, match="truth's masks, of a patches folder"):
+        evaluate_files(results, truth, on="masks")
+    with pytest.raises(CompanionError, match="did you mean 'masks'"):
+        evaluate_files(results, truth, on="mask")
+    patches = ellipse_patches(4, seed=1)
+    patches.save(tmp_path / "test")
+    write_table(tmp_path / "predictions.parquet", noisy(patches, 1))
+    with pytest.raises(CompanionError, match="boxes only"):
+        evaluate_files(tmp_path / "predictions.parquet", tmp_path / "test", on="masks")
 
 
 @pytest.mark.parametrize(("iou", "confidence"), [([0], [0.5]), ([1.2], [0.5]), ([0.5], [-0.1]), ([], [0.5])])

@@ -97,6 +97,12 @@ def test_errors_of_all_runs(study):
     predictions, truths = studies.audit_runs(study["found"], study["chosen"], 0.5)
     counts = studies.error_counts(predictions, truths)
     assert len(counts) == 6 * 5 and len(truths) == 6 * len(study["found"][0].truth.table)
+    recall = studies.recall_tables(truths, study["found"][0].truth.classes, study["rng"], 20, 0.95)
+    defects = study["found"][0].truth.table
+    per_class = recall["size"].groupby("arm")["truths"].sum()  # of two seeds per arm each defect counts once
+    assert per_class.tolist() == [len(defects)] * 3 and set(recall["size"]["n_train"]) == {10}
+    groups = studies.error_groups(predictions, truths, study["found"][0].truth.classes)
+    assert groups.groupby("by")["count"].sum().nunique() == 1 and (groups["count"].sum() > 0)
     missed = counts[counts["error"] == "missed"].groupby("arm")["per_truth"].mean()
     assert missed["EXP"] > missed["EXP+GEN"]
     materials = studies.materials_runs(study["found"], study["chosen"])
@@ -152,7 +158,11 @@ def test_claims_of_a_small_run_claim_little(study):
     rows = table.reset_index().to_dict("records")
     provenance.write_json(stages.tree(claims.profile).parent / "other" / "claims" / "claims.json", {"claims": rows})
     beside = verdicts_beside(claims, rows)
-    assert list(beside) == [claims.profile.dataset, "other (None)"] and beside.shape == (12, 2)
+    assert list(beside) == ["phantom", "loops_316L", "fecral", "other (None)"] and beside.shape == (12, 4)
+    assert beside["fecral"].eq("not attempted").all()
+    assert beside[claims.profile.dataset].tolist() == table["verdict"].tolist() == beside["other (None)"].tolist()
+    # Twelve patches of train-n10 in four symmetries, ten generated ones.
+    assert table.loc["C11", "ours"] == "real 48, generated 10"
     strip = runs.strip_pictures(claims, scores)
     assert strip.test.shape == (64, 64) and strip.generated.dtype == np.uint8 and "split 1, N = 10" in strip.caption
     assert strip.real_labels.any() and strip.simulated_labels.any()

@@ -205,5 +205,5 @@ def test_masks_instead_of_boxes():
     half = [m & (np.cumsum(m).reshape(m.shape) <= m.sum() // 2) for m in masks]  # the upper half of each mask
     halved = found.assign(mask=encode_rle(np.stack(half)))
     assert scored(halved, 0.4)["f1_detect"] == 1 and scored(halved, 0.6)["f1_detect"] < 0.2  # boxes would still match
-    with pytest.raises(CompanionError, match="match by boxes"):
+    with pytest.raises(CompanionError, match="match on boxes"):
         scored(found.assign(mask=None), 0.5)

@@ -11,6 +11,8 @@ from scipy import stats
 
 from companion.evaluation.significance import (
     best_confidence,
+    comparison_table,
+    comparisons,
     gain_table,
     headline_measure,
     holm,
@@ -100,12 +102,30 @@ def test_table_of_conditions():
     pairs = paired_scores(found, 0.5, ("EXP", "EXP+GEN"), best_confidence(found, 0.5, "f1_hm"))
     assert len(pairs) == 2 * 4 * 3
     table = significance_table(pairs).set_index(["n_train", "measure"])
+    assert table["varied"].eq("detector seed").all() and table["shared"].str.contains("generator").all()
     assert (table["family"] == 2).all() and (table["p_holm"] >= table["p"]).all()
     assert table.loc[(10, "f1_hm"), "mean"] == pytest.approx(0.02, abs=0.015)
     assert table["smallest_p_sign_flip"].eq(0.125).all()
     by_hand = pairs[(pairs["n_train"] == 50) & (pairs["measure"] == "f1_detect")]
     expected = stats.ttest_rel(by_hand["EXP+GEN"], by_hand["EXP"]).pvalue
     assert table.loc[(50, "f1_detect"), "p"] == pytest.approx(expected)
+
+
+def test_conditions_are_never_pooled_and_splits_only_from_three_on():
+    rows = [(s, n, k, 0.01 * int(s) + 0.001 * k) for s in "123" for n in (10, 50) for k in (-1, 1)]
+    pairs = pd.DataFrame(rows, columns=["split", "n_train", "seed", "difference"])
+    two = comparisons(pairs[pairs["split"] != "3"])
+    assert [(keys["split"], keys["n_train"], len(d)) for keys, d in two] == [
+        ("1", 10, 2), ("1", 50, 2), ("2", 10, 2), ("2", 50, 2),
+    ]  # fmt: skip
+    assert all(keys["varied"] == "detector seed" and "generator" in keys["shared"] for keys, _ in two)
+    table = comparison_table(pairs).set_index(["split", "n_train"])
+    assert len(table) == 8 and (table["n"].loc["all"] == 3).all()
+    test = stats.ttest_1samp([0.01, 0.02, 0.03], 0)  # of the split means, not of six pairs
+    assert table.loc[("all", 50), "p"] == pytest.approx(test.pvalue)
+    assert "generator" in table.loc[("all", 50), "varied"] and table.loc[("all", 50), "shared"] == "data set"
+    hole = pairs.assign(difference=pairs["difference"].where(pairs["split"] != "3"))
+    assert len(comparisons(hole)) == 4 and len(comparison_table(pairs[:0])) == 0
 
 
 def test_seeds_without_a_partner_and_absent_arms():

@@ -93,13 +93,21 @@ def evaluate(
     iou: Annotated[list[float] | None, typer.Option(min=0, max=1, help="IoU threshold; repeat for several")] = None,
     confidence: Annotated[list[float] | None, typer.Option(min=0, max=1, help="score threshold; repeatable")] = None,
     matching: Annotated[str, typer.Option(help="truth-greedy, score-greedy or optimal")] = "truth-greedy",
+    on: Annotated[str, typer.Option(help="what must overlap: boxes or masks")] = "boxes",
+    same_class: Annotated[
+        bool, typer.Option("--same-class", help="only a prediction of the truth's class matches (paper: any)")
+    ] = False,
+    skip_unpredicted: Annotated[
+        bool, typer.Option("--skip-unpredicted", help="drop patches without predictions with their misses")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print rows with the columns of scores.parquet")] = False,
 ) -> None:
     """Score anyone's predictions against anyone's truth."""
     from companion.evaluation.scores import evaluate_files
     from companion.provenance import plain
 
-    rows = evaluate_files(predictions, truth, iou or [0.5], confidence or [0.5], matching)
+    unpredicted = "skip" if skip_unpredicted else "count"
+    rows = evaluate_files(predictions, truth, iou or [0.5], confidence or [0.5], matching, on, same_class, unpredicted)
     if as_json:
         return print(json.dumps(plain(rows.to_dict("records")), indent=1))
     _print_table(rows.dropna(axis=1, how="all"))

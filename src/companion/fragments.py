@@ -21,6 +21,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from companion import measurements, paths, provenance, stages
 from companion.errors import CompanionError, problems
+from companion.evaluation.conditions import at_condition, headline_condition
 from companion.evaluation.wording import with_interval
 from companion.params import Profile
 from companion.report import duration
@@ -62,7 +63,9 @@ def write_fragments(
     glue_notebook({key: value for key, (value, _) in quoted.items()}, folder / "headline.ipynb", sources)
     fragments = {
         "notice": data_notice(stages.dataset_name(profile.dataset), profile.name),
-        "headline": scores_table(gains) + "\n" + claims_table([r for r in rows if r["id"] in HEADLINE_CLAIMS]),
+        "headline": scores_table(gains, profile.evaluation.confidence_level)
+        + "\n"
+        + claims_table([r for r in rows if r["id"] in HEADLINE_CLAIMS]),
         "verdicts": claims_table(rows),
         "times": times_table(stamps),
         "freshness": freshness_table([(stage.kind.notebook, states[stage.address]) for stage in matrix]),
@@ -152,19 +155,19 @@ def quoted_numbers(
     condition = gains.to_dict("records")[0] if len(gains) else {}
     for key in ("split", "n_train"):
         quoted[key] = (str(condition.get(key, "none")), "sizes")
+    level = profile.evaluation.confidence_level
     by_measure = {row["measure"]: row for row in gains.to_dict("records")}
     for measure in MEASURES:
         row = by_measure.get(measure, dict.fromkeys(("base", "other", "gain", "low", "high", "n")))
         quoted[f"{measure}_exp"] = (_score(row["base"]), "sizes")
         quoted[f"{measure}_gen"] = (_score(row["other"]), "sizes")
-        quoted[f"{measure}_gain"] = (with_interval(row["gain"], row["low"], row["high"], row["n"]), "sizes")
+        quoted[f"{measure}_gain"] = (with_interval(row["gain"], row["low"], row["high"], row["n"], level), "sizes")
     return quoted
 
 
 def headline_gains(gains: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     """Rows of sizes.parquet of the profile's first split and its largest N, one per measure."""
-    split = stages.split_name(profile.splits[0])
-    here = gains[(gains["split"].astype(str) == split) & (gains["n_train"] == max(profile.sizes))]
+    here = at_condition(gains, headline_condition(profile))
     return here.sort_values("measure", key=lambda names: names.map(list(MEASURES).index), ignore_index=True)
 
 
@@ -200,12 +203,12 @@ def data_notice(dataset: str, profile: str) -> str:
     return f":::{{admonition}} {title}\n:class: warning companion-notice\n\n{data}\n\n{size}\n:::\n"
 
 
-def scores_table(gains: pd.DataFrame) -> str:
-    """Markdown table of both arms' scores with the difference and its interval."""
+def scores_table(gains: pd.DataFrame, level: float = 0.95) -> str:
+    """Markdown table of both arms' scores with the difference and its interval, which is of `level`."""
     header = ("score, at each arm's best threshold", "EXP", "EXP+GEN", "difference")
     rows = [
         (MEASURES[row["measure"]], _score(row["base"]), _score(row["other"]),
-         with_interval(row["gain"], row["low"], row["high"], row["n"]))
+         with_interval(row["gain"], row["low"], row["high"], row["n"], level))
         for row in gains.to_dict("records")
     ]  # fmt: skip
     return _table(header, rows) if rows else "This profile has no pair of arms to compare.\n"

@@ -127,7 +127,9 @@ class Evaluation(Section):
 
     matching: Literal["truth-greedy", "score-greedy", "optimal"] = Field("truth-greedy", description="the authors'")
     iou: Share = Field(0.5, description="box IoU of the headline figures (the paper does not say which it used)")
-    iou_sweep: list[Share] = Field([0.1, 0.3, 0.5, 0.7], min_length=1, description="box IoU thresholds swept")
+    iou_sweep: list[Share] = Field(
+        [round(0.1 * k, 1) for k in range(1, 10)], min_length=1, description="box IoU thresholds swept"
+    )
     confidence_sweep: list[Share] = Field(
         [round(0.05 * k, 2) for k in range(1, 20)], min_length=1, description="score thresholds swept"
     )

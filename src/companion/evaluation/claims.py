@@ -19,9 +19,10 @@ import pandas as pd
 from companion import provenance
 from companion.evaluation import gain_rules, rules
 from companion.evaluation.rules import Evidence, Finding
-from companion.evaluation.significance import best_confidence
+from companion.evaluation.significance import best_confidence, headline_measure, operating_points, paired_scores
 from companion.stages import Stage, dataset_name, split_name, tree
 
+DATASETS = ("phantom", "loops_316L", "fecral")  # each a column of the verdicts, run or not
 QUALITY_COLUMNS = ["measure", "value", "low", "high", "n", "yardstick"]
 
 
@@ -74,9 +75,11 @@ def gather(stage: Stage) -> Evidence:
     if len(tests):
         tests = tests[tests["operating_point"] == "best on test"]
     rare = _json(read["imbalance"] / "imbalance.json")
-    swept = sorted(evaluation.confidence_sweep)
+    swept, (measure, _) = sorted(evaluation.confidence_sweep), headline_measure(scores)
+    chosen = operating_points(scores, evaluation.iou, measure, evaluation.confidence)
     return Evidence(
-        gains=pd.read_parquet(read["sizes"] / "sizes.parquet"), tests=tests,
+        gains=pd.read_parquet(read["sizes"] / "sizes.parquet"),
+        pairs=paired_scores(scores, evaluation.iou, gain_rules.ARMS, chosen), tests=tests,
         best=best_of_each_run(scores, evaluation.iou),
         rare=pd.DataFrame(rare["differences"], columns=["split", "n_train", "seed", "difference"]),
         rare_status=rare["status"],
@@ -120,10 +123,10 @@ def claims_table(evidence: Evidence, stage: Stage) -> list[dict[str, Any]]:
 
 
 def verdicts_beside(stage: Stage, rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Verdicts of this data set and of every other that the same profile was run on, a column each.
+    """Verdicts of this data set and of every other, a column each: `DATASETS`, and what else this profile was run on.
 
-    Data sets are never pooled. The other columns are read as they lie in the run tree; they are not inputs of this
-    stage, so each names the commit that it was made from.
+    Data sets are never pooled; one that was not run is "not attempted". The other columns are read as they lie in
+    the run tree; they are not inputs of this stage, so each names the commit that it was made from.
 
     Parameters
     ----------
@@ -131,14 +134,21 @@ def verdicts_beside(stage: Stage, rows: Sequence[Mapping[str, Any]]) -> pd.DataF
 
     Returns
     -------
-    Index: claim ids; columns "<data set>", for others "<data set> (<commit>)"
+    Index: claim ids; columns "<data set>", for others that were run "<data set> (<commit>)"
     """
     here = dataset_name(stage.profile.dataset)
-    columns = {here: {row["id"]: row["verdict"] for row in rows}}
-    for path in sorted(tree(stage.profile).parent.glob(f"*/{stage.kind.folder}/claims.json")):
-        if (name := path.parent.parent.name) != here:
-            commit = (provenance.read_stamp(path.parent) or {}).get("commit")
-            columns[f"{name} ({commit})"] = {row["id"]: row["verdict"] for row in _json(path)["claims"]}
+    folders = {
+        path.parent.parent.name: path for path in tree(stage.profile).parent.glob(f"*/{stage.kind.folder}/claims.json")
+    }
+    columns = {}
+    for name in dict.fromkeys((*DATASETS, here, *sorted(folders))):
+        if name == here:
+            columns[here] = {row["id"]: row["verdict"] for row in rows}
+        elif name in folders:
+            commit = (provenance.read_stamp(folders[name].parent) or {}).get("commit")
+            columns[f"{name} ({commit})"] = {row["id"]: row["verdict"] for row in _json(folders[name])["claims"]}
+        else:
+            columns[name] = {row["id"]: "not attempted" for row in rows}
     return pd.DataFrame(columns).rename_axis("id")
 
 
@@ -160,24 +170,31 @@ def _quality(stage: Stage) -> pd.DataFrame:
 
 
 def _patches(stage: Stage) -> pd.DataFrame:
-    rows = [
-        (keys["split"], keys["n_train"], len(pd.read_parquet(folder / "index.parquet")))
-        for keys, folder in _of_kind(stage, "generated")
-    ]
-    return pd.DataFrame(rows, columns=["split", "n_train", "n"])
+    """Training patches of each condition; real ones count once for every symmetry that training may apply."""
+    rows = []
+    for keys, folder in _of_kind(stage, "micrographs"):
+        for n_train in stage.profile.sizes:
+            part = folder / f"train-n{n_train}"
+            symmetries = len(_json(part / "patches.json")["symmetries"])
+            rows.append((keys["split"], n_train, "real", symmetries * len(pd.read_parquet(part / "index.parquet"))))
+    for keys, folder in _of_kind(stage, "generated"):
+        rows.append((keys["split"], keys["n_train"], "generated", len(pd.read_parquet(folder / "index.parquet"))))
+    return pd.DataFrame(rows, columns=["split", "n_train", "source", "n"])
 
 
 def _hours(stage: Stage) -> pd.DataFrame:
-    """Wall time of training each LDM and of generating the plain set with it."""
-    stamps = [
-        (keys["split"], keys["n_train"], (provenance.read_stamp(folder) or {}))
-        for kind in ("diffusion", "generated")
-        for keys, folder in _of_kind(stage, kind)
-        if keys.get("masks", "plain") == "plain"
-    ]
-    rows = [(split, n, stamp.get("device"), stamp.get("wall_s", 0) / 3600) for split, n, stamp in stamps]
-    table = pd.DataFrame(rows, columns=["split", "n_train", "device", "hours"])
-    return table.groupby(["split", "n_train", "device"], as_index=False, dropna=False)["hours"].sum()
+    """Wall time of training each LDM, and of that and generating the plain set with it."""
+    stamps: dict[tuple[str, int], dict[str, dict[str, Any]]] = {}
+    for kind in ("diffusion", "generated"):
+        for keys, folder in _of_kind(stage, kind):
+            if keys.get("masks", "plain") == "plain":
+                stamps.setdefault((keys["split"], keys["n_train"]), {})[kind] = provenance.read_stamp(folder) or {}
+    rows = []
+    for condition, made in stamps.items():
+        hours = {kind: stamp.get("wall_s", 0) / 3600 for kind, stamp in made.items()}
+        devices = ", ".join(sorted({str(stamp.get("device")) for stamp in made.values()}))
+        rows.append((*condition, devices, hours["diffusion"], sum(hours.values())))
+    return pd.DataFrame(rows, columns=["split", "n_train", "device", "training", "total"])
 
 
 def _json(path: Path) -> dict[str, Any]:

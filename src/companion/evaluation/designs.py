@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from companion.evaluation.significance import paired_t
+from companion.evaluation.significance import BETWEEN_SEEDS, CONDITION, LEAST_SPLITS, comparisons, paired_t
 
 NAN = float("nan")
 
@@ -31,6 +31,22 @@ def equivalence(differences: ArrayLike, margin: float, level: float = 0.95) -> d
     error = test["sd"] / np.sqrt(test["n"])
     lower, upper = (test["mean"] + margin) / error, (margin - test["mean"]) / error
     return {**result, "p": float(stats.t.sf(min(lower, upper), test["df"])), "undefined": None}
+
+
+def equivalence_table(pairs: pd.DataFrame, margin: float, level: float = 0.95) -> pd.DataFrame:
+    """`equivalence` of each condition, and of the split means of each N that has at least three.
+
+    Parameters
+    ----------
+    pairs : columns split, n_train, difference (one measure)
+
+    Returns
+    -------
+    split ("all" for split means), n_train, varied, shared (see `significance.comparisons`), then the entries of
+    `equivalence`
+    """
+    rows = [{**keys, **equivalence(differences, margin, level)} for keys, differences in comparisons(pairs)]
+    return pd.DataFrame(rows, columns=[*CONDITION, *BETWEEN_SEEDS, *equivalence([], margin)])
 
 
 def variance_components(pairs: pd.DataFrame) -> dict[str, Any]:
@@ -65,8 +81,9 @@ def overall_effect(pairs: pd.DataFrame, level: float = 0.95) -> dict[str, Any]:
 
     Differences of pairs are modelled, so that what a pair shares cancels. With at least three splits of at least two
     pairs the split is random (statsmodels MixedLM, REML, t quantiles): the effect then speaks of splits that were not
-    drawn. With fewer the variance of splits is not identified; split and N become fixed effects (sum-coded least
-    squares), and the effect speaks of these splits alone.
+    drawn. With one pair per split, or where the model does not converge, a t-test over the split means says the same.
+    With fewer splits their variance is not identified; split and N become fixed effects (sum-coded least squares),
+    and the effect speaks of these splits alone, and of the one generator behind the pairs of each condition.
 
     Parameters
     ----------
@@ -74,7 +91,7 @@ def overall_effect(pairs: pd.DataFrame, level: float = 0.95) -> dict[str, Any]:
 
     Returns
     -------
-    model ("mixed", "fixed", "none"), reason, effect, low, high, p, split_sd, residual_sd, n
+    model ("mixed", "split means", "fixed", "none"), reason, effect, low, high, p, split_sd, residual_sd, n
     """
     import warnings
 
@@ -91,7 +108,7 @@ def overall_effect(pairs: pd.DataFrame, level: float = 0.95) -> dict[str, Any]:
     if len(used) < 2 or np.isclose(used["difference"].std(ddof=1), 0):
         return {**result, "reason": "fewer than two pairs, or no spread between them: there is nothing to model"}
     alpha = 1 - level
-    if len(splits) >= 3 and splits.min() >= 2:
+    if len(splits) >= LEAST_SPLITS and splits.min() >= 2:
         formula = "difference ~ 1" + "".join(f" + {t}" for t in terms if "n_train" in t)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
@@ -109,14 +126,24 @@ def overall_effect(pairs: pd.DataFrame, level: float = 0.95) -> dict[str, Any]:
                 "residual_sd": float(np.sqrt(fit.scale)),
             }  # fmt: skip
         why = "the mixed model did not converge"
+    elif len(splits) >= LEAST_SPLITS:
+        why = "one pair per split"
     else:
         why = f"{len(splits)} split{'s' if len(splits) > 1 else ''}: the variance between splits is not identified"
+    by_split = used.pivot_table(index="split", columns="n_train", values="difference")
+    if len(splits) >= LEAST_SPLITS and by_split.notna().all(axis=None):  # a split that lacks an N is no fair mean
+        test = paired_t(by_split.mean(axis=1), level)
+        return {
+            **result, "model": "split means", "reason": f"{why}; t-test over {len(splits)} split means",
+            "effect": test["mean"], "low": test["low"], "high": test["high"], "p": test["p"],
+        }  # fmt: skip
     if len(used) <= cells:
         return {**result, "reason": f"{why}, and one pair per condition leaves no residual for fixed effects"}
     fit = smf.ols("difference ~ 1" + "".join(f" + {term}" for term in terms), used).fit()
     low, high = fit.conf_int(alpha).loc["Intercept"]
     return {
-        **result, "model": "fixed", "reason": f"{why}; the effect is that of these splits alone",
+        **result, "model": "fixed",
+        "reason": f"{why}; the effect is that of these splits, and of one generator per condition, alone",
         "effect": float(fit.params["Intercept"]), "low": float(low), "high": float(high),
         "p": float(fit.pvalues["Intercept"]), "residual_sd": float(np.sqrt(fit.scale)),
     }  # fmt: skip

@@ -16,6 +16,7 @@ from companion.geometry import box_iou
 CORRECT, CLASS, DUPLICATE, LOCALISATION, BACKGROUND, MISSED = (
     "correct", "class", "duplicate", "localisation", "background", "missed")  # fmt: skip
 ERRORS = (CLASS, DUPLICATE, LOCALISATION, BACKGROUND, MISSED)
+SIZES = ("small (≤ 16 px)", "medium (≤ 32 px)", "large (> 32 px)")
 BACKGROUND_IOU = 0.1  # below it a box lies on nothing, as in TIDE (Bolya et al. 2020)
 
 
@@ -41,7 +42,8 @@ def audit(
 
     Returns
     -------
-    predictions, truths : patch, image, pixel_size_nm, class, error, size_px (long side of the box), x1, y1, x2, y2
+    predictions, truths : row (in the table it came from; for predictions among those that count), patch, image,
+    pixel_size_nm, class, error, size_px (long side of the box), x1, y1, x2, y2
     """
     chosen = predictions[predictions["score"] >= confidence].reset_index(drop=True)
     boxes, truth_boxes = chosen[BOX].to_numpy(dtype=float), truths[BOX].to_numpy(dtype=float)
@@ -65,7 +67,8 @@ def _described(table: pd.DataFrame, codes: NDArray, fate: NDArray, index: pd.Dat
     size = (table[["x2", "y2"]].to_numpy(dtype=float) - table[["x1", "y1"]].to_numpy(dtype=float)).max(
         axis=1, initial=0
     )
-    columns = {"patch": table["patch"].to_numpy(), "class": codes, "error": fate, "size_px": size}
+    columns = {"row": np.arange(len(table)), "patch": table["patch"].to_numpy()}
+    columns |= {"class": codes, "error": fate, "size_px": size}
     boxes = {name: table[name].to_numpy() for name in BOX}
     return pd.DataFrame({**columns, **boxes}).merge(index, on="patch", how="left")
 
@@ -81,24 +84,23 @@ def recall_by(truths: pd.DataFrame, by: str, rng: np.random.Generator, resamples
 
     Parameters
     ----------
-    truths : as `audit` gives them, with a column `by`
+    truths : as `audit` gives them, with a column `by`; of one split, where those of several runs are given together
 
     Returns
     -------
-    by, truths, images, recall, low, high
+    by, truths (distinct ones, however many runs looked for them), images, recall (over all runs), low, high
     """
     rows = []
     for group, table in truths.groupby(by, sort=True, observed=True):
         per_image = table.assign(found=table["error"] != MISSED).groupby("image")["found"].agg(["sum", "count"])
         value, low, high = ratio_interval(per_image["sum"], per_image["count"], rng, resamples, level)
-        rows.append((group, len(table), len(per_image), value, low, high))
+        rows.append((group, table["row"].nunique(), len(per_image), value, low, high))
     return pd.DataFrame(rows, columns=[by, "truths", "images", "recall", "low", "high"])
 
 
 def size_bins(size_px: Iterable[float]) -> pd.Series:
     """COCO's idea at the size of defects: small up to 16 px, medium up to 32 px, large above (long side of the box)."""
-    names = ["small (≤ 16 px)", "medium (≤ 32 px)", "large (> 32 px)"]
-    return pd.Series(pd.cut(list(size_px), [0, 16, 32, np.inf], labels=names))
+    return pd.Series(pd.cut(list(size_px), [0, 16, 32, np.inf], labels=list(SIZES), include_lowest=True))
 
 
 def image_errors(
@@ -151,7 +153,11 @@ def _measured(table: pd.DataFrame, index: pd.DataFrame, size: int) -> pd.DataFra
 
 
 def materials_table(
-    errors: pd.DataFrame, rng: np.random.Generator, resamples: int, level: float, by: Sequence[str] = ("arm", "class")
+    errors: pd.DataFrame,
+    rng: np.random.Generator,
+    resamples: int,
+    level: float,
+    by: Sequence[str] = ("split", "n_train", "arm", "class"),
 ) -> pd.DataFrame:
     """Mean absolute and signed relative errors over images, with bootstrap intervals over images.
 

@@ -3,29 +3,47 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from companion.evaluation.rules import Evidence, Finding, Rule, Verdict, absent, unclear
-from companion.evaluation.significance import CONDITION, paired_t
+from companion.evaluation.significance import comparison_table, paired_t
 from companion.evaluation.wording import number, with_interval
 
 PAPER_RUNS = 4  # detector runs per condition behind the paper's tests
 PAPER_GAIN = 0.02  # its largest gain in F1HM
+WIDE = 0.05  # an interval this far to each side decides nothing: the paper's ranges of C10 are 0.05 wide
 ARMS = ("EXP", "EXP+GEN")
 _GRADES: tuple[Verdict, ...] = ("not reproduced", "partly", "reproduced")
 
 
 def judge_largest_gain(e: Evidence, factor: float) -> Finding:
-    """C2: the largest mean gain in F1HM over all splits and N."""
+    """C2: the largest mean gain in F1HM over all splits and N.
+
+    The largest of several noisy means is too large: its interval is widened so that the intervals of all conditions
+    hold at once (Bonferroni). What the largest hides is said too: how many conditions lost.
+    """
     rows = e.gains[e.gains["measure"] == "f1_hm"].dropna(subset=["gain"])
     if rows.empty:
         return unclear("F1HM is undefined here (fewer than two classes), so there is no gain in it")
     row = rows.loc[rows["gain"].idxmax()]
-    half = float(row["high"] - row["low"]) / 2
-    found = _interval_of(row, "gain", half * factor, "half width of the gain's interval, from detector seeds")
-    place = f"largest of {len(rows)} condition(s): split {row['split']}, N={row['n_train']}"
+    half = float(_half_widths_at_once(rows, e.level).loc[row.name])
+    low, high, n = row["gain"] - half, row["gain"] + half, int(row["n"])
+    lost, gained = int((rows["high"] < 0).sum()), int((rows["low"] > 0).sum())
+    found = Finding(
+        "cannot be compared", "", row["gain"], low, high, n, half * factor,
+        f"half width of the gain's interval from detector seeds, for the largest of {len(rows)} (Bonferroni)",
+        with_interval(row["gain"], low, high, n, e.level),
+    )  # fmt: skip
+    place = (
+        f"largest of {len(rows)} condition(s): split {row['split']}, N={row['n_train']}; {lost} of {len(rows)} "
+        "lost significantly"
+    )
+    if lost and not gained:
+        reason = f"{place}, and none gained significantly"
+        return replace(found, verdict="not reproduced", reason=reason)
     if not np.isfinite(half):
         return replace(found, verdict="cannot be compared", reason=f"{place}; {row['n']} pair(s) give no interval")
     if half > PAPER_GAIN:
@@ -33,7 +51,7 @@ def judge_largest_gain(e: Evidence, factor: float) -> Finding:
         return replace(found, verdict="cannot be compared", reason=reason)
     if row["gain"] <= 0:
         return replace(found, verdict="not reproduced", reason=f"{place}; no condition gained")
-    if row["low"] <= 0:
+    if low <= 0:
         return replace(found, verdict="partly", reason=f"{place}; a gain, but its interval reaches below zero")
     if abs(row["gain"] - PAPER_GAIN) <= half * factor:
         return replace(found, verdict="reproduced", reason=f"{place}; within the tolerance of {PAPER_GAIN}")
@@ -62,7 +80,7 @@ def judge_significance(n_train: int, significant: bool) -> Rule:
             n,
             alpha,
             "significance level; half and twice of it",
-            with_interval(mean, row["low"], row["high"], n),
+            with_interval(mean, row["low"], row["high"], n, e.level),
         )
         if pd.isna(p):
             return replace(found, reason=f"no test: {row['undefined']}")
@@ -82,26 +100,28 @@ def judge_significance(n_train: int, significant: bool) -> Rule:
 
 
 def judge_origin_of_gain(e: Evidence, factor: float) -> Finding:
-    """C6: classification minus detection gain, on the first and the second split."""
-    wide = e.gains.pivot_table(index=CONDITION, columns="measure", values="gain")
-    if not {"f1_class", "f1_detect"} <= set(wide):
+    """C6: classification minus detection gain, pair by pair, on the first and the second split."""
+    wide = e.pairs.pivot(index=["split", "n_train", "seed"], columns="measure", values="difference")
+    excess = (wide["f1_class"] - wide["f1_detect"]).dropna() if {"f1_class", "f1_detect"} <= set(wide) else wide[:0]
+    if excess.empty:
         return unclear("F1_class is undefined here (fewer than two classes), so the gain cannot be divided")
-    excess = (wide["f1_class"] - wide["f1_detect"]).dropna()
-    splits = sorted(set(excess.index.get_level_values("split")))
+    tests = comparison_table(excess.rename("difference").reset_index(), e.level)
+    splits = sorted(set(tests["split"]) - {"all"})
     if len(splits) < 2:
         return absent(f"the claim is about two splits; this run has {', '.join(map(str, splits)) or 'none'}")
-    half = (e.gains["high"] - e.gains["low"])[e.gains["measure"].isin(["f1_class", "f1_detect"])].mean() / 2
-    means = [float(excess.xs(split, level="split").mean()) for split in splits[:2]]
+    tests = tests[tests["split"].isin(splits[:2])]
+    half = float(((tests["high"] - tests["low"]) / 2).mean(skipna=False))
+    means = [float(tests.loc[tests["split"] == split, "mean"].mean()) for split in splits[:2]]
     shown = ", ".join(f"split {s}: {number(m, sign=True)}" for s, m in zip(splits, means, strict=False))
     found = Finding(
-        "cannot be compared",
-        "no interval: fewer than two runs per condition",
-        tolerance=half * factor,
-        tolerance_from="mean half width of the gains' intervals, from detector seeds",
-        shown=shown,
-    )
+        "cannot be compared", "no interval: fewer than two runs per condition", n=int(tests["n"].sum()),
+        tolerance=half * factor, shown=shown,
+        tolerance_from="mean half width of classification minus detection gain, from detector seeds",
+    )  # fmt: skip
     if not np.isfinite(half):
         return replace(found, tolerance=None)
+    if half > WIDE:
+        return replace(found, reason=f"classification minus detection gain is known to ±{number(half)} only")
     right = int(means[0] > half * factor) + int(means[1] < -half * factor)
     verdict = _GRADES[right]
     reason = f"classification minus detection gain beyond the tolerance in the claimed direction on {right} of 2 splits"
@@ -109,31 +129,46 @@ def judge_origin_of_gain(e: Evidence, factor: float) -> Finding:
 
 
 def judge_oversampling(e: Evidence, factor: float) -> Finding:
-    """C8: EXP+RARE minus EXP+GEN in F1HM."""
+    """C8: EXP+RARE minus EXP+GEN in F1HM, in each condition; over split means where there are three splits or more."""
     if e.rare.empty:
         return absent(e.rare_status) if e.rare_status.startswith("not run") else unclear(e.rare_status)
-    test = paired_t(e.rare["difference"], e.level)
-    margin = e.margin * factor
+    tests = comparison_table(e.rare, e.level)
+    if (tests["split"] == "all").any():  # these alone speak of splits that were not drawn
+        tests = tests[tests["split"] == "all"]
+    margin, one = e.margin * factor, tests.iloc[0] if len(tests) == 1 else None
     found = Finding(
-        "cannot be compared",
-        test["undefined"] or "",
-        test["mean"],
-        test["low"],
-        test["high"],
-        test["n"],
-        margin,
+        "cannot be compared", "", float(tests["mean"].mean()),
+        None if one is None else one["low"], None if one is None else one["high"], int(tests["n"].sum()), margin,
         f"differences within ±{e.margin:g} count as none (half of the paper's largest gain)",
-        with_interval(test["mean"], test["low"], test["high"], test["n"]),
-    )
-    if test["undefined"]:
-        return found
-    if -margin <= test["low"] and test["high"] <= margin:
-        return replace(found, verdict="reproduced", reason="the whole interval lies within the margin: no gain")
-    if test["low"] > margin:
-        return replace(found, verdict="not reproduced", reason="a gain beyond the margin was measured")
-    if test["high"] - test["low"] > 4 * e.margin:
-        return replace(found, reason="the interval is wider than twice the margin's range: no gain and a gain both fit")
-    return replace(found, verdict="partly", reason="no gain was shown, but the interval reaches beyond the margin")
+        "; ".join(
+            f"split {t.split}, N={t.n_train}: {with_interval(t.mean, t.low, t.high, t.n, e.level)}"
+            for t in tests.itertuples()
+        ),
+    )  # fmt: skip
+    judged = [_no_gain(test, margin, e.margin) for test in tests.itertuples()]
+    verdicts, counted = [verdict for verdict, _ in judged], f"{len(judged)} condition(s), never pooled"
+    reasons = "; ".join(dict.fromkeys(reason for _, reason in judged))
+    if tests["varied"].eq("detector seed").all():
+        counted += "; pairs of one condition share a generator"
+    verdict: Verdict = "partly"
+    if "not reproduced" in verdicts:
+        verdict = "not reproduced"
+    elif len(set(verdicts)) == 1:
+        verdict = verdicts[0]
+    return replace(found, verdict=verdict, reason=f"{reasons} ({counted})")
+
+
+def _no_gain(test: Any, margin: float, given: float) -> tuple[Verdict, str]:
+    """Verdict of one test of C8 and the reason; `given` is the margin before any factor."""
+    if test.undefined:
+        return "cannot be compared", test.undefined
+    if -margin <= test.low and test.high <= margin:
+        return "reproduced", "the whole interval lies within the margin: no gain"
+    if test.low > margin:
+        return "not reproduced", "a gain beyond the margin was measured"
+    if test.high - test.low > 4 * given:
+        return "cannot be compared", "the interval is wider than twice the margin's range: no gain and a gain both fit"
+    return "partly", "no gain was shown, but the interval reaches beyond the margin"
 
 
 def judge_best_thresholds(e: Evidence, factor: float) -> Finding:
@@ -171,29 +206,46 @@ def judge_best_thresholds(e: Evidence, factor: float) -> Finding:
 
 
 def judge_level_at_50(e: Evidence, factor: float) -> Finding:
-    """C10: F1HM of EXP at N=50, and the gain as a share of what is left to gain."""
-    rows = e.gains[(e.gains["n_train"] == 50) & (e.gains["measure"] == "f1_hm")].dropna(subset=["base"])
+    """C10: F1HM of EXP at N=50, and the gain as a share of what is left to gain, each with a tolerance of its own."""
+    rows = e.pairs[(e.pairs["n_train"] == 50) & (e.pairs["measure"] == "f1_hm")].dropna(subset=list(ARMS))
     if rows.empty:
         return absent("N=50 is not in this profile, or F1HM is undefined there")
-    base, share, n = float(rows["base"].mean()), float(rows["share_of_left"].mean()), int(rows["n"].sum())
-    half = float((rows["high"] - rows["low"]).mean() / 2)
-    shown = f"F1HM {base:.3f}, {100 * share:.1f} % of what is left"
-    found = Finding("cannot be compared", "no interval: fewer than two runs per condition", base, n=n, shown=shown)
-    if not np.isfinite(half):
+    levels, shares, level_halves, share_halves = [], [], [], []
+    for _, own in rows.groupby("split", sort=True):
+        base, gain = paired_t(own["EXP"], e.level), paired_t(own["difference"], e.level)
+        left = 1 - base["mean"]
+        levels.append(base["mean"])
+        shares.append(gain["mean"] / left)
+        level_halves.append((base["high"] - base["low"]) / 2)
+        share_halves.append((gain["high"] - gain["low"]) / 2 / left)
+    level, share, level_half, share_half = map(np.mean, (levels, shares, level_halves, share_halves))
+    found = Finding(
+        "cannot be compared", "no interval: fewer than two runs per condition", float(level), n=len(rows),
+        shown=f"F1HM {level:.3f}, {100 * share:.1f} % of what is left",
+    )  # fmt: skip
+    if not np.isfinite([level_half, share_half]).all():
         return found
-    right = int(max(0.70 - base, base - 0.75) <= factor * half) + int(max(0.03 - share, share - 0.08) <= factor * half)
-    verdict = _GRADES[right]
-    return replace(
-        found,
-        verdict=verdict,
-        reason=f"{right} of 2 values within the tolerance of the paper's ranges",
-        tolerance=factor * half,
-        tolerance_from="mean half width of the gains' intervals, from seeds",
-    )
+    found = replace(
+        found, low=float(level - level_half), high=float(level + level_half), tolerance=float(factor * level_half),
+        tolerance_from=f"half width of EXP's mean over seeds; of the share: that of the gain over what is left, "
+        f"{number(factor * share_half)}",
+    )  # fmt: skip
+    if wide := [
+        f"{name} is known to ±{number(half)} only"
+        for name, half in (("the level of EXP", level_half), ("the share of what is left", share_half))
+        if half > WIDE
+    ]:
+        return replace(found, reason=f"{' and '.join(wide)}; the paper's ranges are {WIDE} wide")
+    right = int(max(0.70 - level, level - 0.75) <= factor * level_half)
+    right += int(max(0.03 - share, share - 0.08) <= factor * share_half)
+    reason = f"{right} of 2 values within the tolerance of the paper's ranges"
+    return replace(found, verdict=_GRADES[right], reason=reason)
 
 
-def _interval_of(row: pd.Series, name: str, tolerance: float, tolerance_from: str) -> Finding:
-    value, low, high, n = row[name], row["low"], row["high"], int(row["n"])
-    return Finding(
-        "cannot be compared", "", value, low, high, n, tolerance, tolerance_from, with_interval(value, low, high, n)
-    )
+def _half_widths_at_once(rows: pd.DataFrame, level: float) -> pd.Series:
+    """Half widths of t intervals of `rows` (low, high, n) that all hold at once with probability `level`."""
+    from scipy import stats
+
+    df, alpha = rows["n"] - 1, 1 - level
+    widened = stats.t.isf(alpha / 2 / len(rows), df) / stats.t.isf(alpha / 2, df)
+    return (rows["high"] - rows["low"]) / 2 * widened

@@ -10,19 +10,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from companion.errors import CompanionError, problems
+from companion.data.patches import load_patches
+from companion.errors import CompanionError, nearest, problems
 from companion.evaluation.formats import BOX, read_predictions, read_truth
 from companion.evaluation.matching import Matching, class_aware, kept, match, score_order
 from companion.geometry import box_iou
 
 RUN_KEYS = ["dataset", "split", "n_train", "arm", "seed"]
 Unpredicted = Literal["count", "skip"]
+On = Literal["boxes", "masks"]
 Overlaps = Callable[[NDArray[np.intp], NDArray[np.intp]], NDArray[np.float64]]
 
 
@@ -118,7 +120,10 @@ def mask_overlaps(predictions: pd.DataFrame, truths: pd.DataFrame, instances: ND
     from pycocotools import mask as coco
 
     if "mask" not in predictions or predictions["mask"].isna().any():
-        raise CompanionError("matching by masks needs predictions with masks; these have boxes only: match by boxes")
+        raise CompanionError(
+            "matching on masks needs predictions with masks (column mask of predictions.parquet); these have boxes "
+            "only: match on boxes"
+        )
     size = list(instances.shape[1:])
     found = [{"size": size, "counts": counts} for counts in predictions["mask"]]
     ids = zip(truths["patch"], truths["instance"], strict=True)
@@ -212,6 +217,9 @@ def evaluate_files(
     iou: Sequence[float] = (0.5,),
     confidence: Sequence[float] = (0.5,),
     matching: Matching = "truth-greedy",
+    on: On = "boxes",
+    same_class: bool = False,
+    unpredicted: Unpredicted = "count",
 ) -> pd.DataFrame:
     """Scores of anyone's predictions: the function behind ``companion evaluate``.
 
@@ -221,6 +229,9 @@ def evaluate_files(
     truth : a patches folder, or a COCO annotations JSON (then `patch` is the COCO image id)
     iou, confidence : thresholds; every combination is scored
     matching : rule of `matching`
+    on : what must overlap; masks need predictions with masks and a patches folder as truth
+    same_class : see `count`
+    unpredicted : see `pooled`
 
     Returns
     -------
@@ -229,8 +240,8 @@ def evaluate_files(
     Raises
     ------
     CompanionError
-        A threshold out of range or an unknown rule; a file that is missing, broken or not what it should be
-        (every problem of it listed).
+        A threshold out of range or an unknown rule; masks asked for where there are none; a file that is missing,
+        broken or not what it should be (every problem of it listed).
     """
     found = [f"IoU threshold {v!r} is not in (0, 1]" for v in iou if not 0 < v <= 1]
     found += [f"confidence {v!r} is not in [0, 1]" for v in confidence if not 0 <= v <= 1]
@@ -238,6 +249,12 @@ def evaluate_files(
     if found:
         raise problems("thresholds that cannot be used:", found)
     match(np.zeros((0, 0)), np.zeros(1, dtype=np.intp), [0.5], matching)  # refuses an unknown rule before reading
+    if on not in get_args(On):
+        raise CompanionError(f"'{on}' cannot be matched on; {nearest(on, get_args(On))}")
+    if on == "masks" and not Path(truth).is_dir():
+        raise CompanionError(f"{truth}: matching on masks needs the truth's masks, of a patches folder; match on boxes")
     truths = read_truth(Path(truth))
     table = read_predictions(Path(predictions), truths)
-    return tabulate(count(table, truths.table, truths.patches, truths.classes, iou, confidence, matching))
+    overlaps = mask_overlaps(table, truths.table, load_patches(Path(truth)).instances) if on == "masks" else None
+    known = (table, truths.table, truths.patches, truths.classes)
+    return tabulate(count(*known, iou, confidence, matching, same_class, overlaps), unpredicted=unpredicted)

@@ -16,6 +16,10 @@ from numpy.typing import NDArray
 
 MEASURES = ("f1_hm", "f1_detect", "f1_class")
 CONDITION = ["split", "n_train"]
+# What pairs of one condition differ in, and what they have in common: only the first is in their spread.
+BETWEEN_SEEDS = {"varied": "detector seed", "shared": "split, training images, generator, test images"}
+BETWEEN_SPLITS = {"varied": "split, training images, generator, test images, detector seed", "shared": "data set"}
+LEAST_SPLITS = 3  # from how many on their spread is taken to be known
 GAIN_COLUMNS = [*CONDITION, "measure", "base", "other", "gain", "low", "high", "n", "share_of_left"]
 
 
@@ -181,14 +185,15 @@ def significance_table(pairs: pd.DataFrame, level: float = 0.95) -> pd.DataFrame
 
     Returns
     -------
-    split, n_train, measure, the entries of `paired_t` (undefined is "" where there is a test), p_holm (family: the
-    conditions of one measure), family (tests in it), p_sign_flip, smallest_p_sign_flip
+    split, n_train, measure, varied and shared (between the pairs), the entries of `paired_t` (undefined is "" where
+    there is a test), p_holm (family: the conditions of one measure), family (tests in it), p_sign_flip,
+    smallest_p_sign_flip
     """
     rows = []
     for (split, n_train, measure), group in pairs.groupby([*CONDITION, "measure"], sort=True):
         flip = sign_flip(group["difference"])
         rows.append({
-            "split": split, "n_train": int(n_train), "measure": measure,
+            "split": split, "n_train": int(n_train), "measure": measure, **BETWEEN_SEEDS,
             **(test := paired_t(group["difference"], level)), "undefined": test["undefined"] or "",
             "p_sign_flip": flip["p"], "smallest_p_sign_flip": flip["smallest_p"],
         })  # fmt: skip
@@ -197,6 +202,38 @@ def significance_table(pairs: pd.DataFrame, level: float = 0.95) -> pd.DataFrame
         table["p_holm"] = table.groupby("measure")["p"].transform(lambda p: holm(p.to_numpy()))
         table["family"] = table.groupby("measure")["p"].transform("count")
     return table
+
+
+def comparisons(pairs: pd.DataFrame) -> list[tuple[dict[str, Any], NDArray[np.float64]]]:
+    """Differences that one test may take together: those of one condition, and the means of at least three splits.
+
+    Pairs of several conditions are never one sample: those of one split and N share a generator, so a pool of all
+    counts the same generator as often as it has seeds (pseudo-replication).
+
+    Parameters
+    ----------
+    pairs : columns split, n_train, difference (one measure); undefined differences are left out
+
+    Returns
+    -------
+    (split, n_train, varied, shared) and the differences [n]; split is "all" where they are means of splits
+    """
+    used = pairs.dropna(subset=["difference"])
+    found: list[tuple[dict[str, Any], NDArray[np.float64]]] = [
+        ({"split": split, "n_train": int(n_train), **BETWEEN_SEEDS}, own["difference"].to_numpy(dtype=float))
+        for (split, n_train), own in used.groupby(CONDITION, sort=True)
+    ]
+    for n_train, own in used.groupby("n_train", sort=True):
+        means = own.groupby("split")["difference"].mean()
+        if len(means) >= LEAST_SPLITS:
+            found.append(({"split": "all", "n_train": int(n_train), **BETWEEN_SPLITS}, means.to_numpy(dtype=float)))
+    return found
+
+
+def comparison_table(pairs: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
+    """`paired_t` of each of the `comparisons`: split, n_train, varied, shared, then its entries."""
+    rows = [{**keys, **paired_t(differences, level)} for keys, differences in comparisons(pairs)]
+    return pd.DataFrame(rows, columns=[*CONDITION, *BETWEEN_SEEDS, *paired_t([])])
 
 
 def gain_table(pairs: pd.DataFrame, arms: tuple[str, str], level: float = 0.95) -> pd.DataFrame:

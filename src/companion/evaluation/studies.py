@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from companion.evaluation.average_precision import coco_average_precision
-from companion.evaluation.errors import audit, error_shares, image_errors, recall_by, size_bins
+from companion.evaluation.errors import SIZES, audit, error_shares, image_errors, recall_by, size_bins
 from companion.evaluation.matching import Matching
 from companion.evaluation.resampling import nested_bootstrap, threshold_optimism
 from companion.evaluation.runs import Run
@@ -17,6 +17,7 @@ from companion.evaluation.scores import Counts
 from companion.evaluation.significance import CONDITION
 
 _KEYS = [*CONDITION, "arm", "seed"]
+GROUPINGS = ("class", "size", "pixel size")
 
 
 def audit_runs(
@@ -41,12 +42,54 @@ def audit_runs(
 
 
 def error_counts(predictions: pd.DataFrame, truths: pd.DataFrame) -> pd.DataFrame:
-    """Errors of each kind per run: split, n_train, arm, seed, error, count, per_truth (count over truths)."""
+    """Errors of each kind per run: split, n_train, arm, seed, error, count, truths, per_truth (count over truths)."""
     rows = []
     for keys, own in truths.groupby(_KEYS, sort=True):
         theirs = predictions[(predictions[_KEYS] == list(keys)).all(axis=1)]
-        rows += [(*keys, kind, n, n / len(own)) for kind, n in error_shares(theirs, own).items()]
-    return pd.DataFrame(rows, columns=[*_KEYS, "error", "count", "per_truth"])
+        rows += [(*keys, kind, n, len(own), n / len(own)) for kind, n in error_shares(theirs, own).items()]
+    return pd.DataFrame(rows, columns=[*_KEYS, "error", "count", "truths", "per_truth"])
+
+
+def error_groups(predictions: pd.DataFrame, truths: pd.DataFrame, classes: Mapping[int, str]) -> pd.DataFrame:
+    """`error_counts` inside each class, size group and pixel size.
+
+    A missed defect counts in the group of the defect; every other error, those on background too, in the group of the
+    prediction: the class that it says and the size of its own box.
+
+    Parameters
+    ----------
+    predictions, truths : the tables of `audit_runs`
+    classes : class code -> name
+
+    Returns
+    -------
+    by ("class", "size", "pixel size"), group, then the columns of `error_counts`; per_truth is NaN where the group
+    has no truth
+    """
+    names = ["by", "group", *_KEYS, "error", "count", "truths", "per_truth"]
+    both = grouped(pd.concat([truths.assign(true=True), predictions.assign(true=False)], ignore_index=True), classes)
+    said, known = both[~both["true"]], both[both["true"]]
+    rows = []
+    for by in GROUPINGS:
+        for keys, own in known.groupby(_KEYS, sort=True):
+            theirs = said[(said[_KEYS] == list(keys)).all(axis=1)]
+            for group in both[by].cat.remove_unused_categories().cat.categories:
+                here = own[own[by] == group]
+                for kind, n in error_shares(theirs[theirs[by] == group], here).items():
+                    rows.append((by, group, *keys, kind, n, len(here), n / len(here) if len(here) else float("nan")))
+    return pd.DataFrame(rows, columns=names)
+
+
+def grouped(table: pd.DataFrame, classes: Mapping[int, str]) -> pd.DataFrame:
+    """A table of `errors.audit` with the categories that it can be divided by: class, size and pixel size."""
+    pixel_sizes = sorted(table["pixel_size_nm"].unique())
+    return table.assign(**{
+        "class": pd.Categorical(table["class"].map(classes), list(classes.values())),
+        "size": pd.Categorical(size_bins(table["size_px"]), SIZES),
+        "pixel size": pd.Categorical(
+            table["pixel_size_nm"].map("{:g} nm".format), dict.fromkeys(map("{:g} nm".format, pixel_sizes))
+        ),
+    })  # fmt: skip
 
 
 def materials_runs(found: Sequence[Run], chosen: pd.DataFrame) -> pd.DataFrame:
@@ -131,7 +174,7 @@ def _confidence(chosen: pd.DataFrame, run: Run) -> float:
 def recall_tables(
     truths: pd.DataFrame, classes: Mapping[int, str], rng: np.random.Generator, resamples: int, level: float
 ) -> dict[str, pd.DataFrame]:
-    """Share of defects found per arm: by class, by size and, where there are several, by pixel size.
+    """Share of defects found per split, N and arm: by class, by size and, where there are several, by pixel size.
 
     Parameters
     ----------
@@ -139,22 +182,17 @@ def recall_tables(
 
     Returns
     -------
-    grouping -> columns arm, group, truths, images, recall, low, high
+    grouping -> columns split, n_train, arm, group, truths (distinct defects), images, recall (over seeds), low, high
     """
-    named = truths.assign(
-        **{
-            "by class": truths["class"].map(classes),
-            "by size": pd.Categorical(size_bins(truths["size_px"])),
-            "by pixel size": truths["pixel_size_nm"].map("{:g} nm".format),
-        }
-    )
-    groupings = [name for name in ("by class", "by size", "by pixel size") if named[name].nunique() > 1]
+    named = grouped(truths, classes)
     tables = {}
-    for name in groupings or ["by class"]:
+    for by in [name for name in GROUPINGS if named[name].nunique() > 1] or ["class"]:
         parts = [
-            recall_by(own, name, rng, resamples, level).rename(columns={name: "group"}).assign(arm=arm)
-            for arm, own in named.groupby("arm", sort=True)
+            recall_by(own, by, rng, resamples, level)
+            .rename(columns={by: "group"})
+            .assign(split=split, n_train=n_train, arm=arm)
+            for (split, n_train, arm), own in named.groupby([*CONDITION, "arm"], sort=True)
         ]
         table = pd.concat(parts, ignore_index=True)
-        tables[name] = table[["arm", "group", "truths", "images", "recall", "low", "high"]]
+        tables[by] = table[[*CONDITION, "arm", "group", "truths", "images", "recall", "low", "high"]]
     return tables

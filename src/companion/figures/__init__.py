@@ -6,7 +6,9 @@ from pathlib import Path
 
 import matplotlib
 import matplotlib.pyplot as plt
+import pandas as pd
 from matplotlib.figure import Figure
+from pandas.io.formats.style import Styler
 
 from companion.provenance import atomic
 
@@ -39,6 +41,14 @@ def save(figure: Figure, folder: Path, name: str) -> Figure:
             figure.savefig(temporary, metadata=metadata)
     plt.close(figure)
     return figure
+
+
+def captioned(table: pd.DataFrame, what: str, note: str, digits: int = 3) -> Styler:
+    """`table` as a page shows it: a caption says what it holds and what data it is from (`data_note`).
+
+    Numbers have `digits` decimals; what is undefined stays empty.
+    """
+    return table.style.set_caption(f"{what} ({note})").format(precision=digits, na_rep="")
 
 
 def data_note(dataset: str, profile: str) -> str:

@@ -16,7 +16,7 @@ def _arms(table: pd.DataFrame) -> list[str]:
 
 
 def error_kinds(counts: pd.DataFrame, note: str) -> Figure:
-    """Errors of each kind per annotated defect: bars are means over runs, dots single runs."""
+    """Errors of each kind per annotated defect in one condition: bars are means over seeds, dots single runs."""
     arms, kinds = _arms(counts), list(dict.fromkeys(counts["error"]))
     figure, axes = plt.subplots(figsize=(6.4, 3))
     for k, arm in enumerate(arms):
@@ -35,7 +35,7 @@ def error_kinds(counts: pd.DataFrame, note: str) -> Figure:
 
 
 def recall_groups(tables: dict[str, pd.DataFrame], note: str) -> Figure:
-    """Recall of each group with its interval over micrographs: one panel per grouping, arms side by side.
+    """Recall of each group with its interval over micrographs: one panel per grouping, arms of one condition beside.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ def recall_groups(tables: dict[str, pd.DataFrame], note: str) -> Figure:
             panel.errorbar(x, own["recall"], np.clip(error, 0, None), fmt=ARM_MARKERS[arm], color=ARM_COLORS[arm],
                            capsize=3, ms=5, label=arm)  # fmt: skip
         panel.set_xticks(range(len(groups)), [str(g).replace(" (", "\n(") for g in groups])
-        panel.set(title=name, xlim=(-0.5, len(groups) - 0.5), ylim=(0, 1.02))
+        panel.set(title=f"by {name}", xlim=(-0.5, len(groups) - 0.5), ylim=(0, 1.02))
     panels[0][0].set_ylabel("share of defects found")
     panels[0][-1].legend()
     figure.suptitle(f"What is found, with intervals over micrographs\n{note}", fontsize=9)
@@ -62,7 +62,7 @@ def recall_groups(tables: dict[str, pd.DataFrame], note: str) -> Figure:
 
 
 def materials(table: pd.DataFrame, published: dict[str, tuple[float, float]], note: str) -> Figure:
-    """Mean absolute error of defect size and areal density per class, beside published values (mean, spread)."""
+    """Mean absolute error of defect size and areal density per class in one condition, and published (mean, spread)."""
     figure, panels = plt.subplots(1, 2, figsize=(7.4, 3))
     for panel, quantity in zip(panels, ("size", "density"), strict=True):
         own = table[table["quantity"] == quantity]

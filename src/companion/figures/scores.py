@@ -23,9 +23,10 @@ def defined_measures(scores: pd.DataFrame) -> list[str]:
 
 
 def score_curves(scores: pd.DataFrame, iou: float, arms: Sequence[str], note: str) -> Figure:
-    """Scores against confidence, arms in colour, every seed as a thin line and the mean of the seeds in bold (Fig 3).
+    """Scores against confidence, arms in colour (Fig 3): every seed a thin line, their mean bold, their range a band.
 
-    One row of axes per split and N, one column per measure that is defined.
+    One row of axes per split and N, one column per measure that is defined. The band reaches from the lowest to the
+    highest seed, where every seed is defined; of one seed there is none.
     """
     here = scores[np.isclose(scores["iou_threshold"], iou) & scores["arm"].isin(list(arms))]
     measures = defined_measures(here) or ["f1_detect"]
@@ -43,7 +44,7 @@ def score_curves(scores: pd.DataFrame, iou: float, arms: Sequence[str], note: st
                 axes.set_xlabel("confidence threshold")
         grid[row][0].set_ylabel("score")
     handles, labels = grid[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=max(1, len(labels)))
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(max(1, len(labels)), len(measures)))
     figure.suptitle(f"Scores against confidence, box IoU ≥ {iou:g}\n{note}", fontsize=9)
     return figure
 
@@ -51,15 +52,19 @@ def score_curves(scores: pd.DataFrame, iou: float, arms: Sequence[str], note: st
 def _curve(axes: Axes, table: pd.DataFrame, measure: str, arm: str) -> None:
     wide = table.pivot_table(index="confidence", columns="seed", values=measure, dropna=False)
     axes.plot(wide.index, wide.to_numpy(), color=ARM_COLORS[arm], lw=0.6, alpha=0.6)
+    if wide.shape[1] > 1:
+        every = wide.notna().all(axis=1)
+        axes.fill_between(wide.index, wide.min(axis=1), wide.max(axis=1), where=every, color=ARM_COLORS[arm], alpha=0.2,
+                          lw=0)  # fmt: skip
     mean = wide.mean(axis=1, skipna=False)  # undefined where any seed is
-    label = f"{arm} (mean of {wide.shape[1]} seed{'s' if wide.shape[1] > 1 else ''})"
+    label = f"{arm} (mean of {n} seeds; band: lowest to highest)" if (n := wide.shape[1]) > 1 else f"{arm} (1 seed)"
     axes.plot(mean.index, mean, color=ARM_COLORS[arm], marker=ARM_MARKERS[arm], ms=3, lw=1.8, label=label)
     if mean.notna().any():
         axes.axvline(mean.idxmax(), color=ARM_COLORS[arm], lw=0.8, ls=":")
 
 
 def iou_sweep(scores: pd.DataFrame, measure: str, note: str) -> Figure:
-    """`measure` against confidence at every IoU threshold: one panel per arm, mean over all runs of the arm."""
+    """`measure` against confidence at every IoU threshold: one panel per arm, mean over the seeds of one condition."""
     arms = [arm for arm in ARM_COLORS if (scores["arm"] == arm).any()]
     figure, axes = plt.subplots(1, len(arms), figsize=(max(4.6, 1 + 3 * len(arms)), 3), squeeze=False, sharey=True)
     thresholds = sorted(scores["iou_threshold"].unique())
@@ -77,13 +82,13 @@ def iou_sweep(scores: pd.DataFrame, measure: str, note: str) -> Figure:
             )
         panel.set(title=arm, xlabel="confidence threshold", ylim=(0, 1))
     axes[0][0].set_ylabel(NAMES[measure])
-    axes[0][-1].legend()
-    figure.suptitle(f"{NAMES[measure]} and the IoU that makes a match, mean of all runs\n{note}", fontsize=9)
+    axes[0][-1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.suptitle(f"{NAMES[measure]} and the IoU that makes a match, mean over seeds\n{note}", fontsize=9)
     return figure
 
 
 def skipping_effect(counted: pd.DataFrame, skipped: pd.DataFrame, note: str) -> Figure:
-    """F1_detect against confidence with the misses of unpredicted patches counted and dropped, mean of all runs."""
+    """F1_detect against confidence, misses of unpredicted patches counted and dropped; means of one condition."""
     figure, axes = plt.subplots(figsize=(5, 3))
     for arm in (a for a in ARM_COLORS if (counted["arm"] == a).any()):
         for table, style, name in ((counted, "-", "counted"), (skipped, "--", "dropped")):

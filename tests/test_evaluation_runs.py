@@ -176,6 +176,17 @@ def test_thresholds_are_chosen_on_the_validation_patches_of_a_run(study):
         assert (table["low"].dropna() >= 0).all() and (table["high"] >= table["low"])[table["low"].notna()].all()
 
 
+def test_without_validation_patches_halves_of_the_test_micrographs_stand_in(study, monkeypatch):
+    stage = study["claims"].upstream["thresholds"][0]
+    found = runs.runs(stage)
+    counts = runs.count_runs(found, [0.5], stage.profile.evaluation.confidence_sweep)
+    table, said = thresholds.optimism(stage, found, counts, "f1_detect")
+    assert table["validation_micrographs"].tolist() == [3] * 3 and said.count("chosen on validation") == 3
+    monkeypatch.setattr(thresholds, "runs", lambda stage, held_out: [])
+    table, said = thresholds.optimism(stage, found, counts, "f1_detect")
+    assert (table["optimism"] >= 0).all() and len(table) == 3 and "no validation micrographs" in said
+
+
 def test_class_shares(study):
     shares = runs.class_shares(study["claims"].upstream["imbalance"][0])
     assert shares.groupby("set")["share"].sum().tolist() == pytest.approx([1, 1, 1])

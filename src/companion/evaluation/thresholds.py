@@ -14,16 +14,52 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from companion.evaluation.resampling import percentiles, resampled_weights
-from companion.evaluation.runs import Run
+from companion.evaluation.runs import Run, count_runs, runs
 from companion.evaluation.scores import Counts, pooled
 from companion.evaluation.significance import CONDITION
+from companion.evaluation.studies import optimism_runs
 from companion.evaluation.wording import with_interval
+from companion.stages import Stage
 
+HALVINGS = 50  # random halvings of the test micrographs where nothing else can choose
 Swept = Sequence[tuple[Run, Counts]]
 COLUMNS = [
     *CONDITION, "arm", "on_test", "on_validation", "best_on_test", "chosen_on_validation", "optimism", "low", "high",
     "seeds", "test_micrographs", "validation_micrographs",
 ]  # fmt: skip
+
+
+def optimism(stage: Stage, found: Sequence[Run], counts: Sequence[Counts], measure: str) -> tuple[pd.DataFrame, str]:
+    """How much the threshold that is best on test flatters, by the best means that a run has.
+
+    Parameters
+    ----------
+    stage : the thresholds stage, whose profile says at which IoU and with how many resamples
+    found, counts : its runs on test patches, and their counts
+    measure : e.g. "f1_hm"
+
+    Returns
+    -------
+    table : of `validated` where a split holds validation micrographs, else means of `studies.optimism_runs` per
+        split, N and arm
+    said : Markdown, what the numbers are and what they come to
+    """
+    evaluation = stage.profile.evaluation
+    held_back = runs(stage, "val")
+    if not held_back:
+        halves = optimism_runs(found, counts, evaluation.iou, measure, stage.rng("halvings"), HALVINGS)
+        columns = ["best_on_test", "chosen_elsewhere", "optimism"]
+        table = halves.groupby([*CONDITION, "arm"])[columns].mean().reset_index()
+        return table, (
+            "These splits hold no validation micrographs back, so halves of the test micrographs stand in: optimism "
+            f"{_shown(table['optimism'].min())} to {_shown(table['optimism'].max())} {measure}, an upper estimate."
+        )
+    swept = count_runs(held_back, [evaluation.iou], evaluation.confidence_sweep, evaluation.matching)
+    table = validated(
+        list(zip(found, counts, strict=True)), list(zip(held_back, swept, strict=True)), evaluation.iou, measure,
+        stage.rng("validation"), evaluation.bootstrap, evaluation.confidence_level,
+    )  # fmt: skip
+    return table, optimism_in_words(table, measure, evaluation.confidence_level)
 
 
 def validated(
@@ -52,20 +88,20 @@ def validated(
     """
     rows = []
     held_back = _by_condition(validation)
-    for condition, runs in _by_condition(test).items():
-        if (chosen_by := held_back.get(condition)) is None:
+    for condition, scored in _by_condition(test).items():
+        if condition not in held_back:
             continue
-        members = [np.unique(own[0][0].index["image"], return_inverse=True)[1] for own in (runs, chosen_by)]
-        numbers = [int(member.max()) + 1 for member in members]
-        confidence = np.asarray(runs[0][1].confidence)
-        whole, drawn = [], []  # curves of test and of validation, as they are and for every draw
-        for own, member, n in zip((runs, chosen_by), members, numbers, strict=True):
+        numbers, whole, drawn = [], [], []  # of test and of validation; curves as they are, and in every draw
+        for own in (scored, held_back[condition]):
+            names, member = np.unique(own[0][0].index["image"], return_inverse=True)
+            numbers.append(len(names))
             whole.append(_curve(own, iou, measure, np.ones((1, len(member)))))
-            drawn.append(_curve(own, iou, measure, resampled_weights(n, rng, resamples)[:, member]))
+            drawn.append(_curve(own, iou, measure, resampled_weights(len(names), rng, resamples)[:, member]))
         best, chosen = (_at_best(whole[0], by)[0] for by in whole)
         low, high = percentiles(_at_best(drawn[0], drawn[0]) - _at_best(drawn[0], drawn[1]), level)
-        places = [float(confidence[p]) if p >= 0 else float("nan") for p in (_best(curve)[0] for curve in whole)]
-        rows.append((*condition, *places, best, chosen, best - chosen, low, high, len(runs), *numbers))
+        confidence = np.append(scored[0][1].confidence, np.nan)  # position -1: nowhere
+        places = [float(confidence[_best(curve)[0]]) for curve in whole]
+        rows.append((*condition, *places, best, chosen, best - chosen, low, high, len(scored), *numbers))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 

@@ -112,6 +112,15 @@ def test_validation_patches_are_read_by_detectors_and_thresholds_where_there_are
     assert changed == [["val"], ["split-1/micrographs (validation)"]]
 
 
+def test_an_edited_split_file_is_a_changed_input(finished, tmp_path):
+    (tmp_path / "mine.yaml").write_text("{seed: 1}")
+    keys = {"split": str(tmp_path / "mine.yaml")}
+    stage = stages.Stage(finished.kind, keys, finished.profile)
+    before = stage.input_hashes()
+    (tmp_path / "mine.yaml").write_text("{seed: 2}")
+    assert stage.input_hashes() != before
+
+
 def test_only_the_thresholds_read_predictions_on_validation_patches(finished):
     everything = stages.matrix(finished.profile)
     detector = next(s for s in everything if s.kind.name == "detector")

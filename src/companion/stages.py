@@ -107,6 +107,8 @@ class Stage:
             found[name] = provenance.hash_value(files) if files else None
         if self.kind.name == "micrographs" and (folder := dataset_folder(self.profile)).is_dir():
             found["dataset"] = provenance.hash_value(provenance.artifact_hashes(folder))
+        if self.kind.name == "micrographs" and isinstance(split := self.keys["split"], str):
+            found["split file"] = provenance.hash_file(Path(split)) if Path(split).is_file() else None
         for name, weights in self._weights().items():
             file = paths.given(weights)
             found[name] = provenance.hash_file(file) if file.is_file() else None

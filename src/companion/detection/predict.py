@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -46,6 +47,6 @@ def predict(detector: Detector, images: NDArray[np.uint8], compute: Compute, bat
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
 
 
-def write_predictions(folder: Path, predictions: pd.DataFrame, name: str = PREDICTIONS) -> None:
-    """Write ``predictions.parquet`` or, of validation patches, ``predictions-val.parquet``, atomically."""
-    write_table(folder / name, predictions[list(COLUMNS)])
+def write_predictions(folder: Path, predictions: pd.DataFrame, held_out: Literal["test", "val"] = "test") -> None:
+    """Write ``predictions.parquet`` or, of validation patches ("val"), ``predictions-val.parquet``, atomically."""
+    write_table(folder / (PREDICTIONS if held_out == "test" else VALIDATION), predictions[list(COLUMNS)])

@@ -261,25 +261,40 @@ def paired(differences: pd.Series, level: float, **keys: Any) -> dict[str, Any]:
     return {**keys, **{name: test[name] for name in ("mean", "low", "high", "n", "p")}}
 
 
-def standing(study: Study, scores: pd.DataFrame) -> str:
-    """A sentence on how far the detectors have learnt, and what differences between them can mean.
+def reached(reference: pd.DataFrame) -> pd.Series:
+    """Mean F1_detect of each arm, from the rows of `score_arm` of a reference condition against the truth."""
+    return reference.groupby("arm", sort=False)["f1_detect"].mean()
+
+
+def standing(study: Study, reference: pd.DataFrame) -> str:
+    """Sentences on how far the detectors of every arm have learnt, and what differences between them can mean.
 
     Parameters
     ----------
-    scores : rows of `score_arm` of the plainest arm and condition, against the truth
+    reference : rows of `score_arm` of the condition that the others are compared with, all arms, against the truth
     """
-    own, reached = study.profile.extensions, scores["f1_detect"].mean()
+    own, scores = study.profile.extensions, reached(reference)
     said = (
-        f"After {own.detector_steps} steps on {int(scores['real'].iloc[0])} patches the plainest detectors reach an "
-        f"F1_detect of {number(reached)} (mean of {len(own.seeds)} seeds, against the truth)"
+        f"After {own.detector_steps} steps on {int(reference['real'].iloc[0])} real patches, detectors of the "
+        "condition that the others are compared with reach an F1_detect of "
+        f"{' and '.join(f'{number(score)} ({arm})' for arm, score in scores.items())} (mean of {len(own.seeds)} seeds, "
+        "against the truth)."
     )
-    if reached >= LEARNT:
-        return f"{said}. A run has one generator, so its intervals speak of the detector seeds alone."
-    return f"{said}: they hardly detect, and differences between them show that the study runs, and decide nothing."
+    if scores.min() >= LEARNT:
+        return f"{said} A run has one generator, so its intervals speak of the detector seeds alone."
+    return (
+        f"{said} No verdict is given: {scores.idxmin()} is below {LEARNT:g}, and detectors that hardly detect have "
+        "little to lose or to gain. The differences show that the study runs."
+    )
 
 
-def verdict(low: float, high: float, positive: str, negative: str) -> str:
-    """`positive` or `negative` where an interval lies on one side of zero, else "undecided"."""
+def verdict(low: float, high: float, positive: str, negative: str, reference: pd.DataFrame) -> str:
+    """`positive` or `negative` where an interval lies on one side of zero, else "undecided".
+
+    Without a verdict ("no verdict") where an arm of the `reference` (see `standing`) reaches less than `LEARNT`.
+    """
+    if not reached(reference).min() >= LEARNT:
+        return "no verdict"
     return positive if low > 0 else negative if high < 0 else "undecided"
 
 

@@ -1,0 +1,27 @@
+"""Tables with captions: what they are from stands above them, and equal tables give equal text."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from companion.figures.tables import captioned
+
+
+def test_a_caption_stands_above_numbers_that_are_rounded_and_gaps_that_are_empty():
+    index = pd.MultiIndex.from_tuples([("x & y", 1), ("x & y", 2)], names=["arm", "seed"])
+    table = pd.DataFrame({"n": [1, 20], "a < b": [0.12345, np.nan]}, index=index)
+    html = captioned(table, "scores < 1 (phantom)").data
+    assert html.startswith('<table class="dataframe">\n  <caption>scores &lt; 1 (phantom)</caption>')
+    assert re.findall(r"<td[^>]*>([^<]*)</td>", html) == ["1", "0.123", "20", ""]
+    assert "a &lt; b" in html and html.count("x &amp; y") == 1
+    assert captioned(table, "scores < 1 (phantom)").data == html
+    assert "0.12<" in captioned(table, "scores", digits=2).data
+
+
+def test_labels_that_occur_twice_are_refused():
+    with pytest.raises(KeyError):
+        captioned(pd.DataFrame({"n": [1, 2]}, index=[0, 0]), "twice")

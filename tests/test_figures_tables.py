@@ -6,7 +6,6 @@ import re
 
 import numpy as np
 import pandas as pd
-import pytest
 
 from companion.figures.tables import captioned
 
@@ -20,8 +19,3 @@ def test_a_caption_stands_above_numbers_that_are_rounded_and_gaps_that_are_empty
     assert "a &lt; b" in html and html.count("x &amp; y") == 1
     assert captioned(table, "scores < 1 (phantom)").data == html
     assert "0.12<" in captioned(table, "scores", digits=2).data
-
-
-def test_labels_that_occur_twice_are_refused():
-    with pytest.raises(KeyError):
-        captioned(pd.DataFrame({"n": [1, 2]}, index=[0, 0]), "twice")

@@ -283,15 +283,18 @@ def standing(study: Study, reference: pd.DataFrame) -> str:
     if scores.min() >= LEARNT:
         return f"{said} A run has one generator, so its intervals speak of the detector seeds alone."
     return (
-        f"{said} No verdict is given: {scores.idxmin()} is below {LEARNT:g}, and detectors that hardly detect have "
-        "little to lose or to gain. The differences show that the study runs."
+        f"{said} Detectors below {LEARNT:g} hardly detect and have little to lose, so what is compared with those of "
+        f"{' and '.join(scores.index[scores < LEARNT])} gets no verdict; the numbers show that the study runs."
     )
 
 
 def verdict(low: float, high: float, positive: str, negative: str, reference: pd.DataFrame) -> str:
     """`positive` or `negative` where an interval lies on one side of zero, else "undecided".
 
-    Without a verdict ("no verdict") where an arm of the `reference` (see `standing`) reaches less than `LEARNT`.
+    Parameters
+    ----------
+    reference : rows of `score_arm` that the difference starts from; "no verdict" where one of their arms reaches less
+        than `LEARNT`
     """
     if not reached(reference).min() >= LEARNT:
         return "no verdict"

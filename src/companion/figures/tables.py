@@ -14,11 +14,6 @@ def captioned(table: pd.DataFrame, caption: str, digits: int = 3) -> HTML:
     """A table with a caption above it, numbers with `digits` decimals and nothing where a value is undefined.
 
     Equal tables give equal text: neither identifiers drawn at random nor addresses in memory are in it.
-
-    Raises
-    ------
-    KeyError
-        Row or column labels that occur twice.
     """
     from IPython.display import HTML
 

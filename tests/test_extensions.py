@@ -12,7 +12,7 @@ from conftest import ellipse_patches
 
 from companion import paths, stages
 from companion.errors import CompanionError
-from companion.extensions import bias, feedback, shift, study
+from companion.extensions import bias, feedback, shift, study, verdicts
 from companion.params import load_profile
 from companion.params_phantom import Annotator
 
@@ -114,9 +114,10 @@ def exact_scores(*means: float) -> pd.DataFrame:
 def test_verdicts_need_every_arm_to_have_learnt_from_exact_labels(tmp_path, monkeypatch, means, learnt):
     tiny = opened("bias", tmp_path, monkeypatch)
     exact = exact_scores(*means)
-    words = [study.verdict(*ends, "amplified", "dampened", exact) for ends in ((0.1, 0.2), (-0.2, -0.1), (-0.1, 0.1))]
+    intervals = ((0.1, 0.2), (-0.2, -0.1), (-0.1, 0.1))
+    words = [verdicts.verdict(*ends, "amplified", "dampened", exact) for ends in intervals]
     assert words == (["amplified", "dampened", "undecided"] if learnt else ["no verdict"] * 3)
-    said = study.standing(tiny, exact)
+    said = verdicts.standing(tiny, exact)
     assert f"{means[0]:.2f} (EXP) and {means[1]:.2f} (EXP+GEN)" in said
     assert ("gets no verdict" in said) != learnt
     if not learnt:

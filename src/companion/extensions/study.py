@@ -32,7 +32,6 @@ from companion.diffusion.train import get_denoiser
 from companion.diffusion.train_autoencoder import get_autoencoder
 from companion.evaluation.scores import Counts, count, pooled
 from companion.evaluation.significance import paired_t
-from companion.evaluation.wording import number
 from companion.masks import statistics
 from companion.masks.simulate import simulate
 from companion.params import Profile, validate
@@ -42,7 +41,6 @@ from companion.provenance import write_table
 from companion.stages import Stage
 from companion.training import CHECKPOINT, Compute, compute
 
-LEARNT = 0.5  # F1_detect below which detectors are too poor for differences between them to mean anything
 MEASURES = ("f1_detect", "f1_class", "f1_hm", "precision", "recall")
 
 
@@ -259,46 +257,6 @@ def paired(differences: pd.Series, level: float, **keys: Any) -> dict[str, Any]:
     """A row of an effect table: `keys`, then mean, low, high, n and p of a paired difference over seeds."""
     test = paired_t(differences.to_numpy(dtype=float), level)
     return {**keys, **{name: test[name] for name in ("mean", "low", "high", "n", "p")}}
-
-
-def reached(reference: pd.DataFrame) -> pd.Series:
-    """Mean F1_detect of each arm, from the rows of `score_arm` of a reference condition against the truth."""
-    return reference.groupby("arm", sort=False)["f1_detect"].mean()
-
-
-def standing(study: Study, reference: pd.DataFrame) -> str:
-    """Sentences on how far the detectors of every arm have learnt, and what differences between them can mean.
-
-    Parameters
-    ----------
-    reference : rows of `score_arm` of the condition that the others are compared with, all arms, against the truth
-    """
-    own, scores = study.profile.extensions, reached(reference)
-    said = (
-        f"After {own.detector_steps} steps on {int(reference['real'].iloc[0])} real patches, detectors of the "
-        "condition that the others are compared with reach an F1_detect of "
-        f"{' and '.join(f'{number(score)} ({arm})' for arm, score in scores.items())} (mean of {len(own.seeds)} seeds, "
-        "against the truth)."
-    )
-    if scores.min() >= LEARNT:
-        return f"{said} A run has one generator, so its intervals speak of the detector seeds alone."
-    return (
-        f"{said} Detectors below {LEARNT:g} hardly detect and have little to lose, so what is compared with those of "
-        f"{' and '.join(scores.index[scores < LEARNT])} gets no verdict; the numbers show that the study runs."
-    )
-
-
-def verdict(low: float, high: float, positive: str, negative: str, reference: pd.DataFrame) -> str:
-    """`positive` or `negative` where an interval lies on one side of zero, else "undecided".
-
-    Parameters
-    ----------
-    reference : rows of `score_arm` that the difference starts from; "no verdict" where one of their arms reaches less
-        than `LEARNT`
-    """
-    if not reached(reference).min() >= LEARNT:
-        return "no verdict"
-    return positive if low > 0 else negative if high < 0 else "undecided"
 
 
 def _best(curve: np.ndarray) -> int:

@@ -24,6 +24,7 @@ from companion import fragments, stages
 from companion.book import page as page_of
 from companion.book import page_not_run
 from companion.errors import CompanionError
+from companion.figures.threshold_page import COLUMNS, threshold_page
 from companion.params import load_profile
 from companion.provenance import write_json, write_table
 
@@ -379,6 +380,35 @@ def test_a_broken_page_is_seen(browser, tmp_path: Path) -> None:
     wrong = "\n".join(visit(browser, tmp_path))
     for sign in ("gone.png did not load", "gone.png has no alt text", "asks for https://example.org/x.js", "bang"):
         assert sign in wrong
+
+
+@pytest.mark.slow
+def test_sliders_redraw_what_the_page_shows_without_scripts(browser, tmp_path: Path) -> None:
+    boxes = np.array([[2, 2, 12, 12, 1], [20, 20, 30, 30, 1]], dtype=float)
+    pairs = np.array([[[0, 1], [0, -1]], [[0, -1], [0, -1]]])  # the second box overlaps its defect by less than 0.5
+    picture = {
+        "name": "m1.png, patch 0", "image": np.zeros((64, 64), np.uint8), "truths": np.array([[7.0, 7], [24, 26]]),
+        "boxes": {"EXP": boxes}, "kept": {"EXP": np.array([2, 1])}, "pairs": {"EXP": pairs},
+    }  # fmt: skip
+    scores = {name: np.full((2, 2), 2.5) for name, _, _ in COLUMNS}
+    html = threshold_page(
+        {"EXP": scores}, [picture], [0.3, 0.5], [0.2, 0.7], (0.5, 0.2), {1: "dot"}, "phantom", "two boxes"
+    )
+    (tmp_path / "page.html").write_text(f"<!doctype html><meta charset='utf-8'>{html}", encoding="utf-8")
+    seen = []
+    for scripts in (False, True):
+        context = browser.new_context(java_script_enabled=scripts)
+        page = context.new_page()
+        page.goto((tmp_path / "page.html").as_uri())
+        seen.append([page.locator("table").text_content(), page.locator("rect").count()])
+        seen[-1].append([box.get_attribute("stroke-dasharray") for box in page.locator("rect").all()])
+        if scripts:
+            page.locator(".iou").fill("0")
+            assert page.locator("circle").count() == 0
+            page.locator(".confidence").fill("1")
+            assert (page.locator("rect").count(), page.locator("circle").count()) == (1, 1)
+        context.close()
+    assert seen[0] == seen[1] and seen[0][1:] == [2, ["none", "1.6"]]
 
 
 @pytest.mark.slow

@@ -44,7 +44,7 @@ path = stage.folder / 'checkpoint' / 'state.safetensors'
 with open(root() / 'starts.txt', 'a') as file:
     file.write(f"{load_state(path)[1]['step'] if path.exists() else 0}\\n")
 log = fit(step, {'layer': layer, 'optimizer': optimizer}, steps=100, folder=stage.folder, identity='x', every=5)
-write_json(stage.folder / 'predictions.json', log.to_dict('list'))
+write_json(stage.folder / 'predictions.parquet', log.to_dict('list'))
 """
 
 

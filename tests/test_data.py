@@ -207,6 +207,19 @@ def test_drawn_splits_are_disjoint_nested_and_repeatable(tmp_path):
         make_split(dataset, 1, [11], 6, root_seed=5)
 
 
+def test_validation_micrographs_are_those_that_neither_train_nor_test(tmp_path):
+    make_dataset(tmp_path, n=16)
+    dataset = load_dataset(tmp_path)
+    without, some, more = (make_split(dataset, 1, [4, 8], 5, 5, n_val) for n_val in (0, 2, 9))
+    assert without.val == () and len(some.val) == 2
+    assert len(more.val) == 3, "16 - 8 - 5 are left"
+    for split in (some, more):
+        assert split.test == without.test and split.train[:8] == without.train[:8]
+        assert sorted((*split.train, *split.val, *split.test)) == sorted(dataset.files)
+    some.save(tmp_path / "mine.yaml")
+    assert make_split(dataset, str(tmp_path / "mine.yaml"), [4], 5, 5).val == some.val
+
+
 def test_split_files_come_back_as_written(tmp_path):
     make_dataset(tmp_path, n=6)
     dataset = load_dataset(tmp_path)
@@ -246,6 +259,12 @@ def test_near_duplicates_across_the_split_are_listed(tmp_path):
     with pytest.warns(UserWarning, match=r"m1.png ~ m4.png"):
         split = make_split(load_dataset(tmp_path), str(path), [2], 1, root_seed=1)
     assert split.near_duplicates == (("m1.png", "m4.png"),)
+    path.write_text("train: [m1.png]\ntest: [m3.png]\nval: [m2.png, m4.png]\n")
+    with pytest.warns(UserWarning, match=r"m1.png ~ m4.png"):
+        make_split(load_dataset(tmp_path), str(path), [1], 1, root_seed=1)
+    path.write_text("train: [m2.png]\ntest: [m1.png]\nval: [m4.png]\n")
+    with pytest.warns(UserWarning, match=r"m4.png ~ m1.png"):
+        make_split(load_dataset(tmp_path), str(path), [1], 1, root_seed=1)
 
 
 def test_grouped_splits_keep_groups_together(tmp_path):
@@ -259,6 +278,9 @@ def test_grouped_splits_keep_groups_together(tmp_path):
     split = make_split(dataset, str(path), [4], 6, root_seed=1)
     grains = [{(int(name[1:-4]) - 1) // 3 for name in files} for files in (split.train, split.test)]
     assert len(split.test) == 6 and len(split.train) == 6 and not grains[0] & grains[1]
+    with_val = make_split(dataset, str(path), [3], 5, 1, n_val=4)  # a group of 3 each, and 3 that nothing needs
+    parts = [{(int(name[1:-4]) - 1) // 3 for name in files} for files in (with_val.train, with_val.val, with_val.test)]
+    assert sum(map(len, parts)) == len(set.union(*parts)) == 4 and len(with_val.val) == len(with_val.test) == 3
     path.write_text("{seed: 4, group_by: 'm(1?)'}")  # m1 and m10-m12 begin with 1: a group of 4, the rest 8
     split = make_split(dataset, str(path), [4], 4, root_seed=1)
     assert set(split.test) == {"m1.png", "m10.png", "m11.png", "m12.png"}

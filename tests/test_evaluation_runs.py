@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 
@@ -12,8 +13,9 @@ from conftest import ellipse_patches
 from test_scores import BOX, noisy
 
 from companion import provenance, stages
-from companion.evaluation import runs, studies
+from companion.evaluation import runs, sliders, studies, thresholds
 from companion.evaluation.claims import claims_table, gather, verdicts_beside
+from companion.evaluation.scores import Counts
 from companion.evaluation.significance import gain_table, operating_points, paired_scores, records, significance_table
 from companion.figures.threshold_page import threshold_page
 from companion.geometry import encode_rle
@@ -37,6 +39,7 @@ def make_tree(dataset: str, classes: int) -> stages.Stage:
         match stage.kind.name:
             case "micrographs":
                 ellipse_patches(24, seed=1, classes=classes).save(folder / "test")
+                ellipse_patches(12, seed=3, classes=classes).save(folder / "val")
                 ellipse_patches(12, seed=2, classes=classes).save(folder / "train-n10")
             case "masks":
                 replace(ellipse_patches(10, seed=number, classes=classes), images=None).save(folder)
@@ -49,6 +52,8 @@ def make_tree(dataset: str, classes: int) -> stages.Stage:
                 test = ellipse_patches(24, seed=1, classes=classes)
                 misses = 0.4 if stage.keys["arm"] == "EXP" else 0.2
                 provenance.write_table(folder / "predictions.parquet", with_masks(noisy(test, number, misses=misses)))
+                val = ellipse_patches(12, seed=3, classes=classes)
+                provenance.write_table(folder / "predictions-val.parquet", noisy(val, number, misses=misses))
             case "statistics" | "diffusion":
                 provenance.write_json(folder / "summary.json", {})
             case _:
@@ -123,6 +128,71 @@ def test_optimism_and_bootstrap(study):
     assert table["difference"].tolist() == pytest.approx([mean, mean])
 
 
+def swept(pairs: list[list[int]], predicted: list[list[int]], truths: int = 10) -> tuple[runs.Run, Counts]:
+    """One class, one IoU, a patch per micrograph: pairs and predictions per patch and confidence (0.3, 0.6)."""
+    n = len(pairs)
+    counts = Counts(
+        np.array(pairs)[:, None, :, None, None], np.array(predicted), np.full((n, 1), truths), (0.5,), (0.3, 0.6),
+        (1,), tuple(range(n)),
+    )  # fmt: skip
+    index = pd.DataFrame({"patch": range(n), "image": [f"{k}.png" for k in range(n)]})
+    keys = {"dataset": "d", "split": "1", "n_train": 4, "arm": "EXP", "seed": 1}
+    return runs.Run(keys, pd.DataFrame(), None, None, index, 64), counts
+
+
+def test_optimism_of_a_threshold_chosen_on_test():
+    test = swept([[8, 6]] * 3, [[10, 6]] * 3)  # F1_detect 16/20 = 0.8 and 12/16 = 0.75: best at 0.3
+    validation = swept([[8, 6]] * 2, [[20, 6]] * 2)  # 16/30 and 12/16: best at 0.6
+    found = thresholds.validated([test], [validation], 0.5, "f1_detect", np.random.default_rng(0), 20, 0.9)
+    row = found.iloc[0]
+    assert (row["on_test"], row["on_validation"]) == (0.3, 0.6)
+    # All micrographs are alike, so whichever are drawn the optimism is the same.
+    assert [row[k] for k in ("best_on_test", "chosen_on_validation", "optimism", "low", "high")] == pytest.approx(
+        [0.8, 0.75, 0.05, 0.05, 0.05]
+    )
+    assert (row["seeds"], row["test_micrographs"], row["validation_micrographs"]) == (1, 3, 2)
+    said = thresholds.optimism_in_words(found, "F1_detect", 0.9)
+    assert said.startswith("- split 1, N = 4, EXP: best on test at confidence 0.3 (0.800), chosen on validation 0.6")
+    undefined = thresholds.validated([test], [validation], 0.5, "f1_hm", np.random.default_rng(0), 20, 0.9)
+    assert undefined[["on_validation", "optimism", "low"]].isna().all(axis=None)
+    assert "F1HM is undefined on the validation patches" in thresholds.optimism_in_words(undefined, "F1HM", 0.9)
+    assert thresholds.validated([test], [], 0.5, "f1_detect", np.random.default_rng(0), 20, 0.9).empty
+
+
+def test_a_seed_without_a_score_takes_its_threshold_out_of_the_choice():
+    first, second = swept([[8, 6]], [[10, 6]]), swept([[8, 0]], [[10, 0]], truths=0)  # 0/0 at 0.6
+    found = thresholds.validated([first, second], [first, second], 0.5, "f1_detect", np.random.default_rng(0), 5, 0.9)
+    assert found["on_validation"].tolist() == [0.3] and found["seeds"].tolist() == [2]
+
+
+def test_thresholds_are_chosen_on_the_validation_patches_of_a_run(study):
+    stage = study["claims"].upstream["thresholds"][0]
+    validation = runs.runs(stage, "val")
+    assert [run.keys for run in validation] == [run.keys for run in study["found"]]
+    assert {run.test.name for run in validation} == {"val"}
+    own = list(zip(study["found"], study["counts"], strict=True))
+    other = list(zip(validation, runs.count_runs(validation, [0.3, 0.5], [0.1, 0.3, 0.5, 0.7]), strict=True))
+    chosen = study["chosen"].set_index("arm")["confidence"]
+    for second in (own, other):
+        table = thresholds.validated(own, second, 0.5, study["measure"], study["rng"], 50, 0.9)
+        assert table["arm"].tolist() == ["EXP", "EXP+GEN", "EXP+RARE"]
+        assert table.set_index("arm")["on_test"].equals(chosen.rename("on_test"))
+        optimism = table["optimism"].dropna()  # undefined where a seed has no score at the confidence that was chosen
+        assert len(optimism) and ((optimism == 0).all() if second is own else (optimism >= 0).all())
+        assert (table["low"].dropna() >= 0).all() and (table["high"] >= table["low"])[table["low"].notna()].all()
+
+
+def test_without_validation_patches_halves_of_the_test_micrographs_stand_in(study, monkeypatch):
+    stage = study["claims"].upstream["thresholds"][0]
+    found = runs.runs(stage)
+    counts = runs.count_runs(found, [0.5], stage.profile.evaluation.confidence_sweep)
+    table, said = thresholds.optimism(stage, found, counts, "f1_detect")
+    assert table["validation_micrographs"].tolist() == [3] * 3 and said.count("chosen on validation") == 3
+    monkeypatch.setattr(thresholds, "runs", lambda stage, held_out: [])
+    table, said = thresholds.optimism(stage, found, counts, "f1_detect")
+    assert (table["optimism"] >= 0).all() and len(table) == 3 and "no validation micrographs" in said
+
+
 def test_class_shares(study):
     shares = runs.class_shares(study["claims"].upstream["imbalance"][0])
     assert shares.groupby("set")["share"].sum().tolist() == pytest.approx([1, 1, 1])
@@ -130,12 +200,34 @@ def test_class_shares(study):
 
 
 def test_the_page_with_sliders_is_one_piece(study):
-    arms, pictures = runs.slider_data(study["found"], study["counts"])
+    arms, pictures = sliders.slider_data(study["found"], study["counts"])
     classes = study["found"][0].truth.classes
     page = threshold_page(arms, pictures, [0.3, 0.5], [0.1, 0.3, 0.5, 0.7], (0.5, 0.5), classes, "a < b", "six")
     assert 4 <= len(pictures) <= 6 and "a &lt; b" in page and page.count("<script>") == 1
     assert not re.search(r"(src|href)\s*=\s*[\"']?(https?:)?//", page) and "@" not in page.split("<script>")[0]
     assert "NaN" not in page and (study["measure"] == "f1_hm" or '"f1_hm":[[null' in page)
+    data = json.loads(re.search(r"const data = (.*), root =", page)[1])
+    run, patch = study["found"][0], int(pictures[0]["name"].split()[-1])
+    scores = run.predictions.loc[run.predictions["patch"] == patch, "score"]
+    assert data["pictures"][0]["found"]["EXP"]["kept"] == [(scores >= c).sum() for c in (0.1, 0.3, 0.5, 0.7)]
+    # Without scripts: the table, and the detections of the first arm where the sliders start.
+    still = page.split("<script>")[0]
+    assert still.count("<svg") == len(pictures) and still.count("<tr>") == 1 + len(arms)
+    assert still.count("<rect") == sum(picture["kept"]["EXP"][2] for picture in pictures) > 0
+    assert still.count('dasharray="none"') == sum((p["pairs"]["EXP"][1, 2] >= 0).sum() for p in pictures)
+    assert still.count("<circle") == sum((p["pairs"]["EXP"][1, 2] < 0).sum() for p in pictures)
+
+
+def test_patches_that_change_under_both_sliders_come_first_and_from_every_micrograph():
+    pairs = np.zeros((5, 2, 2, 1, 1), dtype=int)
+    pairs[:, 0, 0] = 2
+    pairs[0, 1, 0] = 2  # patch 0: the IoU changes nothing
+    pairs[3] = 1  # patch 3: nothing changes
+    counts = Counts(pairs, np.full((5, 2), 3), np.full((5, 1), 3), (0.3, 0.5), (0.1, 0.9), (1,), tuple(range(5)))
+    images = np.array(["a", "a", "a", "b", "b"])
+    assert sliders.lively_patches([counts], images).tolist() == [1, 4, 2, 0, 3]
+    still = replace(counts, pairs=np.ones_like(pairs))
+    assert sliders.lively_patches([counts, still], images).tolist() == [0, 3, 1, 4, 2]
 
 
 def test_claims_of_a_small_run_claim_little(study):

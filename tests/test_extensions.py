@@ -12,7 +12,7 @@ from conftest import ellipse_patches
 
 from companion import paths, stages
 from companion.errors import CompanionError
-from companion.extensions import bias, feedback, shift, study
+from companion.extensions import bias, feedback, shift, study, verdicts
 from companion.params import load_profile
 from companion.params_phantom import Annotator
 
@@ -101,6 +101,27 @@ def test_amplification_is_a_difference_of_differences():
     assert found["mean"].to_dict() == pytest.approx({"cost, EXP": 0.15, "cost, EXP+GEN": 0.3, "amplification": 0.15})
     half = 12.706 * np.std([0.2, 0.1], ddof=1) / np.sqrt(2)  # t interval of the two pairs' 0.2 and 0.1
     assert found["n"].eq(2).all() and found.loc["amplification", "high"] == pytest.approx(0.15 + half, abs=1e-4)
+
+
+def exact_scores(*means: float) -> pd.DataFrame:
+    return pd.DataFrame([
+        {"arm": arm, "seed": seed, "real": 5, "f1_detect": mean + spread}
+        for arm, mean in zip(bias.ARMS, means, strict=False) for seed, spread in ((1, -0.1), (2, 0.1))
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize(("means", "learnt"), [((0.8, 0.6), True), ((0.8, 0.45), False), ((0.3, 0.7), False)])
+def test_verdicts_need_every_arm_to_have_learnt_from_exact_labels(tmp_path, monkeypatch, means, learnt):
+    tiny = opened("bias", tmp_path, monkeypatch)
+    exact = exact_scores(*means)
+    intervals = ((0.1, 0.2), (-0.2, -0.1), (-0.1, 0.1))
+    words = [verdicts.verdict(*ends, "amplified", "dampened", exact) for ends in intervals]
+    assert words == (["amplified", "dampened", "undecided"] if learnt else ["no verdict"] * 3)
+    said = verdicts.standing(tiny, exact)
+    assert f"{means[0]:.2f} (EXP) and {means[1]:.2f} (EXP+GEN)" in said
+    assert ("gets no verdict" in said) != learnt
+    if not learnt:
+        assert f"compared with those of {'EXP' if means[0] < means[1] else 'EXP+GEN'} gets" in said
 
 
 def test_binding_is_the_gain_that_a_shift_takes_away():

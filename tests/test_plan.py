@@ -9,6 +9,8 @@ import pytest
 import yaml
 
 from companion import plan, provenance, stages
+from companion.errors import CompanionError
+from companion.orchestrate import check_inputs
 from companion.params import load_profile, profile_names
 
 FIGURES = yaml.safe_load(Path(plan.__file__).with_name("throughputs.yaml").read_text(encoding="utf-8"))
@@ -26,8 +28,8 @@ def row(profile, device, cores, notebook):
 def test_a_detector_costs_its_passes_over_the_measured_rate():
     profile = load_profile("smoke", detection={"steps": 100, "batch_size": 8})
     rates = [FIGURES["images_per_s"][work]["tiny"]["cpu"] for work in ("detector training", "detection")]
-    # Six test micrographs of 512 px give 5 x 5 crops of 128 px each, 96 px apart.
-    each = 800 / rates[0] + 6 * 25 / rates[1] + FIGURES["start_s"]
+    # Six test and two validation micrographs of 512 px give 5 x 5 crops of 128 px each, 96 px apart.
+    each = 800 / rates[0] + 8 * 25 / rates[1] + FIGURES["start_s"]
     found = row(profile, "cpu", 2, "06_mask_rcnn")
     assert found["each_s"] == pytest.approx(each) and found["from"] == "measured elsewhere"
     assert (found["stages"], found["left_s"]) == (6, pytest.approx(3 * each)), "six stages on two cores: three rounds"
@@ -62,3 +64,11 @@ def test_every_profile_has_a_plan(name):
     found = plan.plan(load_profile(name), "h100", 2)
     assert set(found["notebook"]) == {stage.kind.notebook for stage in stages.matrix(load_profile(name))}
     assert (found["disk_mib"] > 0).all() and (found["done"] == 0).all()
+
+
+def test_a_phantom_has_a_micrograph_for_every_use():
+    for name in profile_names():
+        if (profile := load_profile(name)).dataset == "phantom":
+            check_inputs(profile)
+    with pytest.raises(CompanionError, match="10 training, 6 test and 9 validation micrographs are 25"):
+        check_inputs(load_profile("smoke", n_val=9))

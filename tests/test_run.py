@@ -21,7 +21,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 WORK = {
     "micrographs": "for part in ('train-n10', 'test'): write_json(stage.folder / part / 'a.json', {'n': 1})",
     "masks": "import companion.geometry\nwrite_json(stage.folder / 'table.json', stage.parameters['masks'])",
-    "detector": "write_json(stage.folder / 'predictions.json', stage.parameters)",
+    "detector": "write_json(stage.folder / 'predictions.parquet', stage.parameters)",
     "thresholds": "write_json(stage.folder / 'scores.parquet', stage.parameters)",
 }
 USUAL = "write_json(stage.folder / 'summary.json', stage.parameters)"

@@ -98,6 +98,41 @@ def test_an_input_is_only_the_part_that_is_read(finished):
     assert statistics.input_hashes() != before
 
 
+def test_validation_patches_are_read_by_detectors_and_thresholds_where_there_are_any(finished):
+    detector, thresholds = (
+        next(s for s in stages.matrix(finished.profile) if s.kind.name == name) for name in ("detector", "thresholds")
+    )
+    before = [stage.input_hashes() for stage in (detector, thresholds)]
+    assert not detector.holds("val") and detector.holds("test")
+    provenance.write_json(finished.folder / "val" / "patches.json", {"x": 3})
+    finished.finish()
+    assert detector.holds("val")
+    after = [stage.input_hashes() for stage in (detector, thresholds)]
+    changed = [[k for k in new if new[k] != old[k]] for old, new in zip(before, after, strict=True)]
+    assert changed == [["val"], ["split-1/micrographs (validation)"]]
+
+
+def test_an_edited_split_file_is_a_changed_input(finished, tmp_path):
+    (tmp_path / "mine.yaml").write_text("{seed: 1}")
+    keys = {"split": str(tmp_path / "mine.yaml")}
+    stage = stages.Stage(finished.kind, keys, finished.profile)
+    before = stage.input_hashes()
+    (tmp_path / "mine.yaml").write_text("{seed: 2}")
+    assert stage.input_hashes() != before
+
+
+def test_only_the_thresholds_read_predictions_on_validation_patches(finished):
+    everything = stages.matrix(finished.profile)
+    detector = next(s for s in everything if s.kind.name == "detector")
+    provenance.write_json(detector.folder / "stamp.json", {"outputs": {"predictions.parquet": "a"}})
+    pages = [s for s in everything if s.kind.name in ("thresholds", "significance", "errors", "claims")]
+    before = {page.kind.name: page.input_hashes()[detector.address] for page in pages}
+    outputs = {"predictions.parquet": "a", "predictions-val.parquet": "b"}
+    provenance.write_json(detector.folder / "stamp.json", {"outputs": outputs})
+    after = {page.kind.name: page.input_hashes()[detector.address] for page in pages}
+    assert [name for name in after if after[name] != before[name]] == ["thresholds"]
+
+
 def test_stamp_says_where_a_result_came_from(finished):
     stamp = provenance.read_stamp(finished.folder)
     assert "notebooks/01_micrographs.ipynb" in stamp["code"] and "companion/stages.py" in stamp["code"]

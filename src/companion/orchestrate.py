@@ -71,10 +71,10 @@ def check_inputs(profile: Profile) -> None:
         With every problem found.
     """
     if profile.dataset == "phantom" and not any(isinstance(split, str) for split in profile.splits):
-        if (needed := max(profile.sizes) + profile.n_test) > profile.phantom.n_images:
+        if (needed := max(profile.sizes) + profile.n_test + profile.n_val) > profile.phantom.n_images:
             raise CompanionError(
-                f"profile {profile.name}: {max(profile.sizes)} training and {profile.n_test} test micrographs are "
-                f"{needed}, the phantom has phantom.n_images = {profile.phantom.n_images}"
+                f"profile {profile.name}: {max(profile.sizes)} training, {profile.n_test} test and {profile.n_val} "
+                f"validation micrographs are {needed}, the phantom has phantom.n_images = {profile.phantom.n_images}"
             )
         return
     from companion.data.dataset import load_dataset
@@ -83,7 +83,7 @@ def check_inputs(profile: Profile) -> None:
 
     dataset = load_dataset(obtain(profile))
     for split in profile.splits:
-        make_split(dataset, split, sizes=profile.sizes, n_test=profile.n_test, root_seed=profile.root_seed)
+        make_split(dataset, split, profile.sizes, profile.n_test, profile.root_seed, profile.n_val)
 
 
 def _submission(folder: Path) -> list[str]:

@@ -91,7 +91,7 @@ def _seconds(stage: stages.Stage, device: str) -> float:
             )
             found = _rate("detection", detection.network, device, side)
             # Finding defects is seconds on a GPU, where it has not been measured.
-            return training + (profile.n_test * _crops(profile) / found if found == found else 0)
+            return training + ((profile.n_test + profile.n_val) * _crops(profile) / found if found == found else 0)
         case _:
             return float("nan")
 
@@ -118,7 +118,7 @@ def _mib(stage: stages.Stage) -> float:
     patch = profile.patches.size**2 / 2**20  # one array of uint8
     match stage.kind.name:
         case "micrographs":
-            return 2 * patch * _crops(profile) * (sum(profile.sizes) + profile.n_test)
+            return 2 * patch * _crops(profile) * (sum(profile.sizes) + profile.n_test + profile.n_val)
         case "masks":
             return patch * profile.masks.n_patches
         case "generated":

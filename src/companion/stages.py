@@ -102,16 +102,26 @@ class Stage:
     def input_hashes(self) -> dict[str, str | None]:
         """One hash per input, from the stamps of the stages that made them; None where there is no stamp."""
         found: dict[str, str | None] = {}
-        for name, (stage, part) in self.upstream.items():
-            stamp = provenance.read_stamp(stage.folder)
-            files = {k: v for k, v in (stamp or {"outputs": {}})["outputs"].items() if k.startswith(part)}
+        for name in self.upstream:
+            files = self._made(name)
             found[name] = provenance.hash_value(files) if files else None
         if self.kind.name == "micrographs" and (folder := dataset_folder(self.profile)).is_dir():
             found["dataset"] = provenance.hash_value(provenance.artifact_hashes(folder))
+        if self.kind.name == "micrographs" and isinstance(split := self.keys["split"], str):
+            found["split file"] = provenance.hash_file(Path(split)) if Path(split).is_file() else None
         for name, weights in self._weights().items():
             file = paths.given(weights)
             found[name] = provenance.hash_file(file) if file.is_file() else None
         return found
+
+    def holds(self, name: str) -> bool:
+        """Whether an input was made: a split need not have validation patches."""
+        return bool(self._made(name))
+
+    def _made(self, name: str) -> dict[str, str]:
+        stage, part = self.upstream[name]
+        stamp = provenance.read_stamp(stage.folder) or {"outputs": {}}
+        return {file: sha for file, sha in stamp["outputs"].items() if file.startswith(part)}
 
     def _weights(self) -> dict[str, str]:
         """Pretrained weights files that the profile names for this stage."""
@@ -263,11 +273,12 @@ def _upstream(stage: Stage) -> dict[str, tuple[Stage, str]]:
         merged = {**stage.keys, **keys}
         return Stage(KINDS[kind], {k: merged[k] for k in KINDS[kind].keys}, stage.profile), part
 
-    def every(kind: str, part: str = "") -> dict[str, tuple[Stage, str]]:
-        return {s.address: (s, part) for s in matrix(stage.profile) if s.kind.name == kind}
+    def every(kind: str, part: str = "", label: str = "") -> dict[str, tuple[Stage, str]]:
+        return {s.address + label: (s, part) for s in matrix(stage.profile) if s.kind.name == kind}
 
     train = {"train": other("micrographs", f"train-n{stage.keys['n_train']}/")} if "n_train" in stage.keys else {}
     test = {"test": other("micrographs", "test/")} if train else {}
+    val = {"val": other("micrographs", "val/")} if train else {}
     match stage.kind.name:
         case "micrographs" | "bias" | "feedback" | "shift":
             return {}
@@ -285,24 +296,25 @@ def _upstream(stage: Stage) -> dict[str, tuple[Stage, str]]:
         case "detector":
             pool = POOLS.get(stage.keys["arm"])
             if pool == "filtered":
-                return {**train, **test, "generated": other("faithfulness", "kept/")}
-            return {**train, **test, **({"generated": other("generated", masks=pool)} if pool else {})}
+                return {**train, **test, **val, "generated": other("faithfulness", "kept/")}
+            return {**train, **test, **val, **({"generated": other("generated", masks=pool)} if pool else {})}
         case "faithfulness":
             judge = other("detector", arm="EXP", seed=stage.profile.seeds[0])
             plain = other("generated", masks="plain")
             return {**train, **test, "generated": plain, "diffusion": other("diffusion"), "detector": judge}
         case "thresholds":
-            return {**every("micrographs", "test/"), **every("detector", "predictions")}
+            val = every("micrographs", "val/", " (validation)")
+            return {**every("micrographs", "test/"), **val, **every("detector", "predictions")}
         case "sizes":
             return {"scores": other("thresholds", "scores.parquet")}
         case "significance" | "errors":
-            detections = {**every("micrographs", "test/"), **every("detector", "predictions")}
+            detections = {**every("micrographs", "test/"), **every("detector", "predictions.parquet")}
             return {"scores": other("thresholds", "scores.parquet"), **detections}
         case "imbalance":
             return {"scores": other("thresholds", "scores.parquet"), **every("statistics"), **every("masks", "table")}
         case _:
             evaluated = {name: other(name) for name in ("thresholds", "sizes", "significance", "imbalance")}
-            shown = {**every("micrographs"), **every("detector", "predictions")}  # the strip of the front page
+            shown = {**every("micrographs"), **every("detector", "predictions.parquet")}  # the strip of the front page
             return {**evaluated, **every("generated"), **every("diffusion", "summary"), **shown}
 
 

@@ -1,4 +1,4 @@
-"""Which micrographs train and which test: disjoint by image or by group, and the training sets nested in N.
+"""Which micrographs train, which choose thresholds and which test: disjoint by image or by group, nested in N.
 
 Splits 1, 2, ... k are drawn independently: a profile that lists k numbers repeats its experiment k times.
 """
@@ -38,7 +38,7 @@ class Split:
     ----------
     train : in the order in which they are used: N training micrographs are the first N
     test, val : held out; disjoint from `train` and each other
-    near_duplicates : (training file, test file) pairs that look like the same field of view
+    near_duplicates : pairs across two of the lists (training first, test last) that look like one field of view
     """
 
     name: str
@@ -59,8 +59,10 @@ class Split:
             temporary.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), "utf-8")
 
 
-def make_split(dataset: DataSet, split: int | str, sizes: Sequence[int], n_test: int, root_seed: int) -> Split:
-    """Training and test micrographs of a data set.
+def make_split(
+    dataset: DataSet, split: int | str, sizes: Sequence[int], n_test: int, root_seed: int, n_val: int = 0
+) -> Split:
+    """Training, test and validation micrographs of a data set.
 
     Parameters
     ----------
@@ -68,26 +70,30 @@ def make_split(dataset: DataSet, split: int | str, sizes: Sequence[int], n_test:
         lists train, test and optionally val, or a seed and optionally group_by, see `groups`)
     sizes : numbers N of training micrographs; the largest must fit
     n_test : test micrographs of a drawn split; listed ones are all used
+    n_val : validation micrographs of a drawn split, fewer where training and test leave fewer; listed ones are used
 
     Raises
     ------
     CompanionError
         Too few micrographs, an unreadable or misspelt split file, a file that is not in the data set, or one
-        that is both trained on and tested on.
+        that is in two lists.
 
     Warns
     -----
     UserWarning
-        Near-duplicate micrographs across training and test, listed.
+        Near-duplicate micrographs across the lists, named.
     """
     if isinstance(split, str):
-        made = _from_file(dataset, Path(split), sizes, n_test, root_seed)
+        made = _from_file(dataset, Path(split), sizes, (n_test, n_val), root_seed)
     else:
-        made = _drawn(dataset, str(split), split, sizes, n_test, root_seed)
-    pairs = near_duplicates(dataset, made.train[: max(sizes)], made.test)
+        made = _drawn(dataset, str(split), split, sizes, (n_test, n_val), root_seed)
+    train = made.train[: max(sizes)]
+    pairs = near_duplicates(dataset, (*train, *made.val), made.test)
+    if made.val:  # a threshold chosen on what trained, or on what is scored, was not chosen elsewhere
+        pairs += near_duplicates(dataset, train, made.val)
     if pairs:
         lines = "\n".join(f"  - {a} ~ {b}" for a, b in pairs)
-        warnings.warn(f"split {made.name}: near-duplicates across training and test:\n{lines}", stacklevel=2)
+        warnings.warn(f"split {made.name}: near-duplicates across its lists:\n{lines}", stacklevel=2)
     return Split(made.name, made.dataset, made.train, made.test, made.val, made.seed, tuple(pairs))
 
 
@@ -110,11 +116,11 @@ def perceptual_hash(pixels: NDArray[np.uint8]) -> ImageHash:
 
 
 def _drawn(
-    dataset: DataSet, name: str, seed: int, sizes: Sequence[int], n_test: int, root_seed: int,
+    dataset: DataSet, name: str, seed: int, sizes: Sequence[int], held_out: tuple[int, int], root_seed: int,
     group_by: str | None = None, source: str = "",
 ) -> Split:  # fmt: skip
     files = sorted(dataset.files)
-    n_train = max(sizes)
+    n_train, (n_test, n_val) = max(sizes), held_out
     if len(files) < n_train + n_test:
         fits = f"at most N = {len(files) - n_test} fits" if len(files) > n_test else f"fewer than {len(files)} test fit"
         raise CompanionError(
@@ -126,17 +132,30 @@ def _drawn(
         members.setdefault(group, []).append(file)
     order = seeds.generator(root_seed, "split", dataset.name, seed).permutation(len(members))
     shuffled = [list(members.values())[k] for k in order]
-    test: list[str] = []
-    train: list[str] = []
-    for group in shuffled:
-        (test if len(test) + len(group) <= n_test else train).extend(group)
+    test, left = _take(shuffled, n_test)
+    # Of what no N trains on, from the other end: what tests, and (without groups) what trains first, is the same
+    # however many choose thresholds.
+    val, left = _take(left[::-1], min(n_val, sum(map(len, left)) - n_train))
+    train = [file for group in left[::-1] for file in group]
     if not test or len(train) < n_train:
         sizes_of = sorted(map(len, shuffled), reverse=True)
         raise CompanionError(
             f"{source}grouped by {group_by}, {dataset.name} has groups of {', '.join(map(str, sizes_of[:10]))} "
             f"micrographs: {n_test} for testing and {n_train} for training cannot be kept apart"
         )
-    return Split(name, dataset.name, tuple(train), tuple(sorted(test)), seed=seed)
+    return Split(name, dataset.name, tuple(train), tuple(sorted(test)), tuple(sorted(val)), seed)
+
+
+def _take(groups: Sequence[list[str]], number: int) -> tuple[list[str], list[list[str]]]:
+    """Files of the first groups that fit into `number`, and the groups that are left, in their order."""
+    taken: list[str] = []
+    left = []
+    for group in groups:
+        if len(taken) + len(group) <= number:
+            taken.extend(group)
+        else:
+            left.append(group)
+    return taken, left
 
 
 def groups(dataset: DataSet, files: Sequence[str], group_by: str | None) -> list[str]:
@@ -165,7 +184,7 @@ def groups(dataset: DataSet, files: Sequence[str], group_by: str | None) -> list
     return [match[1] if match.re.groups else match[0] for match in found if match]
 
 
-def _from_file(dataset: DataSet, path: Path, sizes: Sequence[int], n_test: int, root_seed: int) -> Split:
+def _from_file(dataset: DataSet, path: Path, sizes: Sequence[int], held_out: tuple[int, int], root_seed: int) -> Split:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -179,7 +198,7 @@ def _from_file(dataset: DataSet, path: Path, sizes: Sequence[int], n_test: int, 
         found.append(f"it is for data set '{named}', not '{dataset.name}'")
     name = str(content.get("name", path.stem))
     if "train" not in content and "test" not in content and isinstance(content.get("seed"), int) and not found:
-        return _drawn(dataset, name, content["seed"], sizes, n_test, root_seed, content.get("group_by"), f"{path}: ")
+        return _drawn(dataset, name, content["seed"], sizes, held_out, root_seed, content.get("group_by"), f"{path}: ")
     if "group_by" in content:
         found.append("group_by goes with a seed, not with lists")
     lists = {key: content.get(key, []) for key in ("train", "test", "val")}

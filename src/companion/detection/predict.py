@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,7 @@ COLUMNS = {
     "patch": "int64", "x1": "float32", "y1": "float32", "x2": "float32", "y2": "float32", "score": "float32",
     "label": "int64", "mask": "object",
 }  # fmt: skip
-PREDICTIONS = "predictions.parquet"
+PREDICTIONS, VALIDATION = "predictions.parquet", "predictions-val.parquet"
 
 
 def predict(detector: Detector, images: NDArray[np.uint8], compute: Compute, batch_size: int = 16) -> pd.DataFrame:
@@ -46,6 +47,6 @@ def predict(detector: Detector, images: NDArray[np.uint8], compute: Compute, bat
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
 
 
-def write_predictions(folder: Path, predictions: pd.DataFrame) -> None:
-    """Write ``predictions.parquet``, atomically."""
-    write_table(folder / PREDICTIONS, predictions[list(COLUMNS)])
+def write_predictions(folder: Path, predictions: pd.DataFrame, held_out: Literal["test", "val"] = "test") -> None:
+    """Write ``predictions.parquet`` or, of validation patches ("val"), ``predictions-val.parquet``, atomically."""
+    write_table(folder / (PREDICTIONS if held_out == "test" else VALIDATION), predictions[list(COLUMNS)])

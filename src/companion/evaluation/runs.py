@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -15,24 +15,26 @@ from numpy.typing import NDArray
 
 from companion.data.patches import Patches, load_patches
 from companion.evaluation.formats import BOX, Truth, read_predictions, read_truth
-from companion.evaluation.matching import MATCHINGS, Matching, kept, match, score_order
-from companion.evaluation.scores import Counts, Overlaps, Unpredicted, count, mask_overlaps, pooled, tabulate
+from companion.evaluation.matching import MATCHINGS, Matching
+from companion.evaluation.scores import Counts, Overlaps, Unpredicted, count, mask_overlaps, tabulate
 from companion.evaluation.significance import best_confidence
 from companion.geometry import box_iou
 from companion.stages import Stage, dataset_name, split_name
 
+PREDICTED = {"test": "predictions.parquet", "val": "predictions-val.parquet"}
+
 
 @dataclass(frozen=True)
 class Run:
-    """One detector's predictions on the test patches of its split.
+    """One detector's predictions on the test patches of its split, or on its validation patches.
 
     Attributes
     ----------
     keys : dataset, split (as text), n_train, arm, seed
     predictions : see `formats.read_predictions`
     truth : what should have been found
-    test : folder of the test patches
-    index : of the test patches: patch, image, pixel_size_nm and more (see `Patches.index`)
+    test : folder of these patches
+    index : of these patches: patch, image, pixel_size_nm and more (see `Patches.index`)
     size : side of a patch, px
     """
 
@@ -44,18 +46,25 @@ class Run:
     size: int
 
 
-def runs(stage: Stage) -> list[Run]:
-    """Every detector that `stage` reads, with the test patches of its split."""
+def runs(stage: Stage, held_out: Literal["test", "val"] = "test") -> list[Run]:
+    """Every detector that `stage` reads, with the test patches of its split.
+
+    Parameters
+    ----------
+    held_out : "val" for the validation patches instead, of the splits that have some
+    """
     read: dict[Path, tuple[Truth, Patches]] = {}
     found = []
     for keys, source in sources(stage, "detector"):
-        micrographs, part = source.upstream["test"]
-        folder = micrographs.folder / part
+        micrographs, part = source.upstream[held_out]
+        folder, predictions = micrographs.folder / part, source.folder / PREDICTED[held_out]
+        if held_out == "val" and not (source.holds("val") and predictions.is_file()):
+            continue
         if folder not in read:
             read[folder] = read_truth(folder), load_patches(folder)
         truth, patches = read[folder]
         named = {"dataset": dataset_name(stage.profile.dataset), **keys}
-        table = read_predictions(source.folder / "predictions.parquet", truth)
+        table = read_predictions(predictions, truth)
         found.append(Run(named, table, truth, folder, patches.index, patches.size))
     return found
 
@@ -202,43 +211,3 @@ def _ordinary(patches: Patches) -> int:
     """The first patch with the average number of defects or more, so that nobody picks the picture."""
     numbers = np.bincount(patches.table["patch"], minlength=len(patches))
     return int(np.argmax(numbers >= numbers.mean()))
-
-
-def slider_data(
-    found: Sequence[Run], counts: Sequence[Counts], matching: Matching = "truth-greedy", pictures: int = 6
-) -> tuple[dict[str, dict[str, NDArray[np.float64]]], list[dict[str, Any]]]:
-    """What the page with the sliders shows (see `figures.threshold_page`): the first split's smallest N.
-
-    Returns
-    -------
-    arms : arm -> score -> [I, C], mean over seeds, undefined where any seed is
-    pictures : of each of the first test micrographs the first patch with an average number of defects; per arm the
-        detections of its first seed
-    """
-    first = (found[0].keys["split"], found[0].keys["n_train"])
-    chosen = [(r, c) for r, c in zip(found, counts, strict=True) if (r.keys["split"], r.keys["n_train"]) == first]
-    by_arm: dict[str, list[tuple[Run, Counts]]] = {}
-    for run, count_ in chosen:
-        by_arm.setdefault(run.keys["arm"], []).append((run, count_))
-    arms = {}
-    for arm, own in by_arm.items():
-        scores = [pooled(c) for _, c in own]
-        arms[arm] = {name: np.mean([s[name] for s in scores], axis=0) for name in scores[0] if name != "f1_per_class"}
-    test = load_patches(found[0].test)
-    assert test.images is not None  # test patches are micrographs
-    numbers = np.bincount(test.table["patch"], minlength=len(test))
-    full = test.index.assign(enough=numbers >= numbers.mean()).query("enough").drop_duplicates("image")
-    shown = []
-    for row in full.head(pictures).itertuples():
-        picture: dict[str, Any] = {"name": f"{row.image}, patch {row.patch}", "image": test.images[row.patch]}
-        truth = test.of(row.patch)[BOX].to_numpy(dtype=float)
-        picture |= {"truths": (truth[:, :2] + truth[:, 2:]) / 2, "boxes": {}, "pairs": {}}
-        for arm, own in by_arm.items():
-            run, swept = own[0]
-            here = run.predictions[run.predictions["patch"] == row.patch]
-            here = here.iloc[score_order(here["score"].to_numpy(), here[BOX].to_numpy())]
-            n_kept = kept(here["score"].to_numpy(), swept.confidence)
-            picture["boxes"][arm] = here[[*BOX, "score", "label"]].to_numpy(dtype=float)
-            picture["pairs"][arm] = match(box_iou(truth, here[BOX].to_numpy()), n_kept, swept.iou, matching)
-        shown.append(picture)
-    return arms, shown

@@ -32,7 +32,6 @@ from companion.diffusion.train import get_denoiser
 from companion.diffusion.train_autoencoder import get_autoencoder
 from companion.evaluation.scores import Counts, count, pooled
 from companion.evaluation.significance import paired_t
-from companion.evaluation.wording import number
 from companion.masks import statistics
 from companion.masks.simulate import simulate
 from companion.params import Profile, validate
@@ -42,7 +41,6 @@ from companion.provenance import write_table
 from companion.stages import Stage
 from companion.training import CHECKPOINT, Compute, compute
 
-LEARNT = 0.5  # F1_detect below which detectors are too poor for differences between them to mean anything
 MEASURES = ("f1_detect", "f1_class", "f1_hm", "precision", "recall")
 
 
@@ -259,28 +257,6 @@ def paired(differences: pd.Series, level: float, **keys: Any) -> dict[str, Any]:
     """A row of an effect table: `keys`, then mean, low, high, n and p of a paired difference over seeds."""
     test = paired_t(differences.to_numpy(dtype=float), level)
     return {**keys, **{name: test[name] for name in ("mean", "low", "high", "n", "p")}}
-
-
-def standing(study: Study, scores: pd.DataFrame) -> str:
-    """A sentence on how far the detectors have learnt, and what differences between them can mean.
-
-    Parameters
-    ----------
-    scores : rows of `score_arm` of the plainest arm and condition, against the truth
-    """
-    own, reached = study.profile.extensions, scores["f1_detect"].mean()
-    said = (
-        f"After {own.detector_steps} steps on {int(scores['real'].iloc[0])} patches the plainest detectors reach an "
-        f"F1_detect of {number(reached)} (mean of {len(own.seeds)} seeds, against the truth)"
-    )
-    if reached >= LEARNT:
-        return f"{said}. A run has one generator, so its intervals speak of the detector seeds alone."
-    return f"{said}: they hardly detect, and differences between them show that the study runs, and decide nothing."
-
-
-def verdict(low: float, high: float, positive: str, negative: str) -> str:
-    """`positive` or `negative` where an interval lies on one side of zero, else "undecided"."""
-    return positive if low > 0 else negative if high < 0 else "undecided"
 
 
 def _best(curve: np.ndarray) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from pathlib import Path
 
 import matplotlib
@@ -10,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
-from companion.provenance import atomic
+from companion.provenance import atomic, hash_value
 
 # Okabe and Ito (2008): told apart with every common form of colour vision; markers say the same once more.
 CLASS_COLORS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#0072B2", "#D55E00", "#F0E442")
@@ -46,9 +47,13 @@ def save(figure: Figure, folder: Path, name: str) -> Figure:
 def captioned(table: pd.DataFrame, what: str, note: str, digits: int = 3) -> Styler:
     """`table` as a page shows it: a caption says what it holds and what data it is from (`data_note`).
 
-    Numbers have `digits` decimals; what is undefined stays empty.
+    Numbers have `digits` decimals; what is undefined stays empty. Equal tables give equal text: no identifier is drawn.
     """
-    return table.style.set_caption(f"{what} ({note})").format(precision=digits, na_rep="")
+    styled = table.style.set_uuid(hash_value(what)[:8]).set_caption(html.escape(f"{what} ({note})"))
+    styled = styled.format(precision=digits, na_rep="", escape="html")
+    for axis in (0, 1):
+        styled = styled.format_index(escape="html", axis=axis)
+    return styled
 
 
 def data_note(dataset: str, profile: str) -> str:

@@ -33,15 +33,20 @@ def boxed_patches(
 def scores_by(table: pd.DataFrame, condition: str, measures: Sequence[str], title: str) -> Figure:
     """Scores of every run as a dot and their mean as a line, a panel per measure, arms in their colours.
 
+    Panels stand side by side, or above each other where there are many places.
+
     Parameters
     ----------
     condition : column of `table` that gives the places along x, in the order of first appearance
     """
     places, names = (list(dict.fromkeys(table[column])) for column in (condition, "arm"))
-    figure, axes = plt.subplots(
-        1, len(measures), squeeze=False, sharey=True, figsize=(1.4 + len(measures) * (0.9 + 0.75 * len(places)), 3.2)
-    )
-    for panel, measure in zip(axes[0], measures, strict=True):
+    width = 0.9 + 0.75 * len(places)
+    if len(places) > 4:  # wider than a page, side by side
+        grid, size = (len(measures), 1), (1.4 + width, 0.6 + 2.6 * len(measures))
+    else:
+        grid, size = (1, len(measures)), (1.4 + len(measures) * width, 3.2)
+    figure, axes = plt.subplots(*grid, squeeze=False, sharey=True, figsize=size)
+    for panel, measure in zip(axes.flat, measures, strict=True):
         for k, name in enumerate(names):
             x0 = (k - (len(names) - 1) / 2) * 0.16
             for x, place in enumerate(places):
@@ -52,7 +57,8 @@ def scores_by(table: pd.DataFrame, condition: str, measures: Sequence[str], titl
                     panel.hlines(values.mean(), x + x0 - 0.07, x + x0 + 0.07, color=ARM_COLORS[name], lw=2)
         panel.set_xticks(range(len(places)), [str(place).replace(", ", ",\n") for place in places], fontsize=8)
         panel.set(title=NAMES.get(measure, measure), ylim=(-0.02, 1.02), xlim=(-0.5, len(places) - 0.5))
-    axes[0][0].set_ylabel("score against the truth")
+    for panel in axes[:, 0]:
+        panel.set_ylabel("score against the truth")
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=max(1, len(names)))
     figure.suptitle(title, fontsize=9)
     return figure

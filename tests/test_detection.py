@@ -16,9 +16,11 @@ from conftest import ellipse_patches
 from safetensors.torch import save_file
 
 from companion.data.patches import Patches, instance_table
+from companion.detection.anchors import anchor_boxes, best_anchors
 from companion.detection.batch import Detections
-from companion.detection.model import anchor_boxes, build, load_weights
+from companion.detection.model import build, load_weights
 from companion.detection.predict import COLUMNS, predict, write_predictions
+from companion.detection.presets import PRESETS
 from companion.detection.recipes import recipe
 from companion.detection.train import learning_rate, load_detector, train_detector
 from companion.errors import CompanionError
@@ -302,6 +304,22 @@ def test_anchors_lie_on_their_grid_in_patch_pixels():
     assert np.allclose(np.sort(sides), [16, 16, 16, 24, 24, 24], atol=1)
     resized = anchor_boxes(Detection(resize_px=128), 64)
     assert resized[0].shape == (32, 32, 3, 4) and resized[0][0, 0].max() <= 64 * 40 / 128
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_best_anchor_is_the_best_of_all(preset):
+    settings = PRESETS[preset].model_copy(update={"resize_px": 160 if preset == "paper" else None})
+    levels = anchor_boxes(settings, 64)
+    every = np.concatenate([level.reshape(-1, 4) for level in levels])
+    rng = np.random.default_rng(0)
+    corner = rng.uniform(0, 60, (200, 2))
+    boxes = np.concatenate([corner, np.minimum(corner + rng.uniform(1, 40, (200, 2)), 64)], axis=1)
+    boxes[:3] = [[0, 0, 64, 64], [0, 0, 1, 1], [63, 20, 64, 64]]
+    anchors, iou = best_anchors(boxes, levels)
+    expected = box_iou(boxes, every).max(axis=1)
+    assert np.allclose(iou, expected, atol=1e-12) and expected.min() >= 0 and expected.max() > 0.7
+    assert np.allclose(np.diag(box_iou(boxes, anchors)), expected, atol=1e-12)
+    assert all(len(part) == 0 for part in best_anchors(boxes[:0], levels))
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ def train_detector(
     if settings.compile and isinstance(detector, BatchedDetector):
         replace(compute, compile=True).prepare()  # refuses where there is no compiler
         detector.compile()
-    optimizer = _optimizer(detector, settings)
+    optimizer = optimizer_of(detector, settings)
 
     def step(number: int) -> dict[str, float | torch.Tensor]:
         rate = learning_rate(settings, number)
@@ -170,7 +170,8 @@ def learning_rate(settings: Detection, step: int) -> float:
     return settings.learning_rate * (0.1 if step >= 0.8 * settings.steps else 1.0)
 
 
-def _optimizer(detector: Detector, settings: Detection) -> torch.optim.Optimizer:
+def optimizer_of(detector: Detector, settings: Detection) -> torch.optim.Optimizer:
+    """The optimiser that the settings name, of the parameters that are trained."""
     parameters = [p for p in detector.network.parameters() if p.requires_grad]
     if settings.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=settings.learning_rate, momentum=0.9, weight_decay=1e-4, fused=True)

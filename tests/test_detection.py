@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import IPython.display
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -24,6 +26,7 @@ from companion.detection.presets import PRESETS
 from companion.detection.recipes import recipe
 from companion.detection.train import learning_rate, load_detector, train_detector
 from companion.errors import CompanionError
+from companion.figures.detection import live_losses
 from companion.geometry import box_iou, decode_rle
 from companion.params import Detection
 from companion.training import Compute, load_state
@@ -196,6 +199,20 @@ def test_it_learns_and_its_boxes_fit(tmp_path):
         boxes = ["x1", "y1", "x2", "y2"]
         hits += int((box_iou(rows[boxes], patches.of(patch)[boxes]).max(axis=1, initial=0) > 0.5).sum())
     assert hits > 0.7 * len(best)
+
+
+def test_losses_are_shown_while_it_trains_and_change_nothing(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(IPython.display, "display", shown.append)
+    settings = Detection(**QUICK)
+    made = recipe("EXP", {"real": ellipse_patches(6)}, batch_size=2, generated_share=0.5, root_seed=11,
+                  names=("detector", 1))  # fmt: skip
+    train_detector(made, settings, COMPUTE, tmp_path / "a", inputs={}, watch=live_losses("so far"))
+    assert [figure.axes[0].lines[0].get_xdata().tolist() for figure in shown] == [[0, 1], [0, 1, 2, 3]]
+    assert not plt.get_fignums()
+    train(tmp_path / "b", ellipse_patches(6))
+    for name in ("weights.safetensors", "log.parquet"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
 class Scripted:

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import IPython.display
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,12 +18,15 @@ from conftest import ellipse_patches
 from safetensors.torch import save_file
 
 from companion.data.patches import Patches, instance_table
+from companion.detection.anchors import anchor_boxes, best_anchors
 from companion.detection.batch import Detections
-from companion.detection.model import anchor_boxes, build, load_weights
+from companion.detection.model import build, load_weights
 from companion.detection.predict import COLUMNS, predict, write_predictions
+from companion.detection.presets import PRESETS
 from companion.detection.recipes import recipe
 from companion.detection.train import learning_rate, load_detector, train_detector
 from companion.errors import CompanionError
+from companion.figures.detection import live_losses
 from companion.geometry import box_iou, decode_rle
 from companion.params import Detection
 from companion.training import Compute, load_state
@@ -196,6 +201,20 @@ def test_it_learns_and_its_boxes_fit(tmp_path):
     assert hits > 0.7 * len(best)
 
 
+def test_losses_are_shown_while_it_trains_and_change_nothing(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(IPython.display, "display", shown.append)
+    settings = Detection(**QUICK)
+    made = recipe("EXP", {"real": ellipse_patches(6)}, batch_size=2, generated_share=0.5, root_seed=11,
+                  names=("detector", 1))  # fmt: skip
+    train_detector(made, settings, COMPUTE, tmp_path / "a", inputs={}, watch=live_losses("so far"))
+    assert [figure.axes[0].lines[0].get_xdata().tolist() for figure in shown] == [[0, 1], [0, 1, 2, 3]]
+    assert not plt.get_fignums()
+    train(tmp_path / "b", ellipse_patches(6))
+    for name in ("weights.safetensors", "log.parquet"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
 class Scripted:
     """A detector that finds what it is told to."""
 
@@ -302,6 +321,22 @@ def test_anchors_lie_on_their_grid_in_patch_pixels():
     assert np.allclose(np.sort(sides), [16, 16, 16, 24, 24, 24], atol=1)
     resized = anchor_boxes(Detection(resize_px=128), 64)
     assert resized[0].shape == (32, 32, 3, 4) and resized[0][0, 0].max() <= 64 * 40 / 128
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_best_anchor_is_the_best_of_all(preset):
+    settings = PRESETS[preset].model_copy(update={"resize_px": 160 if preset == "paper" else None})
+    levels = anchor_boxes(settings, 64)
+    every = np.concatenate([level.reshape(-1, 4) for level in levels])
+    rng = np.random.default_rng(0)
+    corner = rng.uniform(0, 60, (200, 2))
+    boxes = np.concatenate([corner, np.minimum(corner + rng.uniform(1, 40, (200, 2)), 64)], axis=1)
+    boxes[:3] = [[0, 0, 64, 64], [0, 0, 1, 1], [63, 20, 64, 64]]
+    anchors, iou = best_anchors(boxes, levels)
+    expected = box_iou(boxes, every).max(axis=1)
+    assert np.allclose(iou, expected, atol=1e-12) and expected.min() >= 0 and expected.max() > 0.7
+    assert np.allclose(np.diag(box_iou(boxes, anchors)), expected, atol=1e-12)
+    assert all(len(part) == 0 for part in best_anchors(boxes[:0], levels))
 
 
 @pytest.mark.parametrize(

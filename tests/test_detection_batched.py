@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from test_detection import CASES, COMPUTE
 from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.models.detection.roi_heads import paste_masks_in_image
-from torchvision.ops import batched_nms, box_iou, roi_align
+from torchvision.ops import MultiScaleRoIAlign, batched_nms, box_iou, nms, roi_align
 
-from companion.detection import regions
+from companion.detection import pooling, regions
 from companion.detection.batched import BatchedDetector
 from companion.detection.model import TorchvisionDetector, build
+from companion.detection.presets import PRESETS
 from companion.detection.recipes import recipe
 from companion.params import Detection
 
@@ -109,18 +110,93 @@ def test_suppression_is_torchvisions(seed, n, iou):
     assert torch.equal(regions._suppress_together(found, valid, iou).flatten(), expected)
 
 
+def longest_chain(found, iou):
+    """Rounds after which nothing changes when all boxes suppress each other at once."""
+    above = regions.overlaps(found[None], found[None])[0].triu(1) > iou
+    kept, rounds = torch.ones(len(found), dtype=torch.bool), 0
+    while not torch.equal(new := ~(above & kept[:, None]).any(0), kept):
+        kept, rounds = new, rounds + 1
+    return rounds
+
+
+@pytest.mark.parametrize(("side", "size", "iou"), [(12, 128, 0.3), (24, 256, 0.3), (24, 128, 0.5), (48, 128, 0.7)])
+def test_suppression_along_an_axis_is_torchvisions(side, size, iou):
+    # As many boxes as the paper's network proposes, best on the right: each suppresses its neighbour on the left.
+    rng = torch.Generator().manual_seed(0)
+    corner = torch.rand((2000, 2), generator=rng) * (size - side)
+    corner = corner[corner[:, 0].argsort(descending=True)]
+    found = torch.cat([corner, corner + side * (0.8 + 0.4 * torch.rand((2000, 2), generator=rng))], 1)
+    assert longest_chain(found, iou) > 2 * regions.ROUNDS
+    valid = torch.ones((1, 2000), dtype=torch.bool)
+    expected = torch.zeros(2000, dtype=torch.bool)
+    expected[nms(found, torch.arange(2000, 0, -1).float(), iou)] = True
+    assert torch.equal(regions._suppress_together(found[None], valid, iou)[0], expected)
+
+
+@pytest.mark.parametrize(("preset", "steps"), [("compact", 8), pytest.param("native", 0, marks=pytest.mark.slow)])
+def test_suppression_of_proposals_is_torchvisions(preset, steps, monkeypatch):
+    patches, groups = ellipse_patches(8, size=128), []
+    torch.manual_seed(1)
+    detector = build(PRESETS[preset].model_copy(update={"batch_size": 2}), 3)
+    in_turn = regions._suppress_in_turn
+
+    def compare(found, valid, iou):
+        expected = in_turn(found, valid, iou)
+        assert torch.equal(regions._suppress_together(found, valid, iou), expected)
+        groups.append((found.shape[1], int((valid & ~expected).sum())))
+        return expected
+
+    monkeypatch.setattr(regions, "_suppress_in_turn", compare)
+    with torch.no_grad():
+        detector.losses(batch_of(patches, size=2))
+    if steps:
+        warm_up(detector, patches, steps)
+    detector.detect(torch.from_numpy(patches.images[:2]))
+    assert max(n for n, _ in groups) == (2000 if preset == "native" else 600)
+    assert max(suppressed for _, suppressed in groups) > 50
+
+
 @pytest.mark.parametrize("size", [7, 14])
 def test_pooling_and_its_gradient_are_roi_align(size):
     features = torch.randn((2, 5, 16, 16), generator=torch.Generator().manual_seed(0)).requires_grad_()
     special = torch.tensor([[0, 0, 64, 64], [0, 0, 0.5, 0.5], [63.5, 63.5, 64, 64], [10, 10, 10, 10.0]])
     found = torch.cat([boxes(12, 4), special, boxes(16, 5)]).reshape(2, 16, 4)
     rois = torch.cat([torch.arange(2.0).repeat_interleave(16)[:, None], found.flatten(0, 1)], 1)
-    ours, theirs = regions.pool(features, found, 0.25, size), roi_align(features, rois, size, 0.25, 2)
+    ours, theirs = pooling.pool(features, found, 0.25, size), roi_align(features, rois, size, 0.25, 2)
     assert ours.shape == theirs.shape
     assert torch.allclose(ours, theirs, atol=1e-4)
     weights = torch.randn(ours.shape, generator=torch.Generator().manual_seed(1))
     a, b = (torch.autograd.grad((out * weights).sum(), features)[0] for out in (ours, theirs))
     assert torch.allclose(a, b, atol=1e-3)
+
+
+@pytest.mark.parametrize("way", ["kernel", "pyramid", "products"])
+def test_coordinates_are_not_rounded_in_bfloat16(way):
+    # In bfloat16 a coordinate above 512 is a multiple of 4: boxes would move by half a cell of waves 8 cells long.
+    size, cells = 800, torch.arange(200.0)
+    waves = torch.sin(cells * (2 * torch.pi / 8))[None, None] + torch.sin(cells * (2 * torch.pi / 8))[None, :, None]
+    features = torch.stack([waves, -waves]).bfloat16()  # (2, 1, 200, 200)
+    corner = 500 + 250 * torch.rand((2, 20, 2), generator=torch.Generator().manual_seed(0))
+    found = torch.cat([corner, corner + 37.3], dim=2)
+    pyramid = {str(k): features[..., :: 2**k, :: 2**k] for k in range(2)}
+
+    def pooled(features, pyramid):
+        if way == "pyramid":
+            pooler = MultiScaleRoIAlign(["0", "1"], 7, 2)
+            return pooling.pool_levels(pooler, pyramid, found, size)
+        if way == "products":
+            return pooling.pool_by_products(features, found, 0.25, 7)
+        return pooling.pool_by_kernel(features, found, 0.25, 7)
+
+    expected = pooled(features.float(), {k: v.float() for k, v in pyramid.items()})
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours = pooled(features, pyramid)
+    assert ours.dtype == torch.bfloat16
+    assert (ours.float() - expected).abs().max() < 0.03
+    rounded = found.bfloat16().float()
+    rois = torch.cat([torch.arange(2.0).repeat_interleave(20)[:, None], rounded.flatten(0, 1)], 1)
+    if way != "pyramid":
+        assert (roi_align(features.float(), rois, 7, 0.25, 2) - expected).abs().max() > 0.3  # what must not be
 
 
 def test_pasting_is_torchvisions():
@@ -244,6 +320,29 @@ def test_detections_are_torchvisions():
     theirs, ours = pair(3)
     warm_up(ours, patches, 40)
     assert assert_equal_detections(theirs, ours, patches.images) > 20
+
+
+def test_detections_in_bfloat16_are_close(monkeypatch):
+    patches = ellipse_patches(12)
+    _, ours = pair(3)
+    warm_up(ours, patches, 40)
+    images = torch.from_numpy(np.array(patches.images))
+    for fixed in (False, True):
+        monkeypatch.setattr(regions, "fixed_shapes", lambda values, fixed=fixed: fixed)
+        exact = ours.detect(images)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            close = ours.detect(images)
+        sure = found = 0
+        for one, other in zip(exact, close, strict=True):
+            best = torch.from_numpy(one.scores > 0.1)
+            if best.any():
+                labels, scores = (torch.from_numpy(values) for values in (other.labels, other.scores))
+                overlap = box_iou(torch.from_numpy(one.boxes)[best], torch.from_numpy(other.boxes))
+                overlap, place = (overlap * (torch.from_numpy(one.labels)[best][:, None] == labels)).max(dim=1)
+                off = (scores[place] - torch.from_numpy(one.scores)[best]).abs()
+                sure, found = sure + len(place), found + int(((overlap > 0.95) & (off < 0.02)).sum())
+        # Of two boxes of one defect and almost one score, either may suppress the other.
+        assert sure >= 10 and found >= 0.85 * sure
 
 
 def test_detections_of_an_untrained_network_are_torchvisions():

@@ -25,7 +25,7 @@ from companion.detection import regions
 from companion.detection.batch import pad_truths
 from companion.detection.model import build
 from companion.errors import CompanionError
-from companion.params import Detection
+from companion.params import Detection, load_profile
 
 COMPILER = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++") or shutil.which("clang++")
 needs_compiler = pytest.mark.skipif(
@@ -75,6 +75,30 @@ def test_a_few_steps_in_bfloat16_compiled(backend, monkeypatch):
         optimizer.step()
         totals.append(float(total.detach()))
     assert np.isfinite(totals).all() and totals[-1] < totals[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("profile", ["course", "paper"])
+def test_profiles_that_compile_are_traced_whole(profile, monkeypatch):
+    # Their settings in bfloat16 as one graph without a break; sides and counts that only take time are smaller.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager", fullgraph=True))
+    given = load_profile(profile).detection
+    assert given.compile
+    smaller = {"proposals": 40, "rois_per_image": 16, "resize_px": given.resize_px and 96, "score_floor": 0.0}
+    torch.manual_seed(3)
+    made = build(given.model_copy(update=smaller), 3)
+    made.network.rpn._pre_nms_top_n = {"training": 60, "testing": 60}
+    eager = BatchedFirst(made.network, made.channels, made.resize_px)
+    compiled = BatchedFirst(made.network, made.channels, made.resize_px)
+    compiled.compile()
+    patches = ellipse_patches(4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected, _ = gradients(eager, batch_of(patches, size=2))
+        found, found_gradients = gradients(compiled, batch_of(patches, size=2))
+        detections = compiled.detect(torch.from_numpy(np.array(patches.images[:2])))
+    assert sum(found.values()) == pytest.approx(sum(expected.values()), rel=0.05)
+    assert all(gradient.isfinite().all() for gradient in found_gradients.values())
+    assert all(d.masks.shape[1:] == (64, 64) for d in detections) and sum(len(d.boxes) for d in detections) > 0
 
 
 @pytest.mark.parametrize("case", ["some patches empty", "forty defects"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import tracemalloc
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,7 @@ from companion.detection.micrographs import detect_micrograph, predict_micrograp
 from companion.detection.train import Card, load_detector
 from companion.errors import CompanionError
 from companion.findings import write_findings
-from companion.geometry import box_of, decode_rle, ellipse_radius
+from companion.geometry import box_of, decode_rle, ellipse_radius, encode_rle
 from companion.params import Detection
 from companion.training import save_state
 
@@ -89,6 +90,79 @@ def test_a_micrograph_smaller_than_a_tile_and_an_empty_one():
     small = detect_micrograph(Dark(), CARD, picture((40, 50), [(20, 20, 14, 10)]), COMPUTE)
     assert len(small) == 1 and small["area_px"][0] == (picture((40, 50), [(20, 20, 14, 10)]) == 50).sum()
     assert len(detect_micrograph(Dark(), CARD, picture((90, 90), []), COMPUTE)) == 0
+
+
+class Blobs:
+    """Overlapping discs at random places, scores and classes: duplicates, empty and border-touching masks."""
+
+    network = torch.nn.Identity()
+
+    def detect(self, images):
+        found = []
+        for image in images.numpy():
+            rng = np.random.default_rng(int(image.astype(int).sum()))
+            y, x = np.mgrid[:64, :64]
+            places = rng.uniform(-4, 68, (12, 2))
+            discs = zip(places, rng.uniform(0.3, 12, 12), strict=True)
+            masks = np.stack([np.hypot(x - a, y - b) < r for (a, b), r in discs])
+            boxes = np.array([box_of(mask) for mask in masks], dtype=np.float32)
+            scores = rng.uniform(0.3, 1, 12).astype(np.float32)
+            found.append(Detections(boxes, scores, rng.integers(1, 3, 12), masks))
+        return found
+
+
+def with_whole_masks(detector, pixels):
+    """`detect_micrograph` with a mask of the whole micrograph for every detection."""
+    height, width = pixels.shape
+    padded = np.pad(pixels, ((0, max(0, 64 - height)), (0, max(0, 64 - width))), mode="symmetric")
+    corners = [(y, x) for y in tile_starts(padded.shape[0], 64, 32) for x in tile_starts(padded.shape[1], 64, 32)]
+    entries = []
+    for y, x in corners:
+        d = detector.detect(torch.from_numpy(padded[y : y + 64, x : x + 64].copy())[None])[0]
+        for box, score, label, mask in zip(d.boxes, d.scores, d.labels, d.masks, strict=True):
+            if score >= 0.5:
+                whole = np.zeros(padded.shape, dtype=bool)
+                whole[y : y + 64, x : x + 64] = mask
+                inner = np.array([x > 0, y > 0, x + 64 < padded.shape[1], y + 64 < padded.shape[0]])
+                cut = (inner & np.array([box[0] < 1, box[1] < 1, box[2] > 63, box[3] > 63])).any()
+                entries.append((cut, -score, label, whole[:height, :width]))
+    kept = []
+    for _, score, label, mask in sorted(entries, key=lambda e: e[:2]):
+        same = [(mask & other).sum() > 0.5 * min(mask.sum(), other.sum()) for *_, other in kept]
+        if mask.any() and not any(same):
+            kept.append((score, label, mask))
+    return kept
+
+
+@pytest.mark.parametrize("shape", [(150, 203), (64, 90), (40, 130)])
+def test_pieces_of_masks_give_what_whole_masks_give(shape):
+    pixels = np.random.default_rng(3).integers(0, 255, shape, dtype=np.uint8)
+    found, expected = detect_micrograph(Blobs(), CARD, pixels, COMPUTE), with_whole_masks(Blobs(), pixels)
+    assert len(found) == len(expected) > 8
+    assert found["mask"].tolist() == encode_rle(np.stack([mask for *_, mask in expected]))
+    for row, (score, label, mask) in zip(found.itertuples(), expected, strict=True):
+        assert (row.score, row._1) == (-score, label)
+        assert (row.x1, row.y1, row.x2, row.y2) == box_of(mask) and row.area_px == mask.sum()
+        y, x = np.nonzero(mask)
+        assert (row.x_px, row.y_px) == (x.mean() + 0.5, y.mean() + 0.5)
+
+
+def test_a_large_micrograph_takes_little_memory():
+    pixels = np.random.default_rng(3).integers(0, 255, (512, 512), dtype=np.uint8)
+    tracemalloc.start()
+    found = detect_micrograph(Blobs(), CARD, pixels, COMPUTE)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(found) > 150
+    assert peak < 0.2 * len(found) * pixels.size  # masks of the whole micrograph would take all of that
+
+
+@pytest.mark.parametrize("pixels", [[(0, 0)], [(4, 3)], [(0, 0), (0, 1), (1, 0)], [(0, 3), (1, 0), (4, 2), (4, 3)]])
+def test_run_lengths_are_cocos(pixels):
+    mask = np.zeros((4, 5), dtype=bool)
+    x, y = np.array(pixels).T
+    mask[y, x] = True
+    assert micrographs._run_lengths(x, y, mask.shape) == encode_rle(mask[None])[0]
 
 
 def test_low_scores_are_left_out():

@@ -7,12 +7,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from conftest import ellipse_patches
 
+from companion import seeds
 from companion.detection.paste import copy_paste
+from companion.detection.pools import Pool
 from companion.detection.recipes import recipe
 from companion.errors import CompanionError
-from companion.geometry import box_of
+from companion.geometry import box_of, symmetry, symmetry_boxes
 
 
 def make(arm="EXP", n=12, batch_size=4, share=0.5, seed=1, **pools):
@@ -65,6 +68,66 @@ def test_boxes_follow_their_masks_in_every_symmetry():
                     assert box_of((batch.instances[place] == number).numpy()) == tuple(box.tolist())
                     checked += 1
     assert checked > 50
+
+
+def by_hand(patches, numbers, codes):
+    """Patch by patch with numpy: image, instance ids, truth (box, class, id) as float64 [N, 6]."""
+    for number, code in zip(numbers, codes, strict=True):
+        rows = patches.of(number)
+        rows = rows[(rows["x2"] > rows["x1"]) & (rows["y2"] > rows["y1"])]
+        boxes = symmetry_boxes(rows[["x1", "y1", "x2", "y2"]].to_numpy(float), code, patches.size)
+        truth = np.column_stack([boxes, rows["class"], rows["instance"]])
+        yield symmetry(patches.images[number], code), symmetry(patches.instances[number], code), truth
+
+
+def assert_batch_is(batch, expected):
+    assert batch.images.shape[0] == len(expected)
+    assert batch.labels.shape[1] == max(1, *(len(truth) for *_, truth in expected))
+    for place, (image, instances, truth) in enumerate(expected):
+        n = len(truth)
+        assert (batch.images[place].numpy() == image).all() and (batch.instances[place].numpy() == instances).all()
+        assert (batch.boxes[place, :n].numpy() == truth[:, :4].astype(np.float32)).all()
+        assert (batch.labels[place, :n].numpy() == truth[:, 4]).all()
+        assert (batch.ids[place, :n].numpy() == truth[:, 5]).all()
+        assert not batch.boxes[place, n:].any() and not batch.labels[place, n:].any() and not batch.ids[place, n:].any()
+
+
+@pytest.mark.parametrize("arm", ["EXP", "EXP+GEN", "EXP+EXP", "EXP+PASTE"])
+def test_batches_are_what_numpy_makes_patch_by_patch(arm):
+    real = replace(ellipse_patches(12), symmetries=tuple(range(8)))
+    table = real.table.copy()
+    table.loc[0, "x2"] = table.loc[0, "x1"]  # nothing to learn from
+    table.loc[1:, ["x1", "x2"]] += 0.3  # not only whole numbers survive
+    real = replace(real, table=table.sample(frac=1, random_state=0))  # nor only sorted tables
+    other = ellipse_patches(7, seed=5)
+    many = {"instances": other.instances.astype(np.uint16) * 300, "symmetries": (2, 5)}
+    other = replace(other, **many, table=other.table.assign(instance=other.table["instance"] * 300))
+    made = make(arm, batch_size=6, real=real, generated=other)
+    codes = set()
+    for step in range(8):
+        expected = []
+        for draw in made.draw(step):
+            codes |= set(draw.symmetries.tolist())
+            rows = list(by_hand(made.pools[draw.pool], draw.patches, draw.symmetries))
+            if draw.pool == "pasted":
+                rng = seeds.generator(3, "detector", 1, "paste", step)
+                numbers = rng.integers(12, size=len(rows))
+                sources = by_hand(real, numbers, rng.choice(np.arange(8), size=len(rows)))
+                rows = [copy_paste(target, source, rng) for target, source in zip(rows, sources, strict=True)]
+            expected += rows
+        assert_batch_is(made.batch(step), expected)
+    assert codes == set(range(8))
+
+
+def test_a_pool_on_the_cpu_copies_no_images(tmp_path):
+    patches = ellipse_patches(4)
+    np.save(tmp_path / "images.npy", patches.images)
+    patches = replace(patches, images=np.load(tmp_path / "images.npy", mmap_mode="r"))
+    pool = Pool(patches, torch.device("cpu"))
+    assert pool.images.data_ptr() == patches.images.ctypes.data and len(pool) == 4
+    made = recipe("EXP+EXP", {"real": patches}, batch_size=4, generated_share=0.5, root_seed=1, names=())
+    made.batch(0)
+    assert len(set(map(id, made._on(torch.device("cpu")).values()))) == 1
 
 
 def test_padding_is_marked_by_label_zero():

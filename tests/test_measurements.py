@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import sys
@@ -90,3 +91,29 @@ def test_every_ablation_changes_something_that_the_profile_accepts():
     found = {choice: made.changed(changes) for choice, changes in asked.items()}
     same = [choice for choice, sections in found.items() if sections == made.changed({})]
     assert same == ["as the profile", "autoencoder, as the profile"]
+
+
+def test_the_detectors_rates_alone_and_side_by_side(results):
+    setting = {"preset": "native", "network": "r50-fpn", "size": 256, "batch": 32, "device_type": "cuda"}
+    row = {"training_images_per_s": 400.0, "detection_images_per_s": 900.0, "speed_against_torchvision": 2.5}
+    measurements.record("detector", setting=setting, measured={"1": {"batched": row}}, side_by_side={})
+    alone = measurements.fragments()["speed_detector"]
+    assert "| batched | 400 | 900 | 2.5 |" in alone and "preset native, 256 px, batch 32" in alone
+    assert "side by side" not in alone
+    beside = {"1": {"1": 400.0, "4": 520.0}}
+    measurements.record("detector", setting=setting, measured={"1": {"batched": row}}, side_by_side=beside)
+    assert "| 1 | 400 |\n| 4 | 520 |" in measurements.fragments()["speed_detector"]
+
+
+def test_the_detectors_benchmark_times_presets():
+    import detector
+
+    from companion.detection.presets import PRESETS
+
+    given = argparse.Namespace(preset="compact", batch=None, compile=True, authors=False)
+    found = detector.contestants(given)
+    assert found["batched"] == PRESETS["compact"]
+    assert found[detector.COMPILED] == PRESETS["compact"].model_copy(update={"compile": True})
+    assert found["torchvision"].batch_size == PRESETS["compact"].batch_size
+    given.batch = 4
+    assert detector.contestants(given)["batched"].batch_size == 4

@@ -64,9 +64,42 @@ def test_a_broken_checkpoint_starts_again(tmp_path, damage):
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path):
-    with pytest.raises(CompanionError, match=r"not finite at step 7.*checkpoint of step 5 is kept"):
+    with pytest.raises(CompanionError, match=r"not finite at step 7.*last good checkpoint: step 5"):
         small_training(tmp_path, broken_at=7)
     assert training.load_state(tmp_path / "checkpoint" / "state.safetensors")[1]["step"] == 5
+
+
+def test_spoilt_weights_are_not_saved_though_their_loss_was_finite(tmp_path):
+    layer = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+
+    def step(i):
+        # The root's slope at 0 is infinite: at step 9, the last before the second checkpoint, 0 x infinity.
+        loss = (0 * layer(torch.ones(1, 1)) + (i != 9)).sqrt().sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return {"loss": loss.detach()}
+
+    with pytest.raises(
+        CompanionError, match=r"after step 9 layer\.weight, layer\.bias are not finite; last good"
+    ) as said:
+        training.fit(
+            step, {"layer": layer, "optimizer": optimizer}, steps=20, folder=tmp_path, identity="a", every=5,
+            explain=lambda i: f"Batch {i}.",
+        )  # fmt: skip
+    assert str(said.value).endswith(f"last good checkpoint: step 5, {tmp_path / 'checkpoint'}. Batch 9.")
+    state, about = training.load_state(tmp_path / "checkpoint" / "state.safetensors")
+    assert about["step"] == 5 and state["layer"]["weight"].isfinite().all()
+
+
+def test_who_looks_on_sees_the_log_at_checkpoints(tmp_path):
+    seen = []
+    training.fit(
+        lambda i: {"loss": torch.tensor(float(i))}, {}, steps=12, folder=tmp_path, identity="a", every=5,
+        watch=lambda log: seen.append((len(log), log["loss"].iloc[-1])),
+    )  # fmt: skip
+    assert seen == [(5, 4.0), (10, 9.0), (12, 11.0)]
 
 
 def test_state_round_trip_keeps_structure(tmp_path):

@@ -116,7 +116,15 @@ def _detector(found: Record) -> str:
         for threads, backends in found["measured"].items() for name, row in backends.items()
     ]  # fmt: skip
     head = ("Mask R-CNN", "training, images/s", "detection, images/s", "training against torchvision")
-    return markdown(head, rows) + f"\nNetwork {s['network']}, {s['size']} px, batch {s['batch']}.\n"
+    preset = f"preset {s['preset']}, " if "preset" in s else ""
+    text = markdown(head, rows) + f"\nNetwork {s['network']}, {preset}{s['size']} px, batch {s['batch']}.\n"
+    beside = [
+        (f"{count}, {threads} thread(s) each" if s["device_type"] == "cpu" else count, rate)
+        for threads, rates in found.get("side_by_side", {}).items() for count, rate in rates.items()
+    ]  # fmt: skip
+    if not beside:
+        return text
+    return f"{text}\n{markdown(('trainings side by side', 'images/s in sum'), beside)}"
 
 
 def _ldm(found: Record) -> str:

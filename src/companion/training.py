@@ -11,7 +11,7 @@ import json
 import math
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -70,6 +70,8 @@ def fit(
     every: int,
     title: str = "training",
     callback: Callable[[int], None] | None = None,
+    explain: Callable[[int], str] | None = None,
+    watch: Callable[[pd.DataFrame], None] | None = None,
 ) -> pd.DataFrame:
     """Run ``step(i)`` for i = 0 ... steps-1, from the last checkpoint if there is one of the same identity.
 
@@ -83,6 +85,8 @@ def fit(
     every : steps between checkpoints
     title : what the progress bar says
     callback : called after each checkpoint with the number of steps done
+    explain : what to say of step i when training diverges there: of its batch, of the setting to change
+    watch : called after each checkpoint with the log so far, for those who look on
 
     Returns
     -------
@@ -91,7 +95,8 @@ def fit(
     Raises
     ------
     CompanionError
-        When a loss is not finite, or memory or disk are too small; the last good checkpoint stays.
+        When a loss, a weight or the optimiser's memory is not finite, or memory or disk are too small; the last
+        good checkpoint stays.
     """
     path = folder / CHECKPOINT / "state.safetensors"
     start, log = _restore(path, parts, identity)
@@ -102,24 +107,53 @@ def fit(
             recent.append({"step": i, **step(i)})
         due = (i + 1) % every == 0 or i + 1 == steps
         if due or len(recent) == CHECK_EVERY:
-            log += [_checked(row, title, every) for row in recent]
+            log += [_checked(row, title, path, every, explain) for row in recent]
             recent = []
         if due:
-            save_state({name: part.state_dict() for name, part in parts.items()}, path,
-                       {"identity": identity, "step": i + 1, "log": log})  # fmt: skip
+            state = {name: part.state_dict() for name, part in parts.items()}
+            # The loss of a step is computed before its update, which may have spoilt the weights.
+            if spoilt := [name for name, value in _tensors(state) if not value.isfinite().all()]:
+                raise _diverged(f"after step {i} {_few(spoilt)} not finite", title, path, i, every, explain)
+            save_state(state, path, {"identity": identity, "step": i + 1, "log": log})
             if is_main():
                 _report(path.parent, title, i + 1, steps, (time.monotonic() - began) / (i + 1 - start))
             if callback:
                 callback(i + 1)
+            if watch:
+                watch(pd.DataFrame(log))
     return pd.DataFrame(log)
 
 
-def _checked(row: dict[str, Any], title: str, every: int) -> dict[str, Any]:
+def _checked(
+    row: dict[str, Any], title: str, path: Path, every: int, explain: Callable[[int], str] | None
+) -> dict[str, Any]:
     step, losses = row["step"], {name: float(value) for name, value in row.items() if name != "step"}
     if not all(math.isfinite(value) for value in losses.values()):
-        kept = f"the checkpoint of step {step // every * every} is kept" if step >= every else "no checkpoint yet"
-        raise CompanionError(f"{title}: loss is not finite at step {step}: {losses}; {kept}. Lower the learning rate.")
+        raise _diverged(f"loss is not finite at step {step}: {losses}", title, path, step, every, explain)
     return {"step": step, **losses}
+
+
+def _diverged(
+    what: str, title: str, path: Path, step: int, every: int, explain: Callable[[int], str] | None
+) -> CompanionError:
+    good = step // every * every
+    kept = f"last good checkpoint: step {good}, {path.parent}" if good else "there was no checkpoint yet"
+    return CompanionError(f"{title}: {what}; {kept}. {explain(step) if explain else 'Lower the learning rate.'}")
+
+
+def _tensors(state: Any, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """Floating tensors of nested dicts and lists, with their paths."""
+    if isinstance(state, torch.Tensor):
+        if state.is_floating_point():
+            yield name, state
+    elif isinstance(state, dict | list | tuple):
+        for key, value in state.items() if isinstance(state, dict) else enumerate(state):
+            yield from _tensors(value, f"{name}.{key}" if name else str(key))
+
+
+def _few(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(names[:3])}{more} {'are' if len(names) > 1 else 'is'}"
 
 
 def _report(checkpoint: Path, title: str, step: int, steps: int, step_s: float) -> None:

@@ -18,7 +18,7 @@ class Batch:
     Attributes
     ----------
     images : uint8 [B, S, S] grey levels
-    instances : int64 [B, S, S] instance ids, 0 for none
+    instances : uint8 or int32 [B, S, S] instance ids, 0 for none
     boxes : float32 [B, M, 4] x1, y1, x2, y2 in px, half-open; padding is zero
     labels : int64 [B, M] class codes 1..., 0 marks padding
     ids : int64 [B, M] which id of `instances` each box belongs to
@@ -32,7 +32,14 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
-        return Batch(**{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
+        return Batch(**{name: send(value, device) for name, value in vars(self).items()})
+
+
+def send(values: Tensor, device: torch.device) -> Tensor:
+    """`values` of the host on the device, without waiting for what the device is doing."""
+    if device.type == "cpu":
+        return values
+    return values.pin_memory().to(device, non_blocking=True)  # only from pinned memory does a copy not wait
 
 
 @dataclass(frozen=True)

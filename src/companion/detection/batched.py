@@ -14,7 +14,7 @@ from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import roi_align
 
-from companion.detection import heads, regions
+from companion.detection import heads, pooling, regions
 from companion.detection.batch import Batch, Detections, enlarge, enlarge_batch, pad_truths
 
 _BETA = 1 / 9  # of the smooth L1 losses, as in torchvision
@@ -36,6 +36,7 @@ class BatchedDetector:
         self.resize_px = resize_px
         self._least_truths = 0
         self._anchors: dict[tuple, Tensor] = {}
+        self._normalisation: dict[tuple, tuple[Tensor, ...]] = {}
 
     def compile(self) -> None:
         """Have ``torch.compile`` translate training and detection at their first call; shapes are then fixed."""
@@ -52,7 +53,12 @@ class BatchedDetector:
     def _images(self, images: Tensor) -> Tensor:
         transform, like = self.network.transform, next(self.network.parameters())
         grey = images.to(like.device, like.dtype, non_blocking=True)[:, None].expand(-1, self.channels, -1, -1) / 255
-        mean, std = (grey.new_tensor(v)[:, None, None] for v in (transform.image_mean, transform.image_std))
+        key = (grey.device, grey.dtype)
+        if key not in self._normalisation:  # made once: making a tensor of numbers waits for the device
+            self._normalisation[key] = tuple(
+                grey.new_tensor(v)[:, None, None] for v in (transform.image_mean, transform.image_std)
+            )
+        mean, std = self._normalisation[key]
         return (grey - mean) / std  # (B, channels, S, S)
 
     @torch.no_grad()
@@ -79,6 +85,8 @@ class BatchedDetector:
             value, index = logits[:, start : start + n].topk(top, dim=1)
             index = index + start
             box = regions.decode(regions.pick(deltas, index), anchors[index], coder.weights).clamp(0, size)
+            # Of a network that has diverged, until that is noticed: kernels may index memory by coordinates.
+            box = box.nan_to_num(nan=0.0)
             good = ((box[..., 2:] - box[..., :2]) >= rpn.min_size).all(dim=-1)
             value = torch.sigmoid(value)
             good = regions.suppress(box, good & (value >= rpn.score_thresh), rpn.nms_thresh)
@@ -155,7 +163,7 @@ class BatchedDetector:
             places = _positive_places(sampler, index)
             wanted = regions.pick(batch.boxes, truth[:, :places])
             wanted = regions.encode(wanted, boxes[:, :places], roi.box_coder.weights)
-        pooled = regions.pool_levels(roi.box_roi_pool, features, boxes, size)
+        pooled = pooling.pool_levels(roi.box_roi_pool, features, boxes, size)
         scores, corrections = roi.box_predictor(heads.box_features(roi.box_head, pooled))
         corrections = heads.wide(corrections).reshape(*index.shape, -1, 4)[:, :places]  # (B, P, K + 1, 4)
         of_class = labels[:, :places, None, None].expand(-1, -1, 1, 4)
@@ -176,7 +184,7 @@ class BatchedDetector:
         roi, size = self.network.roi_heads, batch.images.shape[-1]
         # Places that are left over cost nothing where shapes may depend on values.
         keep = slice(None) if regions.fixed_shapes(boxes) else valid.flatten().nonzero()[:, 0]
-        pooled = _rows(regions.pool_levels(roi.mask_roi_pool, features, boxes, size), keep)
+        pooled = _rows(pooling.pool_levels(roi.mask_roi_pool, features, boxes, size), keep)
         logits = heads.mask_logits(roi.mask_predictor, roi.mask_head(pooled), labels.flatten()[keep])
         with torch.no_grad():
             masks = (batch.instances[:, None] == batch.ids[:, :, None, None]).to(boxes)  # (B, M, S, S)
@@ -214,7 +222,7 @@ class BatchedDetector:
         """Boxes [B, D, 4], scores, labels and marks [B, D] of the detections, best first."""
         roi = self.network.roi_heads
         batch, count = valid.shape
-        pooled = regions.pool_levels(roi.box_roi_pool, features, proposals, size)
+        pooled = pooling.pool_levels(roi.box_roi_pool, features, proposals, size)
         scores, corrections = roi.box_predictor(heads.box_features(roi.box_head, pooled))
         scores = heads.wide(scores).softmax(-1).reshape(batch, count, -1)[..., 1:]  # (B, P, K)
         corrections = heads.wide(corrections).reshape(batch, count, -1, 4)[:, :, 1:]
@@ -242,7 +250,7 @@ class BatchedDetector:
         if most == 0:
             return torch.zeros((0, original, original), dtype=torch.bool)
         valid, boxes, labels = valid[:, :most], boxes[:, :most], labels[:, :most]
-        pooled = _rows(regions.pool_levels(roi.mask_roi_pool, features, boxes, size), valid.flatten())
+        pooled = _rows(pooling.pool_levels(roi.mask_roi_pool, features, boxes, size), valid.flatten())
         logits = heads.mask_logits(roi.mask_predictor, roi.mask_head(pooled), labels[valid])
         return regions.paste(logits.sigmoid(), boxes[valid] * (original / size), original) > 0.5
 

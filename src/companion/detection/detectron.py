@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from companion.detection.anchors import ASPECT_RATIOS, per_level
 from companion.detection.batch import Batch, Detections, enlarge, enlarge_batch, library_targets
-from companion.detection.model import ASPECT_RATIOS, per_level
 from companion.errors import CompanionError
 from companion.params import Detection
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from companion.detection.model import Detector
 from companion.detection.predict import predict
 from companion.detection.train import Card, load_detector
 from companion.errors import CompanionError
-from companion.geometry import decode_rle, encode_rle
+from companion.geometry import box_of, decode_rle
 from companion.training import Compute
 
 COLUMNS = ["image", "class", "score", "x_px", "y_px", "x1", "y1", "x2", "y2", "area_px", "size_px", "size_nm", "mask"]
@@ -68,44 +69,88 @@ def detect_micrograph(
     tiles = np.stack([padded[y : y + size, x : x + size] for y, x in starts])
     found = predict(detector, tiles, compute)
     found = found[found["score"] >= confidence]
-    masks = np.zeros((len(found), *padded.shape), dtype=bool)
+    pieces: list[Piece] = []
     cut = np.zeros(len(found), dtype=bool)
     for place, row in enumerate(found.itertuples(index=False)):
         y, x = starts[row.patch]
-        masks[place, y : y + size, x : x + size] = decode_rle([row.mask], (size, size))[0]
+        # What lies beyond the micrograph is its mirror image.
+        pieces.append(_piece(decode_rle([row.mask], (size, size))[0][: height - y, : width - x], y, x))
         # Cut by a border of its tile that is not a border of the micrograph.
         inner = (x > 0, y > 0, x + size < padded.shape[1], y + size < padded.shape[0])
         touches = (row.x1 < 1, row.y1 < 1, row.x2 > size - 1, row.y2 > size - 1)
         cut[place] = any(a and b for a, b in zip(inner, touches, strict=True))
-    masks = masks[:, :height, :width]
     scores = found["score"].to_numpy()
-    kept = _merge(masks, np.lexsort((-scores, cut)))
-    return _measure(masks[kept], found["label"].to_numpy()[kept], scores[kept])
+    kept = _merge(pieces, np.lexsort((-scores, cut)))
+    return _measure([pieces[k] for k in kept], found["label"].to_numpy()[kept], scores[kept], (height, width))
 
 
-def _merge(masks: NDArray[np.bool_], order: NDArray[np.intp]) -> list[int]:
+@dataclass(frozen=True)
+class Piece:
+    """A mask where it is not empty: bool [h, w], its top left pixel at (x, y) of the micrograph."""
+
+    mask: NDArray[np.bool_]
+    x: int
+    y: int
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        return self.x, self.y, self.x + self.mask.shape[1], self.y + self.mask.shape[0]
+
+
+def _piece(mask: NDArray[np.bool_], y: int, x: int) -> Piece:
+    x1, y1, x2, y2 = box_of(mask)
+    return Piece(mask[y1:y2, x1:x2].copy(), x + x1, y + y1)
+
+
+def _shared(a: Piece, b: Piece) -> int:
+    """Pixels that two masks share."""
+    x1, y1 = max(a.x, b.x), max(a.y, b.y)
+    x2, y2 = min(a.box[2], b.box[2]), min(a.box[3], b.box[3])
+    of_a, of_b = (piece.mask[y1 - piece.y : y2 - piece.y, x1 - piece.x : x2 - piece.x] for piece in (a, b))
+    return int((of_a & of_b).sum())
+
+
+def _merge(pieces: list[Piece], order: NDArray[np.intp]) -> list[int]:
     """Detections that are not another one again, the best in `order` first."""
     kept: list[int] = []
-    areas = masks.sum(axis=(1, 2))
-    flat = masks.reshape(len(masks), int(np.prod(masks.shape[1:])))
+    areas = [int(piece.mask.sum()) for piece in pieces]
+    boxes = np.array([piece.box for piece in pieces], dtype=int).reshape(-1, 4)
     for k in order:
         if areas[k] == 0:
             continue
-        shared = flat[kept][:, flat[k]].sum(axis=1) if kept else np.zeros(0)
-        if not (shared > _SAME * np.minimum(areas[kept], areas[k])).any():
+        x1, y1, x2, y2 = boxes[kept].T
+        near = (x1 < boxes[k, 2]) & (boxes[k, 0] < x2) & (y1 < boxes[k, 3]) & (boxes[k, 1] < y2)
+        others = (kept[place] for place in np.flatnonzero(near))
+        if not any(_shared(pieces[other], pieces[k]) > _SAME * min(areas[other], areas[k]) for other in others):
             kept.append(int(k))
     return kept
 
 
-def _measure(masks: NDArray[np.bool_], labels: NDArray, scores: NDArray) -> pd.DataFrame:
+def _run_lengths(x: NDArray[np.intp], y: NDArray[np.intp], shape: tuple[int, int]) -> bytes:
+    """COCO compressed run-length bytes of the pixels (x, y) of an image of `shape`, which is never made."""
+    from pycocotools import mask as coco
+
+    places = np.sort(x * shape[0] + y)  # COCO counts down the columns
+    breaks = np.flatnonzero(np.diff(places) > 1)
+    starts, ends = places[np.r_[0, breaks + 1]], places[np.r_[breaks, len(places) - 1]] + 1
+    edges = np.concatenate([[0], np.stack([starts, ends], axis=1).ravel(), [shape[0] * shape[1]]])
+    counts = np.diff(edges).tolist()
+    if counts[-1] == 0:  # COCO ends with the last run
+        counts.pop()
+    return coco.frPyObjects({"size": list(shape), "counts": counts}, *shape)["counts"]
+
+
+def _measure(pieces: list[Piece], labels: NDArray, scores: NDArray, shape: tuple[int, int]) -> pd.DataFrame:
     rows = []
-    for mask, label, score, rle in zip(masks, labels, scores, encode_rle(masks), strict=True):
-        y, x = np.nonzero(mask)
+    for piece, label, score in zip(pieces, labels, scores, strict=True):
+        y, x = np.nonzero(piece.mask)
+        y, x = y + piece.y, x + piece.x
         # A pixel is a square: its own second moment is 1/12, which keeps one-pixel defects one pixel long.
         moments = np.cov(np.stack([x, y]), bias=True) if len(x) > 1 else np.zeros((2, 2))
         major = 4 * np.sqrt(np.linalg.eigvalsh(moments + np.eye(2) / 12)[-1])
-        box = (x.min(), y.min(), x.max() + 1, y.max() + 1)
-        rows.append((int(label), float(score), x.mean() + 0.5, y.mean() + 0.5, *map(float, box), len(x), major, rle))
+        rle = _run_lengths(x, y, shape)
+        box = map(float, piece.box)
+        rows.append((int(label), float(score), x.mean() + 0.5, y.mean() + 0.5, *box, len(x), major, rle))
     names = ["class", "score", "x_px", "y_px", "x1", "y1", "x2", "y2", "area_px", "size_px", "mask"]
     # Types are given, so that a micrograph without defects has those of any other.
     types = dict.fromkeys(names, "float64") | {"class": "int64", "area_px": "int64", "mask": "object"}

@@ -13,13 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchvision.models import resnet50
 from torchvision.models.detection import MaskRCNN
-from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
@@ -28,17 +25,11 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d, MultiScaleRoIAlign
 
 from companion import paths
+from companion.detection.anchors import generator
 from companion.detection.batch import Batch, Detections, library_targets
 from companion.errors import CompanionError
 from companion.params import Detection
 from companion.training import load_state
-
-ASPECT_RATIOS = (0.5, 1.0, 2.0)  # height / width of anchors
-STRIDES = {
-    "tiny": (4, 8, 16),
-    "compact": (4, 8, 16),
-    "r50-fpn": (4, 8, 16, 32, 64),
-}  # px per cell of each feature level
 
 
 @dataclass(frozen=True)
@@ -189,24 +180,9 @@ def _common(settings: Detection) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def per_level(sizes: Sequence[int | list[int]]) -> list[tuple[int, ...]]:
-    """Anchor sides of every level, given one or several for each."""
-    return [(size,) if isinstance(size, int) else tuple(size) for size in sizes]
-
-
-def _anchors(settings: Detection) -> AnchorGenerator:
-    sizes, levels = settings.anchor_sizes_px, len(STRIDES[settings.network])
-    if len(sizes) != levels:
-        raise CompanionError(
-            f"detection.anchor_sizes_px {sizes}: network '{settings.network}' has {levels} feature levels "
-            "and needs one anchor size for each"
-        )
-    return AnchorGenerator(tuple(per_level(sizes)), (ASPECT_RATIOS,) * levels)
-
-
 def _small(settings: Detection, n_classes: int) -> tuple[MaskRCNN, int]:
     widths = SMALL[settings.network]
-    anchors = _anchors(settings)
+    anchors = generator(settings)
     network = MaskRCNN(
         SmallBackbone(widths.stages, widths.pyramid),
         rpn_anchor_generator=anchors, rpn_head=RPNHead(widths.pyramid, anchors.num_anchors_per_location()[0]),
@@ -231,7 +207,7 @@ def _r50(settings: Detection, n_classes: int) -> tuple[MaskRCNN, int]:
     network = MaskRCNN(
         _resnet_fpn_extractor(backbone, trainable_layers=3 if settings.weights else 5),
         n_classes + 1,
-        rpn_anchor_generator=_anchors(settings),
+        rpn_anchor_generator=generator(settings),
         rpn_pre_nms_top_n_train=2000, rpn_pre_nms_top_n_test=1000,
         **_common(settings),
     )  # fmt: skip
@@ -273,12 +249,3 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         except (OSError, SafetensorError) as error:
             raise CompanionError(f"{path} cannot be read as weights (safetensors): {error}") from None
-
-
-def anchor_boxes(settings: Detection, size: int) -> list[NDArray[np.float32]]:
-    """Anchors of every feature level for patches of side `size`, each float32 [rows, columns, shapes, 4] in px."""
-    strides, seen = STRIDES[settings.network], settings.resize_px or size
-    grids = [[-(-seen // stride)] * 2 for stride in strides]
-    made = _anchors(settings).grid_anchors(grids, [[torch.tensor(stride)] * 2 for stride in strides])
-    made = [boxes * (size / seen) for boxes in made]
-    return [boxes.reshape(*grid, -1, 4).numpy() for boxes, grid in zip(made, grids, strict=True)]

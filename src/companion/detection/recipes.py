@@ -6,7 +6,6 @@ patches of a batch come from. The draws of a step depend on the step and the see
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -19,8 +18,8 @@ from companion import seeds
 from companion.data.patches import Patches
 from companion.detection.batch import Batch
 from companion.detection.paste import copy_paste
+from companion.detection.pools import CPU, Pool, Row, batch_of, joined, rows_of
 from companion.errors import CompanionError
-from companion.geometry import symmetry, symmetry_boxes
 from companion.stages import Stage, split_name
 
 # Pools of patches of each arm, in the order of their places in a batch. "again" and "pasted" are made of real ones.
@@ -79,80 +78,49 @@ class Recipe:
             draws.append(Draw(pool, numbers, rng.choice(np.array(patches.symmetries), size=count)))
         return draws
 
-    def batch(self, step: int) -> Batch:
-        """Batch number `step`."""
-        parts = [self._take(d, step) for d in self.draw(step)]
-        most = max(1, max(len(truth) for part in parts for truth in part.truths))
-        images = np.concatenate([part.images for part in parts])
-        instances = np.concatenate([part.instances for part in parts])
-        boxes = np.zeros((len(images), most, 4), dtype=np.float32)
-        labels, ids = np.zeros((2, len(images), most), dtype=np.int64)
-        for place, truth in enumerate(truth for part in parts for truth in part.truths):
-            boxes[place, : len(truth)] = truth[:, :4]
-            labels[place, : len(truth)], ids[place, : len(truth)] = truth[:, 4], truth[:, 5]
-        return Batch(*(torch.from_numpy(array) for array in (images, instances, boxes, labels, ids)))
+    def batch(self, step: int, device: torch.device = CPU) -> Batch:
+        """Batch number `step`, made on the device; the pools move there at the first call and stay."""
+        pools, draws = self._on(device), self.draw(step)
+        pasted = {draw.pool: self._pasted(draw, step) for draw in draws if draw.pool == "pasted"}
+        counts = [pools[d.pool].most(d.patches) for d in draws if d.pool not in pasted]
+        places = max([1, *counts, *(len(truth) for rows in pasted.values() for *_, truth in rows)])
+        return joined([
+            batch_of(pasted[d.pool], places).to(device) if d.pool in pasted
+            else pools[d.pool].take(d.patches, d.symmetries, places)
+            for d in draws
+        ])  # fmt: skip
 
-    def _take(self, draw: Draw, step: int) -> _Part:
-        source = self._sources[draw.pool]
-        part = source.take(draw.patches, draw.symmetries)
-        if draw.pool != "pasted":
-            return part
+    def _pasted(self, draw: Draw, step: int) -> list[Row]:
+        """Rows with defects pasted in, on the host: what is pasted depends on what is there."""
+        pool, symmetries = self._on(CPU)[draw.pool], np.array(self.pools[draw.pool].symmetries)
         root, path = self.names
         rng = seeds.generator(root, *path, "paste", step)
-        others = source.take(
-            rng.integers(len(source.patches), size=len(draw.patches)),
-            rng.choice(np.array(source.patches.symmetries), size=len(draw.patches)),
+        others = rng.integers(len(pool), size=len(draw.patches)), rng.choice(symmetries, size=len(draw.patches))
+        targets, sources = (
+            rows_of(pool.take(numbers, codes, pool.most(numbers)))
+            for numbers, codes in ((draw.patches, draw.symmetries), others)
         )
-        made = [copy_paste(target, other, rng) for target, other in zip(part.rows(), others.rows(), strict=True)]
-        images, instances, truths = zip(*made, strict=True)
-        return _Part(np.stack(images), np.stack(instances), list(truths))
+        return [copy_paste(target, source, rng) for target, source in zip(targets, sources, strict=True)]
 
     def _order(self, pool: str, turn: int) -> NDArray[np.int64]:
         root, path = self.names
         return _permutation(root, (*path, "order", pool, turn), len(self.pools[pool]))
 
+    def _on(self, device: torch.device) -> dict[str, Pool]:
+        """Pools on a device, those of the same patches once."""
+        if device not in self._placed:
+            made = {id(patches): Pool(patches, device) for patches in self.pools.values()}
+            self._placed[device] = {name: made[id(patches)] for name, patches in self.pools.items()}
+        return self._placed[device]
+
     @cached_property
-    def _sources(self) -> dict[str, _Source]:
-        return {name: _Source(patches) for name, patches in self.pools.items()}
+    def _placed(self) -> dict[torch.device, dict[str, Pool]]:
+        return {}
 
 
 @lru_cache(maxsize=16)
 def _permutation(root: int, names: tuple[str | int, ...], length: int) -> NDArray[np.int64]:
     return seeds.generator(root, *names).permutation(length)
-
-
-@dataclass(frozen=True)
-class _Part:
-    images: NDArray[np.uint8]
-    instances: NDArray[np.int64]
-    truths: list[NDArray[np.float64]]  # per patch [N, 6]: box, class, id
-
-    def rows(self) -> list[tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.float64]]]:
-        return list(zip(self.images, self.instances, self.truths, strict=True))
-
-
-class _Source:
-    """A pool of patches, its truth indexed by patch."""
-
-    def __init__(self, patches: Patches) -> None:
-        self.patches = patches
-        table = patches.table
-        # A box without an area (nothing visible) cannot be learnt from.
-        table = table[(table["x2"] > table["x1"]) & (table["y2"] > table["y1"])]
-        columns = table[["x1", "y1", "x2", "y2", "class", "instance"]].to_numpy(dtype=float)
-        order = np.argsort(table["patch"].to_numpy(), kind="stable")
-        bounds = np.searchsorted(table["patch"].to_numpy()[order], np.arange(len(patches) + 1))
-        self.truths = [columns[order[a:b]] for a, b in itertools.pairwise(bounds)]
-
-    def take(self, numbers: NDArray[np.int64], symmetries: NDArray[np.int64]) -> _Part:
-        images, instances, truths = [], [], []
-        for number, code in zip(numbers, symmetries, strict=True):
-            images.append(symmetry(self.patches.images[number], int(code)))
-            instances.append(symmetry(self.patches.instances[number], int(code)))
-            truth = self.truths[number].copy()
-            truth[:, :4] = symmetry_boxes(truth[:, :4], int(code), self.patches.size)
-            truths.append(truth)
-        return _Part(np.stack(images), np.stack(instances).astype(np.int64), truths)
 
 
 def recipe(

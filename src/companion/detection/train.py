@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +17,6 @@ from companion.errors import CompanionError
 from companion.params import Detection, validate
 from companion.provenance import write_table
 from companion.training import (
-    CHECKPOINT,
     Compute,
     drop_checkpoint,
     fingerprint,
@@ -62,6 +60,7 @@ def train_detector(
     *,
     inputs: Mapping[str, Any],
     callback: Callable[[int], None] | None = None,
+    watch: Callable[[pd.DataFrame], None] | None = None,
 ) -> tuple[Detector, pd.DataFrame]:
     """Train a detector and write ``weights.safetensors`` and ``log.parquet`` into `folder`.
 
@@ -77,6 +76,7 @@ def train_detector(
     folder : the stage's folder
     inputs : hashes or values that identify the training patches
     callback : called with the step number after each checkpoint
+    watch : called with the log so far after each checkpoint
 
     Returns
     -------
@@ -86,7 +86,7 @@ def train_detector(
     Raises
     ------
     CompanionError
-        A loss is not finite, or the settings cannot be used.
+        Training diverges, or the settings cannot be used.
     """
     root_seed, names = recipe.names
     first = next(iter(recipe.pools.values()))
@@ -105,27 +105,26 @@ def train_detector(
     if settings.compile and isinstance(detector, BatchedDetector):
         replace(compute, compile=True).prepare()  # refuses where there is no compiler
         detector.compile()
-    optimizer = _optimizer(detector, settings)
+    optimizer = optimizer_of(detector, settings)
 
-    def step(number: int) -> dict[str, float]:
+    def step(number: int) -> dict[str, float | torch.Tensor]:
         rate = learning_rate(settings, number)
         set_learning_rate(optimizer, rate)
-        batch = recipe.batch(number).to(compute.device)
+        batch = recipe.batch(number, compute.device)
         # The library samples anchors and regions with the global generator.
         with compute.global_seed(*names, "sampling", number), compute.autocast():
             losses = detector.losses(batch)
         total = torch.stack(list(losses.values())).sum()
-        values = torch.stack([total, *losses.values()]).detach().tolist()
-        if not all(map(math.isfinite, values)):
-            raise _not_finite(recipe, settings, number, dict(zip(["total", *losses], values, strict=True)), folder)
         optimizer.zero_grad(set_to_none=True)
         total.backward()
         optimizer.step()
-        return {"learning_rate": rate, **dict(zip(["total", *losses], values, strict=True))}
+        # Tensors: to look at one here would make the host wait for the device in every step.
+        return {"learning_rate": rate, "total": total.detach(), **{name: v.detach() for name, v in losses.items()}}
 
     log = fit(
-        step, {"network": detector.network, "optimizer": _Resumable(optimizer)}, steps=settings.steps, folder=folder,
-        identity=identity, every=settings.checkpoint_every, title="detector", callback=callback,
+        step, {"network": detector.network, "optimizer": optimizer}, steps=settings.steps, folder=folder,
+        identity=identity, every=settings.checkpoint_every, title="detector", callback=callback, watch=watch,
+        explain=lambda number: _explain(recipe, settings, number),
     )  # fmt: skip
     write_table(folder / LOG, log)
     save_state(detector.network.state_dict(), path, {"identity": identity, **card.to_json()})
@@ -133,18 +132,11 @@ def train_detector(
     return detector, log
 
 
-def _not_finite(
-    recipe: Recipe, settings: Detection, step: int, losses: Mapping[str, float], folder: Path
-) -> CompanionError:
+def _explain(recipe: Recipe, settings: Detection, step: int) -> str:
     batch = "; ".join(
         f"{d.pool} patches {d.patches.tolist()} in symmetries {d.symmetries.tolist()}" for d in recipe.draw(step)
     )
-    good = step // settings.checkpoint_every * settings.checkpoint_every
-    kept = f"last good checkpoint: step {good}, {folder / CHECKPOINT}" if good else "there was no checkpoint yet"
-    return CompanionError(
-        f"detector: loss is not finite at step {step}: {dict(losses)}. Its batch: {batch}; {kept}. Lower the learning "
-        f"rate (detection.learning_rate = {settings.learning_rate:g})."
-    )
+    return f"Its batch: {batch}. Lower the learning rate (detection.learning_rate = {settings.learning_rate:g})."
 
 
 def load_detector(path: Path, compute: Compute) -> tuple[Detector, Card]:
@@ -178,24 +170,8 @@ def learning_rate(settings: Detection, step: int) -> float:
     return settings.learning_rate * (0.1 if step >= 0.8 * settings.steps else 1.0)
 
 
-class _Resumable:
-    """An optimiser whose restored state lies in memory as its parameters do, as the state of an unbroken run."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self.optimizer = optimizer
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.optimizer.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(state_dict)
-        for parameter, state in self.optimizer.state.items():
-            for name, value in state.items():
-                if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
-                    state[name] = torch.empty_like(parameter).copy_(value)
-
-
-def _optimizer(detector: Detector, settings: Detection) -> torch.optim.Optimizer:
+def optimizer_of(detector: Detector, settings: Detection) -> torch.optim.Optimizer:
+    """The optimiser that the settings name, of the parameters that are trained."""
     parameters = [p for p in detector.network.parameters() if p.requires_grad]
     if settings.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=settings.learning_rate, momentum=0.9, weight_decay=1e-4, fused=True)

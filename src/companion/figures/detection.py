@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -111,6 +111,19 @@ def losses(log: pd.DataFrame, title: str) -> Figure:
     rate.set(xlabel="optimiser step", ylabel="learning rate")
     figure.suptitle(title)
     return figure
+
+
+def live_losses(title: str) -> Callable[[pd.DataFrame], None]:
+    """What shows the `losses` of a log in a notebook, each time in the place of what the cell showed before."""
+    from IPython.display import clear_output, display
+
+    def show(log: pd.DataFrame) -> None:
+        figure = losses(log, title)
+        clear_output(wait=True)
+        display(figure)
+        plt.close(figure)
+
+    return show
 
 
 def detections(images: NDArray[np.uint8], numbers: Sequence[int], outcomes: pd.DataFrame, title: str) -> Figure:

@@ -72,9 +72,9 @@ def summarise(profile: Profile, name: str, ran: list[str], took_s: float, consol
     console.print("\n".join(lines), highlight=False, soft_wrap=True)
 
 
-def costs(profile: Profile, cores: int) -> dict[str, float]:
+def costs(profile: Profile, cores: int, states: plan.States) -> dict[str, float]:
     """Elapsed seconds that each stage adds, by address; NaN where no figure was measured."""
-    table = plan.plan(profile, plan.device_here(profile), cores).set_index("notebook")
+    table = plan.plan(profile, plan.device_here(profile), cores, states).set_index("notebook")
     each = table["left_s"] / (table["stages"] - table["done"]).clip(lower=1)
     return {stage.address: float(each[stage.kind.notebook]) for stage in stages.matrix(profile)}
 

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 
 from companion import provenance, reference, stages
+from companion.book import told_stale
 from companion.errors import CompanionError
 from companion.params import load_profile
 
@@ -298,8 +299,21 @@ def redrawn(file: str) -> list[tuple[Path, Path]]:
     return pairs
 
 
-def test_the_code_of_now_gives_the_scores_that_are_committed() -> None:
-    for committed, again in redrawn("thresholds/scores.parquet"):
+def test_stale_trainings_of_a_reference_are_told() -> None:
+    why = "code changed: companion/diffusion/train.py"
+    states = {"diffusion": [why], "detector": [why, "reads diffusion"], "claims": ["reads detector"], "masks": []}
+    said = told_stale(states, ["claims"])
+    assert said.splitlines() == [
+        "the other 3 as they were run, 2 of them STALE: their pages say so", f"  2 stages: {why}"
+    ]  # fmt: skip
+    assert told_stale(states | {"diffusion": [], "detector": []}, ["claims"]).endswith(
+        "3 as they were run, none of them stale"
+    )
+
+
+@pytest.mark.parametrize("table", ["thresholds/scores", "sizes/sizes", "errors/errors", "errors/average_precision"])
+def test_the_code_of_now_gives_the_scores_that_are_committed(table: str) -> None:
+    for committed, again in redrawn(f"{table}.parquet"):
         pd.testing.assert_frame_equal(pd.read_parquet(again), pd.read_parquet(committed), rtol=1e-6)
 
 

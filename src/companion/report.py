@@ -26,8 +26,10 @@ def status(profile: Profile, console: Console) -> bool:
         wall = duration(stamp["wall_s"]) if "wall_s" in stamp else ""
         table.add_row(stage.address, stage.kind.notebook, state, why, wall)
     console.print(table)
-    fresh = sum(reasons == [] for reasons in states.values())
-    console.print(f"{fresh} of {len(states)} stages fresh")
+    fresh, missing = sum(reasons == [] for reasons in states.values()), list(states.values()).count(None)
+    counts = {"stale": len(states) - fresh - missing, "missing": missing}
+    others = "".join(f", {n} {state}" for state, n in counts.items() if n)
+    console.print(f"{fresh} of {len(states)} stages fresh{others}", highlight=False)
     return fresh == len(states)
 
 

@@ -2,9 +2,11 @@
 # make test: everything that can be checked, the smoke run of every stage included.
 VENV ?= .venv
 PYTHON ?= python3
-CORES ?= 2
+# The profiles for a GPU take every core that there is; what tests the project, or fits a laptop, takes two.
+CORES ?= $(if $(filter course paper,$@),$(shell nproc 2>/dev/null || sysctl -n hw.ncpu),2)
 PROFILE ?= $(if $(wildcard results/reference/*/*/manifest.json),reference,smoke)
 WHEELHOUSE ?= wheelhouse
+EXTRAS := book,cluster,dev
 BIN := $(VENV)/bin
 BOOK := _build/html/index.html
 # With a folder of wheels nothing is asked of a network.
@@ -39,12 +41,14 @@ install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml requirements.lock
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed; set PYTHON=python3.12"'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python $(PIP) install --quiet --constraint requirements.lock --editable '.[book,cluster,dev]'
+	$(BIN)/python $(PIP) install --quiet --constraint requirements.lock --editable '.[$(EXTRAS)]'
 	@touch $@
 
-# Everything that an installation downloads, in one folder: carry it to a machine without a network beside a checkout.
+# All that an installation needs, in one folder, what comes as source built into a wheel: carry it to a machine without
+# a network beside a checkout.
 wheelhouse:
-	$(PYTHON) -m pip download --dest $(WHEELHOUSE) --constraint requirements.lock '.[book,dev]' 'setuptools>=77'
+	$(PYTHON) -m pip wheel --wheel-dir $(WHEELHOUSE) --constraint requirements.lock '.[$(EXTRAS)]' 'setuptools>=77'
+	rm -f $(WHEELHOUSE)/companion-*.whl  # the checkout itself is installed, editable
 	@echo "$(WHEELHOUSE)/ is complete; beside a checkout on another machine, 'make course' installs from it and runs"
 
 # Known vulnerabilities of the pinned versions (asks a server), and the list of what is installed with its licences.

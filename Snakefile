@@ -20,7 +20,8 @@ MATRIX = {stage.address: stage for stage in stages.matrix(PROFILE)}
 # 'auto' is decided where the job runs; here it matters only whether jobs have to share one GPU.
 GPUS = int(PROFILE.device == "cuda" or (PROFILE.device == "auto" and shutil.which("nvidia-smi") is not None))
 
-if workflow.is_main_process:
+# Telling what is fresh reads every file of the tree; `companion run` has just done that for this tree, under its lock.
+if workflow.is_main_process and config.get("synchronised") != str(TREE):
     synchronise(PROFILE)
 
 

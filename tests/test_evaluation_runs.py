@@ -98,6 +98,18 @@ def test_rules_are_compared_on_boxes_and_masks(study):
     assert (totals.xs("equal", level="classes") <= totals.xs("ignored", level="classes")).all()
 
 
+def test_masks_are_compared_where_those_that_count_have_one(study):
+    full = runs.compare_rules(study["found"], 0.5, 0.5)
+    low = [run.predictions["score"] < 0.5 for run in study["found"]]
+    assert any(rows.any() for rows in low) and "masks" in set(full["on"])
+    few = [
+        replace(run, predictions=run.predictions.assign(mask=run.predictions["mask"].mask(rows, None)))
+        for run, rows in zip(study["found"], low, strict=True)
+    ]
+    pd.testing.assert_frame_equal(runs.compare_rules(few, 0.5, 0.5), full)
+    assert set(runs.compare_rules(few, 0.5, 0.3)["on"]) == {"boxes"}
+
+
 def test_errors_of_all_runs(study):
     predictions, truths = studies.audit_runs(study["found"], study["chosen"], 0.5)
     counts = studies.error_counts(predictions, truths)

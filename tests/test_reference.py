@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 
 from companion import provenance, reference, stages
+from companion.book import told_stale
 from companion.errors import CompanionError
 from companion.params import load_profile
 
@@ -171,6 +175,94 @@ def test_a_bundle_leaves_large_arrays_behind_and_says_so(finished: list[stages.S
     reference.unbundle(tmp_path / "b")
 
 
+def course_files() -> dict[str, dict[str, bytes]]:
+    """Files of each kind of stage in the course profile, at the sizes that they have there.
+
+    A detector writes 20 predictions for each of 22 x 25 test patches (mini's wrote 15), a fifth of them at scores from
+    0.5 (mini's a seventh), a mask is 100 bytes long where mini's are 40 in patches of half the side, pictures are half
+    as large again as mini's, and noise cannot be packed.
+    """
+    rng, patch = np.random.default_rng(1), 256
+
+    def parquet(n: int, floats: int, **columns: object) -> bytes:
+        table = pd.DataFrame({"patch": np.sort(rng.integers(0, n, n)), **columns})
+        drawn = {f"x{k}": rng.random(n).astype(np.float32) * patch for k in range(floats)}
+        with tempfile.TemporaryDirectory() as folder:
+            provenance.write_table(Path(folder) / "t", table.assign(**drawn))
+            return (Path(folder) / "t").read_bytes()
+
+    def array(*shape: int) -> bytes:
+        made = io.BytesIO()
+        np.save(made, rng.integers(0, 256, shape, dtype=np.uint8))
+        return made.getvalue()
+
+    masks = np.array([rng.bytes(12).hex()[:24].encode() * 4 + b"%d" % n for n in range(11_000)], object)
+    large, defects = array(reference.ARRAY_LIMIT + 1), 10_000 * 4
+    patches = {"instances.npy": large, "table.parquet": parquet(defects, 4), "index.parquet": parquet(10_000, 0)}
+    pictures = {f"figures/{k}.{kind}": rng.bytes(400 << 10) for k in "abcdefgh" for kind in ("png", "svg")}
+    few = {"sample/images.npy": array(16, patch, patch), "sample/instances.npy": array(16, patch, patch)}
+    grids = {f"grid/{step:07d}.npy": array(5, patch, patch) for step in range(500, 10_500, 500)}
+    small = {**pictures, "summary.json": b'{"n": 1}'}
+    return {
+        "micrographs": small | {f"train-n{n}/{name}": data for n in (10, 50, 100) for name, data in patches.items()},
+        "statistics": {**small, "statistics.parquet": parquet(defects, 9)},
+        "masks": {**small, **patches, "drawn.parquet": parquet(defects, 5)},
+        "diffusion": {**small, **grids, "log.parquet": parquet(10_000, 2), "denoiser.safetensors": large},
+        "generated": {**small, **patches, **few, "images.npy": large, "copies.parquet": parquet(10_000, 4)},
+        "detector": {**small, "log.parquet": parquet(2000, 7), "weights.safetensors": large,
+                     "predictions.parquet": parquet(11_000, 4, label=rng.integers(1, 4, 11_000), mask=masks,
+                                                    score=rng.random(11_000).astype(np.float32) / 1.6)},
+    }  # fmt: skip
+
+
+def test_the_course_fits_into_a_bundle(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    profile, files = load_profile("course"), course_files()
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("x" * (3 << 19))])  # 1.5 MiB of pictures
+    everything = stages.matrix(profile)
+    for stage in everything:
+        for name, data in files.get(stage.kind.name, {"summary.json": b"{}"}).items():
+            (stage.folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (stage.folder / name).write_bytes(data)
+        nbformat.write(notebook, stage.folder / "notebook.ipynb")
+        told = {
+            "outputs": provenance.artifact_hashes(stage.folder),
+            "code": {f"companion/{k}.py": "0" * 64 for k in range(60)},
+        }
+        provenance.write_json(stage.folder / "stamp.json", told)
+    monkeypatch.setattr(stages, "states", lambda profile: {stage.address: [] for stage in everything})
+    written = reference.bundle(profile, "course", tmp_path / "b")
+    assert sum(path.stat().st_size for path in written) <= reference.TOTAL_LIMIT
+    names = {p.relative_to(tmp_path / "b").as_posix() for p in written}
+    assert sum(name.endswith("predictions.parquet") for name in names) == 56, "of every detector"
+    assert sum(name.endswith("log.parquet") for name in names) == 56 + 6
+    # What pages read of stages that are not made again: the front page, notebook 10 and notebook 11.
+    assert {n for n in names if "sample/" in n} == {
+        f"split-1/n-10/generated-plain/sample/{part}.npy" for part in ("images", "instances")
+    }
+    assert sum(name.endswith("/table.parquet") for name in names) == 8, "of the simulated masks"
+    assert sum(name.endswith("/index.parquet") for name in names) == 8, "of the generated patches"
+    # The figure of notebook 4 draws 4 of the 20 grids: the 1st, 7th, 14th (round(12.67) from 0) and last.
+    drawn = sorted(n.rpartition("/")[2] for n in names if "/grid/" in n)
+    assert drawn == ["0000500.npy", "0003500.npy", "0007000.npy", "0010000.npy"]
+
+
+def test_a_bundle_leaves_masks_behind_that_no_page_looks_at(finished: list[stages.Stage], tmp_path: Path) -> None:
+    stage = next(s for s in finished if s.kind.name == "detector")
+    table = pd.DataFrame({"patch": [0, 0, 1], "score": [0.9, 0.5, 0.49], "mask": [b"a", b"b", b"c"]})
+    provenance.write_table(stage.folder / "predictions.parquet", table)
+    stamp = {**provenance.read_stamp(stage.folder), "outputs": provenance.artifact_hashes(stage.folder)}
+    provenance.write_json(stage.folder / "stamp.json", {**stamp, "code": stage.code(), "parameters": stage.parameters,
+                                                        "inputs": stage.input_hashes()})  # fmt: skip
+    assert stage.staleness() == []
+    reference.bundle(load_profile("smoke"), "smoke", tmp_path / "b")
+    installed = reference.unbundle(tmp_path / "b") / stage.address
+    assert pd.read_parquet(installed / "predictions.parquet")["mask"].tolist() == [b"a", b"b", None]
+    with reference.runs_in(reference.installed()):
+        assert stage.staleness() == [], "what was left out is no change"
+        provenance.write_table(installed / "predictions.parquet", table.assign(score=0.5))
+        assert stage.staleness() == ["outputs changed: predictions.parquet"]
+
+
 def test_a_bundle_above_the_limits_names_its_largest_files(finished, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(reference, "TOTAL_LIMIT", 1000)
     with pytest.raises(CompanionError, match=r"(?s)above the limits.*stamp\.json"):
@@ -207,8 +299,21 @@ def redrawn(file: str) -> list[tuple[Path, Path]]:
     return pairs
 
 
-def test_the_code_of_now_gives_the_scores_that_are_committed() -> None:
-    for committed, again in redrawn("thresholds/scores.parquet"):
+def test_stale_trainings_of_a_reference_are_told() -> None:
+    why = "code changed: companion/diffusion/train.py"
+    states = {"diffusion": [why], "detector": [why, "reads diffusion"], "claims": ["reads detector"], "masks": []}
+    said = told_stale(states, ["claims"])
+    assert said.splitlines() == [
+        "the other 3 as they were run, 2 of them STALE: their pages say so", f"  2 stages: {why}"
+    ]  # fmt: skip
+    assert told_stale(states | {"diffusion": [], "detector": []}, ["claims"]).endswith(
+        "3 as they were run, none of them stale"
+    )
+
+
+@pytest.mark.parametrize("table", ["thresholds/scores", "sizes/sizes", "errors/errors", "errors/average_precision"])
+def test_the_code_of_now_gives_the_scores_that_are_committed(table: str) -> None:
+    for committed, again in redrawn(f"{table}.parquet"):
         pd.testing.assert_frame_equal(pd.read_parquet(again), pd.read_parquet(committed), rtol=1e-6)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -48,12 +49,28 @@ def light_project(root: Path, work: dict[str, str]) -> Path:
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    """A light project, run once."""
-    root = light_project(tmp_path_factory.mktemp("project"), WORK)
+def finished(tmp_path_factory):
+    """A light project, run once; tests get copies."""
+    root = light_project(tmp_path_factory.mktemp("finished"), WORK)
     done = companion(root, "run", "smoke")
-    assert done.returncode == 0, done.stderr + (root / "runs/smoke/phantom/snakemake.log").read_text()
+    assert done.returncode == 0, done.stderr + log_of(root)
     return root
+
+
+@pytest.fixture
+def project(finished, tmp_path):
+    """The light project after its run, a copy for each test: what one test breaks, no other test finds broken."""
+    root = tmp_path / "project"
+    shutil.copytree(finished, root)
+    yield root
+    print(log_of(root))  # pytest shows it where the test has failed
+
+
+def log_of(root: Path) -> str:
+    """Snakemake's log of the last run, and what its stages refused."""
+    tree = root / "runs" / "smoke" / "phantom"
+    texts = [tree / "snakemake.log", *sorted(tree.rglob("error.txt"))]
+    return "\n".join(f"--- {p.relative_to(tree)}\n{p.read_text()}" for p in texts if p.is_file())
 
 
 def environment(root: Path) -> dict[str, str]:
@@ -75,7 +92,7 @@ def rerun(root: Path, *arguments: str) -> set[str]:
     """Addresses whose notebooks ran again."""
     before = stamps(root)
     done = companion(root, "run", "smoke", *arguments)
-    assert done.returncode == 0, done.stderr + (root / "runs/smoke/phantom/snakemake.log").read_text()
+    assert done.returncode == 0, done.stderr + log_of(root)
     return {address for address, text in stamps(root).items() if before.get(address) != text}
 
 
@@ -108,6 +125,9 @@ def test_a_changed_package_file_reruns_what_imports_it_and_nothing_else(project)
         file.write("# changed\n")
     states = companion(project, "status", "smoke").stdout
     assert states.count("companion/geometry.py") == 2
+    (counts,) = re.findall(r"^(\d+) of (\d+) stages fresh, (\d+) stale$", states, re.MULTILINE)
+    fresh, total, stale = map(int, counts)
+    assert total == len(stamps(project)) == fresh + stale and stale > 2, "what reads the masks may change with them"
     # The masks come out as before, so what reads them is left alone.
     assert rerun(project) == {"split-1/n-10/simulated-plain", "split-1/n-10/simulated-rare"}
 
@@ -172,6 +192,35 @@ def test_kernels_are_spoken_to_through_files_and_leave_none(project):
     assert made["transport"] == "ipc" and not Path(made["ip"]).parent.exists()
     path.write_text(kept)
     rerun(project)
+
+
+def test_a_run_reads_its_tree_once(project):
+    (project / "runs/smoke/phantom/thresholds/stamp.json").unlink()
+    stages_file = project / "src/companion/stages.py"
+    counted = "def states(profile: Profile) -> dict[str, list[str] | None]:\n"
+    text = stages_file.read_text()
+    assert counted in text
+    note = f"    print('', file=open({str(project / 'read.txt')!r}, 'a'))\n"
+    before, body = text.split(counted)
+    documentation, end, rest = body.partition('"""\n    found: ')
+    stages_file.write_text(before + counted + documentation + '"""\n' + note + end.removeprefix('"""\n') + rest)
+    assert "thresholds" in rerun(project)
+    assert (project / "read.txt").read_text().count("\n") == 1, "by the face; Snakemake takes its flags"
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", "--rerun-triggers", "mtime", "--dry-run", "--config"]
+    for synchronised in ([], [f"synchronised={project}/runs/smoke/other"]):
+        (project / "read.txt").unlink()
+        given = [*command, "profile=smoke", *synchronised]
+        done = subprocess.run(given, cwd=project, env=environment(project), capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert (project / "read.txt").read_text().count("\n") == 1, "Snakemake by itself, or with another tree's word"
+
+
+@pytest.mark.parametrize(("cores", "warned"), [("2", True), ("3", False)])
+def test_too_few_cores_for_detectors_side_by_side_are_told(project, cores, warned):
+    (project / "profiles" / "side.yaml").write_text("threads: 1\njobs_per_device: 3\nsplits: [7777]\n")
+    (project / "notebooks" / "01_micrographs.ipynb").write_text("{}")  # the run ends there
+    said = " ".join(companion(project, "run", "side", "--cores", cores).stdout.split())
+    assert ("3 detectors side by side need 3 cores (threads: 1); of 2 cores, 2 at a time" in said) == warned, said
 
 
 @pytest.mark.parametrize("told", [signal.SIGINT, signal.SIGTERM])

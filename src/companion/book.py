@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import html
 import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,14 @@ from companion.errors import CompanionError, problems
 from companion.params import Profile, load_profile
 
 
-def assemble(profile: Profile, target: Path) -> list[Path]:
+def assemble(profile: Profile, target: Path, states: Mapping[str, list[str] | None] | None = None) -> list[Path]:
     """Copy one executed notebook per stage into `target`, with badges; the pages stand for the largest condition.
 
     Parameters
     ----------
     profile : whose run is shown
     target : book/executed; replaced whole
+    states : of `stages.states`, where they are known already
 
     Raises
     ------
@@ -29,7 +32,7 @@ def assemble(profile: Profile, target: Path) -> list[Path]:
         When the run is not complete. (A notebook that trains and that nothing else reads may be missing: a reference
         run may be older than the notebook. Its page shows the code and says so.)
     """
-    shown, states = representatives(profile), stages.states(profile)
+    shown, states = representatives(profile), stages.states(profile) if states is None else states
     absent = [s for s in shown.values() if not (s.folder / "notebook.ipynb").exists()]
     if any(not stage.kind.trained for stage in absent):
         title = f"the book needs a complete run; `companion run {profile.name}` makes what is missing:"
@@ -147,16 +150,33 @@ def main() -> None:
             found = reference.find(dataset=given.dataset)
             with reference.runs_in(reference.redrawn()):
                 again = reference.redraw(found, given.cores)
-                print(f"results/reference: {len(again)} notebooks executed again, the others as they were run")
-                _make(found.profile)
+                states = stages.states(found.profile)
+                print(f"results/reference: {len(again)} notebooks executed again, {told_stale(states, again)}")
+                _make(found.profile, states)
         else:
-            _make(load_profile(given.profile, **({"dataset": given.dataset} if given.dataset else {})))
+            profile = load_profile(given.profile, **({"dataset": given.dataset} if given.dataset else {}))
+            _make(profile, stages.states(profile))
     except CompanionError as error:
         parser.exit(2, f"error: {error}\n")
 
 
-def _make(profile: Profile) -> None:
-    pages = assemble(profile, paths.root() / "book" / "executed")
+def told_stale(states: Mapping[str, list[str] | None], again: Sequence[str]) -> str:
+    """What is to be said of the stages that a reference holds as they were run: how many are stale, and why."""
+    kept = {address: reasons for address, reasons in states.items() if address not in again}
+    stale = {address: reasons for address, reasons in kept.items() if reasons}
+    if not stale:
+        return f"the other {len(kept)} as they were run, none of them stale"
+    changes = Counter(reason for reasons in stale.values() for reason in reasons if "changed" in reason)
+    lines = [f"  {n} stages: {reason}" for reason, n in changes.most_common(5)]
+    more = (
+        [f"  and {len(changes) - 5} more reasons; `companion status reference` lists them"] if len(changes) > 5 else []
+    )
+    said = f"the other {len(kept)} as they were run, {len(stale)} of them STALE: their pages say so"
+    return "\n".join([said, *lines, *more])
+
+
+def _make(profile: Profile, states: Mapping[str, list[str] | None]) -> None:
+    pages = assemble(profile, paths.root() / "book" / "executed", states)
     figures = collect_figures(profile, paths.root() / "figures")
     data = fragments.data_name(stages.dataset_name(profile.dataset))
     print(f"book/executed: {len(pages)} pages, figures: {len(figures)} files, from {profile.name} on {data}")

@@ -42,7 +42,9 @@ def run(
 @app.command()
 def plan(
     profile: ProfileName,
-    gpu: Annotated[Literal["cpu", "h100", "a100", "v100"] | None, typer.Option(help="default: this machine's")] = None,
+    gpu: Annotated[
+        Literal["cpu", "h100", "h200", "a100", "v100"] | None, typer.Option(help="default: this machine's")
+    ] = None,
     dataset: DatasetName = None,
     split: SplitName = None,
     cores: Cores = 2,

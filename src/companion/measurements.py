@@ -30,10 +30,11 @@ def record(benchmark: str, **content: Any) -> dict[str, Any]:
     return made
 
 
-def last(benchmark: str) -> Record | None:
-    """The newest record of a benchmark; None if it has not been run."""
+def last(benchmark: str, fits: Callable[[Record], bool] = lambda record: True) -> Record | None:
+    """The newest record of a benchmark that fits; None if there is none."""
     lines = results().read_text(encoding="utf-8").splitlines() if results().is_file() else []
-    return next((found for line in reversed(lines) if (found := json.loads(line))["benchmark"] == benchmark), None)
+    own = (found for line in reversed(lines) if (found := json.loads(line))["benchmark"] == benchmark)
+    return next((found for found in own if fits(found)), None)
 
 
 def fragments() -> dict[str, str]:

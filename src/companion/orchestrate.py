@@ -47,11 +47,18 @@ def run(profile: Profile, name_or_path: str, cores: int, console: Console, clust
     with _only_run(tree) as lock:
         if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
             signal.signal(signal.SIGHUP, lambda *_: _leave_terminal(tree / TERMINAL))
-        waiting = [address for address, reasons in synchronise(profile).items() if reasons != []]
+        states = synchronise(profile)
+        waiting = [address for address, reasons in states.items() if reasons != []]
         if not waiting:
             console.print(f"{report.title(profile)}: nothing to do, every stage is fresh. {report.shown(tree)}")
             return 0
-        costs = report.costs(profile, cores)
+        if cluster is None and cores < (needed := profile.threads * room) and room > 1:
+            console.print(
+                f"jobs_per_device: {room} detectors side by side need {needed} cores (threads: {profile.threads}); of "
+                f"{cores} cores, {max(1, cores // profile.threads)} at a time: give --cores {needed}, or lower threads",
+                soft_wrap=True,
+            )
+        costs = report.costs(profile, cores, states)
         known = [cost for cost in costs.values() if cost == cost]
         about = f"{'about' if len(known) == len(costs) else 'more than'} {report.duration(sum(known))}"
         console.print(f"{report.title(profile)}: {len(waiting)} of {len(costs)} stages to run, {about}")
@@ -116,6 +123,7 @@ def _snakemake(
         "--nolock", "--keep-going", "--quiet", "progress",
         "--config", f"profile={name_or_path}", f"dataset={profile.dataset}",
         "splits=" + ",".join(str(split) for split in profile.splits),
+        f"synchronised={tree}",  # while this process holds the tree's lock, nobody else changes its flags
     ]  # fmt: skip
     for address in waiting:
         (tree / address / "error.txt").unlink(missing_ok=True)

@@ -103,9 +103,12 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
-    """Write a table as parquet, atomically and without its index; equal tables give equal bytes."""
+    """Write a table as parquet, atomically and without its index; equal tables give equal bytes.
+
+    Values of micrographs hardly repeat: without dictionaries zstd makes a third less of them than the default does.
+    """
     with atomic(path) as temporary:
-        table.to_parquet(temporary, index=False)
+        table.to_parquet(temporary, index=False, compression="zstd", use_dictionary=False)
 
 
 def write_array(path: Path, array: np.ndarray) -> None:

@@ -1,9 +1,10 @@
 """The reference run: a finished run as plain files that fit into git, and the book's figures drawn again from them.
 
-`bundle` packs what pages need (tables, predictions, logs, small arrays, stamps; figures and executed notebooks of
-the stages that pages show) with a manifest of checksums; weights and large arrays stay behind, and the stamps say
-so (``left_out``). `unbundle` checks and installs a bundle in results/reference/. `redraw` runs the notebooks that
-train nothing again, from these files: micrographs and masks are made again, scores and figures computed again.
+`bundle` packs what pages need (predictions, scores, logs, stamps; figures, sample grids and executed notebooks of the
+stages that pages show) with a manifest of checksums. Weights, large arrays and tables of every defect stay behind, and
+the stamps say so (``left_out``); so do the masks of predictions that no page looks at (``packed``). `unbundle` checks
+and installs a bundle in results/reference/. `redraw` runs the notebooks that train nothing again, from these files:
+micrographs and masks are made again, scores and figures computed again.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any
 
 import nbformat
 import numpy as np
+import pandas as pd
 
 from companion import paths, provenance, stages
 from companion.book import clean, representatives
@@ -33,6 +35,11 @@ from companion.params import Profile, load_profile, profile_names
 MANIFEST = "manifest.json"
 FILE_LIMIT, TOTAL_LIMIT, ARRAY_LIMIT = 15 << 20, 60 << 20, 2 << 20  # bytes
 SUFFIXES = (".json", ".parquet", ".yaml", ".npy", ".png", ".svg", ".ipynb")
+# Tables with a row for each patch or defect of training, simulated and generated patches stay behind, but for those
+# that a page reads of stages that are not made again: class shares in notebook 10, numbers of patches in notebook 11.
+PER_DEFECT = ("index.parquet", "table.parquet", "drawn.parquet", "statistics.parquet", "counts.parquet")
+READ_BY_PAGES = (("masks", "table.parquet"), ("generated", "index.parquet"))
+PREDICTIONS = "predictions.parquet"
 _NAME = re.compile(r"[\w+-][\w+.-]*")
 
 
@@ -86,6 +93,9 @@ def _pack(stage: stages.Stage, shown: bool, target: Path) -> None:
     for name in names:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(stage.folder / name, target / name)
+    if PREDICTIONS in names:
+        _drop_masks(target / PREDICTIONS, stage.profile.evaluation.confidence)
+        stamp["packed"] = {PREDICTIONS: provenance.hash_file(target / PREDICTIONS)}
     stamp["left_out"] = sorted(stamp["outputs"].keys() - set(names))
     provenance.write_json(target / provenance.STAMP, stamp)
     if shown and stage.kind.trained:
@@ -93,13 +103,39 @@ def _pack(stage: stages.Stage, shown: bool, target: Path) -> None:
         nbformat.write(clean(executed), target / provenance.EXECUTED)
 
 
+def _drop_masks(path: Path, confidence: float) -> None:
+    """Leave out the masks of predictions below `confidence`: most of the file, and notebook 07 matches without them."""
+    table = pd.read_parquet(path)
+    if "mask" in table:
+        provenance.write_table(path, table.assign(mask=table["mask"].where(table["score"] >= confidence)))
+
+
 def _is_packed(stage: stages.Stage, name: str, shown: bool) -> bool:
+    """Whether a page needs an artifact: one that is shown as it ran, or one that is computed again from the bundle."""
     path = PurePosixPath(name)
-    if path.parts[0] == "figures":
-        return shown and path.suffix in (SUFFIXES if stage.kind.trained else ".png")
+    if path.suffix not in SUFFIXES:
+        return False
+    if path.parts[0] == "figures":  # as SVG those that the paper has, which `book.collect_figures` takes
+        return shown and (path.suffix == ".png" or (stage.kind.trained and path.match("fig[1-5].svg")))
+    if path.parts[0] == "grid":
+        return shown and path.stem in _drawn_steps(stage.folder)
+    if path.parts[0] == "sample":
+        return stage.address == _strip(stage.profile)
     if path.suffix == ".npy":  # what is analysed is made again, arrays and all
         return stage.kind.trained and (stage.folder / name).stat().st_size <= ARRAY_LIMIT
-    return path.suffix in SUFFIXES
+    return path.name not in PER_DEFECT or (stage.kind.name, name) in READ_BY_PAGES
+
+
+def _drawn_steps(folder: Path, columns: int = 4) -> set[str]:
+    """Of the sample grids of a training those that its figure draws: evenly spread, first and last among them."""
+    steps = sorted(path.stem for path in (folder / "grid").glob("*.npy"))
+    return {steps[round(k * (len(steps) - 1) / (columns - 1))] for k in range(columns)} if steps else set()
+
+
+def _strip(profile: Profile) -> str:
+    """Address of the generated patches of which the front page shows one (`evaluation.runs.strip_pictures`)."""
+    every = stages.matrix(profile)
+    return next((s.address for s in every if s.kind.name == "generated" and s.keys["masks"] == "plain"), "")
 
 
 def _check_size(folder: Path) -> None:

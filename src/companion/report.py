@@ -26,8 +26,10 @@ def status(profile: Profile, console: Console) -> bool:
         wall = duration(stamp["wall_s"]) if "wall_s" in stamp else ""
         table.add_row(stage.address, stage.kind.notebook, state, why, wall)
     console.print(table)
-    fresh = sum(reasons == [] for reasons in states.values())
-    console.print(f"{fresh} of {len(states)} stages fresh")
+    fresh, missing = sum(reasons == [] for reasons in states.values()), list(states.values()).count(None)
+    counts = {"stale": len(states) - fresh - missing, "missing": missing}
+    others = "".join(f", {n} {state}" for state, n in counts.items() if n)
+    console.print(f"{fresh} of {len(states)} stages fresh{others}", highlight=False)
     return fresh == len(states)
 
 
@@ -72,9 +74,9 @@ def summarise(profile: Profile, name: str, ran: list[str], took_s: float, consol
     console.print("\n".join(lines), highlight=False, soft_wrap=True)
 
 
-def costs(profile: Profile, cores: int) -> dict[str, float]:
+def costs(profile: Profile, cores: int, states: plan.States) -> dict[str, float]:
     """Elapsed seconds that each stage adds, by address; NaN where no figure was measured."""
-    table = plan.plan(profile, plan.device_here(profile), cores).set_index("notebook")
+    table = plan.plan(profile, plan.device_here(profile), cores, states).set_index("notebook")
     each = table["left_s"] / (table["stages"] - table["done"]).clip(lower=1)
     return {stage.address: float(each[stage.kind.notebook]) for stage in stages.matrix(profile)}
 

@@ -170,6 +170,9 @@ class Stage:
         now["outputs"] = provenance.artifact_hashes(self.folder)
         for name in stamp.get("left_out", []):  # too large for a bundle: its absence is no change
             now["outputs"].setdefault(name, stamp["outputs"].get(name))
+        for name, sha in stamp.get("packed", {}).items():  # as a bundle holds it, with less in it
+            if now["outputs"].get(name) == sha:
+                now["outputs"][name] = stamp["outputs"].get(name)
         reasons = []
         for what, values in now.items():
             before, after = _flat(stamp.get(what, {})), _flat(values)

@@ -91,12 +91,14 @@ def compare_rules(found: Sequence[Run], iou: float, confidence: float) -> pd.Dat
 
     Returns
     -------
-    rule, on, classes, then the columns of scores.parquet; masks only where every prediction has one
+    rule, on, classes, then the columns of scores.parquet; masks only where every prediction that counts has one
     """
-    masks = all("mask" in run.predictions and run.predictions["mask"].notna().all() for run in found)
+    # Of the others a bundle holds no masks.
+    counted = [run.predictions[run.predictions["score"] >= confidence].reset_index(drop=True) for run in found]
+    masks = all("mask" in chosen and chosen["mask"].notna().all() for chosen in counted)
     tables = []
-    for run in found:
-        truth, chosen = run.truth, run.predictions[run.predictions["score"] >= confidence].reset_index(drop=True)
+    for run, chosen in zip(found, counted, strict=True):
+        truth = run.truth
         boxes, truth_boxes = chosen[BOX].to_numpy(), truth.table[BOX].to_numpy()
         overlaps = {"boxes": lambda t, rows, a=truth_boxes, b=boxes: box_iou(a[t], b[rows])}
         if masks:

@@ -65,6 +65,22 @@ def test_torch_symmetries_equal_numpys(code):
     assert np.array_equal(turned[2], geometry.symmetry(batch[2], code))
 
 
+def test_turned_batches_and_crops_are_those_of_one_by_one():
+    rng = torch.Generator().manual_seed(3)
+    batch, codes = torch.randint(0, 255, (11, 2, 6, 6), generator=rng), torch.tensor([7, 0, 7, 3, 3, 5, 0, 1, 4, 4, 7])
+    alone = [
+        torch.from_numpy(geometry.symmetry(x.numpy(), c).copy()) for x, c in zip(batch, codes.tolist(), strict=True)
+    ]
+    assert torch.equal(train.symmetries(batch, codes), torch.stack(alone))
+    chosen, corners, turns = (
+        torch.randint(high, shape, generator=rng.manual_seed(9) if first else rng)
+        for high, shape, first in ((11, (5,), True), (3, (5, 2), False), (8, (5,), False))
+    )
+    crops = train.random_crops(batch, 5, 4, torch.Generator().manual_seed(9))
+    for crop, k, (y, x), code in zip(crops, chosen, corners.tolist(), turns.tolist(), strict=True):
+        assert np.array_equal(crop, geometry.symmetry(batch[k, :, y : y + 4, x : x + 4].numpy(), code))
+
+
 def test_random_crops_come_from_the_patches():
     images = np.arange(2 * 6 * 6, dtype=np.uint8).reshape(2, 6, 6)
     rng = torch.Generator().manual_seed(0)
@@ -144,9 +160,10 @@ def test_pretraining_writes_a_file_that_any_size_can_use(tmp_path):
 
 
 def test_pretraining_pairs_differ_by_noise_alone():
-    recorded, clean = pretrain.micrographs(size_px=96)
+    recorded, clean, defects = pretrain.micrographs(size_px=96).swapaxes(0, 1)
     difference = recorded.astype(float) - clean
-    assert recorded.shape == clean.shape == (18, 96, 96)
+    assert recorded.shape == (len(pretrain.PRESETS) * pretrain.IMAGES_PER_PRESET, 96, 96)
+    assert set(np.unique(defects)) == {0, 1} and clean[defects == 1].mean() < clean[defects == 0].mean() - 5
     assert np.abs(difference.mean()) < 3 and (difference.std(axis=(1, 2)) > 3).all()
 
 
@@ -209,7 +226,11 @@ def test_interrupted_sampling_goes_on(trained, tmp_path, monkeypatch):
     again = generate(autoencoder, denoiser, simulated, SAMPLING, folder=tmp_path / "b", **setting)
     assert len(calls) == 4  # two batches, the interrupted one, and that one again: nothing is drawn twice
     assert np.array_equal(again.images, whole.images)
-    assert not (tmp_path / "b" / "checkpoint").exists()
+    # What comes after sampling may be killed as well: nothing is drawn once more before the stage is finished.
+    assert np.array_equal(
+        generate(autoencoder, denoiser, simulated, SAMPLING, folder=tmp_path / "b", **setting).images, whole.images
+    )
+    assert len(calls) == 4 and len(list((tmp_path / "b" / "checkpoint").glob("images-*.npy"))) == 3
     assert again.table is patches.table and np.array_equal(again.instances, patches.instances)
 
 

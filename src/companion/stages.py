@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import resource
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -123,6 +124,7 @@ class Stage:
 
         An artifact that has been neither written nor taken over (`touch`) since `begin` is of an earlier run and
         not in the stamp. An executed copy of an earlier run goes before the stamp that it does not belong to comes.
+        What the stage kept in ``checkpoint/`` to go on from goes after it.
 
         Returns
         -------
@@ -145,6 +147,7 @@ class Stage:
             "wall_s": round(time.time() - self.began, 2),
             "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         })  # fmt: skip
+        shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
         here = Path(*self.folder.parts[len(paths.runs().parts) :])
         return pd.DataFrame(
             [(str(here / name), (self.folder / name).stat().st_size / 1024, sha[:12]) for name, sha in outputs.items()],

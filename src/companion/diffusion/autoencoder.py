@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from companion import params, training
+from companion.machine import send, uncompiled
 
 KIND = "companion autoencoder"
 
@@ -146,10 +147,11 @@ class Autoencoder(nn.Module):
             for block in [*self.vq.encoder.down_blocks, self.vq.encoder.mid_block]
         ]
         try:
-            for batch in batches(images, batch_size):
-                levels.clear()
-                self.encode(batch.to(self.latent_mean.device))
-                rows.append(torch.cat([s for x in levels for s in (x.mean(dim=(2, 3)), x.std(dim=(2, 3)))], dim=1))
+            with uncompiled(self):
+                for batch in batches(images, batch_size):
+                    levels.clear()
+                    self.encode(batch.to(self.latent_mean.device))
+                    rows.append(torch.cat([s for x in levels for s in (x.mean(dim=(2, 3)), x.std(dim=(2, 3)))], dim=1))
         finally:
             for hook in hooks:
                 hook.remove()
@@ -166,14 +168,16 @@ def batches(images: NDArray[np.uint8], batch_size: int):
 def encode_all(autoencoder: Autoencoder, images: NDArray[np.uint8], batch_size: int) -> Tensor:
     """Latents [P, C, S/f, S/f] of patches uint8 [P, S, S], on the autoencoder's device."""
     device = autoencoder.latent_mean.device
-    return torch.cat([autoencoder.encode(batch.to(device)) for batch in batches(images, batch_size)])
+    with uncompiled(autoencoder):
+        return torch.cat([autoencoder.encode(send(batch, device)) for batch in batches(images, batch_size)])
 
 
 @torch.no_grad()
 def reconstruct(autoencoder: Autoencoder, images: NDArray[np.uint8], batch_size: int = 32) -> NDArray[np.uint8]:
     """Encode, quantise and decode patches uint8 [P, S, S]: the ceiling of what diffusion can draw."""
     device = autoencoder.latent_mean.device
-    parts = [to_grey(autoencoder.decode(autoencoder.encode(b.to(device)))) for b in batches(images, batch_size)]
+    with uncompiled(autoencoder):
+        parts = [to_grey(autoencoder.decode(autoencoder.encode(b.to(device)))) for b in batches(images, batch_size)]
     return np.concatenate(parts) if parts else np.zeros_like(images)
 
 

@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from companion.diffusion import pretrain, train, train_autoencoder
 from companion.diffusion.presets import PRESETS, build_denoiser
 from companion.diffusion.sample import decode_steps, generate, sample
 from companion.errors import CompanionError
+from companion.params_diffusion import Sampler
 
 MACHINE = training.Compute(torch.device("cpu"), torch.float32, 7)
 AUTOENCODER = params.Autoencoder(channels=[8, 8], codes=16, steps=6, batch_size=2, crop_px=32)
@@ -194,7 +196,7 @@ def test_any_subset_gives_the_same_images(trained):
     assert not np.array_equal(whole[0], sample(autoencoder, denoiser, labels[:1], [99], SAMPLING, **setting)[0])
 
 
-@pytest.mark.parametrize("solver", ["ddim", "dpm-solver++"])
+@pytest.mark.parametrize("solver", get_args(Sampler))
 def test_the_mask_decides_what_is_drawn(trained, solver):
     patches, autoencoder, denoiser, _ = trained
     parameters = SAMPLING.model_copy(update={"sampler": solver})
@@ -203,6 +205,25 @@ def test_the_mask_decides_what_is_drawn(trained, solver):
     drawn = [sample(autoencoder, denoiser, m, [0], parameters, machine=MACHINE, name="n") for m in (empty, full)]
     assert drawn[0].shape == (1, 64, 64) and drawn[0].dtype == np.uint8
     assert not np.array_equal(*drawn)
+
+
+def test_solvers_reach_what_the_noise_process_started_from():
+    # Of one point z0 the best denoiser is known exactly: epsilon = (z_t - sqrt(abar) z0) / sqrt(1 - abar).
+    z0 = torch.tensor([[0.7, -1.3]])
+    for prediction in ("epsilon", "v_prediction"):
+        parameters = PRESETS["paper"].denoiser.model_copy(update={"prediction": prediction})
+        config = {"schedule": denoisers.schedule_of(parameters)}
+        process = denoisers.noise_schedule(config)
+        for solver in get_args(Sampler):
+            made = denoisers.sampler(config, params.Sampling(sampler=solver, steps=20))
+            assert len(made.timesteps) == 20
+            z = torch.randn(z0.shape, generator=torch.Generator().manual_seed(1))
+            for t in made.timesteps:
+                abar = process.alphas_cumprod[int(t)]
+                epsilon = (z - abar.sqrt() * z0) / (1 - abar).sqrt()
+                velocity = abar.sqrt() * epsilon - (1 - abar).sqrt() * z0
+                z = made.step(epsilon if prediction == "epsilon" else velocity, t, z).prev_sample
+            assert torch.allclose(z, z0, atol=0.1), solver  # ddim ends at the first timestep's noise, not at none
 
 
 def test_interrupted_sampling_goes_on(trained, tmp_path, monkeypatch):

@@ -263,6 +263,27 @@ def test_noise_closes_the_gap_in_the_power_spectrum():
     assert np.abs(put_back - real).mean() < 0.1  # the aim: within 0.1 decade up to Nyquist
 
 
+def test_noise_of_an_image_is_its_own_whatever_the_batch_and_the_threads():
+    rng = np.random.default_rng(0)
+    images = np.clip(rng.normal(140, 20, (6, 24, 24)), 0, 255).astype(np.uint8)
+    model = noise.measure(_background(images, list("aabbcc")), gaussian_filter(images, (0, 2, 2)))
+    signals = rng.uniform(60, 200, (5, 24, 24)).astype(np.float32)
+
+    def rngs(numbers):
+        return [np.random.default_rng(k) for k in numbers]
+
+    whole = model.add_to_all(signals, rngs(range(5)), 2)
+    assert whole.dtype == np.float32 and whole.shape == signals.shape
+    assert np.array_equal(model.add_to_all(signals[[3, 1]], rngs([3, 1]), 1), whole[[3, 1]])
+    assert np.array_equal(model.add(signals[4], *rngs([4])), whole[4])
+    # The same sum in double precision, from the same white noise.
+    again = np.random.default_rng(2)
+    micrograph = int(again.integers(3))
+    white = np.fft.rfft2(again.standard_normal((24, 24), dtype=np.float32).astype(float))
+    shaped = np.fft.irfft2(white * np.sqrt(model.spectrum[micrograph].astype(float)), s=(24, 24))
+    assert whole[2] == pytest.approx(signals[2] + shaped * model.standard_deviation(micrograph, signals[2]), abs=1e-3)
+
+
 def test_noise_of_one_grey_level_and_messages():
     flat = np.full((3, 16, 16), 100.0)
     images = np.clip(flat + np.random.default_rng(0).normal(0, 5, flat.shape), 0, 255).astype(np.uint8)

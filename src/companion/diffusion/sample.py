@@ -144,10 +144,8 @@ def sample(
         with training.enough_memory("sampling"):
             drawn = _denoise(autoencoder, denoiser, masks, told, generators, parameters, machine, watch)  # (B, S, S)
         if noise:
-            drawn = [
-                noise.add(image, seeds.generator(machine.root_seed, name, "noise", number))
-                for image, number in zip(drawn, chosen, strict=True)
-            ]
+            rngs = [seeds.generator(machine.root_seed, name, "noise", number) for number in chosen]
+            drawn = noise.add_to_all(drawn, rngs, torch.get_num_threads())
         images[here] = np.rint(np.clip(drawn, 0, 255))
     return images
 

@@ -110,6 +110,15 @@ def test_latents_are_scaled_and_survive_the_file(tmp_path, stem, channels):
     assert np.array_equal(autoencoders.reconstruct(autoencoder, images), autoencoders.reconstruct(loaded, images))
 
 
+def test_structural_similarity_is_one_for_equal_patches_and_falls_with_noise():
+    images = ellipse_patches(5, 32).images
+    noise = np.random.default_rng(0).normal(0, 20, images.shape)
+    noisy = np.clip(images + noise, 0, 255).astype(np.uint8)
+    assert autoencoders.structural_similarity(images, images) == 1
+    assert 0 < autoencoders.structural_similarity(images, noisy) < 0.9
+    assert autoencoders.structural_similarity(images, np.concatenate([images[:1], noisy[1:]]), most=1) == 1
+
+
 def test_autoencoder_learns_to_reconstruct(tmp_path):
     patches = ellipse_patches(24)
     parameters = params.Autoencoder(channels=[8, 16], codes=64, steps=60, batch_size=8, crop_px=32)

@@ -97,6 +97,22 @@ def test_good_images_pass_and_wrong_masks_do_not():
     assert blurred.loc[name, "value"] > 5 * good.loc[name, "value"]
 
 
+def test_one_wrong_frequency_shows_in_the_largest_distance_alone():
+    flat = np.full(64, 100.0)
+    peaked = flat.copy()
+    peaked[40] *= 10**0.5
+    assert quality.largest_spectral_distance(peaked, flat) == pytest.approx(0.5)
+    assert quality.spectral_distance(peaked, flat) == pytest.approx(0.5 / 64)
+    train, test = ellipse_patches(24, seed=1), ellipse_patches(24, seed=2)
+    wave = 12 * np.sin(2 * np.pi * 0.3 * np.arange(64))
+    ringing = np.clip(test.images + wave, 0, 255).astype(np.uint8)
+    table = _judge(replace(test, images=ringing), train, test, features_of="grey levels of some pixels")
+    mean, most = (table.loc[f"power spectrum, {name}"] for name in (
+        "distance to held-out", "largest distance at any frequency"))  # fmt: skip
+    assert most["value"] > 0.3 > mean["value"] and most["yardstick"] > mean["yardstick"]
+    assert "KID, grey levels of some pixels" in set(table["unit"])
+
+
 def test_copied_training_images_show():
     train, test = ellipse_patches(24, seed=1), ellipse_patches(24, seed=2)
     table = _judge(train, train, test)
@@ -111,7 +127,7 @@ def test_other_sets_are_measured_as_generated_images_are():
     paired = table[table["unit"] != "AUC"]  # the classifier draws its folds
     assert np.allclose(paired["same"], paired["value"])
     distances = paired[paired["yardstick_of"].str.contains("against")]
-    assert len(distances) == 6 and np.allclose(distances["training"], distances["yardstick"])
+    assert len(distances) == 7 and np.allclose(distances["training"], distances["yardstick"])
 
 
 def test_profile_across_an_outline_by_hand():

@@ -109,6 +109,11 @@ class Sampling(Section):
         "none", description="measured: noise with the statistics of training micrographs is put back after decoding"
     )
     batch_size: Count = Field(64, description="patches denoised together")
+    feature_weights: str | None = Field(
+        None,
+        description="path of torchvision's VGG16 weights (safetensors), from the project folder, whose features the "
+        "distances between sets of images are of. None: the companion's own encoder's",
+    )
     study_steps: list[Count] = Field([5, 15], description="numbers of steps that the samplers are compared at")
     study_patches: Count = Field(24, description="patches drawn for each point of that comparison")
 

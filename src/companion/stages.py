@@ -116,7 +116,9 @@ class Stage:
 
     def _weights(self) -> dict[str, str]:
         """Pretrained weights files that the profile names for this stage."""
-        named = {"diffusion": self.profile.diffusion.autoencoder.weights, "detection": self.profile.detection.weights}
+        profile = self.profile
+        named = {"diffusion": profile.diffusion.autoencoder.weights, "detection": profile.detection.weights,
+                 "sampling": profile.sampling.feature_weights}  # fmt: skip
         return {f"weights of {name}": given for name, given in named.items() if given and name in self.kind.sections}
 
     def finish(self) -> pd.DataFrame:

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import VQModel
 from numpy.typing import NDArray
+from skimage import metrics
 from torch import Tensor, nn
 
 from companion import params, training
@@ -185,6 +186,12 @@ def peak_signal_to_noise(images: NDArray[np.uint8], decoded: NDArray[np.uint8]) 
     """PSNR in dB over all pixels of two stacks of patches; infinite for equal ones."""
     error = np.mean([np.mean((a.astype(float) - b) ** 2) for a, b in zip(images, decoded, strict=True)])
     return float(10 * np.log10(255**2 / error)) if error > 0 else math.inf
+
+
+def structural_similarity(images: NDArray[np.uint8], decoded: NDArray[np.uint8], most: int = 200) -> float:
+    """Mean SSIM (Wang et al. 2004) of two stacks of patches, 1 for equal ones, over `most` of them, evenly spaced."""
+    chosen = np.unique(np.linspace(0, len(images) - 1, min(len(images), most)).astype(int))
+    return float(np.mean([metrics.structural_similarity(images[k], decoded[k], data_range=255) for k in chosen]))
 
 
 def to_grey(decoded: Tensor) -> NDArray[np.uint8]:

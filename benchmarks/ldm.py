@@ -4,49 +4,61 @@ On a GPU: ``python benchmarks/ldm.py --preset paper --profile paper --batch 128`
 
 One preset on random patches. "reference" is the usual loop: float32, not compiled, every batch encoded again, losses
 read at every step, the mask encoded at every step of sampling. "companion" works as the profile says (precision,
-compile, channels_last) on kept latents, and waits for the device only at the end of a round. Both take turns; the
-median of the rounds counts. Prints a table and appends a line of JSON to ``benchmarks/results.jsonl``.
+compile, channels_last) on kept latents, and waits for the device only at the end of a round. One comes after the other,
+so that each has the whole memory; the median of the rounds counts, and what does not fit into memory is undefined.
+The autoencoder is trained at the preset's own batch size. Prints a table and appends a line of JSON to
+``benchmarks/results.jsonl``.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
+import math
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import torch
 from tqdm import tqdm
 
-from companion import provenance
+from companion import geometry, provenance
 from companion.diffusion import denoiser as denoisers
-from companion.diffusion.autoencoder import Autoencoder, configuration, freeze
+from companion.diffusion.autoencoder import Autoencoder, configuration, encode_all, freeze
 from companion.diffusion.presets import PRESETS, build_denoiser
-from companion.diffusion.train import update
+from companion.diffusion.train import ENCODE_BATCH, symmetries, update
 from companion.measurements import record
 from companion.params import load_profile
 from companion.training import Compute, compute
 
 STEPS = 4  # per round, so that waiting for the device once does not count
+TURNS = 4  # symmetries that training draws from, as in the profiles
 
 
-def works(preset: str, size: int, batch: int, machine: Compute, reference: bool) -> dict[str, Callable[[], object]]:
-    """What is timed, by name; one call is `STEPS` batches of `batch` patches of side `size` px."""
+def works(
+    preset: str, size: int, batch: int, machine: Compute, reference: bool
+) -> dict[str, tuple[Callable[[], object], int]]:
+    """What is timed, by name, and the patches of a call: `STEPS` batches, of `batch` patches of side `size` px."""
     parameters, device = PRESETS[preset], machine.device
     autoencoder = Autoencoder(configuration(parameters.autoencoder, (128, 30))).to(device)
     frozen = freeze(Autoencoder(autoencoder.config).to(device))
     denoiser = build_denoiser(parameters, classes=3, device=str(device))
     machine.prepare(*(part for a in (autoencoder, frozen) for part in (a.vq.encoder, a.vq.decoder)), denoiser.unet)
     optimizers = [machine.adamw(network, 1e-6) for network in (autoencoder, denoiser)]
-    images = torch.randint(0, 256, (batch, size, size), device=device)
-    crops = images[:, : parameters.autoencoder.crop_px, : parameters.autoencoder.crop_px]
+    patches = np.random.default_rng(1).integers(0, 256, (batch, size, size), dtype=np.uint8)
+    turned = [np.ascontiguousarray(geometry.symmetry(patches, code)) for code in range(TURNS)]
+    images = torch.from_numpy(np.stack(turned)).to(device)  # (turns, B, S, S)
+    crop_px, crops_per_step = parameters.autoencoder.crop_px, parameters.autoencoder.batch_size
+    crops = torch.randint(0, 256, (crops_per_step, crop_px, crop_px), device=device)
     masks = torch.randint(0, 4, (batch, size, size), device=device, dtype=torch.uint8)
     schedule = denoisers.noise_schedule(denoiser.config)
+    latents = torch.stack([encode_all(frozen, some, ENCODE_BATCH) for some in turned])  # (turns, B, C, s, s)
     with torch.no_grad():
-        latents = frozen.encode(images)
         features = denoiser.mask_encoder(masks)
+    rng, numbers = torch.Generator().manual_seed(1), torch.arange(batch, device=device)
     timestep = torch.randint(0, parameters.denoiser.timesteps, (batch,), device=device)
 
     def step(loss: torch.Tensor, network: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -62,50 +74,74 @@ def works(preset: str, size: int, batch: int, machine: Compute, reference: bool)
         step(loss, autoencoder, optimizers[0])
 
     def train_denoiser() -> None:
+        turns = torch.randint(TURNS, (batch,), generator=rng)
+        shown, turns = symmetries(masks, turns), machine.send(turns)
         with torch.no_grad():
-            clean = frozen.encode(images) if reference else latents
+            clean = frozen.encode(images[turns, numbers]) if reference else latents[turns, numbers]
         noise = torch.randn_like(clean)
         noisy = schedule.add_noise(clean, noise, timestep)
         with machine.autocast():
-            predicted = denoiser(noisy, timestep, denoiser.mask_encoder(masks)).float()
+            predicted = denoiser(noisy, timestep, denoiser.mask_encoder(shown)).float()
         step((predicted - noise).abs().mean(), denoiser, optimizers[1])
 
     def evaluate() -> None:
         with torch.no_grad(), machine.autocast():
-            denoiser(latents, timestep, denoiser.mask_encoder(masks) if reference else features)
+            denoiser(latents[0], timestep, denoiser.mask_encoder(masks) if reference else features)
 
     def decode() -> None:
         with torch.no_grad(), machine.autocast():
-            frozen.decode(latents)
+            frozen.decode(latents[0])
 
     def repeated(work: Callable[[], None]) -> Callable[[], None]:
         return lambda: [work() for _ in range(STEPS)]
 
-    named = {"autoencoder, training crops": train_autoencoder, "denoiser, training": train_denoiser,
-             "denoiser, one evaluation in sampling": evaluate, "autoencoder, decoding": decode}  # fmt: skip
-    return {name: repeated(work) for name, work in named.items()}
+    named = {"autoencoder, training crops": (train_autoencoder, crops_per_step), "denoiser, training":
+             (train_denoiser, batch), "denoiser, one evaluation in sampling": (evaluate, batch),
+             "autoencoder, decoding": (decode, batch)}  # fmt: skip
+    return {name: (repeated(work), STEPS * patches) for name, (work, patches) in named.items()}
 
 
 def measure(preset: str, size: int, batch: int, machine: Compute, rounds: int) -> list[dict[str, object]]:
     """Rows of the table: patches per second of the reference and of the companion, median over `rounds`."""
     plain = replace(machine, dtype=torch.float32, compile=False, channels_last=False)
-    ways = {
-        "reference": works(preset, size, batch, plain, True),
-        "companion": works(preset, size, batch, machine, False),
-    }
-    rows = []
-    for name in tqdm(ways["reference"], desc="measuring", leave=False):
-        times: dict[str, list[float]] = {way: [] for way in ways}
+    rates: dict[str, dict[str, float]] = {}
+    for way, used in (("reference", plain), ("companion", machine)):
+        named = works(preset, size, batch, used, way == "reference")
+        rates[way] = {
+            name: patches / _seconds(work, machine.device, rounds)
+            for name, (work, patches) in tqdm(named.items(), desc=way, leave=False)
+        }
+        del named  # the next way has the memory to itself
+        _free(machine.device)
+    return [
+        {"patches per second": name, "reference": rate, "companion": rates["companion"][name],
+         "times": rates["companion"][name] / rate}
+        for name, rate in rates["reference"].items()
+    ]  # fmt: skip
+
+
+def _seconds(work: Callable[[], object], device: torch.device, rounds: int) -> float:
+    # Median of the rounds; NaN where the device's memory is too small.
+    times = []
+    try:
         for _ in range(rounds + 1):  # the first warms up, and compiles
-            for way, named in ways.items():
-                began = time.perf_counter()
-                named[name]()
-                if machine.device.type == "cuda":
-                    torch.cuda.synchronize()
-                times[way].append(time.perf_counter() - began)
-        rates = {way: STEPS * batch / statistics.median(spent[1:]) for way, spent in times.items()}
-        rows.append({"patches per second": name, **rates, "times": rates["companion"] / rates["reference"]})
-    return rows
+            began = time.perf_counter()
+            work()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - began)
+    except torch.OutOfMemoryError as error:
+        tqdm.write(f"undefined: {str(error).splitlines()[0]}")
+        times = [math.nan, math.nan]
+    if math.isnan(times[-1]):  # once the error, which holds what was being computed, is gone
+        _free(device)
+    return statistics.median(times[1:])
+
+
+def _free(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def sampling_minutes(rows: list[dict[str, object]], images: int = 10_000) -> list[dict[str, object]]:

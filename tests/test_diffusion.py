@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from companion.diffusion import pretrain, train, train_autoencoder
 from companion.diffusion.presets import PRESETS, build_denoiser
 from companion.diffusion.sample import decode_steps, generate, sample
 from companion.errors import CompanionError
+from companion.params_diffusion import Sampler
 
 MACHINE = training.Compute(torch.device("cpu"), torch.float32, 7)
 AUTOENCODER = params.Autoencoder(channels=[8, 8], codes=16, steps=6, batch_size=2, crop_px=32)
@@ -65,6 +67,22 @@ def test_torch_symmetries_equal_numpys(code):
     assert np.array_equal(turned[2], geometry.symmetry(batch[2], code))
 
 
+def test_turned_batches_and_crops_are_those_of_one_by_one():
+    rng = torch.Generator().manual_seed(3)
+    batch, codes = torch.randint(0, 255, (11, 2, 6, 6), generator=rng), torch.tensor([7, 0, 7, 3, 3, 5, 0, 1, 4, 4, 7])
+    alone = [
+        torch.from_numpy(geometry.symmetry(x.numpy(), c).copy()) for x, c in zip(batch, codes.tolist(), strict=True)
+    ]
+    assert torch.equal(train.symmetries(batch, codes), torch.stack(alone))
+    chosen, corners, turns = (
+        torch.randint(high, shape, generator=rng.manual_seed(9) if first else rng)
+        for high, shape, first in ((11, (5,), True), (3, (5, 2), False), (8, (5,), False))
+    )
+    crops = train.random_crops(batch, 5, 4, torch.Generator().manual_seed(9))
+    for crop, k, (y, x), code in zip(crops, chosen, corners.tolist(), turns.tolist(), strict=True):
+        assert np.array_equal(crop, geometry.symmetry(batch[k, :, y : y + 4, x : x + 4].numpy(), code))
+
+
 def test_random_crops_come_from_the_patches():
     images = np.arange(2 * 6 * 6, dtype=np.uint8).reshape(2, 6, 6)
     rng = torch.Generator().manual_seed(0)
@@ -90,6 +108,15 @@ def test_latents_are_scaled_and_survive_the_file(tmp_path, stem, channels):
     loaded, about = autoencoders.load(tmp_path / "a.safetensors")
     assert about["note"] == "kept"
     assert np.array_equal(autoencoders.reconstruct(autoencoder, images), autoencoders.reconstruct(loaded, images))
+
+
+def test_structural_similarity_is_one_for_equal_patches_and_falls_with_noise():
+    images = ellipse_patches(5, 32).images
+    noise = np.random.default_rng(0).normal(0, 20, images.shape)
+    noisy = np.clip(images + noise, 0, 255).astype(np.uint8)
+    assert autoencoders.structural_similarity(images, images) == 1
+    assert 0 < autoencoders.structural_similarity(images, noisy) < 0.9
+    assert autoencoders.structural_similarity(images, np.concatenate([images[:1], noisy[1:]]), most=1) == 1
 
 
 def test_autoencoder_learns_to_reconstruct(tmp_path):
@@ -144,9 +171,10 @@ def test_pretraining_writes_a_file_that_any_size_can_use(tmp_path):
 
 
 def test_pretraining_pairs_differ_by_noise_alone():
-    recorded, clean = pretrain.micrographs(size_px=96)
+    recorded, clean, defects = pretrain.micrographs(size_px=96).swapaxes(0, 1)
     difference = recorded.astype(float) - clean
-    assert recorded.shape == clean.shape == (18, 96, 96)
+    assert recorded.shape == (len(pretrain.PRESETS) * pretrain.IMAGES_PER_PRESET, 96, 96)
+    assert set(np.unique(defects)) == {0, 1} and clean[defects == 1].mean() < clean[defects == 0].mean() - 5
     assert np.abs(difference.mean()) < 3 and (difference.std(axis=(1, 2)) > 3).all()
 
 
@@ -177,7 +205,7 @@ def test_any_subset_gives_the_same_images(trained):
     assert not np.array_equal(whole[0], sample(autoencoder, denoiser, labels[:1], [99], SAMPLING, **setting)[0])
 
 
-@pytest.mark.parametrize("solver", ["ddim", "dpm-solver++"])
+@pytest.mark.parametrize("solver", get_args(Sampler))
 def test_the_mask_decides_what_is_drawn(trained, solver):
     patches, autoencoder, denoiser, _ = trained
     parameters = SAMPLING.model_copy(update={"sampler": solver})
@@ -186,6 +214,25 @@ def test_the_mask_decides_what_is_drawn(trained, solver):
     drawn = [sample(autoencoder, denoiser, m, [0], parameters, machine=MACHINE, name="n") for m in (empty, full)]
     assert drawn[0].shape == (1, 64, 64) and drawn[0].dtype == np.uint8
     assert not np.array_equal(*drawn)
+
+
+def test_solvers_reach_what_the_noise_process_started_from():
+    # Of one point z0 the best denoiser is known exactly: epsilon = (z_t - sqrt(abar) z0) / sqrt(1 - abar).
+    z0 = torch.tensor([[0.7, -1.3]])
+    for prediction in ("epsilon", "v_prediction"):
+        parameters = PRESETS["paper"].denoiser.model_copy(update={"prediction": prediction})
+        config = {"schedule": denoisers.schedule_of(parameters)}
+        process = denoisers.noise_schedule(config)
+        for solver in get_args(Sampler):
+            made = denoisers.sampler(config, params.Sampling(sampler=solver, steps=20))
+            assert len(made.timesteps) == 20
+            z = torch.randn(z0.shape, generator=torch.Generator().manual_seed(1))
+            for t in made.timesteps:
+                abar = process.alphas_cumprod[int(t)]
+                epsilon = (z - abar.sqrt() * z0) / (1 - abar).sqrt()
+                velocity = abar.sqrt() * epsilon - (1 - abar).sqrt() * z0
+                z = made.step(epsilon if prediction == "epsilon" else velocity, t, z).prev_sample
+            assert torch.allclose(z, z0, atol=0.1), solver  # ddim ends at the first timestep's noise, not at none
 
 
 def test_interrupted_sampling_goes_on(trained, tmp_path, monkeypatch):
@@ -209,7 +256,11 @@ def test_interrupted_sampling_goes_on(trained, tmp_path, monkeypatch):
     again = generate(autoencoder, denoiser, simulated, SAMPLING, folder=tmp_path / "b", **setting)
     assert len(calls) == 4  # two batches, the interrupted one, and that one again: nothing is drawn twice
     assert np.array_equal(again.images, whole.images)
-    assert not (tmp_path / "b" / "checkpoint").exists()
+    # What comes after sampling may be killed as well: nothing is drawn once more before the stage is finished.
+    assert np.array_equal(
+        generate(autoencoder, denoiser, simulated, SAMPLING, folder=tmp_path / "b", **setting).images, whole.images
+    )
+    assert len(calls) == 4 and len(list((tmp_path / "b" / "checkpoint").glob("images-*.npy"))) == 3
     assert again.table is patches.table and np.array_equal(again.instances, patches.instances)
 
 

@@ -17,7 +17,7 @@ from conftest import ellipse_patches
 from safetensors.torch import save_file
 
 from companion import params, training
-from companion.diffusion import adversarial, conditions, train, train_autoencoder
+from companion.diffusion import adversarial, conditions, pools, train, train_autoencoder
 from companion.diffusion import autoencoder as autoencoders
 from companion.diffusion import denoiser as denoisers
 from companion.diffusion.sample import sample
@@ -161,13 +161,23 @@ def test_the_discriminator_learns_and_its_features_measure_distance():
     assert near < 0.2 * far
 
 
-def test_vgg_features_come_from_safetensors(tmp_path):
+def test_vgg_features_come_from_safetensors(autoencoder, tmp_path):
     from torchvision.models import vgg16
 
     network = vgg16(weights=None).features[:16]
     save_file({f"features.{name}": value for name, value in network.state_dict().items()}, tmp_path / "v.safetensors")
     features = adversarial.VggFeatures(tmp_path / "v.safetensors").features(torch.randn(2, 1, 16, 16))
     assert [tuple(level.shape) for level in features] == [(2, 64, 16, 16), (2, 128, 8, 8), (2, 256, 4, 4)]
+    images = ellipse_patches(5, 16).images
+    assert pools.feature_space(autoencoder, SAMPLING) == (autoencoder.features, "encoder features")
+    encode, said = pools.feature_space(
+        autoencoder, SAMPLING.model_copy(update={"feature_weights": str(tmp_path / "v.safetensors")})
+    )
+    assert said == "VGG16 features" and encode(images).shape == (5, 2 * (64 + 128 + 256))
+    first = adversarial.VggFeatures(tmp_path / "v.safetensors").features(
+        (torch.tensor(images[:1, None]) / 255 - 0.449) / 0.226
+    )
+    assert encode(images, 2)[0, :64] == pytest.approx(first[0].mean(dim=(2, 3))[0].numpy(), abs=1e-5)
     with pytest.raises(CompanionError, match="VGG16 weights as safetensors"):
         adversarial.VggFeatures(tmp_path / "absent.safetensors")
     with pytest.raises(CompanionError, match="feature_weight needs feature_weights"):

@@ -97,6 +97,22 @@ def test_good_images_pass_and_wrong_masks_do_not():
     assert blurred.loc[name, "value"] > 5 * good.loc[name, "value"]
 
 
+def test_one_wrong_frequency_shows_in_the_largest_distance_alone():
+    flat = np.full(64, 100.0)
+    peaked = flat.copy()
+    peaked[40] *= 10**0.5
+    assert quality.largest_spectral_distance(peaked, flat) == pytest.approx(0.5)
+    assert quality.spectral_distance(peaked, flat) == pytest.approx(0.5 / 64)
+    train, test = ellipse_patches(24, seed=1), ellipse_patches(24, seed=2)
+    wave = 12 * np.sin(2 * np.pi * 0.3 * np.arange(64))
+    ringing = np.clip(test.images + wave, 0, 255).astype(np.uint8)
+    table = _judge(replace(test, images=ringing), train, test, features_of="grey levels of some pixels")
+    mean, most = (table.loc[f"power spectrum, {name}"] for name in (
+        "distance to held-out", "largest distance at any frequency"))  # fmt: skip
+    assert most["value"] > 0.3 > mean["value"] and most["yardstick"] > mean["yardstick"]
+    assert "KID, grey levels of some pixels" in set(table["unit"])
+
+
 def test_copied_training_images_show():
     train, test = ellipse_patches(24, seed=1), ellipse_patches(24, seed=2)
     table = _judge(train, train, test)
@@ -111,7 +127,7 @@ def test_other_sets_are_measured_as_generated_images_are():
     paired = table[table["unit"] != "AUC"]  # the classifier draws its folds
     assert np.allclose(paired["same"], paired["value"])
     distances = paired[paired["yardstick_of"].str.contains("against")]
-    assert len(distances) == 6 and np.allclose(distances["training"], distances["yardstick"])
+    assert len(distances) == 7 and np.allclose(distances["training"], distances["yardstick"])
 
 
 def test_profile_across_an_outline_by_hand():
@@ -261,6 +277,27 @@ def test_noise_closes_the_gap_in_the_power_spectrum():
     )
     assert np.abs(without - real).mean() > 1
     assert np.abs(put_back - real).mean() < 0.1  # the aim: within 0.1 decade up to Nyquist
+
+
+def test_noise_of_an_image_is_its_own_whatever_the_batch_and_the_threads():
+    rng = np.random.default_rng(0)
+    images = np.clip(rng.normal(140, 20, (6, 24, 24)), 0, 255).astype(np.uint8)
+    model = noise.measure(_background(images, list("aabbcc")), gaussian_filter(images, (0, 2, 2)))
+    signals = rng.uniform(60, 200, (5, 24, 24)).astype(np.float32)
+
+    def rngs(numbers):
+        return [np.random.default_rng(k) for k in numbers]
+
+    whole = model.add_to_all(signals, rngs(range(5)), 2)
+    assert whole.dtype == np.float32 and whole.shape == signals.shape
+    assert np.array_equal(model.add_to_all(signals[[3, 1]], rngs([3, 1]), 1), whole[[3, 1]])
+    assert np.array_equal(model.add(signals[4], *rngs([4])), whole[4])
+    # The same sum in double precision, from the same white noise.
+    again = np.random.default_rng(2)
+    micrograph = int(again.integers(3))
+    white = np.fft.rfft2(again.standard_normal((24, 24), dtype=np.float32).astype(float))
+    shaped = np.fft.irfft2(white * np.sqrt(model.spectrum[micrograph].astype(float)), s=(24, 24))
+    assert whole[2] == pytest.approx(signals[2] + shaped * model.standard_deviation(micrograph, signals[2]), abs=1e-3)
 
 
 def test_noise_of_one_grey_level_and_messages():

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from companion import measurements
 
@@ -117,3 +120,25 @@ def test_the_detectors_benchmark_times_presets():
     assert found["torchvision"].batch_size == PRESETS["compact"].batch_size
     given.batch = 4
     assert detector.contestants(given)["batched"].batch_size == 4
+
+
+def test_what_does_not_fit_into_memory_is_undefined(results):
+    import ldm
+
+    calls = []
+
+    def too_large():
+        calls.append(1)
+        raise torch.OutOfMemoryError("out of memory: tried to allocate 1 TB\nmore")
+
+    assert math.isnan(ldm._seconds(too_large, torch.device("cpu"), 3)) and len(calls) == 1
+    assert 0.01 < ldm._seconds(lambda: time.sleep(0.01), torch.device("cpu"), 3) < 1
+    names = ("autoencoder", "denoiser", "evaluation", "decoding")
+    rates = [{"patches per second": name, "reference": 100.0, "companion": 400.0, "times": 4.0} for name in names]
+    rates[-1] |= {"reference": math.nan, "times": math.nan}
+    first, second = ldm.sampling_minutes(rates)
+    assert math.isnan(first["reference"]) and second["companion"] == pytest.approx(10_000 * (201 / 400) / 60)
+    setting = {"preset": "paper", "patch_px": 256, "batch": 128, "precision": "bfloat16", "compile": True, "threads": 4}
+    measurements.record("ldm", **setting, measured=[*rates, first, second])
+    shown = measurements.fragments()["speed_diffusion"]
+    assert "| decoding | undefined | 400 | undefined |" in shown and "| denoiser | 100 | 400 | 4 |" in shown

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,9 +57,7 @@ class Compute:
 
     def send(self, values: torch.Tensor) -> torch.Tensor:
         """`values` on the device, without waiting for what the device is doing."""
-        if self.device.type == "cpu":
-            return values
-        return values.pin_memory().to(self.device, non_blocking=True)
+        return send(values, self.device)
 
     def adamw(self, network: torch.nn.Module, rate: float, **more: Any) -> torch.optim.AdamW:
         """AdamW, in one kernel on a GPU."""
@@ -92,6 +90,11 @@ class Compute:
             for value, part in zip(values, parts, strict=True):
                 value.data.copy_(part.view_as(value))
 
+    def wait(self) -> None:
+        """Until every process has come here."""
+        if self.processes > 1:
+            torch.distributed.barrier()
+
     def means(self, losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Losses of the whole batch from those of the processes' shares, without gradients."""
         found = {name: value.detach().clone() for name, value in losses.items()}
@@ -116,6 +119,24 @@ class Compute:
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(seeds.integer(self.root_seed, *names))
             yield
+
+
+def send(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """`values` on `device`; a copy to a GPU waits neither for what the GPU is doing nor for itself."""
+    if values.device == device or device.type == "cpu":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
+
+
+def uncompiled(*networks: torch.nn.Module) -> AbstractContextManager[object]:
+    """A context in which compiled networks run uncompiled.
+
+    For batches of a size or precision that is met once: each would be compiled anew, which takes minutes.
+    """
+    parts = (part for network in networks for part in network.modules())
+    if any(getattr(part, "_compiled_call_impl", None) is not None for part in parts):
+        return torch.compiler.set_stance("force_eager")
+    return nullcontext()
 
 
 def compute(profile: Profile) -> Compute:

@@ -129,11 +129,19 @@ def _detector(found: Record) -> str:
 
 
 def _ldm(found: Record) -> str:
+    def times(row: Record) -> float | None:
+        known = row["reference"] and row["companion"]  # undefined where the device's memory was too small
+        return row["times"] if "times" in row else known and row["reference"] / row["companion"]
+
     rows = [
-        (row.get("patches per second") or row["minutes, by calculation"], row["reference"], row["companion"],
-         row.get("times", row["reference"] / row["companion"]))
+        (
+            row.get("patches per second") or row["minutes, by calculation"],
+            row["reference"],
+            row["companion"],
+            times(row),
+        )
         for row in found["measured"]
-    ]  # fmt: skip
+    ]
     head = ("latent diffusion: patches per second; minutes", "usual loop", "companion", "times as fast")
     return markdown(head, rows) + (
         f"\nPreset {found['preset']}, {found['patch_px']} px, batch {found['batch']}, {found['precision']}, "

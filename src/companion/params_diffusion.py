@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from companion.params_base import Count, Positive, Section, Share, Whole
 
 NotNegative = Annotated[float, Field(ge=0)]
+Sampler = Literal["ddim", "dpm-solver++", "unipc"]
 
 
 class Autoencoder(Section):
@@ -98,7 +99,7 @@ class Denoiser(Section):
 class Sampling(Section):
     """From noise to micrographs."""
 
-    sampler: Literal["ddim", "dpm-solver++"] = Field("ddim", description="the paper uses ddim")
+    sampler: Sampler = Field("ddim", description="the paper uses ddim")
     steps: Count = Field(15, description="denoising steps")
     eta: Share = Field(1.0, description="DDIM stochasticity; the paper uses 1")
     guidance: NotNegative = Field(
@@ -108,7 +109,12 @@ class Sampling(Section):
         "none", description="measured: noise with the statistics of training micrographs is put back after decoding"
     )
     batch_size: Count = Field(64, description="patches denoised together")
-    study_steps: list[Count] = Field([5, 15], description="numbers of steps that both samplers are compared at")
+    feature_weights: str | None = Field(
+        None,
+        description="path of torchvision's VGG16 weights (safetensors), from the project folder, whose features the "
+        "distances between sets of images are of. None: the companion's own encoder's",
+    )
+    study_steps: list[Count] = Field([5, 15], description="numbers of steps that the samplers are compared at")
     study_patches: Count = Field(24, description="patches drawn for each point of that comparison")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import resource
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -125,7 +126,9 @@ class Stage:
 
     def _weights(self) -> dict[str, str]:
         """Pretrained weights files that the profile names for this stage."""
-        named = {"diffusion": self.profile.diffusion.autoencoder.weights, "detection": self.profile.detection.weights}
+        profile = self.profile
+        named = {"diffusion": profile.diffusion.autoencoder.weights, "detection": profile.detection.weights,
+                 "sampling": profile.sampling.feature_weights}  # fmt: skip
         return {f"weights of {name}": given for name, given in named.items() if given and name in self.kind.sections}
 
     def finish(self) -> pd.DataFrame:
@@ -133,6 +136,7 @@ class Stage:
 
         An artifact that has been neither written nor taken over (`touch`) since `begin` is of an earlier run and
         not in the stamp. An executed copy of an earlier run goes before the stamp that it does not belong to comes.
+        What the stage kept in ``checkpoint/`` to go on from goes after it.
 
         Returns
         -------
@@ -155,6 +159,7 @@ class Stage:
             "wall_s": round(time.time() - self.began, 2),
             "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         })  # fmt: skip
+        shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
         here = Path(*self.folder.parts[len(paths.runs().parts) :])
         return pd.DataFrame(
             [(str(here / name), (self.folder / name).stat().st_size / 1024, sha[:12]) for name, sha in outputs.items()],

@@ -22,10 +22,10 @@ from tqdm import tqdm
 from companion.errors import CompanionError
 from companion.machine import Compute, compute, enough_memory
 from companion.provenance import code_hashes, hash_value, write_json
-from companion.weights import is_finished, is_main, load_network, load_state, save_state
+from companion.weights import digest, is_finished, is_main, load_network, load_state, save_state
 
 __all__ = [  # with what whoever trains needs too
-    "Compute", "Stateful", "compute", "drop_checkpoint", "enough_memory", "fingerprint", "fit", "is_finished",
+    "Compute", "Stateful", "compute", "digest", "drop_checkpoint", "enough_memory", "fingerprint", "fit", "is_finished",
     "load_network", "load_state", "one_cycle", "save_state", "set_learning_rate",
 ]  # fmt: skip
 CHECKPOINT = "checkpoint"

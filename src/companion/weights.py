@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import zlib
@@ -35,11 +36,17 @@ def save_state(state: Any, path: Path, about: dict[str, Any]) -> None:
     if not is_main():
         return
     tensors: dict[str, torch.Tensor] = {}
+    storages: set[int] = set()
 
     def strip(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
             key = f"t{len(tensors)}"
-            tensors[key] = value.detach().to("cpu").contiguous().clone()
+            tensor = value.detach().to("cpu").contiguous()
+            memory = tensor.untyped_storage()
+            if memory.data_ptr() in storages or memory.nbytes() != tensor.nbytes:  # safetensors refuses shared memory
+                tensor = tensor.clone()
+            storages.add(memory.data_ptr())
+            tensors[key] = tensor
             return {"tensor": key}
         if isinstance(value, dict):
             return {"dict": [[key, strip(item)] for key, item in value.items()]}
@@ -63,6 +70,15 @@ def _checksum(tensors: dict[str, torch.Tensor], *texts: Any) -> int:
     for tensor in tensors.values():
         value = zlib.crc32(tensor.reshape(-1).view(torch.uint8).cpu().numpy(), value)
     return value
+
+
+def digest(network: torch.nn.Module) -> str:
+    """Identity of a network: sha256 over its configuration and its weights, on whatever device and in any layout."""
+    found = hashlib.sha256(json.dumps(getattr(network, "config", None), sort_keys=True).encode())
+    for name, values in network.state_dict().items():
+        found.update(name.encode())
+        found.update(values.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
 def load_state(path: Path, device: str = "cpu") -> tuple[Any, dict[str, Any]]:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from companion.errors import CompanionError
 
 CHANNELS = (32, 64, 128)
+IMAGENET = (0.449, 0.226)  # mean and standard deviation that torchvision's weights expect, over the three colours
 VGG_LEVELS = (3, 8, 15)  # after the last activation at full, half and quarter resolution
 
 
@@ -82,6 +85,19 @@ class VggFeatures(nn.Module):
             if number in VGG_LEVELS:
                 found.append(images)
         return found
+
+    @torch.no_grad()
+    def describe(self, images: NDArray[np.uint8], batch_size: int = 32) -> NDArray[np.float64]:
+        """Mean and standard deviation over each level's channels, [P, D], of grey levels uint8 [P, S, S].
+
+        Grey is scaled as the network was trained: 0-255 to 0-1, then by ImageNet's mean and scatter over all colours.
+        """
+        device, rows = next(self.parameters()).device, []
+        for start in range(0, len(images), batch_size):
+            batch = torch.from_numpy(np.array(images[start : start + batch_size])).to(device)
+            levels = self.features(((batch / 255 - IMAGENET[0]) / IMAGENET[1]).unsqueeze(1))  # [(B, C, s, s)]
+            rows.append(torch.cat([s for x in levels for s in (x.mean(dim=(2, 3)), x.std(dim=(2, 3)))], dim=1))
+        return torch.cat(rows).double().cpu().numpy()
 
 
 def feature_loss(network: Discriminator | VggFeatures, decoded: Tensor, wanted: Tensor) -> Tensor:

@@ -16,9 +16,11 @@ import torch
 import torch.nn.functional as F
 from diffusers import VQModel
 from numpy.typing import NDArray
+from skimage import metrics
 from torch import Tensor, nn
 
 from companion import params, training
+from companion.machine import send, uncompiled
 
 KIND = "companion autoencoder"
 
@@ -146,10 +148,11 @@ class Autoencoder(nn.Module):
             for block in [*self.vq.encoder.down_blocks, self.vq.encoder.mid_block]
         ]
         try:
-            for batch in batches(images, batch_size):
-                levels.clear()
-                self.encode(batch.to(self.latent_mean.device))
-                rows.append(torch.cat([s for x in levels for s in (x.mean(dim=(2, 3)), x.std(dim=(2, 3)))], dim=1))
+            with uncompiled(self):
+                for batch in batches(images, batch_size):
+                    levels.clear()
+                    self.encode(batch.to(self.latent_mean.device))
+                    rows.append(torch.cat([s for x in levels for s in (x.mean(dim=(2, 3)), x.std(dim=(2, 3)))], dim=1))
         finally:
             for hook in hooks:
                 hook.remove()
@@ -166,14 +169,16 @@ def batches(images: NDArray[np.uint8], batch_size: int):
 def encode_all(autoencoder: Autoencoder, images: NDArray[np.uint8], batch_size: int) -> Tensor:
     """Latents [P, C, S/f, S/f] of patches uint8 [P, S, S], on the autoencoder's device."""
     device = autoencoder.latent_mean.device
-    return torch.cat([autoencoder.encode(batch.to(device)) for batch in batches(images, batch_size)])
+    with uncompiled(autoencoder):
+        return torch.cat([autoencoder.encode(send(batch, device)) for batch in batches(images, batch_size)])
 
 
 @torch.no_grad()
 def reconstruct(autoencoder: Autoencoder, images: NDArray[np.uint8], batch_size: int = 32) -> NDArray[np.uint8]:
     """Encode, quantise and decode patches uint8 [P, S, S]: the ceiling of what diffusion can draw."""
     device = autoencoder.latent_mean.device
-    parts = [to_grey(autoencoder.decode(autoencoder.encode(b.to(device)))) for b in batches(images, batch_size)]
+    with uncompiled(autoencoder):
+        parts = [to_grey(autoencoder.decode(autoencoder.encode(b.to(device)))) for b in batches(images, batch_size)]
     return np.concatenate(parts) if parts else np.zeros_like(images)
 
 
@@ -181,6 +186,12 @@ def peak_signal_to_noise(images: NDArray[np.uint8], decoded: NDArray[np.uint8]) 
     """PSNR in dB over all pixels of two stacks of patches; infinite for equal ones."""
     error = np.mean([np.mean((a.astype(float) - b) ** 2) for a, b in zip(images, decoded, strict=True)])
     return float(10 * np.log10(255**2 / error)) if error > 0 else math.inf
+
+
+def structural_similarity(images: NDArray[np.uint8], decoded: NDArray[np.uint8], most: int = 200) -> float:
+    """Mean SSIM (Wang et al. 2004) of two stacks of patches, 1 for equal ones, over `most` of them, evenly spaced."""
+    chosen = np.unique(np.linspace(0, len(images) - 1, min(len(images), most)).astype(int))
+    return float(np.mean([metrics.structural_similarity(images[k], decoded[k], data_range=255) for k in chosen]))
 
 
 def to_grey(decoded: Tensor) -> NDArray[np.uint8]:

@@ -11,7 +11,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UNet2DModel
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    UNet2DModel,
+    UniPCMultistepScheduler,
+)
 from torch import Tensor, nn
 
 from companion import params, training
@@ -164,11 +170,14 @@ def noise_schedule(config: dict[str, Any]) -> DDPMScheduler:
     return DDPMScheduler(**config["schedule"], clip_sample=False)
 
 
-def sampler(config: dict[str, Any], parameters: params.Sampling) -> DDIMScheduler | DPMSolverMultistepScheduler:
+def sampler(
+    config: dict[str, Any], parameters: params.Sampling
+) -> DDIMScheduler | DPMSolverMultistepScheduler | UniPCMultistepScheduler:
     """The reverse process, its steps set.
 
     "ddim" is Song et al. (2021), with `parameters.eta` in its ``step``; "dpm-solver++" is the second-order
-    multistep solver of Lu et al. (2022), which has no randomness of its own.
+    multistep solver of Lu et al. (2022), and "unipc" the second-order predictor and corrector of Zhao et al. (2023);
+    neither has randomness of its own.
 
     Raises
     ------
@@ -183,8 +192,10 @@ def sampler(config: dict[str, Any], parameters: params.Sampling) -> DDIMSchedule
     if parameters.sampler == "ddim":
         # The last step goes to the first timestep's variance, not to zero, as in the paper's code base.
         made = DDIMScheduler(**schedule, clip_sample=False, set_alpha_to_one=False, timestep_spacing="trailing")
-    else:
+    elif parameters.sampler == "dpm-solver++":
         made = DPMSolverMultistepScheduler(**schedule, algorithm_type="dpmsolver++", timestep_spacing="trailing")
+    else:
+        made = UniPCMultistepScheduler(**schedule, solver_order=2, timestep_spacing="trailing")
     made.set_timesteps(parameters.steps)
     return made
 

@@ -8,11 +8,13 @@ noise of one training micrograph, drawn at random. Only training micrographs are
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage, optimize
+from scipy import fft, ndimage, optimize
 
 from companion.data.patches import Patches
 from companion.errors import CompanionError
@@ -37,10 +39,10 @@ class NoiseModel:
 
     def standard_deviation(self, micrograph: int, grey: NDArray[np.floating]) -> NDArray[np.floating]:
         """Of the noise, in grey levels, where the signal is `grey`."""
-        offset, slope = self.line[micrograph]
+        offset, slope = map(float, self.line[micrograph])
         return np.sqrt(np.maximum(offset + slope * grey, LOWEST_VARIANCE))
 
-    def add(self, signal: NDArray[np.floating], rng: np.random.Generator) -> NDArray[np.floating]:
+    def add(self, signal: NDArray[np.floating], rng: np.random.Generator) -> NDArray[np.float32]:
         """The noiseless image [S, S], grey levels 0-255, with the noise of one of the micrographs.
 
         Raises
@@ -53,9 +55,17 @@ class NoiseModel:
                 f"the noise was measured on patches of {self.spectrum.shape[1]} px, the image has {signal.shape[-1]} px"
             )
         micrograph = int(rng.integers(len(self.line)))
-        white = np.fft.rfft2(rng.standard_normal(signal.shape))
-        shaped = np.fft.irfft2(white * np.sqrt(self.spectrum[micrograph]), s=signal.shape)  # mean 0, variance 1
+        signal = np.asarray(signal, dtype=np.float32)
+        white = fft.rfft2(rng.standard_normal(signal.shape, dtype=np.float32))
+        shaped = fft.irfft2(white * np.sqrt(self.spectrum[micrograph]), s=signal.shape)  # mean 0, variance 1
         return signal + shaped * self.standard_deviation(micrograph, signal)
+
+    def add_to_all(
+        self, signals: NDArray[np.floating], rngs: Sequence[np.random.Generator], threads: int
+    ) -> NDArray[np.float32]:
+        """`add` for images [B, S, S], each with a generator of its own, so that none depends on the others."""
+        with ThreadPoolExecutor(threads) as pool:  # NumPy and SciPy let threads work side by side
+            return np.stack(list(pool.map(self.add, signals, rngs)))
 
 
 def measure(train: Patches, decoded: NDArray[np.floating]) -> NoiseModel:

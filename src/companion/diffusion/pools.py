@@ -9,13 +9,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from companion import geometry, seeds
+from companion import geometry, paths, seeds
 from companion.data.patches import Patches, instance_table
+from companion.diffusion.adversarial import VggFeatures
 from companion.diffusion.autoencoder import Autoencoder, reconstruct
 from companion.diffusion.noise import NoiseModel
 from companion.errors import CompanionError
 from companion.masks.statistics import CONTOUR_PX, measure
-from companion.params import Profile
+from companion.params import Profile, Sampling
 from companion.phantom.paint import paint
 
 DECODED = 200  # training patches that are encoded and decoded as a yardstick
@@ -91,6 +92,19 @@ def yardsticks(
     if profile.dataset == "phantom":
         sets[PAINTED_NAME] = replace(generated, images=painted(generated, profile, name, "yardstick"))
     return sets
+
+
+def feature_space(
+    autoencoder: Autoencoder, parameters: Sampling
+) -> tuple[Callable[[NDArray[np.uint8]], NDArray[np.float64]], str]:
+    """What distances between sets of images are measured in: features [P, D] of images, and their name in words.
+
+    VGG16's where the profile names its weights; else those of the autoencoder's own encoder.
+    """
+    if parameters.feature_weights is None:
+        return autoencoder.features, "encoder features"
+    network = VggFeatures(paths.given(parameters.feature_weights)).to(autoencoder.latent_mean.device)
+    return network.describe, "VGG16 features"
 
 
 def decoded(

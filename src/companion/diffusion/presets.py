@@ -26,7 +26,7 @@ PRESETS: dict[str, Diffusion] = {
             mask_encoding="bilinear", prediction="epsilon", loss="l1", timesteps=1000, beta_start=0.0015,
             beta_end=0.0205, steps=36_000, batch_size=32, learning_rate=3.2e-5, warmup_steps=1000, ema_decay=0.9999,
         ),
-        checkpoint_every=1000,
+        checkpoint_every=5000,
     ),
     "compact": Diffusion(
         autoencoder=Autoencoder(
@@ -38,7 +38,7 @@ PRESETS: dict[str, Diffusion] = {
             prediction="v_prediction", loss="l2", steps=10_000, batch_size=64, learning_rate=3e-4, warmup_steps=500,
             ema_decay=0.999,
         ),
-        checkpoint_every=500,
+        checkpoint_every=1000,
     ),
     "tiny": Diffusion(
         denoiser=DenoiserParameters(

@@ -8,10 +8,16 @@ latent channels is better spent on defects. `companion.diffusion.noise` puts mea
     python -m companion.diffusion.pretrain weights/autoencoder_phantom.safetensors
 
 takes about four minutes on one free core and 16 MB of disk while it runs; interrupted, it continues.
+
+    python -m companion.diffusion.pretrain weights/autoencoder_mine.safetensors --profile paper --dataset mine
+
+trains the profile's autoencoder on those micrographs of a data set that no split of the profile tests on: once, then
+frozen for every split, as the paper's is. The profile then names the file as ``diffusion.autoencoder.weights``.
 """
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import sys
 from collections.abc import Callable
@@ -23,6 +29,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from companion import params, training
+from companion.data.cutting import cut_patches
+from companion.data.dataset import DataSet, load_dataset
+from companion.data.registry import obtain
+from companion.data.splits import make_split, near_duplicates
 from companion.diffusion import autoencoder as autoencoders
 from companion.diffusion import train, train_autoencoder
 from companion.errors import CompanionError
@@ -109,10 +119,74 @@ def pretrain(path: Path, parameters: params.Autoencoder = PARAMETERS, size_px: i
         shutil.rmtree(folder)
 
 
+def untested(dataset: DataSet, profile: params.Profile) -> list[str]:
+    """Micrographs that no split of the profile holds out for tests or validation, nor shows again.
+
+    Raises
+    ------
+    CompanionError
+        When none is left.
+    """
+    splits = [make_split(dataset, split, profile.sizes, profile.n_test, profile.root_seed) for split in profile.splits]
+    held = {file for split in splits for file in (*split.test, *split.val)}
+    left = [file for file in dataset.files if file not in held]
+    alike = {file for file, _ in near_duplicates(dataset, left, sorted(held))}
+    if not (kept := [file for file in left if file not in alike]):
+        raise CompanionError(
+            f"{dataset.name}: of {len(dataset.files)} micrographs, {len(held)} are tested on in splits "
+            f"{', '.join(map(str, profile.splits))} of profile '{profile.name}' and the other {len(left)} look like "
+            "one of them, so none is left to pretrain on; take fewer splits, a smaller n_test, or other micrographs"
+        )
+    return kept
+
+
+def pretrain_on(path: Path, profile: params.Profile) -> list[str]:
+    """Train the profile's autoencoder on the `untested` micrographs of its data set and write it to `path`.
+
+    Where the profile names pretrained weights, network and schedule are those of the companion's own (`PARAMETERS`).
+
+    Returns
+    -------
+    file names of the micrographs
+    """
+    dataset, cut = load_dataset(obtain(profile)), profile.patches
+    files = untested(dataset, profile)
+    patches, _ = cut_patches(dataset, files, cut.size, cut.train_stride, cut.min_visible, cut.symmetries)
+    parameters = profile.diffusion.autoencoder
+    parameters = parameters if parameters.weights is None else PARAMETERS
+    folder = path.with_suffix(".training")
+    autoencoder, log = train_autoencoder.get_autoencoder(
+        patches, parameters, machine=training.compute(profile), name=f"pretrain/{dataset.name}", folder=folder,
+        every=profile.diffusion.checkpoint_every,
+    )  # fmt: skip
+    origin = {"data": f"{dataset.name}, micrographs that no split tests on", "micrographs": files,
+              "profile": profile.name, "splits": list(map(str, profile.splits)), "root_seed": profile.root_seed,
+              "parameters": parameters.model_dump(mode="json"), "losses": train.last_losses(log)}  # fmt: skip
+    autoencoders.save(autoencoder, path, origin=origin)
+    shutil.rmtree(folder)
+    return files
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("path", type=Path, metavar="FILE.safetensors", help="where the weights are written")
+    parser.add_argument("--profile", help="name or YAML file; its autoencoder is trained, its splits are kept out")
+    parser.add_argument("--dataset", help="name or folder, instead of the profile's; needs --profile")
+    given = parser.parse_args(arguments)
+    if given.path.suffix != ".safetensors":
+        parser.error(f"{given.path} should end in .safetensors")
+    if given.profile is None:
+        if given.dataset is not None:
+            parser.error("--dataset needs --profile, whose splits say which micrographs are tested on")
+        pretrain(given.path)
+        return
+    profile = params.load_profile(given.profile, **({"dataset": given.dataset} if given.dataset else {}))
+    files = pretrain_on(given.path, profile)
+    print(f"{given.path}: trained on {len(files)} micrographs of {profile.dataset} that no split tests on")
+
+
 if __name__ == "__main__":
-    if len(sys.argv) != 2 or not sys.argv[1].endswith(".safetensors"):
-        sys.exit("usage: python -m companion.diffusion.pretrain FILE.safetensors")
     try:
-        pretrain(Path(sys.argv[1]))
+        main()
     except CompanionError as error:
         sys.exit(f"Error: {error}")

@@ -25,7 +25,8 @@ from companion.diffusion.autoencoder import Autoencoder, reconstruct, to_grey
 from companion.diffusion.denoiser import Denoiser
 from companion.diffusion.noise import NoiseModel, measure
 from companion.errors import CompanionError
-from companion.provenance import hash_value, write_array
+from companion.machine import uncompiled
+from companion.provenance import write_array
 
 Watch = Callable[[int, torch.Tensor], None]
 
@@ -55,7 +56,8 @@ def generate(
     parameters : the profile's section
     machine : device, precision and root seed
     name : path of names that the noise descends from, e.g. the stage's address
-    folder : finished batches are kept in its ``checkpoint/`` until all are done
+    folder : finished batches are kept in its ``checkpoint/``, which goes when the stage is finished: what comes after
+        sampling may be interrupted as well
     noise : put back after decoding; None: the images are what the autoencoder decodes, as in the paper
 
     Returns
@@ -65,7 +67,7 @@ def generate(
     masks = simulated.label_maps()
     identity = training.fingerprint(
         __name__, parameters=parameters.model_dump(mode="json"), name=name, root_seed=machine.root_seed,
-        precision=machine.precision, weights=_digest(denoiser), autoencoder=_digest(autoencoder),
+        precision=machine.precision, weights=training.digest(denoiser), autoencoder=training.digest(autoencoder),
         masks=hashlib.sha256(masks).hexdigest(), noise=noise and hashlib.sha256(noise.spectrum).hexdigest(),
     )[:16]  # fmt: skip
     kept = folder / training.CHECKPOINT
@@ -83,10 +85,6 @@ def generate(
             write_array(path, drawn)
         parts.append(np.load(path, allow_pickle=False))
     images = np.concatenate(parts) if parts else np.zeros(simulated.instances.shape, dtype=np.uint8)
-    for path in kept.glob("images-*.npy"):
-        path.unlink()
-    if kept.is_dir() and not any(kept.iterdir()):
-        kept.rmdir()
     return replace(simulated, images=images)
 
 
@@ -146,12 +144,28 @@ def sample(
         with training.enough_memory("sampling"):
             drawn = _denoise(autoencoder, denoiser, masks, told, generators, parameters, machine, watch)  # (B, S, S)
         if noise:
-            drawn = [
-                noise.add(image, seeds.generator(machine.root_seed, name, "noise", number))
-                for image, number in zip(drawn, chosen, strict=True)
-            ]
+            rngs = [seeds.generator(machine.root_seed, name, "noise", number) for number in chosen]
+            drawn = noise.add_to_all(drawn, rngs, torch.get_num_threads())
         images[here] = np.rint(np.clip(drawn, 0, 255))
     return images
+
+
+def sample_few(
+    autoencoder: Autoencoder,
+    denoiser: Denoiser,
+    label_maps: NDArray[np.uint8],
+    numbers: Sequence[int],
+    parameters: params.Sampling,
+    *,
+    machine: training.Compute,
+    name: str,
+    watch: Watch | None = None,
+) -> NDArray[np.uint8]:
+    """`sample` for a few images that are shown: in one batch of their number, and uncompiled, as none comes again."""
+    few = parameters.model_copy(update={"batch_size": max(1, len(label_maps))})
+    plain = replace(machine, compile=False)
+    with uncompiled(autoencoder, denoiser):
+        return sample(autoencoder, denoiser, label_maps, numbers, few, machine=plain, name=name, watch=watch)
 
 
 @torch.no_grad()
@@ -168,7 +182,7 @@ def decode_steps(
 ) -> NDArray[np.uint8]:
     """How images appear: the latents after each of `steps` denoising steps (0: pure noise), decoded.
 
-    Parameters as for `sample`; at most ``parameters.batch_size`` masks.
+    Parameters as for `sample`; few masks, as for `sample_few`.
 
     Returns
     -------
@@ -180,8 +194,7 @@ def decode_steps(
         if step in steps:
             frames[step] = to_grey(autoencoder.decode(latents).float())
 
-    few = parameters.model_copy(update={"batch_size": len(label_maps)})
-    sample(autoencoder, denoiser, label_maps, numbers, few, machine=machine, name=name, watch=watch)
+    sample_few(autoencoder, denoiser, label_maps, numbers, parameters, machine=machine, name=name, watch=watch)
     return np.stack([frames[step] for step in steps])
 
 
@@ -260,7 +273,3 @@ def _check(
         raise CompanionError(
             f"a mask holds class {label_maps.max()}, but the denoiser was trained on {classes} class(es)"
         )
-
-
-def _digest(network: torch.nn.Module) -> str:
-    return hash_value([float(values.double().abs().sum()) for values in network.state_dict().values()])

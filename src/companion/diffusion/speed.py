@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from companion.diffusion.denoiser import Denoiser
 from companion.diffusion.noise import NoiseModel
 from companion.diffusion.quality import spectral_distance
 from companion.diffusion.sample import sample
+from companion.params_diffusion import Sampler
 
 REAL = 100  # held-out patches that each setting is compared with
 
@@ -56,7 +58,7 @@ def settings_study(
     features = encode(real.images)
     centre, scale = features.mean(axis=0), features.std(axis=0) + 1e-9
     rows = []
-    for sampler in ("ddim", "dpm-solver++"):
+    for sampler in get_args(Sampler):
         for steps in parameters.study_steps:
             setting = {"sampler": sampler, "steps": steps, "batch_size": min(len(few), parameters.batch_size)}
             now = parameters.model_copy(update=setting)

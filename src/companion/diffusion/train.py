@@ -26,7 +26,7 @@ from companion.diffusion import denoiser as denoisers
 from companion.diffusion.autoencoder import Autoencoder
 from companion.diffusion.denoiser import Denoiser
 from companion.errors import CompanionError
-from companion.provenance import hash_value
+from companion.machine import send, uncompiled
 
 ENCODE_BATCH = 32  # patches encoded at a time; the same everywhere, so that latents do not depend on other batch sizes
 
@@ -59,6 +59,14 @@ def get_denoiser(
         parameters, classes=len(patches.classes), latent_channels=autoencoder.latent_channels,
         downsampling=autoencoder.downsampling, conditions=conditions.describe(patches, parameters.conditions),
     )  # fmt: skip
+    # Of the autoencoder's weights, not of latents: on a GPU their last bits may differ from process to process.
+    identity = training.fingerprint(
+        __name__, parameters=parameters.model_dump(mode="json"), config=config, name=name, root_seed=machine.root_seed,
+        precision=machine.precision, images=digest(patches), autoencoder=training.digest(autoencoder),
+    )  # fmt: skip
+    if training.is_finished(path, identity):
+        denoiser, about = denoisers.load(path, machine.device)
+        return denoiser, pd.DataFrame(about["log"])
     latents = torch.stack([  # (symmetries, P, C, s, s)
         autoencoders.encode_all(autoencoder, geometry.symmetry(images, code), ENCODE_BATCH)
         for code in patches.symmetries
@@ -67,18 +75,11 @@ def get_denoiser(
     told = config["conditions"] and machine.send(
         conditions.of_micrographs(config["conditions"], patches.index["image"].tolist())  # (P, conditions)
     )
-    identity = training.fingerprint(
-        __name__, parameters=parameters.model_dump(mode="json"), config=config, name=name, root_seed=machine.root_seed,
-        precision=machine.precision, images=digest(patches), latents=hash_value(latents.mean(dim=1).tolist()),
-    )  # fmt: skip
-    if training.is_finished(path, identity):
-        denoiser, about = denoisers.load(path, machine.device)
-        return denoiser, pd.DataFrame(about["log"])
     with machine.global_seed(name, "denoiser", "weights"):
         denoiser = Denoiser(config).to(machine.device)
+    machine.prepare(denoiser.unet)  # first, so that the average has the same layout in memory
     average = AveragedModel(denoiser, multi_avg_fn=get_ema_multi_avg_fn(parameters.ema_decay))
     optimizer = machine.adamw(denoiser, parameters.learning_rate)
-    machine.prepare(denoiser.unet)
     schedule = denoisers.noise_schedule(config)
     distance = {"l1": F.l1_loss, "l2": F.mse_loss}[parameters.loss]
     f = autoencoder.downsampling
@@ -142,7 +143,8 @@ def noised(
     noise = torch.randn(latents[:1].shape, generator=machine.generator("noised")).to(machine.device)
     process = denoisers.noise_schedule({"schedule": denoisers.schedule_of(parameters)})
     times = torch.tensor(steps, device=machine.device)
-    return autoencoders.to_grey(autoencoder.decode(process.add_noise(latents, noise.expand_as(latents), times)))
+    with uncompiled(autoencoder):
+        return autoencoders.to_grey(autoencoder.decode(process.add_noise(latents, noise.expand_as(latents), times)))
 
 
 def last_losses(log: pd.DataFrame) -> dict[str, float]:
@@ -154,13 +156,22 @@ def last_losses(log: pd.DataFrame) -> dict[str, float]:
 
 
 def symmetries(batch: Tensor, codes: Tensor) -> Tensor:
-    """Each of [B, ..., S, S] under its own symmetry of the square, code 0-7 (see `geometry.symmetry`)."""
-    turned = torch.empty_like(batch)
-    for code in codes.unique().tolist():
-        chosen = torch.nonzero(codes == code).flatten().to(batch.device)
-        some = batch[chosen]
-        turned[chosen] = torch.rot90(some.flip(-1) if code >= 4 else some, code % 4, (-2, -1))
-    return turned
+    """Each of [B, ..., S, S] under its own symmetry of the square (see `geometry.symmetry`).
+
+    Parameters
+    ----------
+    batch : on any device
+    codes : int [B], 0-7, on the CPU: then nothing waits for a GPU
+    """
+    order = torch.argsort(codes, stable=True)  # one symmetry after another, so that each is turned in one go
+    order, back = send(torch.stack([order, torch.argsort(order)]), batch.device)
+    counts = torch.bincount(codes, minlength=geometry.SYMMETRIES).tolist()
+    parts = [
+        torch.rot90(some.flip(-1) if code >= 4 else some, code % 4, (-2, -1))
+        for code, some in enumerate(batch[order].split(counts))
+        if len(some)
+    ]
+    return torch.cat(parts)[back]
 
 
 def random_crops(images: Tensor, count: int, side: int, rng: torch.Generator) -> Tensor:
@@ -169,9 +180,10 @@ def random_crops(images: Tensor, count: int, side: int, rng: torch.Generator) ->
     chosen = torch.randint(len(images), (count,), generator=rng)
     corners = torch.randint(span, (count, 2), generator=rng)
     codes = torch.randint(geometry.SYMMETRIES, (count,), generator=rng)
-    rows, columns = ((corners[:, [k]] + torch.arange(side)).to(images.device) for k in (0, 1))  # (count, side)
+    drawn = send(torch.cat([chosen[:, None], corners], dim=1), images.device)  # (count, 3)
+    along = torch.arange(side, device=images.device)
     pixels = images.movedim((-2, -1), (1, 2))  # (P, S, S, ...)
-    crops = pixels[chosen.to(images.device)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    crops = pixels[drawn[:, 0, None, None], (drawn[:, [1]] + along)[:, :, None], (drawn[:, [2]] + along)[:, None, :]]
     return symmetries(crops.movedim((1, 2), (-2, -1)), codes)
 
 

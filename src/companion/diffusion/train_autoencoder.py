@@ -47,12 +47,7 @@ def get_autoencoder(
     images = imaged(patches)
     path = folder / "autoencoder.safetensors"
     if parameters.weights is not None:
-        autoencoder, about = autoencoders.load(paths.given(parameters.weights), machine.device)
-        _check_sides(patches.size, autoencoder.downsampling, "patches.size")
-        autoencoder.fit_grey(images)
-        autoencoder.fit_scaling(images, ENCODE_BATCH)
-        autoencoders.save(autoencoder, path, pretrained=True, origin=about.get("origin"))
-        return autoencoder, pd.DataFrame(columns=["step"])
+        return _fitted(patches, parameters.weights, path, machine), pd.DataFrame(columns=["step"])
     if parameters.crop_px > patches.size:
         raise CompanionError(
             f"diffusion.autoencoder.crop_px is {parameters.crop_px}, larger than the patches ({patches.size} px)"
@@ -78,8 +73,27 @@ def get_autoencoder(
     )
     autoencoders.freeze(autoencoder).fit_scaling(images, ENCODE_BATCH)
     autoencoders.save(autoencoder, path, identity=identity, pretrained=False, log=log.to_dict("records"))
+    machine.wait()
     training.drop_checkpoint(folder)
-    return autoencoder, log
+    # What the next process will have, not what this one has: a compiled encoder's latents differ in their last bits.
+    return autoencoders.load(path, machine.device)[0], log
+
+
+def _fitted(patches: Patches, weights: str, path: Path, machine: training.Compute) -> Autoencoder:
+    # A given autoencoder, its grey scale and latents scaled to the patches; scaled once, then read from `path`.
+    given = paths.given(weights)
+    autoencoder, about = autoencoders.load(given, machine.device)
+    _check_sides(patches.size, autoencoder.downsampling, "patches.size")
+    identity = training.fingerprint(__name__, weights=training.digest(autoencoder), images=digest(patches))
+    finished = training.is_finished(path, identity)
+    machine.wait()  # every process has looked before one writes
+    if not finished:
+        images = imaged(patches)
+        autoencoder.fit_grey(images)
+        autoencoder.fit_scaling(images, ENCODE_BATCH)
+        autoencoders.save(autoencoder, path, identity=identity, pretrained=True, origin=about.get("origin"))
+        machine.wait()
+    return autoencoders.load(path, machine.device)[0]
 
 
 def fit_autoencoder(
@@ -130,7 +144,7 @@ def fit_autoencoder(
 
     def step(i: int) -> dict[str, Tensor]:
         rng = machine.generator(name, "autoencoder", i)
-        *crops, defects = (machine.share(crops).to(machine.device) for crops in draw(rng))
+        *crops, defects = (machine.send(machine.share(crops)) for crops in draw(rng))
         seen, wanted = (autoencoder.scale(each) for each in crops)  # (B, 1, c, c)
         # Defects cover a few per cent of a crop, hardly above its noise; each pixel of theirs may count for more.
         weight = 1 + parameters.defect_weight * defects.unsqueeze(1).float()

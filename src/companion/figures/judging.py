@@ -83,7 +83,7 @@ def settings(study: pd.DataFrame, held_contrast: float, note: str) -> Figure:
         "contrast": "contrast of defects",
     }  # fmt: skip
     figure, axes = plt.subplots(1, 3, figsize=(9, 2.8))
-    looks = {"ddim": ("#0072B2", "o-"), "dpm-solver++": ("#D55E00", "s--")}
+    looks = {"ddim": ("#0072B2", "o-"), "dpm-solver++": ("#D55E00", "s--"), "unipc": ("#009E73", "^-.")}
     for axis, (column, label) in zip(axes, panels.items(), strict=True):
         for sampler, rows in study.groupby("sampler"):
             color, style = looks[sampler]

@@ -139,11 +139,13 @@ def fetch(name: str) -> Path:
 
 
 def _phantom(profile: Profile) -> Path:
+    from companion.phantom.difficulty import difficulty
     from companion.phantom.render import render_dataset
 
     code = provenance.code_hashes("companion.phantom.render")
     code = {k: v for k, v in code.items() if k.startswith("companion/phantom/") or k.endswith("geometry.py")}
-    key = provenance.hash_value([profile.phantom.model_dump(mode="json"), profile.root_seed, code])[:12]
+    stated = difficulty(profile.phantom)  # on the card: once measured, it is rendered with it
+    key = provenance.hash_value([profile.phantom.model_dump(mode="json"), profile.root_seed, code, stated])[:12]
     folder = paths.data_cache() / f"phantom-{key}"
 
     def render(temporary: Path) -> None:

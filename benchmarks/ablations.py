@@ -123,7 +123,8 @@ class Bench:
 
 def bench(profile: Profile, n_train: int) -> Bench:
     dataset, cut, machine = load_dataset(obtain(profile)), profile.patches, compute(profile)
-    split = make_split(dataset, profile.splits[0], profile.sizes, profile.n_test, profile.root_seed)
+    group_by = profile.group_by.get(dataset.name)
+    split = make_split(dataset, profile.splits[0], profile.sizes, profile.n_test, profile.root_seed, group_by)
     train, _ = cut_patches(dataset, split.train[:n_train], cut.size, cut.train_stride, cut.min_visible, cut.symmetries)
     held, _ = cut_patches(dataset, split.test, cut.size, cut.test_stride, cut.min_visible)
     with tempfile.TemporaryDirectory() as folder:

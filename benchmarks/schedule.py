@@ -63,7 +63,8 @@ def phantom(profile: Profile, n_train: int) -> tuple[Patches, Patches]:
     with tempfile.TemporaryDirectory() as folder:
         render_dataset(profile.phantom, profile.root_seed, Path(folder) / "set")
         dataset, cut = load_dataset(Path(folder) / "set"), profile.patches
-        split = make_split(dataset, 1, [n_train], profile.n_test, profile.root_seed)
+        group_by = profile.group_by.get(dataset.name)
+        split = make_split(dataset, 1, [n_train], profile.n_test, profile.root_seed, group_by)
         train = cut_patches(dataset, split.train, cut.size, cut.train_stride, cut.min_visible, cut.symmetries)[0]
         return train, cut_patches(dataset, split.test, cut.size, cut.test_stride, cut.min_visible)[0]
 

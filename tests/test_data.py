@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,14 +13,16 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
+from companion.data import splits
 from companion.data.check import check_dataset
 from companion.data.cutting import count_classes, count_patches, cut_patches, grid
-from companion.data.dataset import load_dataset
+from companion.data.dataset import DataSet, Micrograph, load_dataset
 from companion.data.importers import import_coco
 from companion.data.pixels import annotation_of, segmentation_mask
 from companion.data.splits import make_split
 from companion.errors import CompanionError
 from companion.geometry import encode_rle
+from companion.params import load_profile
 
 
 def square(x: float, y: float, side: float) -> list[list[float]]:
@@ -248,6 +251,33 @@ def test_near_duplicates_across_the_split_are_listed(tmp_path):
     assert split.near_duplicates == (("m1.png", "m4.png"),)
 
 
+def test_near_duplicates_of_validation_are_listed_too(tmp_path):
+    make_dataset(tmp_path, n=6)
+    for copy, of in (("m4.png", "m1.png"), ("m5.png", "m3.png")):
+        shutil.copyfile(tmp_path / "images" / of, tmp_path / "images" / copy)
+    path = tmp_path / "s.yaml"
+    path.write_text("train: [m1.png, m2.png]\ntest: [m3.png, m6.png]\nval: [m4.png, m5.png]\n")
+    with pytest.warns(UserWarning) as said:
+        split = make_split(load_dataset(tmp_path), str(path), [2], 1, root_seed=1)
+    assert split.near_duplicates == (("m1.png", "m4.png"), ("m5.png", "m3.png"))
+    assert "training and validation" in str(said[0].message) and "validation and test" in str(said[1].message)
+
+
+@pytest.mark.parametrize("split", [1, 2])
+def test_the_course_keeps_frames_of_a_grain_on_one_side(split):
+    """Names and grains of the course's phantom, without its pixels: 122 micrographs, three to a grain."""
+    course = load_profile("course")
+    grain = 1 + np.arange(course.phantom.n_images) // course.phantom.frames_per_grain
+    names = [f"phantom_{k:03d}.png" for k in range(1, len(grain) + 1)]
+    frames = tuple(Micrograph(Path(), name, 1, 1, 1.0, (), {}, {"grain": int(number)})
+                   for name, number in zip(names, grain, strict=True))  # fmt: skip
+    dataset, by = DataSet("phantom", Path(), ("a",), frames), course.group_by["phantom"]
+    made = splits._drawn(dataset, "1", split, course.sizes, course.n_test, course.root_seed, by)
+    side = dict.fromkeys(made.train, "train") | dict.fromkeys(made.test, "test")
+    assert all(len({side[n] for n, own in zip(names, grain, strict=True) if own == g}) == 1 for g in np.unique(grain))
+    assert len(made.train) >= max(course.sizes) and course.n_test - 2 <= len(made.test) <= course.n_test
+
+
 def test_grouped_splits_keep_groups_together(tmp_path):
     document = make_dataset(tmp_path, n=12)
     for k, image in enumerate(document["images"]):
@@ -259,6 +289,7 @@ def test_grouped_splits_keep_groups_together(tmp_path):
     split = make_split(dataset, str(path), [4], 6, root_seed=1)
     grains = [{(int(name[1:-4]) - 1) // 3 for name in files} for files in (split.train, split.test)]
     assert len(split.test) == 6 and len(split.train) == 6 and not grains[0] & grains[1]
+    assert make_split(dataset, 4, [4], 6, root_seed=1, group_by="grain").test == split.test
     path.write_text("{seed: 4, group_by: 'm(1?)'}")  # m1 and m10-m12 begin with 1: a group of 4, the rest 8
     split = make_split(dataset, str(path), [4], 4, root_seed=1)
     assert set(split.test) == {"m1.png", "m10.png", "m11.png", "m12.png"}

@@ -83,7 +83,8 @@ def check_inputs(profile: Profile) -> None:
 
     dataset = load_dataset(obtain(profile))
     for split in profile.splits:
-        make_split(dataset, split, sizes=profile.sizes, n_test=profile.n_test, root_seed=profile.root_seed)
+        group_by = profile.group_by.get(dataset.name)
+        make_split(dataset, split, profile.sizes, profile.n_test, profile.root_seed, group_by)
 
 
 def _submission(folder: Path) -> list[str]:

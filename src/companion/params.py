@@ -161,6 +161,9 @@ class Profile(Section):
     splits: Splits = Field([1], description="numbers (drawn by seed) or split files")
     sizes: list[Count] = Field([10], min_length=1, description="N: training micrographs, nested")
     n_test: Count = Field(6, description="test micrographs per split")
+    group_by: dict[str, str] = Field(
+        {}, description="data set -> entry of its images, or pattern in file names, that drawn splits keep on one side"
+    )
     arms: list[Arm] = Field(["EXP", "EXP+GEN"], min_length=1)
     seeds: list[Whole] = Field([1, 2], min_length=1, description="detector seeds")
     imbalance_sizes: list[Count] = Field([], description="N at which the rare class is oversampled; empty: not run")

@@ -38,7 +38,8 @@ class Split:
     ----------
     train : in the order in which they are used: N training micrographs are the first N
     test, val : held out; disjoint from `train` and each other
-    near_duplicates : (training file, test file) pairs that look like the same field of view
+    near_duplicates : pairs of files of different parts (training, test, validation) that look like the same field of
+        view
     """
 
     name: str
@@ -59,7 +60,9 @@ class Split:
             temporary.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), "utf-8")
 
 
-def make_split(dataset: DataSet, split: int | str, sizes: Sequence[int], n_test: int, root_seed: int) -> Split:
+def make_split(
+    dataset: DataSet, split: int | str, sizes: Sequence[int], n_test: int, root_seed: int, group_by: str | None = None
+) -> Split:
     """Training and test micrographs of a data set.
 
     Parameters
@@ -67,7 +70,8 @@ def make_split(dataset: DataSet, split: int | str, sizes: Sequence[int], n_test:
     split : number of a split drawn by seed, or the path of a split file (YAML: name, dataset, and either
         lists train, test and optionally val, or a seed and optionally group_by, see `groups`)
     sizes : numbers N of training micrographs; the largest must fit
-    n_test : test micrographs of a drawn split; listed ones are all used
+    n_test : test micrographs of a drawn split, fewer where whole groups do not fit; listed ones are all used
+    group_by : what a split drawn by number keeps on one side, see `groups`; a split file says it itself
 
     Raises
     ------
@@ -78,16 +82,21 @@ def make_split(dataset: DataSet, split: int | str, sizes: Sequence[int], n_test:
     Warns
     -----
     UserWarning
-        Near-duplicate micrographs across training and test, listed.
+        Near-duplicate micrographs across training, test and validation, listed.
     """
     if isinstance(split, str):
         made = _from_file(dataset, Path(split), sizes, n_test, root_seed)
     else:
-        made = _drawn(dataset, str(split), split, sizes, n_test, root_seed)
-    pairs = near_duplicates(dataset, made.train[: max(sizes)], made.test)
-    if pairs:
-        lines = "\n".join(f"  - {a} ~ {b}" for a, b in pairs)
-        warnings.warn(f"split {made.name}: near-duplicates across training and test:\n{lines}", stacklevel=2)
+        made = _drawn(dataset, str(split), split, sizes, n_test, root_seed, group_by)
+    train = made.train[: max(sizes)]
+    across = {("training", "test"): (train, made.test), ("training", "validation"): (train, made.val),
+              ("validation", "test"): (made.val, made.test)}  # fmt: skip
+    found = {sides: near_duplicates(dataset, *files) for sides, files in across.items() if all(files)}
+    for (one, other), alike in found.items():
+        if alike:
+            lines = "\n".join(f"  - {a} ~ {b}" for a, b in alike)
+            warnings.warn(f"split {made.name}: near-duplicates across {one} and {other}:\n{lines}", stacklevel=2)
+    pairs = [pair for alike in found.values() for pair in alike]
     return Split(made.name, made.dataset, made.train, made.test, made.val, made.seed, tuple(pairs))
 
 

@@ -56,7 +56,7 @@ class Masks(Section):
     )
     repairs: list[Repair] = Field([], description="simplifications of the paper's sampler that are put right")
     compare: list[Literal["companion", "learned"]] = Field(
-        ["companion"], description="samplers judged beside the paper's; the learned one takes a minute to train"
+        ["companion"], description="samplers judged beside the paper's; the learned one takes half a minute to train"
     )
     outlines: Literal["ellipse", "instance"] = Field("ellipse", description="filled: ellipses, or real outlines turned")
     n_patches: Count = Field(256, description="simulated masks per condition")

@@ -163,10 +163,10 @@ def real_interaction(table: pd.DataFrame, size: int, rng: np.random.Generator, r
     Notes
     -----
     g is pairs / expected where there are many. Overlaps closer than any that a real pair shows are `FORBIDDEN`;
-    other overlaps are shrunk towards `PRIOR_G`, and never favoured. Apart from each other, defects are independent unless the data say
-    otherwise: g is shrunk towards 1 by an empirical Bayes weight, the variance of g between bins beyond that of
-    Poisson counts (moment estimator of DerSimonian and Laird 1986). A sampler that follows the noise of g is farther
-    from real masks than one that does not know it.
+    other overlaps are shrunk towards `PRIOR_G`, and never favoured. Apart from each other, defects are independent
+    unless the data say otherwise: g is shrunk towards 1 by an empirical Bayes weight, the variance of g between bins
+    beyond that of Poisson counts (moment estimator of DerSimonian and Laird 1986). A sampler that follows the noise
+    of g is farther from real masks than one that does not know it.
     """
     whole = table[~table["touches_border"]]
     i, j = pairs_within(whole["patch"].to_numpy())
@@ -179,8 +179,8 @@ def real_interaction(table: pd.DataFrame, size: int, rng: np.random.Generator, r
         free = half + rng.uniform(size=half.shape) * (size - 2 * half)
         expected += np.histogram(contact(free[i] - free[j], matrices[i], matrices[j]), CONTACT_EDGES)[0] / repeats
     g = np.where(TOUCHING, (observed + PRIOR_PAIRS * PRIOR_G) / (expected + PRIOR_PAIRS), 1.0)
-    # Of two that overlap the lower one is measured from what is visible, which ends where the upper one begins: overlaps
-    # pile up just short of contact, and more of them than at independent places are no attraction.
+    # Of two that overlap the lower one is measured from what is visible, which ends where the upper one begins:
+    # overlaps pile up just short of contact, and more of them than at independent places are no attraction.
     g = np.minimum(g, 1.0)
     g[TOUCHING & (np.cumsum(observed) == 0)] = FORBIDDEN
     apart = ~TOUCHING & (expected > 0)

@@ -27,7 +27,7 @@ from companion.data.cutting import cut_patches
 from companion.data.dataset import load_dataset
 from companion.data.patches import Patches
 from companion.data.registry import obtain
-from companion.data.splits import make_split
+from companion.data.splits import profile_split
 from companion.diffusion import autoencoder as autoencoders
 from companion.diffusion import pools, quality
 from companion.diffusion.autoencoder import Autoencoder
@@ -127,7 +127,7 @@ class Bench:
 
 def bench(profile: Profile, n_train: int) -> Bench:
     dataset, cut, machine = load_dataset(obtain(profile)), profile.patches, compute(profile)
-    split = make_split(dataset, profile.splits[0], profile.sizes, profile.n_test, profile.root_seed)
+    split = profile_split(dataset, profile.splits[0], profile)
     train, _ = cut_patches(dataset, split.train[:n_train], cut.size, cut.train_stride, cut.min_visible, cut.symmetries)
     held, _ = cut_patches(dataset, split.test, cut.size, cut.test_stride, cut.min_visible)
     with tempfile.TemporaryDirectory() as folder:

@@ -18,7 +18,7 @@ import pandas as pd
 from companion import measurements, seeds
 from companion.data.cutting import cut_patches
 from companion.data.dataset import load_dataset
-from companion.data.splits import make_split
+from companion.data.splits import profile_split
 from companion.detection.predict import predict
 from companion.detection.recipes import recipe_of
 from companion.detection.train import train_detector
@@ -38,7 +38,7 @@ COLUMNS = ["preset", "n_train", "steps", "confidence", "precision", "recall", "f
 def calibrate(profile: Profile, n_train: int, folder: Path) -> tuple[dict[str, float], Counts, pd.Series]:
     """One EXP detector: its scores at the confidence that is best for F1_HM, its counts, the micrograph per patch."""
     dataset, cut = load_dataset(folder / "set"), profile.patches
-    split = make_split(dataset, 1, profile.sizes, profile.n_test, profile.root_seed)
+    split = profile_split(dataset, 1, profile)
     train, _ = cut_patches(dataset, split.train[:n_train], cut.size, cut.train_stride, cut.min_visible, cut.symmetries)
     test, _ = cut_patches(dataset, split.test, cut.size, cut.test_stride, cut.min_visible)
     stage = Stage(KINDS["detector"], {"split": 1, "n_train": n_train, "arm": "EXP", "seed": 1}, profile)

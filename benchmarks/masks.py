@@ -1,6 +1,6 @@
 """Simulated masks: how fast, and how far from real ones that the samplers have not seen.
 
-    python benchmarks/masks.py [--masks 10000] [--micrographs 24] [--learned 0]
+    python benchmarks/masks.py [--masks 10000] [--micrographs 24] [--learned 400]
 
 Real masks are those of phantom micrographs of 1024 px (preset fecral: three magnifications, an annotator), cut as in
 the paper (256 px, 192 px apart). Times are for masks of 256 px with their tables, on one core; the plain way draws an
@@ -120,7 +120,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--masks", type=int, default=10_000, help="masks that are timed")
     parser.add_argument("--micrographs", type=int, default=24, help="phantom micrographs of 1024 px")
-    parser.add_argument("--learned", type=int, default=0, help="training steps of the learned sampler; 0: left out")
+    parser.add_argument("--learned", type=int, default=400, help="training steps of the learned sampler; 0: left out")
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
     real = phantom_patches(arguments.micrographs)

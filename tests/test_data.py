@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,14 +13,16 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
+from companion.data import splits
 from companion.data.check import check_dataset
 from companion.data.cutting import count_classes, count_patches, cut_patches, grid
-from companion.data.dataset import load_dataset
+from companion.data.dataset import DataSet, Micrograph, load_dataset
 from companion.data.importers import import_coco
 from companion.data.pixels import annotation_of, segmentation_mask
 from companion.data.splits import make_split
 from companion.errors import CompanionError
 from companion.geometry import encode_rle
+from companion.params import load_profile
 
 
 def square(x: float, y: float, side: float) -> list[list[float]]:
@@ -210,7 +213,7 @@ def test_drawn_splits_are_disjoint_nested_and_repeatable(tmp_path):
 def test_validation_micrographs_are_those_that_neither_train_nor_test(tmp_path):
     make_dataset(tmp_path, n=16)
     dataset = load_dataset(tmp_path)
-    without, some, more = (make_split(dataset, 1, [4, 8], 5, 5, n_val) for n_val in (0, 2, 9))
+    without, some, more = (make_split(dataset, 1, [4, 8], 5, 5, n_val=n_val) for n_val in (0, 2, 9))
     assert without.val == () and len(some.val) == 2
     assert len(more.val) == 3, "16 - 8 - 5 are left"
     for split in (some, more):
@@ -267,6 +270,35 @@ def test_near_duplicates_across_the_split_are_listed(tmp_path):
         make_split(load_dataset(tmp_path), str(path), [1], 1, root_seed=1)
 
 
+def test_near_duplicates_of_validation_are_listed_too(tmp_path):
+    make_dataset(tmp_path, n=6)
+    for copy, of in (("m4.png", "m1.png"), ("m5.png", "m3.png")):
+        shutil.copyfile(tmp_path / "images" / of, tmp_path / "images" / copy)
+    path = tmp_path / "s.yaml"
+    path.write_text("train: [m1.png, m2.png]\ntest: [m3.png, m6.png]\nval: [m4.png, m5.png]\n")
+    with pytest.warns(UserWarning) as said:
+        split = make_split(load_dataset(tmp_path), str(path), [2], 1, root_seed=1)
+    assert split.near_duplicates == (("m1.png", "m4.png"), ("m5.png", "m3.png"))
+    assert "training and validation" in str(said[0].message) and "validation and test" in str(said[1].message)
+
+
+@pytest.mark.parametrize("split", [1, 2])
+def test_the_course_keeps_frames_of_a_grain_on_one_side(split):
+    """Names and grains of the course's phantom, without its pixels: 132 micrographs, three to a grain."""
+    course = load_profile("course")
+    grain = 1 + np.arange(course.phantom.n_images) // course.phantom.frames_per_grain
+    names = [f"phantom_{k:03d}.png" for k in range(1, len(grain) + 1)]
+    frames = tuple(Micrograph(Path(), name, 1, 1, 1.0, (), {}, {"grain": int(number)})
+                   for name, number in zip(names, grain, strict=True))  # fmt: skip
+    dataset, by = DataSet("phantom", Path(), ("a",), frames), course.group_by["phantom"]
+    made = splits._drawn(dataset, "1", split, course.sizes, (course.n_test, course.n_val), course.root_seed, by)
+    side = dict.fromkeys(made.train, "train") | dict.fromkeys(made.test, "test")
+    side |= dict.fromkeys(made.val, "val")
+    assert all(len({side[n] for n, own in zip(names, grain, strict=True) if own == g}) == 1 for g in np.unique(grain))
+    assert len(made.train) >= max(course.sizes) and course.n_test - 2 <= len(made.test) <= course.n_test
+    assert course.n_val - 2 <= len(made.val) <= course.n_val
+
+
 def test_grouped_splits_keep_groups_together(tmp_path):
     document = make_dataset(tmp_path, n=12)
     for k, image in enumerate(document["images"]):
@@ -281,6 +313,7 @@ def test_grouped_splits_keep_groups_together(tmp_path):
     with_val = make_split(dataset, str(path), [3], 5, 1, n_val=4)  # a group of 3 each, and 3 that nothing needs
     parts = [{(int(name[1:-4]) - 1) // 3 for name in files} for files in (with_val.train, with_val.val, with_val.test)]
     assert sum(map(len, parts)) == len(set.union(*parts)) == 4 and len(with_val.val) == len(with_val.test) == 3
+    assert make_split(dataset, 4, [4], 6, root_seed=1, group_by="grain").test == split.test
     path.write_text("{seed: 4, group_by: 'm(1?)'}")  # m1 and m10-m12 begin with 1: a group of 4, the rest 8
     split = make_split(dataset, str(path), [4], 4, root_seed=1)
     assert set(split.test) == {"m1.png", "m10.png", "m11.png", "m12.png"}

@@ -10,7 +10,7 @@ from PIL import Image
 
 from companion.data.dataset import load_dataset
 from companion.data.formats import FORMATS
-from companion.data.importers import import_dataset, import_record
+from companion.data.importers import import_dataset, import_record, parse_merge
 from companion.errors import CompanionError
 
 SQUARE = [10, 10, 20, 10, 20, 20, 10, 20]
@@ -229,6 +229,58 @@ def test_what_cannot_even_be_started(images, tmp_path):
     ):
         with pytest.raises(CompanionError, match=message):
             import_dataset(*given, tmp_path / "out")
+
+
+def test_a_magnification_is_not_found_within_a_longer_number(tmp_path):
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for name in ("a_70kx.png", "b_170kx.png", "c-0.70kx.png"):
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(folder / name)
+    pictures = [{"id": k, "file_name": p.name} for k, p in enumerate(sorted(folder.iterdir()))]
+    document = {"images": pictures, "annotations": [], "categories": [{"id": 1, "name": "loop"}]}
+    labels = written(tmp_path / "coco.json", document)
+    with pytest.raises(CompanionError, match=r"(?s)b_170kx.png: its name.*c-0.70kx.png: its name"):
+        import_dataset("coco", folder, labels, None, "70kx=0.88", tmp_path / "out")
+    made = import_dataset("coco", folder, labels, None, "70kx=0.88,170kx=0.5,0.70kx=3", tmp_path / "out")
+    assert [m.pixel_size_nm for m in made.micrographs] == [0.88, 0.5, 3.0]
+
+
+def test_sub_labels_of_a_coco_file_are_merged(images, tmp_path):
+    names = {1: "edge-on", 2: "face-on", 3: "<111> loop"}
+    document = {
+        "images": [{"id": 1, "file_name": "a_70kx.png", "width": 64, "height": 48}],
+        "annotations": [{"id": k, "image_id": 1, "category_id": k, "segmentation": [SQUARE]} for k in names],
+        "categories": [{"id": k, "name": name} for k, name in names.items()],
+    }
+    labels, parts = written(tmp_path / "split.json", document), parse_merge("edge-on, face-on=<100> loop")
+    made = import_dataset("coco", images, labels, None, 0.5, tmp_path / "merged", parts)
+    assert made.classes == ("<100> loop", "<111> loop")
+    assert [a["category_id"] for a in made.micrographs[0].annotations] == [1, 1, 2]
+    chosen = import_dataset("coco", images, labels, ["<111> loop", "<100> loop"], 0.5, tmp_path / "turned", parts)
+    assert [a["category_id"] for a in chosen.micrographs[0].annotations] == [2, 2, 1]
+    into = import_dataset("coco", images, labels, None, 0.5, tmp_path / "into", {"edge-on": "face-on"})
+    assert into.classes == ("face-on", "<111> loop")
+    with pytest.raises(CompanionError, match=r"no category 'edgeon'; did you mean 'edge-on'"):
+        import_dataset("coco", images, labels, None, 0.5, tmp_path / "x", {"edgeon": "<100> loop"})
+    with pytest.raises(CompanionError, match=r"class 'edge-on' is merged into '<100> loop': name that"):
+        import_dataset("coco", images, labels, ["edge-on"], 0.5, tmp_path / "x", parts)
+    with pytest.raises(CompanionError, match=r"merge is for COCO files; format labelmap"):
+        import_dataset("labelmap", images, images, ["a"], 0.5, tmp_path / "x", parts)
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("edge-on", "is not sub-labels=class"),
+        ("a,=b", "is not sub-labels=class"),
+        ("a=b=c", "is not sub-labels=class"),
+        ("a=b;a=c", "sub-label 'a' to both 'b' and 'c'"),
+    ],
+)
+def test_merges_that_say_nothing_clear(text, said):
+    with pytest.raises(CompanionError, match=said):
+        parse_merge(text)
 
 
 def test_a_4096_px_image_is_imported(tmp_path):

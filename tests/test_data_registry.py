@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import threading
 import time
@@ -13,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from companion import provenance
-from companion.data import registry
+from companion.data import download, registry
 from companion.data.dataset import load_dataset
 from companion.errors import CompanionError
 from companion.params import load_profile
@@ -157,10 +158,10 @@ def test_a_wrong_or_missing_file_of_the_mirror_leaves_no_data_set(cache, tmp_pat
 
 
 class Server:
-    """Serves `files` by path; `faults` maps a path to slow, truncated or wrong."""
+    """Serves `files` by path, from a byte on where `ranges`; `faults` maps a path to slow, truncated or wrong."""
 
     def __init__(self):
-        self.files, self.faults, self.requested = {}, {}, []
+        self.files, self.faults, self.requested, self.ranges, self.sent = {}, {}, [], True, {}
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -171,7 +172,15 @@ class Server:
                 if path not in outer.files:
                     return self.send_error(404)
                 body = outer.files[path]
-                self.send_response(200)
+                asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+                start = int(asked[1]) if asked and outer.ranges else 0
+                if start >= len(body):
+                    return self.send_error(416)
+                self.send_response(206 if start else 200)
+                if start:
+                    self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+                body = body[start:]
+                outer.sent[path] = len(body)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 if fault == "slow":
@@ -238,7 +247,9 @@ def test_what_goes_wrong_is_said_and_the_next_try_continues(cache, served, fault
     with pytest.raises(CompanionError, match=message):
         registry.fetch("made")
     assert not (cache / "made").exists()
-    arrived = [p.name for p in (cache / ".downloads" / "made").rglob("*") if p.is_file()]
+    files = [p.name for p in (cache / ".downloads" / "made").rglob("*") if p.is_file()]
+    assert ("m2.png.part" in files) == (fault in ("slow", "truncated"))  # what has arrived of it
+    arrived = [name for name in files if name != "m2.png.part"]
     assert arrived and "m2.png" not in arrived and not [name for name in arrived if name.startswith("tmp")]
     served.faults.clear()
     served.files[broken] = kept
@@ -246,6 +257,35 @@ def test_what_goes_wrong_is_said_and_the_next_try_continues(cache, served, fault
     assert registry.fetch("made") == cache / "made"
     again = served.requested[before:]
     assert broken in again and len(again) == len(served.files) - len(arrived)
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_file_cut_midway_is_continued_where_the_server_can(cache, served, ranges, monkeypatch):
+    monkeypatch.setattr(download, "CHUNK", 256)
+    broken = "images/m2.png"
+    whole = len(served.files[broken])
+    served.faults[broken], served.ranges = "truncated", ranges
+    with pytest.raises(CompanionError, match=r"IncompleteRead.*What has arrived is kept"):
+        registry.fetch("made")
+    part = cache / ".downloads" / "made" / f"{broken}.part"
+    arrived = part.stat().st_size
+    assert arrived == whole // 2 // 256 * 256 > 0
+    served.faults.clear()
+    assert registry.fetch("made") == cache / "made"
+    assert served.sent[broken] == (whole - arrived if ranges else whole)
+    assert (cache / "made" / broken).read_bytes() == served.files[broken]
+
+
+@pytest.mark.parametrize("kept", ["half", "longer"])
+def test_a_part_that_is_not_of_this_file_is_downloaded_again(cache, served, kept):
+    broken = "images/m2.png"
+    whole = len(served.files[broken])
+    part = cache / ".downloads" / "made" / f"{broken}.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(bytes(whole // 2 if kept == "half" else whole + 5))
+    assert registry.fetch("made") == cache / "made"
+    assert served.requested.count(broken) == 2 and served.sent[broken] == whole
+    assert (cache / "made" / broken).read_bytes() == served.files[broken]
 
 
 def test_no_network_is_one_clear_error(cache, served):

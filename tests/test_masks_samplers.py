@@ -11,7 +11,7 @@ from companion.data.patches import Patches, instance_table
 from companion.errors import CompanionError
 from companion.geometry import ellipse_radius
 from companion.masks import placing, spatial
-from companion.masks.judge import REAL, contenders, describe, judge, two_sample_auc
+from companion.masks.judge import REAL, contenders, describe, distances, judge, two_sample_auc
 from companion.masks.outlines import draw_ellipses, draw_instances
 from companion.masks.simulate import REPAIRS, simulate, variants
 from companion.masks.statistics import CONTOUR_PX, counts, measure
@@ -114,15 +114,89 @@ def test_positions_follow_the_real_interaction():
     shapes = pd.DataFrame({"patch": np.repeat(np.arange(300), 2), "instance": np.tile([1, 2], 300), "major_px": 10.0,
                            "minor_px": 10.0, "angle_deg": 0.0})  # fmt: skip
     apart = pairs.assign(g=np.where(pairs["high"] <= 3, 1e-9, 1.0))
-    centres = placing.place_by_interaction(
-        shapes, placing.interaction_of(shapes, apart), placing.Window(96), 16, np.random.default_rng(0)
+    centres, forced = placing.place_by_interaction(
+        shapes, placing.interaction_of(shapes, apart), placing.Window(96), 16, 80, np.random.default_rng(0)
     )
+    assert not forced.any()
     distance = np.linalg.norm(centres[::2] - centres[1::2], axis=1)
     assert distance.min() >= 30  # contact 3 of circles of radius 5
-    free = placing.place_by_interaction(
-        shapes, placing.interaction_of(shapes, pairs.assign(g=1.0)), placing.Window(96), 16, np.random.default_rng(0)
-    )
+    free, _ = placing.place_by_interaction(
+        shapes, placing.interaction_of(shapes, pairs.assign(g=1.0)), placing.Window(96), 16, 80,
+        np.random.default_rng(0),
+    )  # fmt: skip
     assert np.linalg.norm(free[::2] - free[1::2], axis=1).min() < 15
+
+
+def test_a_full_window_is_told():
+    """Discs of 60 px do not find room beside each other in 64 px, and overlaps are forbidden."""
+    shapes = pd.DataFrame({"patch": 0, "instance": [1, 2], "major_px": 60.0, "minor_px": 60.0, "angle_deg": 0.0})
+    measured = placing.real_interaction(MEASURED, 96, np.random.default_rng(0))
+    hard = placing.interaction_of(shapes, measured.assign(g=np.where(measured["high"] <= 2, placing.FORBIDDEN, 1.0)))
+    _, forced = placing.place_by_interaction(shapes, hard, placing.Window(64), 16, 80, np.random.default_rng(0))
+    assert forced.tolist() == [False, True]
+
+
+def discs(kind, n=200, size=128, seed=0) -> Patches:
+    """Six discs of 9 px a patch, none overlapping: ``clustered`` around two places, or ``inhibited`` within 35 px."""
+    rng = np.random.default_rng(seed)
+    maps, labels = np.zeros((n, size, size), np.uint8), {}
+    for patch in range(n):
+        centres = np.zeros((0, 2))
+        middle = rng.uniform(20, size - 20, (2, 2))
+        for _ in range(2000):
+            place = rng.uniform(8, size - 8, 2)
+            if kind == "clustered":
+                place = middle[rng.integers(2)] + rng.normal(0, 12, 2)
+            gap = {"clustered": 11, "inhibited": 35}[kind]
+            if (np.linalg.norm(centres - place, axis=1) >= gap).all() and (
+                np.abs(place - size / 2) < size / 2 - 7
+            ).all():
+                centres = np.vstack([centres, place])
+            if len(centres) == 6:
+                break
+        for instance, (x, y) in enumerate(centres, start=1):
+            radius, window = ellipse_radius((size, size), x, y, 9.0, 9.0, 0.0)
+            maps[patch][window][radius <= 1] = instance
+            labels[patch, instance] = 1
+    index = pd.DataFrame({"patch": range(n), "image": [f"{p % 10}.png" for p in range(n)], "x0": 0, "y0": 0,
+                          "symmetry": 0, "pixel_size_nm": 1.0})  # fmt: skip
+    return Patches(maps, maps, index, instance_table(maps, labels), ("disc",))
+
+
+@pytest.mark.parametrize("kind", ["clustered", "inhibited"])
+def test_places_follow_clustered_and_inhibited_patterns_better_than_the_paper_s(kind):
+    real = discs(kind)
+    statistics, per_patch, truth = measure(real), counts(real), describe(discs(kind, seed=1), 4)
+    found = {}
+    for sampler in ("authors", "companion"):
+        masks = Masks(sampler=sampler, n_patches=600)
+        simulation = simulate(statistics, per_patch, real, masks, np.random.default_rng(0), "here")
+        found[sampler] = distances(truth, describe(simulation.patches, 4))
+        if sampler == "companion":  # no real disc overlaps another one
+            drawn = simulation.drawn
+            i, j = spatial.pairs_within(drawn["patch"].to_numpy())
+            shape = spatial.shape_matrices(*(drawn[c].to_numpy() for c in ("major_px", "minor_px", "angle_deg")))
+            offset = drawn[["x", "y"]].to_numpy()[i] - drawn[["x", "y"]].to_numpy()[j]
+            apart = spatial.contact(offset, shape[i], shape[j])
+            assert simulation.forced <= 0.01 * len(drawn)
+            assert (apart >= 1 - 1e-6).sum() >= len(apart) - 6 * simulation.forced
+    assert found["companion"]["g_rmse"] < 0.7 * found["authors"]["g_rmse"]
+    assert found["companion"]["wasserstein_neighbour"] < 0.7 * found["authors"]["wasserstein_neighbour"]
+
+
+def test_few_pairs_do_not_make_an_interaction():
+    """Independent places: what g says beyond contact is Poisson noise, and is taken for that."""
+    rng = np.random.default_rng(5)
+    n = 60
+    places = rng.uniform(10, 246, (3 * n, 2))
+    independent = pd.DataFrame({
+        "patch": np.repeat(np.arange(n), 3), "x": places[:, 0], "y": places[:, 1], "major_px": 14.0, "minor_px": 14.0,
+        "angle_deg": 0.0, "touches_border": False,
+    })  # fmt: skip
+    found = placing.real_interaction(independent, 256, rng)
+    beyond = found[found["low"] >= 1]
+    raw = beyond["pairs"] / beyond["expected"]
+    assert np.abs(raw - 1).max() > 1 and np.abs(beyond["g"] - 1).max() < 0.2
 
 
 def test_merging_repair_keeps_every_instance_apart():

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from companion.masks import spatial
+from companion.masks import bands, spatial
 
 
 def table(n=0, **columns):
@@ -27,7 +27,26 @@ def test_nearest_neighbours_by_hand():
         table(x=[10.0, 13.0, 50.0, 5.0], y=[10.0, 14.0, 50.0, 9.0], patch=[0, 0, 0, 1]), 64
     )
     assert found["distance_px"].tolist() == pytest.approx([5, 5, np.hypot(37, 36), np.inf])
-    assert found["known"].tolist() == [True, True, False, False]  # a nearer one may lie beyond the border
+    assert found["border_px"].tolist() == [10, 13, 14, 5]
+    # At 5 all four are far enough from the border; at 11 two are, one of them with a neighbour within 11; at 20 none.
+    share = spatial.nearest_share(found["distance_px"], found["border_px"], np.array([4.0, 5.0, 11.0, 20.0]))
+    assert share[:3].tolist() == [0, 0.5, 0.5] and np.isnan(share[3])
+
+
+def poisson(rng, n=3000, size=100, density=8e-4):
+    number = rng.poisson(density * size**2, n)
+    places = rng.uniform(0, size, (number.sum(), 2))
+    return table(x=places[:, 0], y=places[:, 1], patch=np.repeat(np.arange(n), number))
+
+
+def test_nearest_share_of_a_poisson_pattern_is_exponential():
+    """Of a pattern with intensity q, G(r) = 1 - exp(-q pi r^2); the share among those with d <= b is far above it."""
+    found = spatial.nearest_neighbours(poisson(np.random.default_rng(3)), 100)
+    r = np.array([5.0, 10.0, 15.0, 20.0, 30.0, 40.0])
+    exact = 1 - np.exp(-8e-4 * np.pi * r**2)
+    assert spatial.nearest_share(found["distance_px"], found["border_px"], r) == pytest.approx(exact, abs=0.02)
+    selected = found["distance_px"][found["distance_px"] <= found["border_px"]]
+    assert (selected <= 15).mean() > exact[2] + 0.15
 
 
 def test_pair_correlation_of_independent_places_is_one_and_of_kept_apart_ones_is_zero():
@@ -135,8 +154,8 @@ def test_band_is_as_wide_as_micrographs_differ():
     values = shift + rng.normal(0, 0.5, 1000)
     grid = np.linspace(-8, 8, 9)
     groups = np.repeat(np.arange(10), 100)
-    clustered = spatial.distribution_band(values, groups, np.ones(1000), grid, rng)
-    alone = spatial.distribution_band(values, np.arange(1000), np.ones(1000), grid, rng)
+    clustered = bands.distribution_band(values, groups, np.ones(1000), grid, rng)
+    alone = bands.distribution_band(values, np.arange(1000), np.ones(1000), grid, rng)
     width = [(band["high"] - band["low"]).max() for band in (clustered, alone)]
     assert width[0] > 4 * width[1]
     assert (clustered["low"] <= clustered["share"]).all() and (clustered["share"] <= clustered["high"]).all()
@@ -145,7 +164,32 @@ def test_band_is_as_wide_as_micrographs_differ():
 
 
 def test_band_without_any_weight_is_undefined():
-    band = spatial.distribution_band(
+    band = bands.distribution_band(
         np.ones(3), np.arange(3), np.zeros(3), np.array([0.0, 2.0]), np.random.default_rng(0)
     )
     assert band["share"].isna().all()
+
+
+def test_bands_of_neighbours_hold_the_curve_and_widen_with_micrographs_that_differ():
+    rng = np.random.default_rng(4)
+    density = np.repeat([2e-4, 16e-4], 5)
+    frames = []
+    for k, q in enumerate(density):
+        one = poisson(rng, 40, density=q)
+        frames.append(one.assign(image=f"{k}.png", patch=one["patch"] + 40 * k))
+    mixed = pd.concat(frames, ignore_index=True)
+    found, r = spatial.nearest_neighbours(mixed, 100), np.array([5.0, 15.0, 30.0, 60.0])
+    distance, border = found["distance_px"].to_numpy(), found["border_px"].to_numpy()
+    band = bands.nearest_band(distance, border, mixed["image"].to_numpy(), r, rng)
+    assert band["share"].to_numpy()[:3] == pytest.approx(spatial.nearest_share(distance, border, r)[:3])
+    assert (band["low"][:3] <= band["share"][:3]).all() and (band["share"][:3] <= band["high"][:3]).all()
+    alone = bands.nearest_band(distance, border, np.arange(len(mixed)), r, rng)
+    assert band["high"][1] - band["low"][1] > 3 * (alone["high"][1] - alone["low"][1])
+    assert band.iloc[3][["share", "low", "high"]].isna().all()  # nothing is 60 px from the border of 100 px
+
+
+def test_bands_of_counts_by_hand():
+    band = bands.count_band(np.array([0, 0, 3, 1]), np.array(["a", "a", "b", "b"]), np.random.default_rng(0))
+    assert band["value"].tolist() == [0, 1, 2, 3] and band["share"].tolist() == [0.5, 0.25, 0, 0.25]
+    assert band["low"].tolist() == [0, 0, 0, 0] and band["high"].tolist() == [1, 0.5, 0, 0.5]  # all a, or all b
+    assert bands.count_band(np.array([], dtype=int), np.array([]), np.random.default_rng(0))["share"].isna().all()

@@ -1,5 +1,7 @@
 """Ellipses, counts and touching instances."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -93,9 +95,8 @@ def test_no_instance_gives_an_empty_table():
     patches = of_maps(np.zeros((2, 8, 8), np.uint8), {})
     assert len(statistics.measure(patches)) == 0 and list(statistics.measure(patches)) == statistics.STATISTICS_COLUMNS
     assert statistics.counts(patches)["count"].tolist() == [0, 0, 0, 0]
-    assert (
-        statistics.summary(statistics.measure(patches), statistics.counts(patches), ("a", "b"))["instances"].sum() == 0
-    )
+    table = statistics.summary(statistics.measure(patches), statistics.counts(patches), ("a", "b"), 8)
+    assert table["instances"].sum() == 0 and table["major_px"].isna().all()
 
 
 def test_touching_instances_merge_within_a_class_only():
@@ -127,12 +128,13 @@ def test_summary_by_hand():
     instances[0, 0:4, 20:24] = 2  # cut by the border
     instances[1, 20, 20] = 1
     patches = of_maps(instances, {(0, 1): 1, (0, 2): 1, (1, 1): 2})
-    table = statistics.summary(statistics.measure(patches, "moments"), statistics.counts(patches), patches.classes)
+    table = statistics.summary(statistics.measure(patches, "moments"), statistics.counts(patches), patches.classes, 32)
     first, second, every = table.to_dict("records")
     assert (first["instances"], second["instances"], every["instances"]) == (2, 1, 3)
     assert first["share"] == pytest.approx(2 / 3) and first["per_patch"] == 1 and first["cut_share"] == 0.5
     assert first["major_px"] == pytest.approx(4 * np.sqrt(100 / 12))
     assert first["major_nm"] == pytest.approx(first["major_px"] * 0.5)
+    assert first["box_long_nm"] == pytest.approx(10 * 0.5) and second["box_long_nm"] == pytest.approx(0.5)
 
 
 def test_weights_remove_the_bias_of_cut_instances():
@@ -164,3 +166,31 @@ def test_arc_continues_a_cut_ellipse_beyond_the_border():
     assert whole["major_px"] + statistics.CONTOUR_PX == pytest.approx(40, rel=0.05)
     assert whole["x"] == pytest.approx(2, abs=1) and abs(whole["angle_deg"] - 30) < 4
     assert cut["major_px"] < 34
+
+
+def test_summary_weighs_large_defects_that_are_seldom_uncut():
+    """Boxes of 4 and 16 px in patches of 32 px lie uncut at 27 x 27 and 15 x 27 places; the thin ones are 2 px."""
+    instances = np.zeros((1, 32, 32), np.uint8)
+    instances[0, 4:6, 4:8] = 1
+    instances[0, 20:22, 8:24] = 2
+    measured = statistics.measure(of_maps(instances, {(0, 1): 1, (0, 2): 1}), "moments")
+    table = statistics.summary(measured, statistics.counts(of_maps(instances, {(0, 1): 1, (0, 2): 1})), ("a", "b"), 32)
+    major, minor = measured["major_px"].to_numpy(), measured["minor_px"].to_numpy()
+    weight = 1 / ((31 - major) * (31 - minor))
+    assert table["box_long_nm"][0] == pytest.approx((weight * [4, 16]).sum() / weight.sum() * 0.5)
+    assert table["box_long_nm"][0] > 1.1 * 10 * 0.5
+    assert table["aspect"][0] == pytest.approx((weight * major / minor).sum() / weight.sum())
+
+
+def test_micrographs_without_a_defect_count_in_their_magnification():
+    patches = ellipse_patches(8)  # micrographs 0.png and 1.png
+    scales = np.where(patches.index["image"] == "0.png", 0.5, 0.88)
+    none = patches.table["patch"] >= 4  # the second micrograph is empty
+    patches = replace(patches, index=patches.index.assign(pixel_size_nm=scales), table=patches.table[~none])
+    table = statistics.by_magnification(statistics.measure(patches), statistics.counts(patches), patches.classes, 64)
+    rows = table[table["class"] == "all"].set_index("nm/px")
+    assert rows["per_patch"][0.88] == 0 and rows["per_patch"][0.5] == len(patches.table) / 4
+    # Of one pixel size, the empty micrograph halves the mean.
+    one = replace(patches, index=patches.index.assign(pixel_size_nm=0.5))
+    table = statistics.by_magnification(statistics.measure(one), statistics.counts(one), one.classes, 64)
+    assert table["per_patch"].iloc[-1] == len(patches.table) / 8

@@ -278,4 +278,31 @@ def test_the_card_states_the_difficulty_that_was_measured_for_these_very_paramet
     difficulty.record(Phantom(preset="easy", n_images=60), "a detector", rows, gain)
     assert "a detector" in difficulty.difficulty(Phantom(preset="easy", n_images=3))  # how many does not matter
     assert "N=50: 0.70 and 0.65" in difficulty.difficulty(Phantom(preset="easy"))
+    assert "best on the test micrographs" in difficulty.difficulty(Phantom(preset="easy"))
     assert difficulty.difficulty(Phantom(preset="easy", dose_electrons=50.0)).startswith("not calibrated")
+
+
+def test_a_card_is_stale_once_the_code_that_draws_has_changed(tmp_path, monkeypatch):
+    monkeypatch.setattr(difficulty, "MEASURED", tmp_path / "difficulty.json")
+    gain = [{"measure": "f1_hm", "difference": 0.12, "low": 0.05, "high": 0.19}]
+    difficulty.record(Phantom(), "a detector", [{"n_train": 50, "f1_detect": 0.7, "f1_class": 0.65}], gain)
+    assert "a detector" in difficulty.difficulty(Phantom())
+    hashes = difficulty.code_hashes(*difficulty.DRAWN_BY)
+    changed = {**hashes, "companion/phantom/optics.py": "another"}
+    assert {"companion/phantom/scene.py", "companion/phantom/crystal.py", "companion/geometry.py"} <= hashes.keys()
+    monkeypatch.setattr(difficulty, "code_hashes", lambda *_: {**hashes, "companion/errors.py": "another"})
+    assert "a detector" in difficulty.difficulty(Phantom())  # how errors are worded does not matter
+    monkeypatch.setattr(difficulty, "code_hashes", lambda *_: changed)
+    assert "before the code of the phantom changed" in difficulty.difficulty(Phantom())
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_no_defect_is_wider_than_long_and_dots_keep_their_aspect(preset):
+    defects = draw_scene(Phantom(preset=preset, size_px=2048, defects_per_megapixel=400, density_spread=0.0), 6, 1)
+    dots = [d for d in defects.defects if d.code == BLACK_DOT]
+    assert len(dots) > 100
+    assert all(d.minor_px <= d.major_px for d in defects.defects)
+    assert all(0.75 * d.major_px <= d.minor_px + 1e-9 for d in dots)
+    # The width of an edge-on loop may exceed the length of the smallest ones: they are round, not wider than long.
+    wide = Phantom(preset=preset, size_px=2048, edge_on_nm=(30.0, 40.0))
+    assert all(d.minor_px <= d.major_px for d in draw_scene(wide, 6, 1).defects)

@@ -187,12 +187,17 @@ def data_import(
     pixel_size_nm: Annotated[
         str | None, typer.Option(help="nm per px; or 70kx=0.8805,300kx=0.4785 for texts in file names; or a CSV file")
     ] = None,
+    merge: Annotated[
+        str | None, typer.Option(help="COCO sub-labels of one class: 'edge-on,face-on=<100> loop'; more with ;")
+    ] = None,
 ) -> None:
     """Convert micrographs and annotations to the one format, or say everything that is wrong with them."""
-    from companion.data.importers import import_dataset
+    from companion.data.importers import import_dataset, parse_merge
 
     names = [name.strip() for name in classes.split(",")] if classes else None
-    dataset = import_dataset(format, images, labels, names, _number(pixel_size_nm), out)
+    dataset = import_dataset(
+        format, images, labels, names, _number(pixel_size_nm), out, parse_merge(merge) if merge else None
+    )
     print(f"{out}: {len(dataset.micrographs)} micrographs, classes {', '.join(dataset.classes)}")
 
 

@@ -49,7 +49,7 @@ KINDS = {
     kind.name: kind
     for kind in (
         Kind("micrographs", "01_micrographs", "split-{split}/micrographs",
-             ("dataset", "sizes", "n_test", "n_val", "phantom", "patches")),
+             ("dataset", "sizes", "n_test", "n_val", "group_by", "phantom", "patches")),
         Kind("statistics", "02_mask_statistics", _CONDITION + "/statistics", ()),
         Kind("masks", "03_mask_simulation", _CONDITION + "/simulated-{masks}", ("masks", "patches"),
              {"n_patches": "masks.n_patches"}),

@@ -86,11 +86,11 @@ def check_inputs(profile: Profile) -> None:
         return
     from companion.data.dataset import load_dataset
     from companion.data.registry import obtain
-    from companion.data.splits import make_split
+    from companion.data.splits import profile_split
 
     dataset = load_dataset(obtain(profile))
     for split in profile.splits:
-        make_split(dataset, split, profile.sizes, profile.n_test, profile.root_seed, profile.n_val)
+        profile_split(dataset, split, profile)
 
 
 def _submission(folder: Path) -> list[str]:

@@ -56,7 +56,7 @@ class Masks(Section):
     )
     repairs: list[Repair] = Field([], description="simplifications of the paper's sampler that are put right")
     compare: list[Literal["companion", "learned"]] = Field(
-        ["companion"], description="samplers judged beside the paper's; the learned one takes a minute to train"
+        ["companion"], description="samplers judged beside the paper's; the learned one takes half a minute to train"
     )
     outlines: Literal["ellipse", "instance"] = Field("ellipse", description="filled: ellipses, or real outlines turned")
     n_patches: Count = Field(256, description="simulated masks per condition")
@@ -164,6 +164,9 @@ class Profile(Section):
     sizes: list[Count] = Field([10], min_length=1, description="N: training micrographs, nested")
     n_test: Count = Field(6, description="test micrographs per split")
     n_val: Whole = Field(0, description="validation micrographs per split at most; they choose thresholds")
+    group_by: dict[str, str] = Field(
+        {}, description="data set -> entry of its images, or pattern in file names, that drawn splits keep on one side"
+    )
     arms: list[Arm] = Field(["EXP", "EXP+GEN"], min_length=1)
     seeds: list[Whole] = Field([1, 2], min_length=1, description="detector seeds")
     imbalance_sizes: list[Count] = Field([], description="N at which the rare class is oversampled; empty: not run")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,15 +37,26 @@ class Draft:
         self.annotations.append({"image_id": image_id, "category_id": code, "segmentation": segmentation, "iscrowd": 0})
 
 
-def read_coco(labels: Path, images: Path, classes: tuple[str, ...]) -> Draft:
-    """COCO instances; `classes` chooses and orders its categories, none keeps all in order of id."""
-    document = read_document(labels)
+def read_coco(labels: Path, images: Path, classes: tuple[str, ...], merge: Mapping[str, str] | None = None) -> Draft:
+    """COCO instances; `classes` chooses and orders its categories, none keeps all in order of id.
+
+    Parameters
+    ----------
+    merge : category -> class that it is part of: annotations of several categories become one class, which may have
+        a category of its own; `classes` then names the class, not its parts
+    """
+    document, merge = read_document(labels), merge or {}
     good = [c for c in document["categories"] if isinstance(c, dict) and {"id", "name"} <= c.keys()]
-    names = {c["name"]: c["id"] for c in sorted(good, key=lambda c: str(c["id"]).zfill(9))}
+    categories = {c["name"]: c["id"] for c in sorted(good, key=lambda c: str(c["id"]).zfill(9))}
+    names = {merge.get(name, name): None for name in categories}  # in order of the first id of each
     draft = Draft(classes or tuple(names), card=dict(document["info"].get("dataset_card", {})))
-    draft.found += [f"class '{name}' is not among the categories; {nearest(name, names)}"
+    draft.found += [f"merge: there is no category '{name}'; {nearest(name, categories)}"
+                    for name in merge if name not in categories]  # fmt: skip
+    draft.found += [f"class '{name}' is merged into '{merge[name]}': name that" if name in merge
+                    else f"class '{name}' is not among the categories; {nearest(name, names)}"
                     for name in classes if name not in names]  # fmt: skip
-    codes = {names[name]: code for code, name in enumerate(draft.classes, start=1) if name in names}
+    code_of = {name: code for code, name in enumerate(draft.classes, start=1) if name in names}
+    codes = {categories[name]: code_of[of] for name in categories if (of := merge.get(name, name)) in code_of}
     ids: dict[Any, int] = {}
     for image in document["images"]:
         if not isinstance(image, dict) or "id" not in image or not isinstance(image.get("file_name"), str):
@@ -62,7 +73,7 @@ def read_coco(labels: Path, images: Path, classes: tuple[str, ...]) -> Draft:
         elif annotation.get("category_id") in codes:
             code = codes[annotation["category_id"]]
             draft.annotations.append({**annotation, "image_id": ids[annotation["image_id"]], "category_id": code})
-        elif annotation.get("category_id") not in names.values():
+        elif annotation.get("category_id") not in categories.values():
             draft.found.append(f"{label}: unknown category_id {annotation.get('category_id')!r}")
     return draft
 

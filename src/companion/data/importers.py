@@ -5,20 +5,21 @@ from __future__ import annotations
 import csv
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from companion.data.dataset import ANNOTATIONS, SUFFIXES, DataSet, find_problems, load_dataset, read_document
-from companion.data.formats import FORMATS, Draft
+from companion.data.formats import FORMATS, Draft, read_coco
 from companion.data.pixels import is_grey_file, read_grey, write_grey
 from companion.errors import CompanionError, nearest, problems
 from companion.provenance import atomic_folder, write_json
 
 
 def import_dataset(
-    format: str, images: Path, labels: Path, classes: Sequence[str] | None, pixel_size_nm: float | str | None, out: Path
-) -> DataSet:
+    format: str, images: Path, labels: Path, classes: Sequence[str] | None, pixel_size_nm: float | str | None,
+    out: Path, merge: Mapping[str, str] | None = None,
+) -> DataSet:  # fmt: skip
     """Convert to a data set folder.
 
     Parameters
@@ -30,6 +31,8 @@ def import_dataset(
     pixel_size_nm : nm per px of every image; or "70kx=0.8805,300kx=0.4785", texts in file names and their sizes;
         or the path of a CSV file with columns file_name and pixel_size_nm; None where a COCO file has it
     out : data set folder to make; must not exist
+    merge : sub-label -> class that it is part of, for a COCO file that splits a class, e.g. {"edge-on": "<100> loop",
+        "face-on": "<100> loop"}; see `parse_merge` for the command line's way to write it
 
     Raises
     ------
@@ -45,7 +48,10 @@ def import_dataset(
         raise CompanionError(f"no annotations at {labels}")
     if out.exists():
         raise CompanionError(f"{out} exists already; give a new folder")
-    draft = FORMATS[format](labels, images, tuple(classes or ()))
+    if merge and format != "coco":
+        raise CompanionError(f"merge is for COCO files; format {format} takes the classes as they are named")
+    chosen = tuple(classes or ())
+    draft = read_coco(labels, images, chosen, merge) if merge else FORMATS[format](labels, images, chosen)
     source = f"{labels.name} ({format})"
     with atomic_folder(out) as temporary:
         found = [*draft.found, *_copy_images(draft, images, temporary / "images")]
@@ -120,12 +126,38 @@ def _add_pixel_sizes(images: Sequence[dict[str, Any]], given: float | str | None
             else:
                 found.append(f"{name}: {given} has no row for it")
         else:
-            sizes = {size for part, size in table.items() if part.lower() in name.lower()}
+            sizes = {size for part, size in table.items() if _named(part, name)}
             if len(sizes) == 1:
                 image["pixel_size_nm"] = sizes.pop()
             else:
                 found.append(f"{name}: its name should contain one of {', '.join(table)} to give a pixel size")
     return found
+
+
+def _named(part: str, name: str) -> bool:
+    """Whether a file name says `part`; 70kx is not said by 170kx."""
+    return re.search(rf"(?<![\d.]){re.escape(part.lower())}", name.lower()) is not None
+
+
+def parse_merge(text: str) -> dict[str, str]:
+    """Sub-label -> class, from "edge-on,face-on=<100> loop", several merges parted by semicolons.
+
+    Raises
+    ------
+    CompanionError
+        A part without names on both sides of one "=", or a sub-label that is given to two classes.
+    """
+    merge: dict[str, str] = {}
+    for part in text.split(";"):
+        left, sign, target = part.partition("=")
+        names = [name.strip() for name in left.split(",")]
+        if not sign or not target.strip() or not all(names) or "=" in target:
+            example = "edge-on,face-on=<100> loop"
+            raise CompanionError(f"merge '{part.strip()}' is not sub-labels=class, like '{example}'")
+        for name in names:
+            if merge.setdefault(name, target.strip()) != target.strip():
+                raise CompanionError(f"merge gives sub-label '{name}' to both '{merge[name]}' and '{target.strip()}'")
+    return merge
 
 
 def _table(given: str, found: list[str]) -> float | dict[str, float]:
@@ -188,7 +220,7 @@ def import_record(downloads: Path, folder: Path, card: dict[str, Any]) -> None:
     found = [*draft.found, *_copy_images(draft, downloads, folder / "images")]
     for image in draft.images:
         name = image["file_name"].lower()
-        sizes = [size for part, size in PAPER_MAGNIFICATIONS.items() if re.search(rf"(?<!\d){part}", name)]
+        sizes = [size for part, size in PAPER_MAGNIFICATIONS.items() if _named(part, name)]
         if "pixel_size_nm" not in image and len(sizes) == 1:
             image["pixel_size_nm"] = sizes[0] * 1024 / image.get("width", 1024)
     document = _document(draft, card)

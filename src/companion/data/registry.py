@@ -1,7 +1,8 @@
 """Data sets by name: rendered here, or downloaded when asked for, with licence, citation and checksums.
 
-Downloads go to ``.downloads/<name>`` in the data cache, file by file, each kept only when its checksum is
-right: an interrupted download continues where it stopped. The data set appears when it is whole.
+Downloads go to ``.downloads/<name>`` in the data cache, file by file, each there only when its checksum is right. An
+interrupted download continues where it stopped, within a file where the server can. The data set appears when it is
+whole.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ from typing import Any
 
 from companion import paths, provenance
 from companion.data.dataset import ANNOTATIONS, load_dataset
+from companion.data.download import TIMEOUT_S, download, is_file
 from companion.errors import CompanionError, nearest
 from companion.params import Profile
 
 HASHES = ".hashes.json"  # of a rendered data set: one that is damaged is rendered again
-TIMEOUT_S = 30  # without a byte arriving
 _CREME = (
     "https://raw.githubusercontent.com/ai-atoms/creme/19e9c46d731e525fd80270d9bb602a6e94e92e70/data/ds25s/fov200nm/"
 )
@@ -118,7 +118,7 @@ def fetch(name: str) -> Path:
     ------
     CompanionError
         Unknown name, no network, a file that is not there, cut short or of another checksum, a full disk. What
-        has arrived whole stays for the next try; there is no partial data set.
+        has arrived stays for the next try; there is no partial data set.
     """
     if name not in _ENTRIES:
         raise CompanionError(f"data set '{name}': {nearest(name, _ENTRIES)}")
@@ -139,11 +139,13 @@ def fetch(name: str) -> Path:
 
 
 def _phantom(profile: Profile) -> Path:
+    from companion.phantom.difficulty import difficulty
     from companion.phantom.render import render_dataset
 
     code = provenance.code_hashes("companion.phantom.render")
     code = {k: v for k, v in code.items() if k.startswith("companion/phantom/") or k.endswith("geometry.py")}
-    key = provenance.hash_value([profile.phantom.model_dump(mode="json"), profile.root_seed, code])[:12]
+    stated = difficulty(profile.phantom)  # on the card: once measured, it is rendered with it
+    key = provenance.hash_value([profile.phantom.model_dump(mode="json"), profile.root_seed, code, stated])[:12]
     folder = paths.data_cache() / f"phantom-{key}"
 
     def render(temporary: Path) -> None:
@@ -184,11 +186,8 @@ def _once(folder: Path, make: Callable[[Path], None]) -> Path:
 
 
 def _download(entry: Entry, file: File, folder: Path) -> None:
-    import pooch
-
     target = folder / file.name
-    algorithm, _, digest = file.checksum.partition(":")
-    if target.is_file() and pooch.file_hash(str(target), alg=algorithm) == digest:
+    if is_file(target, file.checksum):
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     mirror = paths.data_mirror()
@@ -196,8 +195,8 @@ def _download(entry: Entry, file: File, folder: Path) -> None:
         source = mirror / entry.name / file.name
         if not source.is_file():
             raise CompanionError(f"{entry.name}: the mirror {mirror} has no {entry.name}/{file.name}")
-        if pooch.file_hash(str(source), alg=algorithm) != digest:
-            raise CompanionError(f"{entry.name}: {source} is not the registered file ({algorithm} should be {digest})")
+        if not is_file(source, file.checksum):
+            raise CompanionError(f"{entry.name}: {source} is not the registered file ({file.checksum})")
         with provenance.atomic(target) as temporary:
             shutil.copyfile(source, temporary)
         return
@@ -205,17 +204,14 @@ def _download(entry: Entry, file: File, folder: Path) -> None:
     from urllib3.exceptions import HTTPError
 
     try:
-        pooch.retrieve(
-            file.url, file.checksum, fname=target.name, path=target.parent,
-            downloader=pooch.HTTPDownloader(timeout=TIMEOUT_S, progressbar=sys.stderr.isatty()),
-        )  # fmt: skip
+        download(file.url, file.checksum, target, TIMEOUT_S)
+    except CompanionError as error:
+        raise CompanionError(f"{entry.name}: {error}") from None
     except (RequestException, HTTPError) as error:
         raise CompanionError(
             f"{entry.name}: {file.url} could not be downloaded: {error}. What has arrived is kept; run "
             f"`companion data fetch {entry.name}` again, or set COMPANION_DATA_MIRROR to a folder that holds the files"
         ) from None
-    except ValueError as error:  # pooch's word for a wrong checksum; it has removed the file
-        raise CompanionError(f"{entry.name}: {file.url} is not the registered file: {error}") from None
 
 
 # --- loops_316L ---------------------------------------------------------------------------------------------

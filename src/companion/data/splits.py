@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from companion import seeds
 from companion.data.dataset import DataSet
 from companion.errors import CompanionError, nearest, problems
+from companion.params import Profile
 from companion.provenance import atomic
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Split:
     ----------
     train : in the order in which they are used: N training micrographs are the first N
     test, val : held out; disjoint from `train` and each other
-    near_duplicates : pairs across two of the lists (training first, test last) that look like one field of view
+    near_duplicates : pairs of files of different parts (training, test, validation) that look like one field of view
     """
 
     name: str
@@ -60,8 +61,9 @@ class Split:
 
 
 def make_split(
-    dataset: DataSet, split: int | str, sizes: Sequence[int], n_test: int, root_seed: int, n_val: int = 0
-) -> Split:
+    dataset: DataSet, split: int | str, sizes: Sequence[int], n_test: int, root_seed: int, *, n_val: int = 0,
+    group_by: str | None = None,
+) -> Split:  # fmt: skip
     """Training, test and validation micrographs of a data set.
 
     Parameters
@@ -69,8 +71,9 @@ def make_split(
     split : number of a split drawn by seed, or the path of a split file (YAML: name, dataset, and either
         lists train, test and optionally val, or a seed and optionally group_by, see `groups`)
     sizes : numbers N of training micrographs; the largest must fit
-    n_test : test micrographs of a drawn split; listed ones are all used
+    n_test : test micrographs of a drawn split, fewer where whole groups do not fit; listed ones are all used
     n_val : validation micrographs of a drawn split, fewer where training and test leave fewer; listed ones are used
+    group_by : what a split drawn by number keeps on one side, see `groups`; a split file says it itself
 
     Raises
     ------
@@ -81,20 +84,31 @@ def make_split(
     Warns
     -----
     UserWarning
-        Near-duplicate micrographs across the lists, named.
+        Near-duplicate micrographs across training, test and validation, listed.
     """
     if isinstance(split, str):
         made = _from_file(dataset, Path(split), sizes, (n_test, n_val), root_seed)
     else:
-        made = _drawn(dataset, str(split), split, sizes, (n_test, n_val), root_seed)
+        made = _drawn(dataset, str(split), split, sizes, (n_test, n_val), root_seed, group_by)
     train = made.train[: max(sizes)]
-    pairs = near_duplicates(dataset, (*train, *made.val), made.test)
-    if made.val:  # a threshold chosen on what trained, or on what is scored, was not chosen elsewhere
-        pairs += near_duplicates(dataset, train, made.val)
-    if pairs:
-        lines = "\n".join(f"  - {a} ~ {b}" for a, b in pairs)
-        warnings.warn(f"split {made.name}: near-duplicates across its lists:\n{lines}", stacklevel=2)
+    # A threshold chosen on what trained, or on what is scored, was not chosen elsewhere.
+    across = {("training", "test"): (train, made.test), ("training", "validation"): (train, made.val),
+              ("validation", "test"): (made.val, made.test)}  # fmt: skip
+    found = {sides: near_duplicates(dataset, *files) for sides, files in across.items() if all(files)}
+    for (one, other), alike in found.items():
+        if alike:
+            lines = "\n".join(f"  - {a} ~ {b}" for a, b in alike)
+            warnings.warn(f"split {made.name}: near-duplicates across {one} and {other}:\n{lines}", stacklevel=2)
+    pairs = [pair for alike in found.values() for pair in alike]
     return Split(made.name, made.dataset, made.train, made.test, made.val, made.seed, tuple(pairs))
+
+
+def profile_split(dataset: DataSet, split: int | str, profile: Profile) -> Split:
+    """`make_split` with the numbers of a profile."""
+    return make_split(
+        dataset, split, profile.sizes, profile.n_test, profile.root_seed, n_val=profile.n_val,
+        group_by=profile.group_by.get(dataset.name),
+    )  # fmt: skip
 
 
 def near_duplicates(dataset: DataSet, train: Sequence[str], test: Sequence[str]) -> list[tuple[str, str]]:

@@ -32,7 +32,7 @@ from companion import params, training
 from companion.data.cutting import cut_patches
 from companion.data.dataset import DataSet, load_dataset
 from companion.data.registry import obtain
-from companion.data.splits import make_split, near_duplicates
+from companion.data.splits import near_duplicates, profile_split
 from companion.diffusion import autoencoder as autoencoders
 from companion.diffusion import train, train_autoencoder
 from companion.errors import CompanionError
@@ -127,7 +127,7 @@ def untested(dataset: DataSet, profile: params.Profile) -> list[str]:
     CompanionError
         When none is left.
     """
-    splits = [make_split(dataset, split, profile.sizes, profile.n_test, profile.root_seed) for split in profile.splits]
+    splits = [profile_split(dataset, split, profile) for split in profile.splits]
     held = {file for split in splits for file in (*split.test, *split.val)}
     left = [file for file in dataset.files if file not in held]
     alike = {file for file, _ in near_duplicates(dataset, left, sorted(held))}

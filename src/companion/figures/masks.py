@@ -57,7 +57,7 @@ def sizes_and_angles(
 
     Parameters
     ----------
-    bands : label of the x axis -> class name -> see `masks.spatial.distribution_band`; two of them
+    bands : label of the x axis -> class name -> see `masks.bands.distribution_band`; two of them
     statistics : see `masks.statistics.measure`; angles of instances cut by the border are left out
     """
     figure, axes = plt.subplots(1, 3, figsize=(9, 3), width_ratios=[1, 1, 1.2])
@@ -80,19 +80,54 @@ def sizes_and_angles(
     return figure
 
 
-def counts_per_patch(counts: pd.DataFrame, classes: Sequence[str], title: str) -> Figure:
-    """How many patches hold 0, 1, 2, ... instances: of all classes (bars) and of each (markers)."""
+def counts_per_patch(bands: Mapping[str, pd.DataFrame], title: str) -> Figure:
+    """Share of the patches that hold 0, 1, 2, ... instances, with bands.
+
+    Parameters
+    ----------
+    bands : "all classes" (bars), then each class (markers) -> see `masks.bands.count_band`
+    """
     figure, axis = plt.subplots(figsize=(6, 2.8))
-    total = counts.groupby("patch")["count"].sum()
-    bins = np.arange(int(total.max()) + 1)
-    axis.bar(bins, np.bincount(total, minlength=len(bins)), color="0.85", label="all classes")
-    for code, (name, marker) in enumerate(zip(classes, MARKERS * len(classes), strict=False), start=1):
-        number = np.bincount(counts.loc[counts["class"] == code, "count"], minlength=len(bins))
-        color = CLASS_COLORS[(code - 1) % len(CLASS_COLORS)]
-        axis.plot(bins, number, marker=marker, color=color, linewidth=0.8, markersize=4, label=name)
-    axis.set(xlabel="instances per patch", ylabel="patches")
+    (name, every), *classes = bands.items()
+    axis.bar(every["value"], every["share"], color="0.85", label=name)
+    axis.errorbar(every["value"], every["share"], _bars(every), fmt="none", ecolor="0.4", linewidth=1)
+    for k, (name, band) in enumerate(classes):
+        color, marker = CLASS_COLORS[k % len(CLASS_COLORS)], MARKERS[k % len(MARKERS)]
+        axis.fill_between(band["value"], band["low"], band["high"], color=color, alpha=0.2, linewidth=0)
+        axis.plot(band["value"], band["share"], marker=marker, color=color, linewidth=0.8, markersize=4, label=name)
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.set(xlabel="instances per patch", ylabel="share of patches")
     axis.legend()
     axis.set_title(title)
+    return figure
+
+
+def _bars(band: pd.DataFrame) -> NDArray[np.float64]:
+    """Lengths of error bars [2, M]: a percentile may lie beyond the share itself."""
+    return np.clip([band["share"] - band["low"], band["high"] - band["share"]], 0, None)
+
+
+def by_magnification(bands: Mapping[str, Mapping[str, pd.DataFrame]], correlation: pd.DataFrame, title: str) -> Figure:
+    """Neighbours and directions for every pixel size, with bands, and the pair correlation of all patches.
+
+    Parameters
+    ----------
+    bands : label of the x axis -> "0.88 nm/px", ... -> table with value, share, low, high; three of them
+    correlation : see `masks.spatial.pair_correlation`
+    """
+    figure, axes = plt.subplots(2, 2, figsize=(7.5, 5.2))
+    for axis, (label, curves) in zip(axes.flat, bands.items(), strict=False):
+        for k, (name, band) in enumerate(curves.items()):
+            color = CLASS_COLORS[(k + 3) % len(CLASS_COLORS)]  # not those of the classes
+            axis.fill_between(band["value"], band["low"], band["high"], color=color, alpha=0.2, linewidth=0)
+            axis.plot(band["value"], band["share"], color=color, linestyle=LINES[k % len(LINES)], label=name)
+        axis.set(xlabel=label, ylabel="share ≤", ylim=(0, 1))
+    last = axes[1, 1]
+    last.plot(correlation["r_px"], correlation["g"], "ko-", markersize=3)
+    last.axhline(1, color="0.6", linewidth=0.8)
+    last.set(xlabel="distance r [px]", ylabel="pair correlation g(r)", ylim=(0, None))
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    figure.suptitle(title, fontsize=9)
     return figure
 
 
@@ -126,23 +161,22 @@ def distributions(sources: Mapping[str, pd.DataFrame], classes: Sequence[str], t
     return figure
 
 
-def neighbourhoods(
-    nearest: Mapping[str, NDArray[np.float64]], correlations: Mapping[str, pd.DataFrame], title: str
-) -> Figure:
+def neighbourhoods(nearest: Mapping[str, pd.DataFrame], correlations: Mapping[str, pd.DataFrame], title: str) -> Figure:
     """Where defects lie relative to each other.
 
     Parameters
     ----------
-    nearest : source -> nearest-neighbour distances in px
+    nearest : source -> see `masks.bands.nearest_band`
     correlations : source -> see `masks.spatial.pair_correlation`
     """
     figure, axes = plt.subplots(1, 2, figsize=(7.5, 2.9))
     palette = _colors(nearest)
-    for line, marker, (name, distances) in zip(LINES * 3, MARKERS * 3, nearest.items(), strict=False):
-        sns.ecdfplot(distances, ax=axes[0], label=name, color=palette[name], linestyle=line)
+    for line, marker, (name, band) in zip(LINES * 3, MARKERS * 3, nearest.items(), strict=False):
+        axes[0].fill_between(band["value"], band["low"], band["high"], color=palette[name], alpha=0.15, linewidth=0)
+        axes[0].plot(band["value"], band["share"], label=name, color=palette[name], linestyle=line)
         g = correlations[name]
         axes[1].plot(g["r_px"], g["g"], color=palette[name], linestyle=line, marker=marker, markersize=3)
-    axes[0].set(xlabel="distance to the nearest defect [px]", ylabel="share ≤")
+    axes[0].set(xlabel="distance to the nearest defect [px]", ylabel="share ≤", ylim=(0, 1))
     axes[1].axhline(1, color="0.6", linewidth=0.8)
     axes[1].set(xlabel="distance r [px]", ylabel="pair correlation g(r)", ylim=(0, None))
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(nearest))

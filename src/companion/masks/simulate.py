@@ -182,15 +182,15 @@ class _Source:
 
     def places(self, shapes: pd.DataFrame) -> pd.DataFrame:
         """The same with x, y and forced."""
-        buffer, forced = self.masks.overlap_buffer_px, np.zeros(len(shapes), dtype=bool)
+        buffer, tries = self.masks.overlap_buffer_px, self.masks.overlap_tries
         if "positions" in self.repairs:
             measured = placing.real_interaction(self.statistics, self.real.size, self.rng)
             rule = placing.interaction_of(shapes, measured)
-            centres = placing.place_by_interaction(shapes, rule, self.window, self.masks.candidates, self.rng)
+            among = self.masks.candidates
+            centres, forced = placing.place_by_interaction(shapes, rule, self.window, among, tries, self.rng)
         else:
             near = placing.ellipses_near if "overlap" in self.repairs else placing.boxes_near
             rule = near(shapes, buffer)
-            tries = self.masks.overlap_tries
             centres, forced = placing.place_by_rejection(shapes, rule, self.window, tries, self.rng)
         return shapes.assign(x=centres[:, 0], y=centres[:, 1], forced=forced)
 

@@ -36,23 +36,33 @@ def inclusion_weights(table: pd.DataFrame, size: int) -> Floats:
     table : see `statistics.measure`
     size : S, px
     """
-    t = np.deg2rad(table["angle_deg"].to_numpy())
-    a, b = table["major_px"].to_numpy(), table["minor_px"].to_numpy()
-    width, height = np.hypot(a * np.cos(t), b * np.sin(t)), np.hypot(a * np.sin(t), b * np.cos(t))
-    room = np.clip(size - 1 - width, 1, None) * np.clip(size - 1 - height, 1, None)
-    weights = np.where(table["touches_border"].to_numpy(), 0.0, size**2 / room)
+    weights = plane_weights(table, size)
     kept = weights > 0
     return weights / weights[kept].mean() if kept.any() else weights
 
 
+def plane_weights(table: pd.DataFrame, size: int) -> Floats:
+    """`inclusion_weights` before their mean is set to 1, [M].
+
+    S^2 over the area of the places at which the instance lies uncut in the window: summed over the windows they
+    are S^2 times the density of the defects, each of which counts once wherever it is.
+    """
+    t = np.deg2rad(table["angle_deg"].to_numpy())
+    a, b = table["major_px"].to_numpy(), table["minor_px"].to_numpy()
+    width, height = np.hypot(a * np.cos(t), b * np.sin(t)), np.hypot(a * np.sin(t), b * np.cos(t))
+    room = np.clip(size - 1 - width, 1, None) * np.clip(size - 1 - height, 1, None)
+    return np.where(table["touches_border"].to_numpy(), 0.0, size**2 / room)
+
+
 def nearest_neighbours(table: pd.DataFrame, size: int) -> pd.DataFrame:
-    """Distance from each instance's centre to the nearest other one in its patch.
+    """Distance from each instance's centre to the nearest other one in its patch, and to the border.
+
+    A nearer one may lie beyond the border: `nearest_share` estimates the distribution in spite of that.
 
     Returns
     -------
-    Table in the order of `table` with distance_px (inf where it is alone) and known: the distance is not longer
-    than that to the border, so that no neighbour beyond it can be nearer (the reduced-sample estimator uses
-    these only).
+    Table in the order of `table` with distance_px (inf where it is alone) and border_px (0 where the centre lies
+    outside).
     """
     i, j = pairs_within(table["patch"].to_numpy())
     centre = table[["x", "y"]].to_numpy()
@@ -61,7 +71,28 @@ def nearest_neighbours(table: pd.DataFrame, size: int) -> pd.DataFrame:
     np.minimum.at(distance, i, apart)
     np.minimum.at(distance, j, apart)
     border = np.minimum(centre, size - centre).min(axis=1, initial=np.inf)
-    return pd.DataFrame({"distance_px": distance, "known": distance <= border})
+    return pd.DataFrame({"distance_px": distance, "border_px": np.maximum(border, 0)})
+
+
+def nearest_share(distance: Floats, border: Floats, grid: Floats) -> Floats:
+    """G(r), the share of instances whose nearest neighbour is within r, at every r of `grid` [G].
+
+    The reduced-sample (border) estimator (Ripley 1988; Baddeley et al. 2015, chapter 8): at r only the instances
+    count that are at least r from the border, since of these all neighbours within r are seen. Leaving out those
+    whose neighbour is farther than the border instead would select short distances.
+
+    Parameters
+    ----------
+    distance, border : [M] as from `nearest_neighbours`, in the unit of `grid`
+
+    Returns
+    -------
+    G [G], undefined (nan) where no instance is so far from the border; it need not rise everywhere.
+    """
+    inside = np.asarray(border)[:, None] >= grid  # [M, G]
+    near = (np.asarray(distance)[:, None] <= grid) & inside
+    n = inside.sum(axis=0)
+    return np.divide(near.sum(axis=0), n, out=np.full(len(grid), np.nan), where=n > 0)
 
 
 def pair_correlation(table: pd.DataFrame, size: int, edges_px: Floats) -> pd.DataFrame:
@@ -194,30 +225,3 @@ def coherence(table: pd.DataFrame, fold: int) -> float:
     pairs = pairs[pairs["class_a"] == pairs["class_b"]]
     weight = pairs["weight"].sum()
     return float((pairs["weight"] * pairs["likeness"]).sum() / weight) if weight > 0 else float("nan")
-
-
-def distribution_band(
-    values: Floats, groups: NDArray, weights: Floats, grid: Floats, rng: np.random.Generator, resamples: int = 500,
-    level: float = 0.95,
-) -> pd.DataFrame:  # fmt: skip
-    """Weighted cumulative distribution with a pointwise bootstrap band; whole groups (micrographs) are resampled.
-
-    Defects of one micrograph share density, size and orientation, so resampling defects would make the band
-    far too narrow.
-
-    Returns
-    -------
-    Table with value (`grid`), share (of the weight at or below it), low, high; share is undefined without weight.
-    """
-    codes, names = pd.factorize(groups)
-    below = np.zeros((len(names), len(grid) + 1))
-    np.add.at(below, (codes, np.searchsorted(grid, values, side="left")), weights)
-    cumulative = below.cumsum(axis=1)  # [groups, G + 1]; the last column is the group's weight
-    chosen = rng.multinomial(len(names), np.full(len(names), 1 / max(1, len(names))), size=resamples)
-    curves = np.vstack([cumulative.sum(axis=0), chosen @ cumulative])
-    if curves[0, -1] == 0:
-        return pd.DataFrame({"value": grid, "share": np.nan, "low": np.nan, "high": np.nan})
-    curves = curves[curves[:, -1] > 0]  # a resample may hold no weight
-    curves = curves[:, :-1] / curves[:, -1:]
-    low, high = np.quantile(curves[1:], [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return pd.DataFrame({"value": grid, "share": curves[0], "low": low, "high": high})

@@ -19,7 +19,9 @@ from companion.masks.spatial import inclusion_weights
 Fit = Literal["contour", "arc", "moments"]
 Ellipse = tuple[float, float, float, float, float]  # x, y, major_px, minor_px, angle_deg
 ELLIPSE_COLUMNS = ["x", "y", "major_px", "minor_px", "angle_deg"]
-STATISTICS_COLUMNS = ["image", "patch", "class", *ELLIPSE_COLUMNS, "area_px", "touches_border", "pixel_size_nm"]
+STATISTICS_COLUMNS = [
+    "image", "patch", "class", *ELLIPSE_COLUMNS, "area_px", "long_px", "touches_border", "pixel_size_nm",
+]  # fmt: skip
 CONTOUR_POINTS, ARC_POINTS = 5, 10  # an ellipse has five parameters; part of one needs more points
 CONTOUR_PX = 1.0  # OpenCV's contours run through the centres of the outermost pixels: the region is this much wider
 # A fit outside these bounds has failed (a line of pixels has no ellipse).
@@ -40,9 +42,9 @@ def measure(patches: Patches, fit: Fit = "contour") -> pd.DataFrame:
     Returns
     -------
     Table in the order of ``patches.table`` with image, patch, class, x, y (px, centre), major_px, minor_px
-    (full axes), angle_deg (of the major axis, counter-clockwise as displayed, [0, 180)), area_px (visible),
-    touches_border, pixel_size_nm. Lengths of instances that touch the border are those of the visible part,
-    except for ``"arc"``.
+    (full axes), angle_deg (of the major axis, counter-clockwise as displayed, [0, 180)), area_px (visible), long_px
+    (long side of its box), touches_border, pixel_size_nm. Lengths of instances that touch the border are those of
+    the visible part, except for ``"arc"``.
 
     Notes
     -----
@@ -66,19 +68,21 @@ def measure(patches: Patches, fit: Fit = "contour") -> pd.DataFrame:
     return pd.DataFrame({
         "image": patches.index["image"].to_numpy()[numbers], "patch": numbers, "class": table["class"].to_numpy(),
         **{column: ellipses[:, k] for k, column in enumerate(ELLIPSE_COLUMNS)},
-        "area_px": table["area_px"].to_numpy(), "touches_border": table["touches_border"].to_numpy(),
+        "area_px": table["area_px"].to_numpy(), "long_px": (boxes[:, 2:] - boxes[:, :2]).max(axis=1, initial=0),
+        "touches_border": table["touches_border"].to_numpy(),
         "pixel_size_nm": patches.index["pixel_size_nm"].to_numpy()[numbers],
     })[STATISTICS_COLUMNS]  # fmt: skip
 
 
 def counts(patches: Patches) -> pd.DataFrame:
-    """Instances per patch and class: image, patch, class, count; a row for every pair, zeros included."""
+    """Instances per patch and class: image, patch, class, count, pixel_size_nm; a row for each, zeros included."""
     shape = (len(patches), len(patches.classes))
     number = np.zeros(shape, dtype=np.int64)
     np.add.at(number, (patches.table["patch"].to_numpy(), patches.table["class"].to_numpy() - 1), 1)
     patch, code = np.indices(shape)
-    image = patches.index["image"].to_numpy()[patch.ravel()]
-    return pd.DataFrame({"image": image, "patch": patch.ravel(), "class": code.ravel() + 1, "count": number.ravel()})
+    image, scale = (patches.index[column].to_numpy()[patch.ravel()] for column in ("image", "pixel_size_nm"))
+    return pd.DataFrame({"image": image, "patch": patch.ravel(), "class": code.ravel() + 1, "count": number.ravel(),
+                         "pixel_size_nm": scale})  # fmt: skip
 
 
 def ellipse_of_contour(mask: NDArray[np.bool_], inside: tuple[int, int, int, int] | None = None) -> Ellipse:
@@ -170,26 +174,50 @@ def touching_boxes(table: pd.DataFrame) -> pd.DataFrame:
     return pairs.loc[meet, ["patch", "instance_a", "instance_b"]].reset_index(drop=True)
 
 
-def summary(statistics: pd.DataFrame, counts: pd.DataFrame, classes: tuple[str, ...]) -> pd.DataFrame:
-    """One row per class and one for all: number, share, mean per patch, and means over instances not cut.
+def summary(statistics: pd.DataFrame, counts: pd.DataFrame, classes: tuple[str, ...], size: int) -> pd.DataFrame:
+    """One row per class and one for all: number, share, mean per patch, and means over all defects of the plane.
+
+    Means are those of the uncut instances with `spatial.inclusion_weights`, since large ones are cut more often.
+
+    Parameters
+    ----------
+    size : side of a patch, px
 
     Returns
     -------
-    Table with class (name), instances, share, per_patch, cut_share (of instances that touch the border), and of
-    the uncut: major_px, major_nm, aspect (means; undefined where there is none).
+    Table with class (name), instances, share, per_patch, cut_share (of instances that touch the border), and the
+    weighted means box_long_nm (long side of the box), major_px, major_nm, aspect (undefined where there is no
+    uncut instance).
     """
     rows = []
     n_patches = counts["patch"].nunique()
+    weights = inclusion_weights(statistics, size)
+    nm = statistics["pixel_size_nm"]
+    measures = {
+        "box_long_nm": statistics["long_px"] * nm, "major_px": statistics["major_px"],
+        "major_nm": statistics["major_px"] * nm, "aspect": statistics["major_px"] / statistics["minor_px"],
+    }  # fmt: skip
     for code, name in [*enumerate(classes, start=1), (None, "all")]:
-        some = statistics if code is None else statistics[statistics["class"] == code]
-        whole = some[~some["touches_border"]]
+        own = np.ones(len(statistics), dtype=bool) if code is None else (statistics["class"] == code).to_numpy()
+        weight = weights * own
         rows.append({
-            "class": name, "instances": len(some), "share": len(some) / max(1, len(statistics)),
-            "per_patch": len(some) / n_patches, "cut_share": some["touches_border"].mean(),
-            "major_px": whole["major_px"].mean(), "major_nm": (whole["major_px"] * whole["pixel_size_nm"]).mean(),
-            "aspect": (whole["major_px"] / whole["minor_px"]).mean(),
+            "class": name, "instances": int(own.sum()), "share": own.sum() / max(1, len(statistics)),
+            "per_patch": own.sum() / max(1, n_patches), "cut_share": statistics["touches_border"][own].mean(),
+            **{what: (weight * v).sum() / weight.sum() if weight.sum() else np.nan for what, v in measures.items()},
         })  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def by_magnification(
+    statistics: pd.DataFrame, counts: pd.DataFrame, classes: tuple[str, ...], size: int
+) -> pd.DataFrame:
+    """`summary` for the patches of every pixel size, those without a defect included; first column "nm/px"."""
+    tables = [
+        summary(statistics[statistics["pixel_size_nm"] == scale], own, classes, size).assign(**{"nm/px": scale})
+        for scale, own in counts.groupby("pixel_size_nm")
+    ]
+    found = pd.concat(tables, ignore_index=True)
+    return found[["nm/px", *found.columns.drop("nm/px")]]
 
 
 def border_bias(patches: Patches, micrographs: Patches) -> pd.DataFrame:

@@ -184,9 +184,11 @@ def _draw_defect(code: int, scene: Scene, p: Phantom, rng: np.random.Generator) 
     *looks, width, uneven = (float(u) for u in rng.uniform(size=7))
     if code == BLACK_DOT:
         ratio, angle = float(rng.uniform(0.75, 1.0)), float(rng.uniform(0, 180))
+        minor = ratio * diameter
     else:
         ratio, angle = random_loop(code, p.beam, scene.beam, p.tilt_jitter_deg, rng)
-    minor = max(ratio * diameter, _between(p.edge_on_nm, width))
+        # Seen along its plane a loop is as wide as its strain contrast, but no wider than it is long.
+        minor = min(max(ratio * diameter, _between(p.edge_on_nm, width)), diameter)
     ellipse = (0.0, 0.0, diameter / scene.pixel_size_nm, minor / scene.pixel_size_nm, angle + scene.azimuth_deg)
     return dressed(code, ellipse, ratio < EDGE_ON_RATIO, (*looks, uneven), scene, p)
 

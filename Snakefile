@@ -5,7 +5,7 @@ import shlex
 import shutil
 import sys
 
-from companion import stages
+from companion import places, stages
 from companion.execute import DONE, parse_split, synchronise
 from companion.params import load_profile
 
@@ -15,7 +15,7 @@ if "splits" in config:
     GIVEN["splits"] = [parse_split(text) for text in str(config["splits"]).split(",")]
 PROFILE = load_profile(NAME, **GIVEN)
 QUOTED = shlex.join([NAME, PROFILE.dataset, ",".join(str(split) for split in PROFILE.splits)])
-TREE = stages.tree(PROFILE)
+TREE = places.tree(PROFILE)
 MATRIX = {stage.address: stage for stage in stages.matrix(PROFILE)}
 # 'auto' is decided where the job runs; here it matters only whether jobs have to share one GPU.
 GPUS = int(PROFILE.device == "cuda" or (PROFILE.device == "auto" and shutil.which("nvidia-smi") is not None))

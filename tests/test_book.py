@@ -20,7 +20,7 @@ import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
-from companion import fragments, stages
+from companion import fragments, places, stages
 from companion.book import page as page_of
 from companion.book import page_not_run
 from companion.errors import CompanionError
@@ -165,7 +165,7 @@ def test_pages_quote_only_what_a_run_provides_even_an_empty_one() -> None:
 def test_pages_include_only_what_a_run_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COMPANION_RUNS", str(tmp_path / "runs"))
     profile = load_profile("smoke")
-    tree = stages.tree(profile)
+    tree = places.tree(profile)
     write_json(tree / "claims" / "claims.json", {"dataset": "phantom", "claims": CLAIMS})
     write_table(tree / "sizes" / "sizes.parquet", GAINS)
     first = stages.matrix(profile)[0].folder

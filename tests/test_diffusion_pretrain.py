@@ -32,6 +32,7 @@ def profile_of(folder, **more):
         "sizes": [2],
         "imbalance_sizes": [],
         "n_test": 2,
+        "n_val": 0,
         "splits": [1, 2],
         "patches": {"size": 64, "train_stride": 64},
         **more,

@@ -12,7 +12,7 @@ import pytest
 from conftest import ellipse_patches
 from test_scores import BOX, noisy
 
-from companion import provenance, stages
+from companion import places, provenance, stages
 from companion.evaluation import runs, sliders, studies, thresholds
 from companion.evaluation.claims import claims_table, gather, verdicts_beside
 from companion.evaluation.scores import Counts
@@ -260,7 +260,7 @@ def test_claims_of_a_small_run_claim_little(study):
     assert table.loc["C5", "verdict"] == "cannot be compared" and table.loc["C3", "verdict"] == "not attempted"
     assert table.loc["C2", "stamp"] == "sizes/stamp.json" and table.loc["C11", "value"] == 10
     rows = table.reset_index().to_dict("records")
-    provenance.write_json(stages.tree(claims.profile).parent / "other" / "claims" / "claims.json", {"claims": rows})
+    provenance.write_json(places.tree(claims.profile).parent / "other" / "claims" / "claims.json", {"claims": rows})
     beside = verdicts_beside(claims, rows)
     assert list(beside) == ["phantom", "loops_316L", "fecral", "other (None)"] and beside.shape == (12, 4)
     assert beside["fecral"].eq("not attempted").all()

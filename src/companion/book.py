@@ -12,7 +12,7 @@ from typing import Any
 
 import nbformat
 
-from companion import fragments, paths, provenance, stages
+from companion import fragments, paths, places, provenance, stages
 from companion.errors import CompanionError, problems
 from companion.params import Profile, load_profile
 
@@ -66,7 +66,7 @@ def representatives(profile: Profile) -> dict[str, stages.Stage]:
     def rank(stage: stages.Stage) -> tuple[Any, ...]:
         keys = stage.keys
         order = profile.seeds.index(keys["seed"]) if "seed" in keys else 0
-        first_split = stages.split_name(keys.get("split", "")) == stages.split_name(profile.splits[0])
+        first_split = places.split_name(keys.get("split", "")) == places.split_name(profile.splits[0])
         return (not first_split, -keys.get("n_train", 0), keys.get("arm") != "EXP+GEN",
                 keys.get("masks") != "plain", order)  # fmt: skip
 
@@ -100,7 +100,7 @@ def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 def page_not_run(kind: stages.Kind, profile: Profile) -> nbformat.NotebookNode:
     """The title of a notebook that has no stage in this run, and why."""
     notebook = nbformat.read(paths.notebooks() / f"{kind.notebook}.ipynb", as_version=4)
-    data = fragments.data_name(stages.dataset_name(profile.dataset))
+    data = fragments.data_name(places.dataset_name(profile.dataset))
     said = (
         f"Not part of this run (profile {profile.name}, {data}): the study needs micrographs whose exact truth is "
         "known, the phantom's, and a profile that names it in `extensions.studies`."
@@ -178,7 +178,7 @@ def told_stale(states: Mapping[str, list[str] | None], again: Sequence[str]) -> 
 def _make(profile: Profile, states: Mapping[str, list[str] | None]) -> None:
     pages = assemble(profile, paths.root() / "book" / "executed", states)
     figures = collect_figures(profile, paths.root() / "figures")
-    data = fragments.data_name(stages.dataset_name(profile.dataset))
+    data = fragments.data_name(places.dataset_name(profile.dataset))
     print(f"book/executed: {len(pages)} pages, figures: {len(figures)} files, from {profile.name} on {data}")
 
 

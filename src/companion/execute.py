@@ -11,7 +11,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from companion import paths, stages
+from companion import paths, places, stages
 from companion.errors import CompanionError
 from companion.params import Profile, load_profile
 from companion.provenance import EXECUTED, artifact_hashes, artifacts, atomic, read_stamp
@@ -28,7 +28,7 @@ def synchronise(profile: Profile) -> dict[str, list[str] | None]:
     """
     states, now = stages.states(profile), time.time()
     for order, (address, reasons) in enumerate(states.items()):
-        flag = stages.tree(profile) / address / DONE
+        flag = places.tree(profile) / address / DONE
         if reasons == []:
             flag.touch()
             os.utime(flag, (now - 10_000 + order, now - 10_000 + order))

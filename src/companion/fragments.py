@@ -19,7 +19,7 @@ import nbformat
 import pandas as pd
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from companion import measurements, paths, provenance, stages
+from companion import measurements, paths, places, provenance, stages
 from companion.errors import CompanionError, problems
 from companion.evaluation.conditions import at_condition, headline_condition
 from companion.evaluation.wording import with_interval
@@ -62,7 +62,7 @@ def write_fragments(
     sources = {key: origins[origin] for key, (_, origin) in quoted.items()}
     glue_notebook({key: value for key, (value, _) in quoted.items()}, folder / "headline.ipynb", sources)
     fragments = {
-        "notice": data_notice(stages.dataset_name(profile.dataset), profile.name),
+        "notice": data_notice(places.dataset_name(profile.dataset), profile.name),
         "headline": scores_table(gains, profile.evaluation.confidence_level)
         + "\n"
         + claims_table([r for r in rows if r["id"] in HEADLINE_CLAIMS]),
@@ -142,7 +142,7 @@ def quoted_numbers(
     """
     verdicts = Counter(row["verdict"] for row in claims)
     quoted = {
-        "data": (data_name(stages.dataset_name(profile.dataset)), "profile"),
+        "data": (data_name(places.dataset_name(profile.dataset)), "profile"),
         "profile": (profile.name, "profile"),
         "iou": (f"{profile.evaluation.iou:g}", "profile"),
         "n_claims": (str(len(claims)), "claims"),

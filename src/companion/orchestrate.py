@@ -17,7 +17,7 @@ import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from companion import paths, provenance, report, stages
+from companion import paths, places, provenance, report
 from companion.errors import CompanionError
 from companion.execute import DONE, synchronise
 from companion.params import Profile
@@ -43,7 +43,7 @@ def run(profile: Profile, name_or_path: str, cores: int, console: Console, clust
     here = ["--cores", str(cores), "--resources", f"gpu={room}", f"gpu_share={room}"]
     where = here if cluster is None else _submission(cluster)
     check_inputs(profile)
-    tree = stages.tree(profile)
+    tree = places.tree(profile)
     with _only_run(tree) as lock:
         if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
             signal.signal(signal.SIGHUP, lambda *_: _leave_terminal(tree / TERMINAL))
@@ -116,7 +116,7 @@ def _snakemake(
     console: Console,
     lock: int,
 ) -> int:
-    tree = stages.tree(profile)
+    tree = places.tree(profile)
     command = [
         sys.executable, "-m", "snakemake", "--snakefile", str(paths.root() / "Snakefile"),
         "--directory", str(paths.root()), *where, "--rerun-triggers", "mtime", "--rerun-incomplete",

@@ -27,7 +27,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 
-from companion import paths, provenance, stages
+from companion import paths, places, provenance, stages
 from companion.book import clean, representatives
 from companion.errors import CompanionError, problems
 from companion.params import Profile, load_profile, profile_names
@@ -72,7 +72,7 @@ def bundle(profile: Profile, name: str, out: Path) -> list[Path]:
     if waiting:
         title = f"the run of {name} is not complete; `companion run {name}` makes what is missing:"
         raise problems(title, _first(f"{a}: {'; '.join(why or ['missing'])}" for a, why in waiting.items()))
-    tree = stages.tree(profile)
+    tree = places.tree(profile)
     with provenance.atomic_folder(out) as folder:
         for stage in stages.matrix(profile):
             _pack(stage, stage in representatives(profile).values(), folder / stage.address)
@@ -80,7 +80,7 @@ def bundle(profile: Profile, name: str, out: Path) -> list[Path]:
         _check_no_place(folder)
         files = {p.relative_to(folder).as_posix(): provenance.hash_file(p) for p in _regular_files(folder)}
         provenance.write_json(folder / MANIFEST, {
-            "profile": name, "dataset": stages.dataset_name(profile.dataset), "splits": profile.splits,
+            "profile": name, "dataset": places.dataset_name(profile.dataset), "splits": profile.splits,
             "commit": provenance.git_commit(), "run": f"runs/{tree.parent.name}/{tree.name}", "files": files,
         })  # fmt: skip
     return [*(out / name for name in files), out / MANIFEST]

@@ -9,14 +9,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from companion import paths, plan, provenance, stages
+from companion import paths, places, plan, provenance, stages
 from companion.params import Profile
 
 
 def status(profile: Profile, console: Console) -> bool:
     """Print every stage as fresh, stale (and because of what), running or missing; True if all are fresh."""
     states = stages.states(profile)
-    table = Table(title=f"{title(profile)} · {shown(stages.tree(profile))}", title_justify="left")
+    table = Table(title=f"{title(profile)} · {shown(places.tree(profile))}", title_justify="left")
     for column in ("stage", "notebook", "state", "why", "wall time"):
         table.add_column(column)
     for stage in stages.matrix(profile):
@@ -58,7 +58,7 @@ def show_plan(profile: Profile, gpu: str | None, cores: int, console: Console) -
 
 def summarise(profile: Profile, name: str, ran: list[str], took_s: float, console: Console) -> None:
     """Print how a run ended: time, the longest stage, size, verdicts, and what to do next."""
-    tree = stages.tree(profile)
+    tree = places.tree(profile)
     walls = {address: (provenance.read_stamp(tree / address) or {}).get("wall_s", 0.0) for address in ran}
     slowest = max(walls, key=lambda address: walls[address])
     size = sum(path.stat().st_size for path in tree.rglob("*") if path.is_file()) / 2**20
@@ -106,7 +106,7 @@ def error_of(folder: Path) -> str:
 
 def title(profile: Profile) -> str:
     """Profile and data set."""
-    return f"{profile.name} on {stages.dataset_name(profile.dataset)}"
+    return f"{profile.name} on {places.dataset_name(profile.dataset)}"
 
 
 def shown(path: Path) -> str:

@@ -6,14 +6,13 @@ fresh when its stamp matches the code, parameters and inputs of now and its file
 
 from __future__ import annotations
 
-import json
 import resource
 import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from companion import paths, provenance, seeds
 from companion.errors import CompanionError, nearest, problems
 from companion.kinds import KEYS, KINDS, POOLS, Kind
 from companion.params import Profile, Splits, load_profile, validate
+from companion.places import class_count, dataset_folder, dataset_name, split_name, tree
 
 
 class _Named(BaseModel):
@@ -192,41 +192,6 @@ class Stage:
         reasons, packed = self.staleness(), "left_out" in (provenance.read_stamp(self.folder) or {})
         missing = reasons == [] and not packed and not (self.folder / provenance.EXECUTED).exists()
         return ["its executed copy is missing"] if missing else reasons
-
-
-def tree(profile: Profile) -> Path:
-    """runs/<profile>/<dataset>/"""
-    return paths.runs() / profile.name / dataset_name(profile.dataset)
-
-
-def dataset_name(dataset: str) -> str:
-    """Folder name of a data set given by name or path."""
-    return Path(dataset).name
-
-
-def dataset_folder(profile: Profile) -> Path:
-    """Where a data set given by path or by registered name lies (the phantom is rendered elsewhere)."""
-    given = Path(profile.dataset)
-    return given if len(given.parts) > 1 or given.is_dir() else paths.data_cache() / profile.dataset
-
-
-def class_count(profile: Profile) -> int | None:
-    """Number of classes that the data set declares; None while it is not here."""
-    path = dataset_folder(profile) / "annotations.json"
-    return _class_count(path, path.stat().st_mtime_ns) if path.is_file() else None
-
-
-@lru_cache(maxsize=16)
-def _class_count(path: Path, _modified: int) -> int | None:
-    try:
-        return len(json.loads(path.read_text(encoding="utf-8"))["categories"])
-    except (ValueError, KeyError, TypeError):
-        return None  # the importer says what is wrong with it
-
-
-def split_name(split: int | str) -> str:
-    """1 -> '1', 'my/split.yaml' -> 'split'."""
-    return Path(split).stem if isinstance(split, str) else str(split)
 
 
 def matrix(profile: Profile) -> list[Stage]:

@@ -20,7 +20,8 @@ from companion.detection.batch import Batch
 from companion.detection.paste import copy_paste
 from companion.detection.pools import CPU, Pool, Row, batch_of, joined, rows_of
 from companion.errors import CompanionError
-from companion.stages import Stage, split_name
+from companion.places import split_name
+from companion.stages import Stage
 
 # Pools of patches of each arm, in the order of their places in a batch. "again" and "pasted" are made of real ones.
 ARMS: Mapping[str, tuple[str, ...]] = {

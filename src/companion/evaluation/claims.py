@@ -20,7 +20,8 @@ from companion import provenance
 from companion.evaluation import gain_rules, rules
 from companion.evaluation.rules import Evidence, Finding
 from companion.evaluation.significance import best_confidence, headline_measure, operating_points, paired_scores
-from companion.stages import Stage, dataset_name, split_name, tree
+from companion.places import dataset_name, split_name, tree
+from companion.stages import Stage
 
 DATASETS = ("phantom", "loops_316L", "fecral")  # each a column of the verdicts, run or not
 QUALITY_COLUMNS = ["measure", "value", "low", "high", "n", "yardstick"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pandas as pd
 
 from companion.params import Profile
-from companion.stages import split_name
+from companion.places import split_name
 
 Condition = tuple[str, int]  # split (as text) and N
 

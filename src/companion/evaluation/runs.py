@@ -19,7 +19,8 @@ from companion.evaluation.matching import MATCHINGS, Matching
 from companion.evaluation.scores import Counts, Overlaps, Unpredicted, count, mask_overlaps, tabulate
 from companion.evaluation.significance import best_confidence
 from companion.geometry import box_iou
-from companion.stages import Stage, dataset_name, split_name
+from companion.places import dataset_name, split_name
+from companion.stages import Stage
 
 PREDICTED = {"test": "predictions.parquet", "val": "predictions-val.parquet"}
 

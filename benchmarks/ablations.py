@@ -70,6 +70,7 @@ AUTOENCODERS: dict[str, Changes] = {
     "f = 8, trained here, L1": {"autoencoder": {**TRAINED, **COARSE}, **NOISELESS},
     "f = 8, trained here, L1, noise put back": {"autoencoder": {**TRAINED, **COARSE}},
 }
+CHOICES = {"autoencoder": AUTOENCODERS, "denoiser": DENOISERS}
 MEASURES = {
     "told apart from held-out by a classifier": "auc",
     "power spectrum, distance to held-out": "spectrum",
@@ -122,7 +123,7 @@ class Bench:
             root_seed, images = self.profile.root_seed, self.held.images
             drawn = replace(self.held, images=pools.decoded(images, autoencoder, noise, root_seed, setting["name"]))
         measured = self.score(drawn)["value"].to_dict()
-        return {"kind": kind, "choice": name, "seed": seed, **measured, "train_s": took}
+        return {"choice": name, "seed": seed, **measured, "train_s": took}
 
 
 def bench(profile: Profile, n_train: int) -> Bench:
@@ -142,27 +143,28 @@ def main() -> None:
     parser.add_argument("--n-train", type=int, default=16, help="N, training micrographs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--denoiser-steps", type=int, help="instead of the profile's")
-    parser.add_argument("--only", nargs="+", default=[*DENOISERS, *AUTOENCODERS], help="names of rows")
+    parser.add_argument("--kind", nargs="+", choices=list(CHOICES), default=list(CHOICES), help="a record for each")
+    parser.add_argument("--only", nargs="+", choices=[*DENOISERS, *AUTOENCODERS], help="names of rows; all by default")
     given = parser.parse_args()
     profile = load_profile(given.profile)
     if given.denoiser_steps:
         denoiser = profile.diffusion.denoiser.model_copy(update={"steps": given.denoiser_steps})
         profile = profile.model_copy(update={"diffusion": profile.diffusion.model_copy(update={"denoiser": denoiser})})
     made = bench(profile, given.n_train)
-    rows = []
-    for kind, choices in (("autoencoder", AUTOENCODERS), ("denoiser", DENOISERS)):
-        for name, changes in choices.items():
+    real = made.score(made.train)["value"].to_dict() | {"contrast": made.score(made.held)["value"]["contrast"]}
+    setting = {"profile": profile.name, "dataset": profile.dataset, "n_train": given.n_train, "seeds": given.seeds,
+               "denoiser_steps": profile.diffusion.denoiser.steps, "held_patches": len(made.held)}  # fmt: skip
+    for kind in given.kind:
+        rows = []
+        for name, changes in CHOICES[kind].items():
             same = bool(changes) and made.changed(changes) == made.changed({})  # the profile has chosen so already
-            for seed in given.seeds if name in given.only and not same else ():
+            for seed in given.seeds if name in (given.only or CHOICES[kind]) and not same else ():
                 with tempfile.TemporaryDirectory() as folder:
                     rows.append(made.row(kind, name, changes, seed, Path(folder)))
                 shown = ", ".join(f"{key} {rows[-1][key]:.3f}" for key in MEASURES.values())
                 print(f"{kind}: {name}, seed {seed}: {shown}, {rows[-1]['train_s']:.0f} s", flush=True)
-    real = made.score(made.train)["value"].to_dict() | {"contrast": made.score(made.held)["value"]["contrast"]}
-    setting = {"profile": profile.name, "dataset": profile.dataset, "n_train": given.n_train, "seeds": given.seeds,
-               "denoiser_steps": profile.diffusion.denoiser.steps, "held_patches": len(made.held)}  # fmt: skip
-    record("ablations", setting=setting, real=real, measured=rows)
-    print(pd.DataFrame(rows).round(3).to_string(index=False))
+        record("ablations", kind=kind, setting=setting, real=real, measured=rows)
+        print(pd.DataFrame(rows).round(3).to_string(index=False))
     print("real training against held-out images:", ", ".join(f"{name} {value:.3f}" for name, value in real.items()))
 
 

@@ -40,8 +40,9 @@ def last(benchmark: str, fits: Callable[[Record], bool] = lambda record: True) -
 def fragments() -> dict[str, str]:
     """Name -> Markdown that the page on choices and speed includes; what has not been run says so."""
     made = {}
-    for name, (benchmark, command, table) in TABLES.items():
-        found = last(benchmark)
+    for name, (benchmark, kind, table) in TABLES.items():
+        command = f" --kind {kind}" if kind else ""
+        found = last(benchmark, lambda record, kind=kind: record.get("kind") == kind)
         missing = f"Not measured yet: `python benchmarks/{benchmark}.py{command}` writes this table.\n"
         made[name] = missing if found is None else f"{table(found)}\n{_origin(found, benchmark, command)}"
     return made
@@ -78,7 +79,7 @@ def _ablations(kind: str) -> Callable[[Record], str]:
     }  # fmt: skip
 
     def table(found: Record) -> str:
-        rows = pd.DataFrame(found["measured"]).query("kind == @kind")
+        rows = pd.DataFrame(found["measured"])
         means = rows.groupby("choice", sort=False)[list(columns)].mean()
         real = ("*real micrographs*", *(found["real"].get(name, "") for name in columns))
         s = found["setting"]
@@ -164,13 +165,13 @@ def _scores(found: Record) -> str:
     return markdown(head, found["wall_s"].items())
 
 
-# name of the fragment -> (benchmark, options it was run with, table)
-TABLES: dict[str, tuple[str, str, Callable[[Record], str]]] = {
-    "choices_denoiser": ("ablations", "", _ablations("denoiser")),
-    "choices_autoencoder": ("ablations", "", _ablations("autoencoder")),
-    "choices_schedule": ("schedule", "", _schedule),
-    "speed_detector": ("detector", "", _detector),
-    "speed_diffusion": ("ldm", "", _ldm),
-    "speed_masks": ("masks", "", _masks),
-    "speed_scores": ("scores", "", _scores),
+# name of the fragment -> (benchmark, which kind of its records, table)
+TABLES: dict[str, tuple[str, str | None, Callable[[Record], str]]] = {
+    "choices_denoiser": ("ablations", "denoiser", _ablations("denoiser")),
+    "choices_autoencoder": ("ablations", "autoencoder", _ablations("autoencoder")),
+    "choices_schedule": ("schedule", None, _schedule),
+    "speed_detector": ("detector", None, _detector),
+    "speed_diffusion": ("ldm", None, _ldm),
+    "speed_masks": ("masks", None, _masks),
+    "speed_scores": ("scores", None, _scores),
 }

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from companion import fragments, provenance, stages, training
+from companion import execute, fragments, provenance, stages, training
 from companion.data import registry
 from companion.errors import CompanionError
 from companion.params import load_profile
@@ -237,3 +237,18 @@ def test_the_table_says_what_happened_and_what_was_not_tried(tmp_path):
     faults.record(path, "disk", [{**rows[0], "happened": "FAILED: exit code 1"}], "abc")
     assert [row["id"] for row in json.loads(path.read_text())["rows"]] == ["killed", "disk"]
     assert "FAILED" in fragments.faults_table(path) and "| refused |" in fragments.faults_table(path)
+
+
+@pytest.mark.parametrize(("lost", "kept"), [("grid/0000100.npy", False), ("figures/grid.png", True)])
+def test_what_was_drawn_in_training_has_it_trained_again_once_lost(lost, kept, tmp_path, monkeypatch):
+    monkeypatch.setenv("COMPANION_RUNS", str(tmp_path))
+    keys = {"split": 1, "n_train": 10}
+    stage = stages.Stage(stages.KINDS["diffusion"], keys, load_profile("smoke"))
+    names = ("denoiser.safetensors", "grid/0000100.npy", "grid/0000200.npy", "figures/grid.png")
+    for name in names:
+        provenance.write_json(stage.folder / name, name)
+    provenance.write_json(stage.folder / provenance.STAMP, {"outputs": provenance.artifact_hashes(stage.folder)})
+    (stage.folder / lost).unlink()
+    execute._clear(stage)
+    assert (stage.folder / "denoiser.safetensors").exists() is kept
+    assert (stage.folder / "grid/0000200.npy").exists()

@@ -19,6 +19,9 @@ from companion.provenance import EXECUTED, artifact_hashes, artifacts, atomic, r
 KERNEL_START_S = 300  # a loaded machine, or a cluster's cold file system, takes its time over the imports
 DONE = ".done"  # Snakemake's flag; whether a stage is fresh is told by its stamp alone
 
+# Pictures of a training on its way cannot be drawn from the weights at its end: where one is lost, it is trained again.
+DRAWN_IN_TRAINING = {"diffusion": ("grid/", "denoiser.safetensors")}
+
 
 def synchronise(profile: Profile) -> dict[str, list[str] | None]:
     """Make Snakemake's flags say what the stamps say, and return `stages.states`: why each stage has to run.
@@ -67,13 +70,18 @@ def execute(stage: stages.Stage, name_or_path: str) -> None:
 
 
 def _clear(stage: stages.Stage) -> None:
-    """Remove what a killed job was writing, and artifacts that are not as they were stamped."""
+    """Remove what a killed job was writing, artifacts that are not as they were stamped, and `DRAWN_IN_TRAINING`."""
     for left in stage.folder.rglob(".tmp-*"):
         shutil.rmtree(left) if left.is_dir() else left.unlink()
     stamp = read_stamp(stage.folder)
-    for name, sha in artifact_hashes(stage.folder).items() if stamp else ():
-        if stamp["outputs"].get(name) != sha:
-            (stage.folder / name).unlink()
+    if stamp is None:
+        return
+    there, stamped = artifact_hashes(stage.folder), stamp["outputs"]
+    for name in (name for name, sha in there.items() if stamped.get(name) != sha):
+        (stage.folder / name).unlink()
+    drawn, weights = DRAWN_IN_TRAINING.get(stage.kind.name, (" ", ""))
+    if any(name.startswith(drawn) and there.get(name) != sha for name, sha in stamped.items()):
+        (stage.folder / weights).unlink(missing_ok=True)
 
 
 def _papermill(stage: stages.Stage, name_or_path: str) -> None:

@@ -239,7 +239,9 @@ def test_the_table_says_what_happened_and_what_was_not_tried(tmp_path):
     assert "FAILED" in fragments.faults_table(path) and "| refused |" in fragments.faults_table(path)
 
 
-@pytest.mark.parametrize(("lost", "kept"), [("grid/0000100.npy", False), ("figures/grid.png", True)])
+@pytest.mark.parametrize(
+    ("lost", "kept"), [("grid/0000100.npy", False), ("figures/grid.png", True), ("stamp.json", False)]
+)
 def test_what_was_drawn_in_training_has_it_trained_again_once_lost(lost, kept, tmp_path, monkeypatch):
     monkeypatch.setenv("COMPANION_RUNS", str(tmp_path))
     keys = {"split": 1, "n_train": 10}
@@ -248,7 +250,10 @@ def test_what_was_drawn_in_training_has_it_trained_again_once_lost(lost, kept, t
     for name in names:
         provenance.write_json(stage.folder / name, name)
     provenance.write_json(stage.folder / provenance.STAMP, {"outputs": provenance.artifact_hashes(stage.folder)})
-    (stage.folder / lost).unlink()
+    if lost == provenance.STAMP:
+        (stage.folder / lost).write_text("{")
+    else:
+        (stage.folder / lost).unlink()
     execute._clear(stage)
     assert (stage.folder / "denoiser.safetensors").exists() is kept
     assert (stage.folder / "grid/0000200.npy").exists()

@@ -14,7 +14,7 @@ from pathlib import Path
 from companion import paths, places, stages
 from companion.errors import CompanionError
 from companion.params import Profile, load_profile
-from companion.provenance import EXECUTED, artifact_hashes, artifacts, atomic, read_stamp
+from companion.provenance import EXECUTED, STAMP, artifact_hashes, artifacts, atomic, read_stamp
 
 KERNEL_START_S = 300  # a loaded machine, or a cluster's cold file system, takes its time over the imports
 DONE = ".done"  # Snakemake's flag; whether a stage is fresh is told by its stamp alone
@@ -73,14 +73,15 @@ def _clear(stage: stages.Stage) -> None:
     """Remove what a killed job was writing, artifacts that are not as they were stamped, and `DRAWN_IN_TRAINING`."""
     for left in stage.folder.rglob(".tmp-*"):
         shutil.rmtree(left) if left.is_dir() else left.unlink()
-    stamp = read_stamp(stage.folder)
-    if stamp is None:
-        return
-    there, stamped = artifact_hashes(stage.folder), stamp["outputs"]
-    for name in (name for name, sha in there.items() if stamped.get(name) != sha):
+    stamp, there = read_stamp(stage.folder), artifact_hashes(stage.folder)
+    stamped = stamp["outputs"] if stamp else {}
+    for name in (name for name, sha in there.items() if stamp and stamped.get(name) != sha):
         (stage.folder / name).unlink()
-    drawn, weights = DRAWN_IN_TRAINING.get(stage.kind.name, (" ", ""))
-    if any(name.startswith(drawn) and there.get(name) != sha for name, sha in stamped.items()):
+    if stage.kind.name not in DRAWN_IN_TRAINING:
+        return
+    drawn, weights = DRAWN_IN_TRAINING[stage.kind.name]
+    damaged = stamp is None and (stage.folder / STAMP).exists()  # nothing says any more what is as it was written
+    if damaged or any(name.startswith(drawn) and there.get(name) != sha for name, sha in stamped.items()):
         (stage.folder / weights).unlink(missing_ok=True)
 
 

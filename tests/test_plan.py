@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from companion import estimates, plan, provenance, stages
+from companion import estimates, measurements, plan, provenance, stages
 from companion.errors import CompanionError
 from companion.orchestrate import check_inputs
 from companion.params import load_profile, profile_names
@@ -20,6 +20,7 @@ FIGURES = yaml.safe_load(Path(plan.__file__).with_name("throughputs.yaml").read_
 @pytest.fixture(autouse=True)
 def runs(tmp_path, monkeypatch):
     monkeypatch.setenv("COMPANION_RUNS", str(tmp_path))
+    monkeypatch.setattr(measurements, "results", lambda: tmp_path / "results.jsonl")  # none but what a test records
 
 
 def row(profile, device, cores, notebook):
@@ -135,7 +136,7 @@ def test_a_record_of_this_device_and_network_counts_before_the_file(tmp_path, mo
         {**record, "setting": {"network": "tiny", "size": 128}},
         {"benchmark": "ldm", "device": "NVIDIA H100 80GB HBM3", "preset": "paper", "patch_px": 256, "measured": ldm},
     ]
-    (root / "benchmarks" / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    measurements.results().write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert plain == (160, True)
     assert plan_rate("detector training", "r50-fpn", "h100", 256, profile) == (160.0, False), (
         "640 at a quarter the area"

@@ -22,7 +22,11 @@ PROJECT = Path(__file__).resolve().parents[1]
 WORK = {
     "micrographs": "for part in ('train-n10', 'test'): write_json(stage.folder / part / 'a.json', {'n': 1})",
     "masks": "import companion.geometry\nwrite_json(stage.folder / 'table.json', stage.parameters['masks'])",
-    "detector": "write_json(stage.folder / 'predictions.parquet', stage.parameters)",
+    "detector": (
+        "import pandas as pd\nfrom companion.provenance import write_table\n"
+        "rows = {'score': [0.2, 0.9], 'mask': [b'a', b'b'], 'made with': [str(stage.parameters)] * 2}\n"
+        "write_table(stage.folder / 'predictions.parquet', pd.DataFrame(rows))"
+    ),
     "thresholds": "write_json(stage.folder / 'scores.parquet', stage.parameters)",
 }
 USUAL = "write_json(stage.folder / 'summary.json', stage.parameters)"

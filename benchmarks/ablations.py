@@ -8,6 +8,7 @@ noise put back from a measured model. Features are in all rows those of the prof
 of JSON to ``benchmarks/results.jsonl``, which the book shows; about 35 minutes on two CPU cores.
 
 On a GPU: ``python benchmarks/ablations.py --profile course --n-train 100 --seeds 1 2 3``; ``--only`` picks rows.
+Interrupted, the same command goes on after the last finished row.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from companion.diffusion.autoencoder import Autoencoder
 from companion.diffusion.sample import generate, noise_of
 from companion.diffusion.train import get_denoiser
 from companion.diffusion.train_autoencoder import get_autoencoder
-from companion.measurements import record
+from companion.measurements import finished, record
 from companion.params import Profile, load_profile
 from companion.training import Compute, compute
 
@@ -137,6 +138,19 @@ def bench(profile: Profile, n_train: int) -> Bench:
     return Bench(profile, machine, train, held, autoencoders.freeze(judge))
 
 
+def kept_row(made: Bench, kind: str, name: str, seed: int, setting: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`Bench.row`, or the row of an earlier call that was interrupted."""
+
+    def measure() -> Mapping[str, Any]:
+        with tempfile.TemporaryDirectory() as folder:
+            return made.row(kind, name, changes, seed, Path(folder))
+
+    changes = CHOICES[kind][name]
+    asked = {"kind": kind, "changes": changes, "seed": seed, "profile": made.profile.model_dump(mode="json"),
+             "n_train": setting["n_train"]}  # fmt: skip
+    return {**finished("ablations", asked, measure), "choice": name}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--profile", default="mini")
@@ -159,8 +173,7 @@ def main() -> None:
         for name, changes in CHOICES[kind].items():
             same = bool(changes) and made.changed(changes) == made.changed({})  # the profile has chosen so already
             for seed in given.seeds if name in (given.only or CHOICES[kind]) and not same else ():
-                with tempfile.TemporaryDirectory() as folder:
-                    rows.append(made.row(kind, name, changes, seed, Path(folder)))
+                rows.append(kept_row(made, kind, name, seed, setting))
                 shown = ", ".join(f"{key} {rows[-1][key]:.3f}" for key in MEASURES.values())
                 print(f"{kind}: {name}, seed {seed}: {shown}, {rows[-1]['train_s']:.0f} s", flush=True)
         record("ablations", kind=kind, setting=setting, real=real, measured=rows)

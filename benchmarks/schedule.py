@@ -3,7 +3,8 @@
 Trains detectors on one set of phantom patches (arm EXP) and prints F1_HM on held-out patches against the number of
 passes (images times optimiser steps), for the paper's optimiser and for modern ones, and for patches at their own size
 against patches enlarged as the paper enlarges them. A learning rate that ends depends on where it ends: every number
-of passes is a training of its own. Appends a line of JSON to ``benchmarks/results.jsonl``.
+of passes is a training of its own. Interrupted, the same command goes on after the last finished training. Appends a
+line of JSON to ``benchmarks/results.jsonl``.
 
 On a GPU, the paper's network at the paper's size::
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -29,7 +31,7 @@ from companion.detection.presets import PRESETS
 from companion.detection.recipes import recipe
 from companion.detection.train import train_detector
 from companion.evaluation.scores import count, tabulate
-from companion.measurements import record
+from companion.measurements import finished, record
 from companion.params import Detection, Profile
 from companion.params import Patches as Cut
 from companion.params_phantom import Phantom
@@ -113,9 +115,11 @@ def main() -> None:
                 timed = settings.model_copy(
                     update={"steps": steps, "checkpoint_every": steps, "compile": given.compile}
                 )
-                found = score(timed, train, test, profile, seed)
+                asked = {"profile": profile.model_dump(mode="json"), "n_train": given.n_train, "seed": seed,
+                         "detection": timed.model_dump(mode="json")}  # fmt: skip
+                found = finished("schedule", asked, partial(score, timed, train, test, profile, seed))
                 rows.append({"schedule": name, "passes": passes, "seed": seed, **found})
-                print(f"{name}, {passes} passes, seed {seed}: F1_HM {found['f1_hm']:.3f}", flush=True)
+                print(f"{name}, {passes} passes, seed {seed}: F1_HM {found['f1_hm'] or float('nan'):.3f}", flush=True)
     table = pd.DataFrame(rows)[COLUMNS]
     setting = {**vars(given), "training_patches": len(train), "test_defects": len(test.table)}
     record("schedule", setting=setting, measured=table.to_dict("records"))

@@ -57,12 +57,28 @@ def test_seeds_are_averaged_and_tables_hold_their_own_kind(results):
     measurements.record("ablations", kind="denoiser", **ABLATIONS, measured=twice)
     measurements.record("ablations", kind="autoencoder", **ABLATIONS, measured=[{"choice": "trained here", **ROW}])
     shown = measurements.fragments()
-    assert "| L1 loss (paper) | 0.85 | 0.1 | 1,234 | 0.1 | undefined | 15 |" in shown["choices_denoiser"]
+    assert "| L1 loss (paper) | 0.85 | 0.8 to 0.9 | 0.1 | 1,234 | 0.1 | undefined | 15 |" in shown["choices_denoiser"]
     assert "trained here" not in shown["choices_denoiser"] and "trained here" in shown["choices_autoencoder"]
     assert (
         "phantom (simulated), N = 4, 1,200 steps" in shown["choices_denoiser"]
         and "2 seed(s)" in shown["choices_denoiser"]
     )
+
+
+def test_an_interrupted_benchmark_goes_on_after_its_last_row(results, monkeypatch):
+    calls = []
+
+    def measure(value):
+        calls.append(value)
+        return {"f1_hm": value, "undefined": math.nan}
+
+    first = measurements.finished("schedule", {"passes": 100}, lambda: measure(0.5))
+    assert measurements.finished("schedule", {"passes": 100}, lambda: measure(0.7)) == first
+    assert first == {"f1_hm": 0.5, "undefined": None} and calls == [0.5]
+    measurements.finished("schedule", {"passes": 200}, lambda: measure(0.6))
+    monkeypatch.setattr(measurements, "_code", lambda: "other code")
+    assert measurements.finished("schedule", {"passes": 100}, lambda: measure(0.8))["f1_hm"] == 0.8
+    assert calls == [0.5, 0.6, 0.8]
 
 
 def test_every_record_of_this_version_can_be_shown():

@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,33 @@ def record(benchmark: str, **content: Any) -> dict[str, Any]:
     with open(results(), "a", encoding="utf-8") as file:
         file.write(json.dumps(made) + "\n")
     return made
+
+
+def finished(benchmark: str, asked: Record, measure: Callable[[], Record]) -> Record:
+    """One row of a long benchmark: what `measure` returns, or what it returned before the benchmark was interrupted.
+
+    Rows are kept in the run tree as they are finished, under what was asked for and the package's code: with other
+    code, another device or other versions they are measured again.
+
+    Parameters
+    ----------
+    asked : whatever the row depends on, in JSON's types
+    measure : its mapping of names to numbers
+    """
+    made_by = {name: value for name, value in provenance.environment().items() if name != "commit"}
+    made_by |= {"code": _code(), "asked": asked}
+    file = paths.runs() / "benchmarks" / benchmark / f"{provenance.hash_value(made_by)[:16]}.json"
+    if file.is_file():
+        return json.loads(file.read_text(encoding="utf-8"))
+    row = provenance.plain(dict(measure()))
+    provenance.write_json(file, row)
+    return row
+
+
+@lru_cache(maxsize=1)
+def _code() -> str:
+    files = sorted(Path(__file__).parent.rglob("*.py"))
+    return provenance.hash_value([provenance.hash_file(file) for file in files])
 
 
 def last(benchmark: str, fits: Callable[[Record], bool] = lambda record: True) -> Record | None:
@@ -79,19 +107,21 @@ def _ablations(kind: str) -> Callable[[Record], str]:
     }  # fmt: skip
 
     def table(found: Record) -> str:
-        rows = pd.DataFrame(found["measured"])
-        means = rows.groupby("choice", sort=False)[list(columns)].mean()
-        real = ("*real micrographs*", *(found["real"].get(name, "") for name in columns))
-        s = found["setting"]
+        rows, s = pd.DataFrame(found["measured"]), found["setting"]
+        grouped = rows.groupby("choice", sort=False)
+        means = grouped[list(columns)].mean()
+        if len(s["seeds"]) > 1:  # the spread of one measure says how much the others can be trusted
+            low, high = grouped["auc"].min(), grouped["auc"].max()
+            means.insert(1, "range", [f"{a:.3g} to {b:.3g}" for a, b in zip(low, high, strict=True)])
+        real = ("*real micrographs*", *(found["real"].get(name, "") for name in means))
         data = "phantom (simulated)" if s["dataset"] == "phantom" else s["dataset"]
         steps = f", {s['denoiser_steps']:,} steps of the denoiser" if kind == "denoiser" else ""
         note = (
             f"\nProfile {s['profile']}, {data}, N = {s['n_train']}{steps}; {s['held_patches']} held-out patches; "
             f"{len(s['seeds'])} seed(s).\n"
         )
-        return (
-            markdown(("choice", *columns.values()), [(str(n), *row) for n, *row in means.itertuples()] + [real]) + note
-        )
+        head = ("choice", *({**columns, "range": "lowest to highest seed"}[name] for name in means))
+        return markdown(head, [(str(n), *row) for n, *row in means.itertuples()] + [real]) + note
 
     return table
 

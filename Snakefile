@@ -1,6 +1,6 @@
 # The paper's experimental matrix as a graph of notebooks. `companion run PROFILE` is a friendly face over
 #   snakemake --cores 2 --rerun-triggers mtime --config profile=smoke
-# The stages, their folders and what each reads stand in src/companion/stages.py.
+# The stages, their folders and what each reads stand in src/companion/matrix.py.
 import shlex
 import shutil
 import sys
@@ -36,6 +36,7 @@ def read_by(kind):
 wildcard_constraints:
     split=r"[^/]+",
     n_train=r"\d+",
+    generator=r"\d+",
     arm=r"[^/]+",
     seed=r"\d+",
     masks=r"[a-z]+",

@@ -44,7 +44,7 @@ def measure(tree: Path) -> dict[str, float]:
     """Figures of a finished run, from its files."""
     scores = pd.read_parquet(tree / "thresholds" / "scores.parquet")
     row = scores[(scores["iou_threshold"] == 0.5) & (scores["confidence"] == 0.5)]
-    quality = pd.read_parquet(next(tree.glob("split-*/n-*/generated-plain/quality.parquet")))
+    quality = pd.read_parquet(next(tree.glob("split-*/n-*/generator-*/generated-plain/quality.parquet")))
     stamps = [provenance.read_stamp(path.parent) for path in tree.rglob(provenance.STAMP)]
     return {
         "peak memory of a notebook [MiB]": max(stamp["peak_memory_mib"] for stamp in stamps),

@@ -79,11 +79,37 @@ def test_a_pool_is_made_only_for_arms_that_read_it():
         seen.add(stage.address)
         found[stage.address] = stage
     new = seen - set(usual)
-    pools_made = {"split-1/n-10/generated-resynth", "split-1/n-10/generated-render"}
+    pools_made = {f"split-1/n-10/generator-1/generated-{pool}" for pool in ("resynth", "render")}
     assert new == pools_made | {f"split-1/n-10/{arm}/seed-{k}" for arm in arms[1:] for k in (1, 2)}
     inputs = found["split-1/n-10/EXP+FILTERED/seed-2"].inputs
     assert inputs["generated"].parts[-2:] == ("faithfulness", "kept")
-    judge, _ = found["split-1/n-10/faithfulness"].upstream["detector"]
+    judge, _ = found["split-1/n-10/generator-1/faithfulness"].upstream["detector"]
     assert judge.address == "split-1/n-10/EXP/seed-1"
-    drawn = found["split-1/n-10/generated-render"].upstream["simulated"][0]
+    drawn = found["split-1/n-10/generator-1/generated-render"].upstream["simulated"][0]
     assert drawn.address == "split-1/n-10/simulated-plain"
+
+
+def test_a_generator_of_its_own_for_each_seed():
+    arms = ["EXP", "EXP+GEN", "EXP+RESYNTH", "EXP+RENDER", "EXP+FILTERED"]
+    profile = load_profile("smoke", arms=arms, generator_per_seed=True)
+    found, seen = {}, set()
+    for stage in stages.matrix(profile):
+        assert {other.address for other, _ in stage.upstream.values()} <= seen, stage.address
+        seen.add(stage.address)
+        found[stage.address] = stage
+    condition = "split-1/n-10"
+    assert {a for a in found if a.endswith("/diffusion")} == {f"{condition}/generator-{k}/diffusion" for k in (1, 2)}
+    for seed in (1, 2):
+        for arm, pool in (("EXP+GEN", "plain"), ("EXP+RARE", "rare"), ("EXP+RESYNTH", "resynth")):
+            read, _ = found[f"{condition}/{arm}/seed-{seed}"].upstream["generated"]
+            assert read.address == f"{condition}/generator-{seed}/generated-{pool}"
+            assert read.upstream["diffusion"][0].address == f"{condition}/generator-{seed}/diffusion"
+        kept = found[f"{condition}/EXP+FILTERED/seed-{seed}"].upstream["generated"]
+        assert (kept[0].address, kept[1]) == (f"{condition}/generator-{seed}/faithfulness", "kept/")
+        assert found[f"{condition}/generator-{seed}/faithfulness"].upstream["detector"][0].keys["seed"] == 1
+        # The phantom paints without a network: one pool serves all seeds.
+        painted, _ = found[f"{condition}/EXP+RENDER/seed-{seed}"].upstream["generated"]
+        assert painted.address == f"{condition}/generator-1/generated-render"
+    assert f"{condition}/generator-2/generated-render" not in found
+    weights = [found[f"{condition}/generator-{k}/diffusion"].seed("weights") for k in (1, 2)]
+    assert weights[0] != weights[1]

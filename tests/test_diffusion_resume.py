@@ -66,6 +66,36 @@ def test_a_denoiser_goes_on_whatever_the_last_bits_of_the_latents(tmp_path, monk
     assert len(done) == 10 + 8  # another autoencoder: another training
 
 
+def test_pictures_are_of_the_training_that_made_the_weights(tmp_path, monkeypatch):
+    patches = ellipse_patches(8)
+    autoencoder, _ = train_autoencoder.get_autoencoder(patches, AUTOENCODER, **setting(tmp_path))
+    folder, killed = tmp_path / train.PICTURES, []
+
+    def draw(step, network):
+        if step == 4 and not killed:  # after the checkpoint, before its picture
+            killed.append(step)
+            raise KeyboardInterrupt
+        provenance.write_array(folder / f"{step}.npy", next(network.parameters()).detach().numpy())
+
+    def drawn():
+        return {path.stem: np.load(path) for path in folder.glob("*.npy")}
+
+    provenance.write_array(folder / "3.npy", np.zeros(1))  # of a training with other parameters
+    with pytest.raises(KeyboardInterrupt):
+        train.get_denoiser(patches, autoencoder, DENOISER, **setting(tmp_path), watch=draw)
+    assert drawn().keys() == {"2"}
+    train.get_denoiser(patches, autoencoder, DENOISER, **setting(tmp_path), watch=draw)
+    found = drawn()
+    monkeypatch.setattr(train, "update", lambda *_: pytest.fail("trained again"))
+    train.get_denoiser(patches, autoencoder, DENOISER, **setting(tmp_path), watch=draw)
+    assert found.keys() == drawn().keys() == {"2", "4", "6", "8"}
+    monkeypatch.undo()
+    calm = {**setting(tmp_path), "folder": tmp_path / "calm"}
+    folder = tmp_path / "calm" / train.PICTURES
+    train.get_denoiser(patches, autoencoder, DENOISER, **calm, watch=draw)
+    assert all(np.array_equal(found[name], picture) for name, picture in drawn().items())
+
+
 @pytest.mark.parametrize("given", [False, True])
 def test_the_autoencoder_that_was_made_is_the_one_of_the_file(tmp_path, monkeypatch, given):
     patches, parameters = ellipse_patches(8), AUTOENCODER

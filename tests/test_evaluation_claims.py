@@ -49,7 +49,7 @@ def one_test(n_train, p, mean, n=4, undefined=None):
 EMPTY = Evidence(
     gains=gains(), pairs=pairs(), tests=pd.DataFrame(), best=pd.DataFrame(columns=["arm", "confidence"]),
     rare=pd.DataFrame(columns=["split", "n_train", "difference"]), rare_status="not run: no EXP+RARE detectors",
-    quality=pd.DataFrame(columns=["measure", "value", "low", "high", "yardstick", "n_train"]),
+    quality=pd.DataFrame(columns=["measure", "value", "low", "high", "yardstick", "split", "n_train", "generator"]),
     patches=pd.DataFrame(columns=["source", "n"]), hours=pd.DataFrame(columns=["training", "total", "device"]),
     step=0.05, margin=0.01, level=0.95,
 )  # fmt: skip
@@ -244,7 +244,8 @@ def test_tolerances_of_level_and_share_have_units_of_their_own():
 
 
 def quality(*rows):
-    return pd.DataFrame(rows, columns=["n_train", "measure", "value", "low", "high", "yardstick"])
+    table = pd.DataFrame(rows, columns=["n_train", "measure", "value", "low", "high", "yardstick"])
+    return table.assign(split="1", generator=table.groupby(["n_train", "measure"]).cumcount() + 1)
 
 
 def test_image_quality():
@@ -266,6 +267,16 @@ def test_quality_with_n():
     rising = falling.assign(n_train=[100, 10])
     assert rules.judge_quality_with_n(replace(EMPTY, quality=rising), 1.0).verdict == "not reproduced"
     assert rules.judge_quality_with_n(replace(EMPTY, quality=falling[:1]), 1.0).verdict == "not attempted"
+
+
+def test_a_change_with_n_has_to_exceed_what_generators_of_one_n_differ_in():
+    def judged(*values):
+        rows = [(n, "a", v, v - 0.01, v + 0.01, 0.1) for n, v in zip((10, 10, 100, 100), values, strict=True)]
+        return rules.judge_quality_with_n(replace(EMPTY, quality=quality(*rows)), 1.0)
+
+    near, apart = judged(0.5, 0.52, 0.3, 0.32), judged(0.3, 0.72, 0.2, 0.42)  # the means fall by 0.2 in both
+    assert near.verdict == "reproduced" and apart.verdict == "not reproduced"
+    assert "2 generator(s) each" in near.reason and "range of the generators" in near.tolerance_from
 
 
 def patches(real, generated):

@@ -39,7 +39,7 @@ def light_project(root: Path, work: dict[str, str]) -> Path:
     shutil.copy(PROJECT / "Snakefile", root)
     (root / "notebooks").mkdir()
     for kind in stages.KINDS.values():
-        keys = {"split": 1, "n_train": 10, "arm": "EXP", "seed": 1, "masks": "plain"}
+        keys = {"split": 1, "n_train": 10, "arm": "EXP", "seed": 1, "masks": "plain", "generator": 1}
         named = [f"{key} = {keys[key]!r}" for key in kind.keys] or ["splits = None"]
         parameters = nbformat.v4.new_code_cell("\n".join(["profile = 'smoke'", "dataset = 'phantom'", *named]))
         parameters.metadata.tags = ["parameters"]
@@ -118,7 +118,7 @@ def test_a_changed_parameter_reruns_what_reads_it(project):
     profile = project / "profiles" / "smoke.yaml"
     kept = profile.read_text()
     profile.write_text(kept + "\nevaluation: {bootstrap: 77}\n")
-    studies = {"split-1/n-10/faithfulness", "annotation-bias", "feedback-loop", "distribution-shift"}
+    studies = {"split-1/n-10/generator-1/faithfulness", "annotation-bias", "feedback-loop", "distribution-shift"}
     assert rerun(project) == {"thresholds", "sizes", "significance", "imbalance", "claims", "errors", *studies}
     profile.write_text(kept)
     assert "thresholds" in rerun(project)

@@ -11,6 +11,7 @@ from scipy import stats
 
 from companion.evaluation.significance import (
     best_confidence,
+    between_pairs,
     comparison_table,
     comparisons,
     gain_table,
@@ -125,6 +126,11 @@ def test_conditions_are_never_pooled_and_splits_only_from_three_on():
     assert table.loc[("all", 50), "p"] == pytest.approx(test.pvalue)
     assert "generator" in table.loc[("all", 50), "varied"] and table.loc[("all", 50), "shared"] == "data set"
     hole = pairs.assign(difference=pairs["difference"].where(pairs["split"] != "3"))
+    own = comparison_table(pairs, between=between_pairs(True)).set_index(["split", "n_train"])
+    assert (
+        own.loc[("1", 10), "varied"] == "generator, detector seed" and "generator" not in own.loc[("1", 10), "shared"]
+    )
+    assert own["p"].equals(table["p"])
     assert len(comparisons(hole)) == 4 and len(comparison_table(pairs[:0])) == 0
 
 

@@ -102,6 +102,17 @@ def test_who_looks_on_sees_the_log_at_checkpoints(tmp_path):
     assert seen == [(5, 4.0), (10, 9.0), (12, 11.0)]
 
 
+def test_a_checkpoint_is_told_of_again_when_its_training_goes_on(tmp_path):
+    def fit(steps, done):
+        training.fit(lambda i: {"loss": torch.tensor(1.0)}, {}, steps=steps, folder=tmp_path, identity="a", every=5,
+                     callback=done.append)  # fmt: skip
+
+    first, again = [], []
+    fit(5, first)
+    fit(10, again)  # whoever was killed after the checkpoint may have made nothing of it
+    assert first == [0, 5] and again == [5, 10]
+
+
 def test_state_round_trip_keeps_structure(tmp_path):
     state = {"w": torch.arange(3), "groups": [{"lr": 0.1, "params": [0, 1]}], 5: {"exp": torch.ones(2)}, "none": None}
     training.save_state(state, tmp_path / "s.safetensors", {"step": 1})

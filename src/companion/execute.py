@@ -14,7 +14,7 @@ from pathlib import Path
 from companion import paths, places, stages
 from companion.errors import CompanionError
 from companion.params import Profile, load_profile
-from companion.provenance import EXECUTED, STAMP, artifact_hashes, artifacts, atomic, read_stamp, write_json
+from companion.provenance import EXECUTED, STAMP, artifact_hashes, artifacts, atomic, read_stamp
 
 KERNEL_START_S = 300  # a loaded machine, or a cluster's cold file system, takes its time over the imports
 DONE = ".done"  # Snakemake's flag; whether a stage is fresh is told by its stamp alone
@@ -59,11 +59,8 @@ def execute(stage: stages.Stage, name_or_path: str) -> None:
         with suppress(OSError):  # a file system without locks
             fcntl.flock(lock, fcntl.LOCK_EX)
         if stage.reasons_to_run() != []:
-            before = read_stamp(stage.folder)
             _clear(stage)
             _papermill(stage, name_or_path)
-            if before:
-                _take_over(stage, before["outputs"])
             stamped = (read_stamp(stage.folder) or {"outputs": {}})["outputs"]
             for name in set(artifacts(stage.folder)) - set(stamped):  # of an earlier run, with other parameters
                 (stage.folder / name).unlink()
@@ -86,18 +83,6 @@ def _clear(stage: stages.Stage) -> None:
     damaged = stamp is None and (stage.folder / STAMP).exists()  # nothing says any more what is as it was written
     if damaged or any(name.startswith(drawn) and there.get(name) != sha for name, sha in stamped.items()):
         (stage.folder / weights).unlink(missing_ok=True)
-
-
-def _take_over(stage: stages.Stage, before: dict[str, str]) -> None:
-    """Stamp what was `DRAWN_IN_TRAINING` again where the weights are still those that it was drawn on the way to."""
-    drawn, weights = DRAWN_IN_TRAINING.get(stage.kind.name, (" ", ""))
-    stamp = read_stamp(stage.folder)
-    if stamp is None or weights not in before or stamp["outputs"].get(weights) != before[weights]:
-        return
-    there = artifact_hashes(stage.folder)
-    kept = {n: sha for n, sha in there.items() if n.startswith(drawn) and before.get(n) == sha}
-    if kept.keys() - stamp["outputs"].keys():
-        write_json(stage.folder / STAMP, {**stamp, "outputs": dict(sorted({**stamp["outputs"], **kept}.items()))})
 
 
 def _papermill(stage: stages.Stage, name_or_path: str) -> None:

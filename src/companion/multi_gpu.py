@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("--dataset", default="phantom")
     parser.add_argument("--split", default="1", help="number or split file")
     parser.add_argument("--n-train", type=int, default=10, help="N, training micrographs")
+    parser.add_argument("--generator", type=int, default=1, help="its number: the first of the profile's seeds, or any")
     given = vars(parser.parse_args())
     given["split"] = int(given["split"]) if given["split"].isdigit() else given["split"]
     stage = begin("diffusion", given)

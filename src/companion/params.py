@@ -169,6 +169,10 @@ class Profile(Section):
     )
     arms: list[Arm] = Field(["EXP", "EXP+GEN"], min_length=1)
     seeds: list[Whole] = Field([1, 2], min_length=1, description="detector seeds")
+    generator_per_seed: bool = Field(
+        False,
+        description="each detector seed has a generator of its own, so that intervals hold its luck, too",
+    )
     imbalance_sizes: list[Count] = Field([], description="N at which the rare class is oversampled; empty: not run")
     phantom: Phantom = Phantom()
     patches: Patches = Patches()
@@ -179,6 +183,15 @@ class Profile(Section):
     faithfulness: Faithfulness = Faithfulness()
     evaluation: Evaluation = Evaluation()
     extensions: Extensions = Extensions()
+
+    @property
+    def generators(self) -> list[int]:
+        """Numbers of the generators that are trained in each condition."""
+        return self.seeds if self.generator_per_seed else self.seeds[:1]
+
+    def generator_of(self, seed: int) -> int:
+        """Number of the generator whose images the detectors of a seed see."""
+        return seed if self.generator_per_seed else self.seeds[0]
 
     @model_validator(mode="after")
     def _lists_are_consistent(self) -> Profile:

@@ -1,4 +1,4 @@
-"""The paper as a matrix of stages: which notebook makes what, from what, into which folder.
+"""Stages of a run: a notebook with its keys, the folder of its artifacts, and whether they are fresh.
 
 Notebooks `begin` a stage and `finish` it; Snakemake and the command line read the same table. A stage is
 fresh when its stamp matches the code, parameters and inputs of now and its files are as they were written.
@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,10 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from companion import paths, provenance, seeds
 from companion.errors import CompanionError, nearest, problems
-from companion.kinds import KEYS, KINDS, POOLS, Kind
+from companion.kinds import KEYS, KINDS, Kind
+from companion.matrix import readings, stage_keys
 from companion.params import Profile, Splits, load_profile, validate
-from companion.places import class_count, dataset_folder, dataset_name, split_name, tree
+from companion.places import dataset_folder, dataset_name, tree
 
 
 class _Named(BaseModel):
@@ -63,7 +63,7 @@ class Stage:
     @property
     def address(self) -> str:
         """Its folder below runs/<profile>/<dataset>/."""
-        return self.kind.folder.format(**{**self.keys, "split": split_name(self.keys.get("split", ""))})
+        return self.kind.address(self.keys)
 
     @property
     def notebook(self) -> Path:
@@ -77,7 +77,8 @@ class Stage:
     @cached_property
     def upstream(self) -> dict[str, tuple[Stage, str]]:
         """Stages it reads, by name, with the prefix of the files that it reads ('' for all, 'test/' for a folder)."""
-        return _upstream(self)
+        read = readings(self.kind, self.keys, self.profile)
+        return {name: (Stage(KINDS[kind], keys, self.profile), part) for name, (kind, keys, part) in read.items()}
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -196,34 +197,7 @@ class Stage:
 
 def matrix(profile: Profile) -> list[Stage]:
     """Every stage of a profile, each after the stages it reads."""
-    conditions = [{"split": s, "n_train": n} for s, n in product(profile.splits, profile.sizes)]
-    # With one class there is no rare one.
-    rare = [c for c in conditions if c["n_train"] in profile.imbalance_sizes and class_count(profile) != 1]
-    simulated = [*({**c, "masks": "plain"} for c in conditions), *({**c, "masks": "rare"} for c in rare)]
-    controls = [pool for arm in profile.arms if (pool := POOLS.get(arm)) in ("resynth", "render")]
-    detectors = [{**c, "arm": arm} for c in conditions for arm in profile.arms if arm != "EXP+RARE"]
-    detectors += [{**c, "arm": "EXP+RARE"} for c in rare]
-    keys = {
-        "micrographs": [{"split": split} for split in profile.splits],
-        "statistics": conditions,
-        "masks": simulated,
-        "diffusion": conditions,
-        "generated": [*simulated, *({**c, "masks": pool} for c in conditions for pool in controls)],
-        "detector": [{**d, "seed": seed} for d in detectors for seed in profile.seeds],
-        "faithfulness": conditions if "EXP" in profile.arms else [],
-    }
-    named = profile.extensions.studies if profile.dataset == "phantom" else ()
-    keys |= {kind.name: [{}] if kind.name in named else [] for kind in KINDS.values() if kind.study}
-    stages = [Stage(kind, k, profile) for kind in KINDS.values() for k in keys.get(kind.name, [{}])]
-    kinds = list(KINDS)
-
-    def turn(stage: Stage) -> int:
-        # Detectors of the filtered pool come after what filters it, which comes after the other detectors.
-        late = {"faithfulness": 1, "EXP+FILTERED": 2}
-        after = 3 * (kinds.index(stage.kind.name) > kinds.index("detector"))
-        return late.get(stage.kind.name) or late.get(stage.keys.get("arm", "")) or after
-
-    return sorted(stages, key=turn)
+    return [Stage(kind, keys, profile) for kind, keys in stage_keys(profile)]
 
 
 def states(profile: Profile) -> dict[str, list[str] | None]:
@@ -239,56 +213,6 @@ def states(profile: Profile) -> dict[str, list[str] | None]:
             reasons = [*reasons, f"reads {waiting[0]}" + (f" and {len(waiting) - 1} more" if waiting[1:] else "")]
         found[stage.address] = reasons
     return found
-
-
-def _upstream(stage: Stage) -> dict[str, tuple[Stage, str]]:
-    def other(kind: str, part: str = "", **keys: Any) -> tuple[Stage, str]:
-        merged = {**stage.keys, **keys}
-        return Stage(KINDS[kind], {k: merged[k] for k in KINDS[kind].keys}, stage.profile), part
-
-    def every(kind: str, part: str = "", label: str = "") -> dict[str, tuple[Stage, str]]:
-        return {s.address + label: (s, part) for s in matrix(stage.profile) if s.kind.name == kind}
-
-    train = {"train": other("micrographs", f"train-n{stage.keys['n_train']}/")} if "n_train" in stage.keys else {}
-    test = {"test": other("micrographs", "test/")} if train else {}
-    val = {"val": other("micrographs", "val/")} if train else {}
-    match stage.kind.name:
-        case "micrographs" | "bias" | "feedback" | "shift":
-            return {}
-        case "statistics" | "diffusion":
-            return train
-        case "masks":
-            return {**train, "statistics": other("statistics")}
-        case "generated":
-            return {
-                **train,
-                **test,
-                "simulated": other("masks", masks="rare" if stage.keys["masks"] == "rare" else "plain"),
-                "diffusion": other("diffusion"),
-            }
-        case "detector":
-            pool = POOLS.get(stage.keys["arm"])
-            if pool == "filtered":
-                return {**train, **test, **val, "generated": other("faithfulness", "kept/")}
-            return {**train, **test, **val, **({"generated": other("generated", masks=pool)} if pool else {})}
-        case "faithfulness":
-            judge = other("detector", arm="EXP", seed=stage.profile.seeds[0])
-            plain = other("generated", masks="plain")
-            return {**train, **test, "generated": plain, "diffusion": other("diffusion"), "detector": judge}
-        case "thresholds":
-            val = every("micrographs", "val/", " (validation)")
-            return {**every("micrographs", "test/"), **val, **every("detector", "predictions")}
-        case "sizes":
-            return {"scores": other("thresholds", "scores.parquet")}
-        case "significance" | "errors":
-            detections = {**every("micrographs", "test/"), **every("detector", "predictions.parquet")}
-            return {"scores": other("thresholds", "scores.parquet"), **detections}
-        case "imbalance":
-            return {"scores": other("thresholds", "scores.parquet"), **every("statistics"), **every("masks", "table")}
-        case _:
-            evaluated = {name: other(name) for name in ("thresholds", "sizes", "significance", "imbalance")}
-            shown = {**every("micrographs"), **every("detector", "predictions.parquet")}  # the strip of the front page
-            return {**evaluated, **every("generated"), **every("diffusion", "summary"), **shown}
 
 
 def begin(kind: str, namespace: Mapping[str, Any]) -> Stage:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,7 +28,9 @@ from companion.diffusion.autoencoder import Autoencoder
 from companion.diffusion.denoiser import Denoiser
 from companion.errors import CompanionError
 from companion.machine import send, uncompiled
+from companion.weights import is_main
 
+PICTURES = "grid"  # folder of what is drawn at checkpoints of a denoiser; emptied when a training begins anew
 ENCODE_BATCH = 32  # patches encoded at a time; the same everywhere, so that latents do not depend on other batch sizes
 
 
@@ -46,7 +49,8 @@ def get_denoiser(
 
     The autoencoder is frozen, so every patch is encoded once in each of its symmetries. Parameters and errors
     as for `train_autoencoder.get_autoencoder`; `watch` is called at every checkpoint with the number of steps done
-    and the denoiser with averaged weights.
+    and the denoiser with averaged weights. What it draws belongs into ``folder/grid``, which holds pictures of this
+    training alone.
 
     Returns
     -------
@@ -114,9 +118,15 @@ def get_denoiser(
         average.update_parameters(denoiser)
         return machine.means({parameters.loss: loss})
 
+    def at_checkpoint(done: int) -> None:
+        if done == 0 and is_main():
+            shutil.rmtree(folder / PICTURES, ignore_errors=True)
+        elif done and watch:
+            watch(done, average.module)
+
     log = training.fit(
         step, {"denoiser": denoiser, "average": average, "optimizer": optimizer}, steps=parameters.steps, folder=folder,
-        identity=identity, every=every, title="denoiser", callback=watch and (lambda done: watch(done, average.module)),
+        identity=identity, every=every, title="denoiser", callback=at_checkpoint,
     )  # fmt: skip
     denoiser = average.module.eval().requires_grad_(False)
     denoisers.save(denoiser, path, identity=identity, log=log.to_dict("records"))

@@ -25,6 +25,7 @@ from companion.stages import Stage
 
 DATASETS = ("phantom", "loops_316L", "fecral")  # each a column of the verdicts, run or not
 QUALITY_COLUMNS = ["measure", "value", "low", "high", "n", "yardstick"]
+GENERATOR_KEYS = ["split", "n_train", "generator"]
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ def gather(stage: Stage) -> Evidence:
         quality=_quality(stage), patches=_patches(stage), hours=_hours(stage),
         step=max((b - a for a, b in pairwise(swept)), default=1.0),
         margin=evaluation.equivalence_margin, level=evaluation.confidence_level,
+        generator_per_seed=stage.profile.generator_per_seed,
     )  # fmt: skip
 
 
@@ -162,11 +164,11 @@ def _of_kind(stage: Stage, kind: str) -> Iterator[tuple[dict[str, Any], Path]]:
 
 def _quality(stage: Stage) -> pd.DataFrame:
     tables = [
-        pd.read_parquet(folder / "quality.parquet").assign(split=keys["split"], n_train=keys["n_train"])
+        pd.read_parquet(folder / "quality.parquet").assign(**{name: keys[name] for name in GENERATOR_KEYS})
         for keys, folder in _of_kind(stage, "generated")
         if keys["masks"] == "plain"
     ]
-    columns = [*QUALITY_COLUMNS, "split", "n_train"]
+    columns = [*QUALITY_COLUMNS, *GENERATOR_KEYS]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
 
 
@@ -185,17 +187,18 @@ def _patches(stage: Stage) -> pd.DataFrame:
 
 def _hours(stage: Stage) -> pd.DataFrame:
     """Wall time of training each LDM, and of that and generating the plain set with it."""
-    stamps: dict[tuple[str, int], dict[str, dict[str, Any]]] = {}
+    stamps: dict[tuple[str, int, int], dict[str, dict[str, Any]]] = {}
     for kind in ("diffusion", "generated"):
         for keys, folder in _of_kind(stage, kind):
             if keys.get("masks", "plain") == "plain":
-                stamps.setdefault((keys["split"], keys["n_train"]), {})[kind] = provenance.read_stamp(folder) or {}
+                own = stamps.setdefault((keys["split"], keys["n_train"], keys["generator"]), {})
+                own[kind] = provenance.read_stamp(folder) or {}
     rows = []
     for condition, made in stamps.items():
         hours = {kind: stamp.get("wall_s", 0) / 3600 for kind, stamp in made.items()}
         devices = ", ".join(sorted({str(stamp.get("device")) for stamp in made.values()}))
         rows.append((*condition, devices, hours["diffusion"], sum(hours.values())))
-    return pd.DataFrame(rows, columns=["split", "n_train", "device", "training", "total"])
+    return pd.DataFrame(rows, columns=[*GENERATOR_KEYS, "device", "training", "total"])
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,24 +33,29 @@ def equivalence(differences: ArrayLike, margin: float, level: float = 0.95) -> d
     return {**result, "p": float(stats.t.sf(min(lower, upper), test["df"])), "undefined": None}
 
 
-def equivalence_table(pairs: pd.DataFrame, margin: float, level: float = 0.95) -> pd.DataFrame:
+def equivalence_table(
+    pairs: pd.DataFrame, margin: float, level: float = 0.95, between: Mapping[str, str] = BETWEEN_SEEDS
+) -> pd.DataFrame:
     """`equivalence` of each condition, and of the split means of each N that has at least three.
 
     Parameters
     ----------
     pairs : columns split, n_train, difference (one measure)
+    between : of `significance.between_pairs`
 
     Returns
     -------
     split ("all" for split means), n_train, varied, shared (see `significance.comparisons`), then the entries of
     `equivalence`
     """
-    rows = [{**keys, **equivalence(differences, margin, level)} for keys, differences in comparisons(pairs)]
+    rows = [{**keys, **equivalence(differences, margin, level)} for keys, differences in comparisons(pairs, between)]
     return pd.DataFrame(rows, columns=[*CONDITION, *BETWEEN_SEEDS, *equivalence([], margin)])
 
 
 def variance_components(pairs: pd.DataFrame) -> dict[str, Any]:
     """Standard deviation of paired differences between seeds (within a condition) and between splits.
+
+    Where each seed has a generator of its own, what generators differ in is part of the spread between seeds.
 
     Parameters
     ----------
@@ -76,18 +81,21 @@ def variance_components(pairs: pd.DataFrame) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def overall_effect(pairs: pd.DataFrame, level: float = 0.95) -> dict[str, Any]:
+def overall_effect(
+    pairs: pd.DataFrame, level: float = 0.95, between: Mapping[str, str] = BETWEEN_SEEDS
+) -> dict[str, Any]:
     """Mean effect over splits and N: a mixed model where its structure is identified, fixed effects where not.
 
     Differences of pairs are modelled, so that what a pair shares cancels. With at least three splits of at least two
     pairs the split is random (statsmodels MixedLM, REML, t quantiles): the effect then speaks of splits that were not
     drawn. With one pair per split, or where the model does not converge, a t-test over the split means says the same.
     With fewer splits their variance is not identified; split and N become fixed effects (sum-coded least squares),
-    and the effect speaks of these splits alone, and of the one generator behind the pairs of each condition.
+    and the effect speaks of these splits alone, and of what the pairs of each condition share.
 
     Parameters
     ----------
     pairs : columns split, n_train, seed, difference (one measure)
+    between : of `significance.between_pairs`
 
     Returns
     -------
@@ -143,7 +151,7 @@ def overall_effect(pairs: pd.DataFrame, level: float = 0.95) -> dict[str, Any]:
     low, high = fit.conf_int(alpha).loc["Intercept"]
     return {
         **result, "model": "fixed",
-        "reason": f"{why}; the effect is that of these splits, and of one generator per condition, alone",
+        "reason": f"{why}; the effect is that of these splits alone; pairs of a condition share {between['shared']}",
         "effect": float(fit.params["Intercept"]), "low": float(low), "high": float(high),
         "p": float(fit.pvalues["Intercept"]), "residual_sd": float(np.sqrt(fit.scale)),
     }  # fmt: skip

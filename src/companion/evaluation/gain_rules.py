@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from companion.evaluation.rules import Evidence, Finding, Rule, Verdict, absent, unclear
-from companion.evaluation.significance import comparison_table, paired_t
+from companion.evaluation.significance import between_pairs, comparison_table, paired_t
 from companion.evaluation.wording import number, with_interval
 
 PAPER_RUNS = 4  # detector runs per condition behind the paper's tests
@@ -105,7 +105,7 @@ def judge_origin_of_gain(e: Evidence, factor: float) -> Finding:
     excess = (wide["f1_class"] - wide["f1_detect"]).dropna() if {"f1_class", "f1_detect"} <= set(wide) else wide[:0]
     if excess.empty:
         return unclear("F1_class is undefined here (fewer than two classes), so the gain cannot be divided")
-    tests = comparison_table(excess.rename("difference").reset_index(), e.level)
+    tests = comparison_table(excess.rename("difference").reset_index(), e.level, between_pairs(e.generator_per_seed))
     splits = sorted(set(tests["split"]) - {"all"})
     if len(splits) < 2:
         return absent(f"the claim is about two splits; this run has {', '.join(map(str, splits)) or 'none'}")
@@ -132,7 +132,7 @@ def judge_oversampling(e: Evidence, factor: float) -> Finding:
     """C8: EXP+RARE minus EXP+GEN in F1HM, in each condition; over split means where there are three splits or more."""
     if e.rare.empty:
         return absent(e.rare_status) if e.rare_status.startswith("not run") else unclear(e.rare_status)
-    tests = comparison_table(e.rare, e.level)
+    tests = comparison_table(e.rare, e.level, between_pairs(e.generator_per_seed))
     if (tests["split"] == "all").any():  # these alone speak of splits that were not drawn
         tests = tests[tests["split"] == "all"]
     margin, one = e.margin * factor, tests.iloc[0] if len(tests) == 1 else None

@@ -1,8 +1,8 @@
 """Is a difference between two arms more than luck? Paired tests with effect sizes, and what they cannot show.
 
-Runs are paired by detector seed within one split and one N. Such runs share the training images, the generator
-and the test images: their spread is that of the detector's training alone, and a p-value from them speaks of
-this split and this generator, not of the method (pseudo-replication).
+Runs are paired by detector seed within one split and one N. Such runs share the training images, the test images
+and, unless each seed has one of its own, the generator: their spread is that of what differs between seeds alone, and
+a p-value from them speaks of this split (and this generator), not of the method (pseudo-replication).
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ MEASURES = ("f1_hm", "f1_detect", "f1_class")
 CONDITION = ["split", "n_train"]
 # What pairs of one condition differ in, and what they have in common: only the first is in their spread.
 BETWEEN_SEEDS = {"varied": "detector seed", "shared": "split, training images, generator, test images"}
+BETWEEN_GENERATORS = {
+    "varied": "generator, detector seed", "shared": "split, training images, simulated masks, test images",
+}  # fmt: skip
 BETWEEN_SPLITS = {"varied": "split, training images, generator, test images, detector seed", "shared": "data set"}
 LEAST_SPLITS = 3  # from how many on their spread is taken to be known
 GAIN_COLUMNS = [*CONDITION, "measure", "base", "other", "gain", "low", "high", "n", "share_of_left"]
@@ -176,12 +179,20 @@ def paired_scores(
     return wide.reset_index()
 
 
-def significance_table(pairs: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
+def between_pairs(generator_per_seed: bool) -> Mapping[str, str]:
+    """What pairs of one condition differ in and share: see `params.Profile.generator_per_seed`."""
+    return BETWEEN_GENERATORS if generator_per_seed else BETWEEN_SEEDS
+
+
+def significance_table(
+    pairs: pd.DataFrame, level: float = 0.95, between: Mapping[str, str] = BETWEEN_SEEDS
+) -> pd.DataFrame:
     """Tests of every split, N and measure.
 
     Parameters
     ----------
     pairs : the table of `paired_scores`
+    between : of `between_pairs`
 
     Returns
     -------
@@ -193,7 +204,7 @@ def significance_table(pairs: pd.DataFrame, level: float = 0.95) -> pd.DataFrame
     for (split, n_train, measure), group in pairs.groupby([*CONDITION, "measure"], sort=True):
         flip = sign_flip(group["difference"])
         rows.append({
-            "split": split, "n_train": int(n_train), "measure": measure, **BETWEEN_SEEDS,
+            "split": split, "n_train": int(n_train), "measure": measure, **between,
             **(test := paired_t(group["difference"], level)), "undefined": test["undefined"] or "",
             "p_sign_flip": flip["p"], "smallest_p_sign_flip": flip["smallest_p"],
         })  # fmt: skip
@@ -204,15 +215,18 @@ def significance_table(pairs: pd.DataFrame, level: float = 0.95) -> pd.DataFrame
     return table
 
 
-def comparisons(pairs: pd.DataFrame) -> list[tuple[dict[str, Any], NDArray[np.float64]]]:
+def comparisons(
+    pairs: pd.DataFrame, between: Mapping[str, str] = BETWEEN_SEEDS
+) -> list[tuple[dict[str, Any], NDArray[np.float64]]]:
     """Differences that one test may take together: those of one condition, and the means of at least three splits.
 
-    Pairs of several conditions are never one sample: those of one split and N share a generator, so a pool of all
-    counts the same generator as often as it has seeds (pseudo-replication).
+    Pairs of several conditions are never one sample: those of one split and N share training and test images, if not
+    the generator, so a pool of all counts the same images as often as there are seeds (pseudo-replication).
 
     Parameters
     ----------
     pairs : columns split, n_train, difference (one measure); undefined differences are left out
+    between : of `between_pairs`
 
     Returns
     -------
@@ -220,7 +234,7 @@ def comparisons(pairs: pd.DataFrame) -> list[tuple[dict[str, Any], NDArray[np.fl
     """
     used = pairs.dropna(subset=["difference"])
     found: list[tuple[dict[str, Any], NDArray[np.float64]]] = [
-        ({"split": split, "n_train": int(n_train), **BETWEEN_SEEDS}, own["difference"].to_numpy(dtype=float))
+        ({"split": split, "n_train": int(n_train), **between}, own["difference"].to_numpy(dtype=float))
         for (split, n_train), own in used.groupby(CONDITION, sort=True)
     ]
     for n_train, own in used.groupby("n_train", sort=True):
@@ -230,9 +244,11 @@ def comparisons(pairs: pd.DataFrame) -> list[tuple[dict[str, Any], NDArray[np.fl
     return found
 
 
-def comparison_table(pairs: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
+def comparison_table(
+    pairs: pd.DataFrame, level: float = 0.95, between: Mapping[str, str] = BETWEEN_SEEDS
+) -> pd.DataFrame:
     """`paired_t` of each of the `comparisons`: split, n_train, varied, shared, then its entries."""
-    rows = [{**keys, **paired_t(differences, level)} for keys, differences in comparisons(pairs)]
+    rows = [{**keys, **paired_t(differences, level)} for keys, differences in comparisons(pairs, between)]
     return pd.DataFrame(rows, columns=[*CONDITION, *BETWEEN_SEEDS, *paired_t([])])
 
 

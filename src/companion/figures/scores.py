@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -196,6 +197,37 @@ def draw_boxes(axes: Axes, boxes: NDArray, codes: Sequence[int], style: str = "-
     for (x1, y1, x2, y2), code in zip(boxes, codes, strict=True):
         color = CLASS_COLORS[(int(code) - 1) % len(CLASS_COLORS)]
         axes.add_patch(Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, ec=color, lw=1.6, ls=style))
+
+
+def quality_by_size(quality: pd.DataFrame, note: str) -> Figure:
+    """Measures of image quality against N, one panel each: a marker with its interval per generator, beside the
+    yardstick (a short line) that the same measure gives on real images.
+
+    Parameters
+    ----------
+    quality : measure, value, low, high, yardstick, split, n_train, generator
+    """
+    measures, sizes = list(dict.fromkeys(quality["measure"])), sorted(set(quality["n_train"]))
+    columns = min(4, len(measures))
+    rows = -(-len(measures) // columns)
+    figure, grid = plt.subplots(rows, columns, squeeze=False, figsize=(2.4 * columns, 0.6 + 2.1 * rows))
+    for panel in grid.flat[len(measures) :]:
+        panel.remove()
+    for panel, measure in zip(grid.flat, measures, strict=False):
+        for position, size in enumerate(sizes):
+            own = quality[(quality["measure"] == measure) & (quality["n_train"] == size)]
+            places = position + (np.arange(len(own)) - (len(own) - 1) / 2) * 0.6 / max(1, len(own))
+            value = own["value"].to_numpy(dtype=float)
+            error = np.abs(np.stack([value - own["low"], own["high"] - value]))
+            panel.errorbar(places, value, np.nan_to_num(error), fmt=ARM_MARKERS["EXP+GEN"], ms=4, capsize=2, lw=1,
+                           color=ARM_COLORS["EXP+GEN"])  # fmt: skip
+            panel.hlines(own["yardstick"], position - 0.4, position + 0.4, color="black", lw=1, ls="--")
+        panel.set_xticks(range(len(sizes)), [str(size) for size in sizes])
+        panel.set(xlim=(-0.6, len(sizes) - 0.4), title=textwrap.fill(measure, 30))
+    for panel in grid[-1]:
+        panel.set_xlabel("N")
+    figure.suptitle(f"Generated images by N, a marker per generator; dashed: real images\n{note}", fontsize=9)
+    return figure
 
 
 def strip(

@@ -156,6 +156,7 @@ def test_a_share_of_nothing_is_the_plain_arm():
         ("EXP+GAN", {}, "no arm 'EXP[+]GAN'"),
         ("EXP", {"real": ellipse_patches(0)}, "no patches"),
         ("EXP", {"real": replace(ellipse_patches(2), images=None)}, "no patches with images"),
+        ("EXP+FILTERED", {"generated": ellipse_patches(0)}, "kept none; lower faithfulness.least_confirmed"),
         ("EXP+GEN", {"generated": ellipse_patches(2, size=32)}, "differ in size .*64.*32"),
         ("EXP+GEN", {"generated": ellipse_patches(2, classes=1)}, "differ in classes"),
     ],

@@ -237,7 +237,7 @@ def test_the_course_fits_into_a_bundle(root: Path, tmp_path: Path, monkeypatch: 
     assert sum(name.endswith("log.parquet") for name in names) == 56 + 6
     # What pages read of stages that are not made again: the front page, notebook 10 and notebook 11.
     assert {n for n in names if "sample/" in n} == {
-        f"split-1/n-10/generator-1/generated-plain/sample/{part}.npy" for part in ("images", "instances")
+        f"split-1/n-100/generator-1/generated-plain/sample/{part}.npy" for part in ("images", "instances")
     }
     assert sum(name.endswith("/table.parquet") for name in names) == 8, "of the simulated masks"
     assert sum(name.endswith("/index.parquet") for name in names) == 8, "of the generated patches"

@@ -119,8 +119,8 @@ def _is_packed(stage: stages.Stage, name: str, shown: bool) -> bool:
         return shown and (path.suffix == ".png" or (stage.kind.trained and path.match("fig[1-5].svg")))
     if path.parts[0] == "grid":
         return shown and path.stem in _drawn_steps(stage.folder)
-    if path.parts[0] == "sample":
-        return stage.address == _strip(stage.profile)
+    if path.parts[0] == "sample":  # the front page shows one of them (`evaluation.runs.strip_pictures`)
+        return shown
     if path.suffix == ".npy":  # what is analysed is made again, arrays and all
         return stage.kind.trained and (stage.folder / name).stat().st_size <= ARRAY_LIMIT
     return path.name not in PER_DEFECT or (stage.kind.name, name) in READ_BY_PAGES
@@ -130,12 +130,6 @@ def _drawn_steps(folder: Path, columns: int = 4) -> set[str]:
     """Of the sample grids of a training those that its figure draws: evenly spread, first and last among them."""
     steps = sorted(path.stem for path in (folder / "grid").glob("*.npy"))
     return {steps[round(k * (len(steps) - 1) / (columns - 1))] for k in range(columns)} if steps else set()
-
-
-def _strip(profile: Profile) -> str:
-    """Address of the generated patches of which the front page shows one (`evaluation.runs.strip_pictures`)."""
-    every = stages.matrix(profile)
-    return next((s.address for s in every if s.kind.name == "generated" and s.keys["masks"] == "plain"), "")
 
 
 def _check_size(folder: Path) -> None:

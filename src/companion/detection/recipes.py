@@ -156,7 +156,9 @@ def recipe(
         if name not in pools:
             raise CompanionError(f"arm {arm} needs {name} patches, and none were given")
         if len(pools[name]) == 0 or pools[name].images is None:
-            raise CompanionError(f"arm {arm}: the {name} pool has no patches with images")
+            dropped = ": the filter kept none; lower faithfulness.least_confirmed, or train the judging detector longer"
+            why = dropped if arm == "EXP+FILTERED" and name == "generated" else ""
+            raise CompanionError(f"arm {arm}: the {name} pool has no patches with images{why}")
         chosen[name] = pools[name]
     for what in ("size", "classes"):
         if len({getattr(pool, what) for pool in chosen.values()}) > 1:

@@ -14,6 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from companion.data.patches import Patches, load_patches
+from companion.evaluation.conditions import headline_condition
 from companion.evaluation.formats import BOX, Truth, read_predictions, read_truth
 from companion.evaluation.matching import MATCHINGS, Matching
 from companion.evaluation.scores import Counts, Overlaps, Unpredicted, count, mask_overlaps, tabulate
@@ -171,7 +172,7 @@ class Strip:
 
 
 def strip_pictures(stage: Stage, scores: pd.DataFrame) -> Strip:
-    """Pictures of the first split and the smallest N: of each set the first patch with an average number of defects.
+    """Pictures of the first split and the largest N: of each set the first patch with an average number of defects.
 
     Of the generated patches, the few of ``sample/`` are looked at: they are kept where all are not.
 
@@ -180,14 +181,15 @@ def strip_pictures(stage: Stage, scores: pd.DataFrame) -> Strip:
     stage : the claims stage
     scores : scores.parquet, from which the detector's confidence threshold follows
     """
-    keys, generated = next((k, s) for k, s in sources(stage, "generated") if k["masks"] == "plain")
+    condition = headline_condition(stage.profile)
+    generated = next(
+        s for k, s in sources(stage, "generated") if k["masks"] == "plain" and (k["split"], k["n_train"]) == condition
+    )
     micrographs, part = generated.upstream["train"]
     real, simulated = load_patches(micrographs.folder / part), load_patches(generated.folder / "sample")
     test = load_patches(micrographs.folder / "test")
     run, source = next(
-        (k, s)
-        for k, s in sources(stage, "detector")
-        if (k["split"], k["n_train"]) == (keys["split"], keys["n_train"]) and k["arm"] != "EXP"
+        (k, s) for k, s in sources(stage, "detector") if (k["split"], k["n_train"]) == condition and k["arm"] != "EXP"
     )
     evaluation = stage.profile.evaluation
     measure = "f1_hm" if scores["f1_hm"].notna().any() else "f1_detect"

@@ -1,14 +1,15 @@
 """What each choice of the diffusion stage changes: ``python benchmarks/ablations.py [--profile mini] [--n-train 16]``.
 
 One choice of the profile at a time is put to another value (the paper's, or one that the paper does not have), the
-networks are trained again, and new images for the masks of held-out micrographs are compared with those micrographs:
-so nothing differs but the images. Autoencoders are compared by what they make of the held-out micrographs themselves,
-without a denoiser: trained with reconstruction losses alone, with a discriminator and its features as VQGAN, and with
-noise put back from a measured model. Features are in all rows those of the profile's own autoencoder. Appends a line
-of JSON to ``benchmarks/results.jsonl``, which the book shows; about 35 minutes on two CPU cores.
+networks are trained again, and new images for the masks of one half of the held-out micrographs are compared with the
+other half: an image next to its own original would seem more alike than two real images ever are. Autoencoders are
+compared by what they make of the first half itself, without a denoiser: trained with reconstruction losses alone, with
+a discriminator and its features as VQGAN, and with noise put back from a measured model. Features are in all rows those
+of the profile's own autoencoder. Appends a line of JSON per kind to ``benchmarks/results.jsonl``, which the book shows;
+about an hour on one CPU core. ``--only`` picks rows, and prints them without a record.
 
-On a GPU: ``python benchmarks/ablations.py --profile course --n-train 100 --seeds 1 2 3``; ``--only`` picks rows.
-Interrupted, the same command goes on after the last finished row.
+On a GPU: ``python benchmarks/ablations.py --profile course --n-train 100 --seeds 1 2 3``. Interrupted, the same command
+goes on after the last finished row.
 """
 
 from __future__ import annotations
@@ -83,12 +84,13 @@ MEASURES = {
 
 @dataclass(frozen=True)
 class Bench:
-    """Patches of N training and of the held-out micrographs, a judge of images, and where to train."""
+    """Patches of N training micrographs and of two halves of the held-out ones, a judge of images, where to train."""
 
     profile: Profile
     machine: Compute
     train: Patches
-    held: Patches
+    drawn: Patches  # new images are made for the masks of these
+    held: Patches  # and compared with these
     judge: Autoencoder
 
     def changed(self, changes: Changes) -> tuple[params.Diffusion, params.Sampling]:
@@ -117,12 +119,12 @@ class Bench:
             denoiser, _ = get_denoiser(self.train, autoencoder, diffusion.denoiser, **training)
             took = time.monotonic() - began
             drawn = generate(
-                autoencoder, denoiser, replace(self.held, images=None), sampling, noise=noise, folder=folder, **setting
+                autoencoder, denoiser, replace(self.drawn, images=None), sampling, noise=noise, folder=folder, **setting
             )
         else:
             took = time.monotonic() - began
-            root_seed, images = self.profile.root_seed, self.held.images
-            drawn = replace(self.held, images=pools.decoded(images, autoencoder, noise, root_seed, setting["name"]))
+            root_seed, images = self.profile.root_seed, self.drawn.images
+            drawn = replace(self.drawn, images=pools.decoded(images, autoencoder, noise, root_seed, setting["name"]))
         measured = self.score(drawn)["value"].to_dict()
         return {"choice": name, "seed": seed, **measured, "train_s": took}
 
@@ -131,11 +133,12 @@ def bench(profile: Profile, n_train: int) -> Bench:
     dataset, cut, machine = load_dataset(obtain(profile)), profile.patches, compute(profile)
     split = profile_split(dataset, profile.splits[0], profile)
     train, _ = cut_patches(dataset, split.train[:n_train], cut.size, cut.train_stride, cut.min_visible, cut.symmetries)
-    held, _ = cut_patches(dataset, split.test, cut.size, cut.test_stride, cut.min_visible)
+    halves = split.test[::2], split.test[1::2]
+    drawn, held = (cut_patches(dataset, half, cut.size, cut.test_stride, cut.min_visible)[0] for half in halves)
     with tempfile.TemporaryDirectory() as folder:
         judge, _ = get_autoencoder(train, profile.diffusion.autoencoder, machine=machine, name="ablations/judge",
                                    folder=Path(folder), every=profile.diffusion.checkpoint_every)  # fmt: skip
-    return Bench(profile, machine, train, held, autoencoders.freeze(judge))
+    return Bench(profile, machine, train, drawn, held, autoencoders.freeze(judge))
 
 
 def kept_row(made: Bench, kind: str, name: str, seed: int, setting: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -174,11 +177,16 @@ def main() -> None:
             same = bool(changes) and made.changed(changes) == made.changed({})  # the profile has chosen so already
             for seed in given.seeds if name in (given.only or CHOICES[kind]) and not same else ():
                 rows.append(kept_row(made, kind, name, seed, setting))
-                shown = ", ".join(f"{key} {rows[-1][key]:.3f}" for key in MEASURES.values())
+                shown = ", ".join(f"{key} {_shown(rows[-1][key])}" for key in MEASURES.values())
                 print(f"{kind}: {name}, seed {seed}: {shown}, {rows[-1]['train_s']:.0f} s", flush=True)
-        record("ablations", kind=kind, setting=setting, real=real, measured=rows)
+        if not given.only:
+            record("ablations", kind=kind, setting=setting, real=real, measured=rows)
         print(pd.DataFrame(rows).round(3).to_string(index=False))
-    print("real training against held-out images:", ", ".join(f"{name} {value:.3f}" for name, value in real.items()))
+    print("real training against held-out images:", ", ".join(f"{n} {_shown(value)}" for n, value in real.items()))
+
+
+def _shown(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.3f}"
 
 
 if __name__ == "__main__":

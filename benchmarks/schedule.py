@@ -2,19 +2,24 @@
 
 Trains detectors on one set of phantom patches (arm EXP) and prints F1_HM on held-out patches against the number of
 passes (images times optimiser steps), for the paper's optimiser and for modern ones, and for patches at their own size
-against patches enlarged as the paper enlarges them. A learning rate that ends depends on where it ends: every number
-of passes is a training of its own. Interrupted, the same command goes on after the last finished training. Appends a
-line of JSON to ``benchmarks/results.jsonl``.
+against patches enlarged as the paper enlarges them; of R50-FPN and the compact network also for the presets as they
+are. A learning rate that ends depends on where it ends: every number of passes is a training of its own. Interrupted,
+the same command goes on from the last checkpoint. Appends a line of JSON to ``benchmarks/results.jsonl``; ``--only``
+picks schedules, and prints them without a record.
 
-On a GPU, the paper's network at the paper's size::
+On a GPU, whether `native` and `compact` lose anything against `paper`, and how many passes are enough (fecral shows each
+grain three times: micrographs of one grain stay on one side)::
 
-    python benchmarks/schedule.py --network r50-fpn --size 256 --enlarge 3 --n-train 50 --seeds 1 2 3 4 \
-        --passes 6400 12800 25600 51200 200000 --bfloat16 --compile
+    python benchmarks/schedule.py --network r50-fpn --size 256 --enlarge 3 --preset fecral --n-train 50 --n-test 22 \
+        --seeds 1 2 --passes 12800 51200 200000 --bfloat16 --compile
+    python benchmarks/schedule.py --network compact --size 256 --enlarge 3 --preset fecral --n-train 50 --n-test 22 \
+        --seeds 1 2 3 4 --passes 12800 25600 64000 200000 --bfloat16 --compile
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import tempfile
 import time
 from functools import partial
@@ -22,6 +27,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from companion import paths
 from companion.data.cutting import cut_patches
 from companion.data.dataset import load_dataset
 from companion.data.patches import Patches
@@ -36,9 +42,12 @@ from companion.params import Detection, Profile
 from companion.params import Patches as Cut
 from companion.params_phantom import Phantom
 from companion.phantom.render import render_dataset
+from companion.provenance import hash_value
 from companion.training import compute
 
 NETWORKS = {"tiny": "tiny", "compact": "compact", "r50-fpn": "native"}  # whose preset gives anchors and regions
+AS_THEY_ARE = {"tiny": (), "compact": ("compact",), "r50-fpn": ("paper", "native")}
+CHECKPOINTS = 20  # of each training
 COLUMNS = ["schedule", "passes", "seed", "confidence", "f1_detect", "f1_class", "f1_hm", "train_s"]
 
 
@@ -57,7 +66,8 @@ def schedules(network: str, size: int, enlarge: int) -> dict[str, Detection]:
             **adamw, "batch_size": 8, "resize_px": enlarge * size, "anchor_sizes_px": sides
         },
     }  # fmt: skip
-    return {name: base.model_copy(update=changes) for name, changes in rows.items()}
+    made = {name: base.model_copy(update=changes) for name, changes in rows.items()}
+    return made | {f"preset {name}": PRESETS[name] for name in AS_THEY_ARE[network]}
 
 
 def phantom(profile: Profile, n_train: int) -> tuple[Patches, Patches]:
@@ -65,23 +75,29 @@ def phantom(profile: Profile, n_train: int) -> tuple[Patches, Patches]:
     with tempfile.TemporaryDirectory() as folder:
         render_dataset(profile.phantom, profile.root_seed, Path(folder) / "set")
         dataset, cut = load_dataset(Path(folder) / "set"), profile.patches
-        split = make_split(dataset, 1, [n_train], profile.n_test, profile.root_seed)
+        group_by = "grain" if profile.phantom.preset == "fecral" else None
+        split = make_split(dataset, 1, [n_train], profile.n_test, profile.root_seed, group_by=group_by)
         train = cut_patches(dataset, split.train, cut.size, cut.train_stride, cut.min_visible, cut.symmetries)[0]
         return train, cut_patches(dataset, split.test, cut.size, cut.test_stride, cut.min_visible)[0]
 
 
-def score(settings: Detection, train: Patches, test: Patches, profile: Profile, seed: int) -> dict[str, float]:
-    """Scores at IoU 0.5 and the confidence of the sweep that is best for F1_HM, and the seconds of the training."""
+def score(
+    settings: Detection, train: Patches, test: Patches, profile: Profile, seed: int, folder: Path
+) -> dict[str, float]:
+    """Scores at IoU 0.5 and the confidence of the sweep that is best for F1_HM, and the seconds of the training.
+
+    `folder` keeps its checkpoints until it is done; the seconds are those since the last start.
+    """
     made = recipe(
         "EXP", {"real": train}, batch_size=settings.batch_size, generated_share=0, root_seed=profile.root_seed,
         names=("schedule", seed),
     )  # fmt: skip
     hardware = compute(profile)
-    with tempfile.TemporaryDirectory() as folder:
-        began = time.monotonic()
-        detector, _ = train_detector(made, settings, hardware, Path(folder), inputs={})
-        took = time.monotonic() - began
+    began = time.monotonic()
+    detector, _ = train_detector(made, settings, hardware, folder, inputs={})
+    took = time.monotonic() - began
     found = predict(detector, test.images, hardware)
+    shutil.rmtree(folder)
     codes = range(1, len(test.classes) + 1)
     table = tabulate(count(found, test.table, range(len(test)), codes, [0.5], profile.evaluation.confidence_sweep))
     best = table.loc[table["f1_hm"].fillna(table["f1_detect"] * 1e-6).idxmax()]
@@ -98,6 +114,7 @@ def main() -> None:
     parser.add_argument("--n-test", type=int, default=6, help="test micrographs")
     parser.add_argument("--passes", type=int, nargs="+", default=[320, 640, 1280])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
+    parser.add_argument("--only", nargs="+", help="names of schedules; all by default")
     parser.add_argument("--bfloat16", action="store_true")
     parser.add_argument("--compile", action="store_true")
     given = parser.parse_args()
@@ -108,21 +125,29 @@ def main() -> None:
     )  # fmt: skip
     train, test = phantom(profile, given.n_train)
     rows = []
-    for name, settings in schedules(given.network, given.size, given.enlarge).items():
+    every_one = schedules(given.network, given.size, given.enlarge)
+    if unknown := set(given.only or ()) - set(every_one):
+        parser.error(f"no schedule {', '.join(sorted(unknown))}; there are: {', '.join(every_one)}")
+    for name, settings in every_one.items():
+        if given.only and name not in given.only:
+            continue
         for passes in given.passes:
             for seed in given.seeds:
                 steps = max(1, passes // settings.batch_size)
+                every = max(1, steps // CHECKPOINTS)
                 timed = settings.model_copy(
-                    update={"steps": steps, "checkpoint_every": steps, "compile": given.compile}
+                    update={"steps": steps, "checkpoint_every": every, "compile": given.compile}
                 )
                 asked = {"profile": profile.model_dump(mode="json"), "n_train": given.n_train, "seed": seed,
                          "detection": timed.model_dump(mode="json")}  # fmt: skip
-                found = finished("schedule", asked, partial(score, timed, train, test, profile, seed))
+                folder = paths.runs() / "benchmarks" / "schedule" / hash_value(asked)[:16]
+                found = finished("schedule", asked, partial(score, timed, train, test, profile, seed, folder))
                 rows.append({"schedule": name, "passes": passes, "seed": seed, **found})
-                print(f"{name}, {passes} passes, seed {seed}: F1_HM {found['f1_hm'] or float('nan'):.3f}", flush=True)
+                print(f"{name}, {passes} passes, seed {seed}: F1_HM {found['f1_hm']}", flush=True)
     table = pd.DataFrame(rows)[COLUMNS]
     setting = {**vars(given), "training_patches": len(train), "test_defects": len(test.table)}
-    record("schedule", setting=setting, measured=table.to_dict("records"))
+    if not given.only:
+        record("schedule", setting=setting, measured=table.to_dict("records"))
     print(table.round(3).to_string(index=False))
 
 

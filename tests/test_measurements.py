@@ -101,7 +101,7 @@ def test_every_ablation_changes_something_that_the_profile_accepts():
 
     from companion.params import load_profile
 
-    made = ablations.Bench(load_profile("mini"), None, None, None, None)
+    made = ablations.Bench(load_profile("mini"), None, None, None, None, None)
     asked = {**ablations.DENOISERS, **{f"autoencoder, {k}": v for k, v in ablations.AUTOENCODERS.items()}}
     found = {choice: made.changed(changes) for choice, changes in asked.items()}
     same = [choice for choice, sections in found.items() if sections == made.changed({})]

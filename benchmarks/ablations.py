@@ -36,7 +36,7 @@ from companion.diffusion.autoencoder import Autoencoder
 from companion.diffusion.sample import generate, noise_of
 from companion.diffusion.train import get_denoiser
 from companion.diffusion.train_autoencoder import get_autoencoder
-from companion.measurements import finished, record
+from companion.measurements import finished, forget, record
 from companion.params import Profile, load_profile
 from companion.training import Compute, compute
 
@@ -151,7 +151,7 @@ def kept_row(made: Bench, kind: str, name: str, seed: int, setting: Mapping[str,
     changes = CHOICES[kind][name]
     asked = {"kind": kind, "changes": changes, "seed": seed, "profile": made.profile.model_dump(mode="json"),
              "n_train": setting["n_train"]}  # fmt: skip
-    return {**finished("ablations", asked, measure), "choice": name}
+    return {**finished(f"ablations-{kind}", asked, measure), "choice": name}
 
 
 def main() -> None:
@@ -181,6 +181,7 @@ def main() -> None:
                 print(f"{kind}: {name}, seed {seed}: {shown}, {rows[-1]['train_s']:.0f} s", flush=True)
         if not given.only:
             record("ablations", kind=kind, setting=setting, real=real, measured=rows)
+            forget(f"ablations-{kind}")
         print(pd.DataFrame(rows).round(3).to_string(index=False))
     print("real training against held-out images:", ", ".join(f"{n} {_shown(value)}" for n, value in real.items()))
 

@@ -7,8 +7,8 @@ are. A learning rate that ends depends on where it ends: every number of passes 
 the same command goes on from the last checkpoint. Appends a line of JSON to ``benchmarks/results.jsonl``; ``--only``
 picks schedules, and prints them without a record.
 
-On a GPU, whether `native` and `compact` lose anything against `paper`, and how many passes are enough (fecral shows each
-grain three times: micrographs of one grain stay on one side)::
+On a GPU, whether `native` and `compact` lose anything against `paper`, and how many passes are enough (fecral shows
+each grain three times: micrographs of one grain stay on one side)::
 
     python benchmarks/schedule.py --network r50-fpn --size 256 --enlarge 3 --preset fecral --n-train 50 --n-test 22 \
         --seeds 1 2 --passes 12800 51200 200000 --bfloat16 --compile
@@ -37,7 +37,7 @@ from companion.detection.presets import PRESETS
 from companion.detection.recipes import recipe
 from companion.detection.train import train_detector
 from companion.evaluation.scores import count, tabulate
-from companion.measurements import finished, record
+from companion.measurements import finished, forget, record
 from companion.params import Detection, Profile
 from companion.params import Patches as Cut
 from companion.params_phantom import Phantom
@@ -148,6 +148,7 @@ def main() -> None:
     setting = {**vars(given), "training_patches": len(train), "test_defects": len(test.table)}
     if not given.only:
         record("schedule", setting=setting, measured=table.to_dict("records"))
+        forget("schedule")
     print(table.round(3).to_string(index=False))
 
 

@@ -79,6 +79,19 @@ def test_an_interrupted_benchmark_goes_on_after_its_last_row(results, monkeypatc
     monkeypatch.setattr(measurements, "_code", lambda: "other code")
     assert measurements.finished("schedule", {"passes": 100}, lambda: measure(0.8))["f1_hm"] == 0.8
     assert calls == [0.5, 0.6, 0.8]
+    measurements.forget("schedule")  # it is on record
+    assert measurements.finished("schedule", {"passes": 100}, lambda: measure(0.9))["f1_hm"] == 0.9
+
+
+def test_the_schedule_shows_the_spread_between_seeds(results):
+    rows = [{"schedule": "AdamW", "passes": p, "seed": s, "f1_hm": p / 10_000 + s / 100, "train_s": 2.0}
+            for p in (1200, 2400) for s in (1, 2)]  # fmt: skip
+    setting = {"test_defects": 900, "preset": "binned", "network": "tiny", "size": 128, "n_train": 16, "seeds": [1, 2]}
+    measurements.record("schedule", setting=setting, measured=rows)
+    shown = measurements.fragments()["choices_schedule"]
+    assert "| AdamW | 0.135 (0.13 to 0.14) | 0.255 (0.25 to 0.26) | 1.11 |" in shown and "lowest to highest" in shown
+    measurements.record("schedule", setting={**setting, "seeds": [1]}, measured=rows[::2])
+    assert "| AdamW | 0.13 | 0.25 | 1.11 |" in measurements.fragments()["choices_schedule"]
 
 
 def test_every_record_of_this_version_can_be_shown():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -31,20 +32,21 @@ def record(benchmark: str, **content: Any) -> dict[str, Any]:
     return made
 
 
-def finished(benchmark: str, asked: Record, measure: Callable[[], Record]) -> Record:
+def finished(rows: str, asked: Record, measure: Callable[[], Record]) -> Record:
     """One row of a long benchmark: what `measure` returns, or what it returned before the benchmark was interrupted.
 
-    Rows are kept in the run tree as they are finished, under what was asked for and the package's code: with other
-    code, another device or other versions they are measured again.
+    Rows are kept in the run tree as they are finished, under what was asked for, the code of package and benchmarks
+    and the pretrained weights: with others, on another device or with other versions they are measured again.
 
     Parameters
     ----------
+    rows : name of the rows that belong together; `forget` them once they are on record
     asked : whatever the row depends on, in JSON's types
     measure : its mapping of names to numbers
     """
     made_by = {name: value for name, value in provenance.environment().items() if name != "commit"}
     made_by |= {"code": _code(), "asked": asked}
-    file = paths.runs() / "benchmarks" / benchmark / f"{provenance.hash_value(made_by)[:16]}.json"
+    file = _rows(rows) / f"{provenance.hash_value(made_by)[:16]}.json"
     if file.is_file():
         return json.loads(file.read_text(encoding="utf-8"))
     row = provenance.plain(dict(measure()))
@@ -54,8 +56,21 @@ def finished(benchmark: str, asked: Record, measure: Callable[[], Record]) -> Re
 
 @lru_cache(maxsize=1)
 def _code() -> str:
-    files = sorted(Path(__file__).parent.rglob("*.py"))
-    return provenance.hash_value([provenance.hash_file(file) for file in files])
+    files = [
+        *Path(__file__).parent.rglob("*.py"),
+        *paths.root().glob("benchmarks/*.py"),
+        *paths.root().glob("weights/*"),
+    ]
+    return provenance.hash_value([provenance.hash_file(file) for file in sorted(files)])
+
+
+def forget(rows: str) -> None:
+    """Remove the rows of `finished` that are on record: whoever repeats a benchmark wants it measured again."""
+    shutil.rmtree(_rows(rows), ignore_errors=True)
+
+
+def _rows(name: str) -> Path:
+    return paths.runs() / "benchmarks" / f"{name}-rows"
 
 
 def last(benchmark: str, fits: Callable[[Record], bool] = lambda record: True) -> Record | None:
@@ -120,7 +135,7 @@ def _ablations(kind: str) -> Callable[[Record], str]:
             f"\nProfile {s['profile']}, {data}, N = {s['n_train']}{steps}; {s['held_patches']} held-out patches; "
             f"{len(s['seeds'])} seed(s).\n"
         )
-        head = ("choice", *({**columns, "range": "lowest to highest seed"}[name] for name in means))
+        head = ("choice", *({**columns, "range": "AUC, lowest to highest seed"}[name] for name in means))
         return markdown(head, [(str(n), *row) for n, *row in means.itertuples()] + [real]) + note
 
     return table
@@ -128,13 +143,19 @@ def _ablations(kind: str) -> Callable[[Record], str]:
 
 def _schedule(found: Record) -> str:
     rows, s = pd.DataFrame(found["measured"]), found["setting"]
-    mean = rows.pivot_table(index="schedule", columns="passes", values="f1_hm", aggfunc="mean", sort=False)
+    wide = rows.pivot_table(
+        index="schedule", columns="passes", values="f1_hm", aggfunc=["mean", "min", "max"], sort=False
+    )
+    mean = wide["mean"]
     seconds = rows.groupby("schedule", sort=False)["train_s"].sum() / rows.groupby("schedule")["passes"].sum() * 1000
-    body = [(str(name), *mean.loc[name].tolist(), float(seconds[name])) for name in mean.index]
+    shown = mean
+    if len(s["seeds"]) > 1:
+        shown = mean.map(_shown) + " (" + wide["min"].map(_shown) + " to " + wide["max"].map(_shown) + ")"
+    body = [(str(name), *shown.loc[name].tolist(), float(seconds[name])) for name in mean.index]
     note = (
         f"\nF1HM on {s['test_defects']:,} held-out defects of the phantom (simulated), preset {s['preset']}, IoU 0.5, "
         f"each at its best confidence. Network {s['network']}, patches of {s['size']} px of {s['n_train']} "
-        f"micrographs, {len(s['seeds'])} seed(s).\n"
+        f"micrographs, {len(s['seeds'])} seed(s){': mean (lowest to highest)' if len(s['seeds']) > 1 else ''}.\n"
     )
     head = ("schedule", *(f"{passes:,} passes" for passes in mean.columns), "s per 1,000 passes")
     return markdown(head, body) + note

@@ -358,4 +358,6 @@ def test_learning_rates():
     one_cycle, sgd = Detection(steps=100), Detection(steps=100, optimizer="sgd", learning_rate=0.1)
     rates = [learning_rate(one_cycle, k) for k in range(100)]
     assert max(rates) == pytest.approx(2e-3) and rates[0] < 2e-4 and rates[-1] < 1e-5
+    warm = sgd.model_copy(update={"warmup_steps": 9})
+    assert [learning_rate(warm, k) for k in (0, 4, 9, 20)] == pytest.approx([0.01, 0.05, 0.1, 0.1])
     assert learning_rate(sgd, 0) == 0.1 and learning_rate(sgd, 80) == pytest.approx(0.01)

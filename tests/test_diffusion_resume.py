@@ -81,19 +81,33 @@ def test_pictures_are_of_the_training_that_made_the_weights(tmp_path, monkeypatc
         return {path.stem: np.load(path) for path in folder.glob("*.npy")}
 
     provenance.write_array(folder / "3.npy", np.zeros(1))  # of a training with other parameters
+    assert not (folder / ".training").exists()
     with pytest.raises(KeyboardInterrupt):
         train.get_denoiser(patches, autoencoder, DENOISER, **setting(tmp_path), watch=draw)
     assert drawn().keys() == {"2"}
     train.get_denoiser(patches, autoencoder, DENOISER, **setting(tmp_path), watch=draw)
     found = drawn()
-    monkeypatch.setattr(train, "update", lambda *_: pytest.fail("trained again"))
-    train.get_denoiser(patches, autoencoder, DENOISER, **setting(tmp_path), watch=draw)
-    assert found.keys() == drawn().keys() == {"2", "4", "6", "8"}
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "update", lambda *_: pytest.fail("trained again"))
+        train.get_denoiser(patches, autoencoder, DENOISER, **setting(tmp_path), watch=draw)
+        assert found.keys() == drawn().keys() == {"2", "4", "6", "8"}
+        (folder / ".training").write_text("another")  # begun in between, and given up
+        train.get_denoiser(patches, autoencoder, DENOISER, **setting(tmp_path), watch=draw)
+        assert not drawn(), "pictures of another training"
     calm = {**setting(tmp_path), "folder": tmp_path / "calm"}
     folder = tmp_path / "calm" / train.PICTURES
     train.get_denoiser(patches, autoencoder, DENOISER, **calm, watch=draw)
     assert all(np.array_equal(found[name], picture) for name, picture in drawn().items())
+
+
+def test_the_average_of_weights_forgets_the_first_ones():
+    slow = DENOISER.model_copy(update={"ema_decay": 0.9999})
+    left = 1.0  # of the weights after the first step, which the average starts from
+    for step in range(1, 2000):
+        left *= train.ema_decay(slow, step)
+    assert left < 1e-20 and 0.9999**2000 > 0.8
+    assert train.ema_decay(slow, 10**6) == 0.9999 and train.ema_decay(DENOISER, 0) == pytest.approx(0.1)
+    assert train.ema_decay(DENOISER.model_copy(update={"ema_decay": 0.0}), 100) == 0.0
 
 
 @pytest.mark.parametrize("given", [False, True])

@@ -257,3 +257,19 @@ def test_what_was_drawn_in_training_has_it_trained_again_once_lost(lost, kept, t
     execute._clear(stage)
     assert (stage.folder / "denoiser.safetensors").exists() is kept
     assert (stage.folder / "grid/0000200.npy").exists()
+
+
+def test_pictures_of_a_training_on_its_way_stay(tmp_path, monkeypatch):
+    monkeypatch.setenv("COMPANION_RUNS", str(tmp_path))
+    keys = {"split": 1, "n_train": 10, "generator": 1}
+    stage = stages.Stage(stages.KINDS["diffusion"], keys, load_profile("smoke"))
+    provenance.write_json(stage.folder / "grid/0000100.npy", "of the training that was stamped")
+    provenance.write_json(stage.folder / provenance.STAMP, {"outputs": provenance.artifact_hashes(stage.folder)})
+    provenance.write_json(stage.folder / "grid/0000100.npy", "of one with other parameters")
+    provenance.write_json(stage.folder / "checkpoint/progress.json", {})
+    execute._clear(stage)
+    assert (stage.folder / "grid/0000100.npy").exists()
+    (stage.folder / "checkpoint/progress.json").unlink()
+    (stage.folder / "checkpoint").rmdir()
+    execute._clear(stage)
+    assert not (stage.folder / "grid/0000100.npy").exists(), "damaged, as nothing is on its way"

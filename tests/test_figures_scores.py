@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import product
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.collections import PolyCollection
@@ -48,3 +49,23 @@ def test_the_headline_condition_is_the_first_split_at_the_largest_n():
 def test_a_table_names_its_data():
     shown = captioned(pd.DataFrame({"a": [0.12345, NAN]}), "Scores", "phantom (simulated), smoke profile").to_html()
     assert "Scores (phantom (simulated), smoke profile)" in shown and "0.123<" in shown and "nan" not in shown
+
+
+def test_quality_by_n_tells_generators_and_splits_apart():
+    rows = [
+        (m, v + s, v - 0.1, v + 0.2, 0.4, split, n, g)
+        for m in ("contrast", "spectrum")
+        for v, n in ((0.5, 4), (0.3, 16))
+        for s, split in ((0.0, "1"), (0.05, "2"))
+        for g in (1, 2)
+    ]
+    columns = ["measure", "value", "low", "high", "yardstick", "split", "n_train", "generator"]
+    figure = scores.quality_by_size(pd.DataFrame(rows, columns=columns), "phantom (simulated), mini profile")
+    assert [axes.get_title() for axes in figure.axes] == ["contrast", "spectrum"]
+    for axes in figure.axes:
+        drawn = [line for line in axes.containers if line.has_yerr]
+        assert sum(len(line.lines[0].get_xdata()) for line in drawn) == 8  # 2 N x 2 splits x 2 generators
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["split 1", "split 2"]
+    one = scores.quality_by_size(pd.DataFrame(rows, columns=columns).query("split == '1'"), "phantom (simulated)")
+    assert not one.legends
+    plt.close("all")

@@ -75,11 +75,13 @@ def _clear(stage: stages.Stage) -> None:
         shutil.rmtree(left) if left.is_dir() else left.unlink()
     stamp, there = read_stamp(stage.folder), artifact_hashes(stage.folder)
     stamped = stamp["outputs"] if stamp else {}
+    drawn, weights = DRAWN_IN_TRAINING.get(stage.kind.name, ("", ""))
+    on_its_way = drawn and (stage.folder / "checkpoint").is_dir()  # of another training: it empties `drawn` itself
     for name in (name for name, sha in there.items() if stamp and stamped.get(name) != sha):
-        (stage.folder / name).unlink()
-    if stage.kind.name not in DRAWN_IN_TRAINING:
+        if not (on_its_way and name.startswith(drawn)):
+            (stage.folder / name).unlink()
+    if not drawn:
         return
-    drawn, weights = DRAWN_IN_TRAINING[stage.kind.name]
     damaged = stamp is None and (stage.folder / STAMP).exists()  # nothing says any more what is as it was written
     if damaged or any(name.startswith(drawn) and there.get(name) != sha for name, sha in stamped.items()):
         (stage.folder / weights).unlink(missing_ok=True)

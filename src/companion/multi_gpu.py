@@ -16,6 +16,7 @@ from companion.data.patches import load_patches
 from companion.diffusion.train import get_denoiser
 from companion.diffusion.train_autoencoder import get_autoencoder
 from companion.errors import CompanionError
+from companion.params import load_profile
 from companion.stages import begin
 from companion.training import compute
 
@@ -23,11 +24,15 @@ from companion.training import compute
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("profile")
-    parser.add_argument("--dataset", default="phantom")
+    parser.add_argument("--dataset", help="the profile's by default")
     parser.add_argument("--split", default="1", help="number or split file")
     parser.add_argument("--n-train", type=int, default=10, help="N, training micrographs")
-    parser.add_argument("--generator", type=int, default=1, help="its number: the first of the profile's seeds, or any")
+    parser.add_argument("--generator", type=int, help="its number, with generator_per_seed; the first by default")
     given = vars(parser.parse_args())
+    profile = load_profile(given["profile"], **({"dataset": given["dataset"]} if given["dataset"] else {}))
+    given["dataset"] = profile.dataset
+    if given["generator"] is None:
+        given["generator"] = profile.generators[0]
     given["split"] = int(given["split"]) if given["split"].isdigit() else given["split"]
     stage = begin("diffusion", given)
     patches, parameters = load_patches(stage.inputs["train"]), stage.profile.diffusion

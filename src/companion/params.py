@@ -89,6 +89,7 @@ class Detection(Section):
     batch_size: Count = Field(8, description="patches per step")
     learning_rate: Positive = Field(2e-3, description="peak learning rate")
     optimizer: Literal["adamw-one-cycle", "sgd"] = Field("adamw-one-cycle", description="sgd is the paper's")
+    warmup_steps: Whole = Field(0, description="steps of a linear warm-up of SGD; detectron2's default is 1,000")
     generated_share: Share = Field(0.5, description="share of generated patches in a batch of EXP+GEN")
     anchor_sizes_px: list[Count | Annotated[list[Count], Field(min_length=1)]] = Field(
         [8, 16, 32], description="sides of anchors per feature level, one or a list; as many on every level"

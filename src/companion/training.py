@@ -84,8 +84,8 @@ def fit(
     identity : `fingerprint` of this training; a checkpoint of another identity is not used
     every : steps between checkpoints
     title : what the progress bar says
-    callback : called with the number of steps done: at the start (0: the training begins anew; else its checkpoint
-        was written, but perhaps nothing was made of it) and after each checkpoint
+    callback : called with the number of steps done: at the start (of a training that goes on the checkpoint was
+        written, but perhaps nothing was made of it) and after each checkpoint
     explain : what to say of step i when training diverges there: of its batch, of the setting to change
     watch : called after each checkpoint with the log so far, for those who look on
 

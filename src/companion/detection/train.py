@@ -75,7 +75,7 @@ def train_detector(
     compute : device and precision
     folder : the stage's folder
     inputs : hashes or values that identify the training patches
-    callback : called with the step number after each checkpoint
+    callback : called with the number of steps done at the start and after each checkpoint
     watch : called with the log so far after each checkpoint
 
     Returns
@@ -98,13 +98,13 @@ def train_detector(
     path = folder / WEIGHTS
     if is_finished(path, identity) and (folder / LOG).exists():
         (folder / LOG).touch()
-        return load_detector(path, compute)[0], pd.read_parquet(folder / LOG)
+        detector = load_detector(path, compute)[0]
+        _compile(detector, settings, compute)  # as after a training: its last bits are those of compiled code
+        return detector, pd.read_parquet(folder / LOG)
     with compute.global_seed(*names, "weights"):
         detector = build(settings, len(card.classes))
     detector.network.to(compute.device)
-    if settings.compile and isinstance(detector, BatchedDetector):
-        replace(compute, compile=True).prepare()  # refuses where there is no compiler
-        detector.compile()
+    _compile(detector, settings, compute)
     optimizer = optimizer_of(detector, settings)
 
     def step(number: int) -> dict[str, float | torch.Tensor]:
@@ -130,6 +130,12 @@ def train_detector(
     save_state(detector.network.state_dict(), path, {"identity": identity, **card.to_json()})
     drop_checkpoint(folder)
     return detector, log
+
+
+def _compile(detector: Detector, settings: Detection, compute: Compute) -> None:
+    if settings.compile and isinstance(detector, BatchedDetector):
+        replace(compute, compile=True).prepare()  # refuses where there is no compiler
+        detector.compile()
 
 
 def _explain(recipe: Recipe, settings: Detection, step: int) -> str:
@@ -164,10 +170,11 @@ def load_detector(path: Path, compute: Compute) -> tuple[Detector, Card]:
 
 
 def learning_rate(settings: Detection, step: int) -> float:
-    """Learning rate of a step: one cycle for AdamW; for SGD constant, a tenth of it in the last fifth."""
+    """Learning rate of a step: one cycle for AdamW; for SGD a linear warm-up, constant, a tenth in the last fifth."""
     if settings.optimizer == "adamw-one-cycle":
         return one_cycle(step, settings.steps, settings.learning_rate)
-    return settings.learning_rate * (0.1 if step >= 0.8 * settings.steps else 1.0)
+    warm = min(1.0, (step + 1) / (settings.warmup_steps + 1))
+    return settings.learning_rate * warm * (0.1 if step >= 0.8 * settings.steps else 1.0)
 
 
 def optimizer_of(detector: Detector, settings: Detection) -> torch.optim.Optimizer:

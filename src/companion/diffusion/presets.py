@@ -71,6 +71,10 @@ def table(patch_px: int = 256) -> pd.DataFrame:
             "parameters / M": round(denoisers.parameter_count(build_denoiser(preset, 3, "meta")) / 1e6, 1),
             "mask": network.mask_encoding,
             "loss": f"{network.loss} on {network.prediction.removesuffix('_prediction')}",
+            "β": f"{network.beta_start:g} to {network.beta_end:g}, {network.timesteps:,} steps",
+            "learning rate": f"{network.learning_rate:g} after {network.warmup_steps:,} steps, decay {network.decay}",
+            "average of weights": network.ema_decay or "none",
+            "codes": f"{preset.autoencoder.codes:,}",
             "steps × batch": f"{network.steps:,} × {network.batch_size}",
         }
     return pd.DataFrame.from_dict(rows, orient="index")

@@ -68,7 +68,9 @@ def generate(
     identity = training.fingerprint(
         __name__, parameters=parameters.model_dump(mode="json"), name=name, root_seed=machine.root_seed,
         precision=machine.precision, weights=training.digest(denoiser), autoencoder=training.digest(autoencoder),
-        masks=hashlib.sha256(masks).hexdigest(), noise=noise and hashlib.sha256(noise.spectrum).hexdigest(),
+        masks=hashlib.sha256(masks).hexdigest(),
+        noise=noise and [hashlib.sha256(part).hexdigest() for part in (noise.line, noise.spectrum)],
+        pixel_sizes_nm=simulated.index["pixel_size_nm"].tolist(),
     )[:16]  # fmt: skip
     kept = folder / training.CHECKPOINT
     parts = []

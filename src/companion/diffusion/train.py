@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from companion import geometry, params, training
 from companion.data.patches import Patches
@@ -28,9 +28,10 @@ from companion.diffusion.autoencoder import Autoencoder
 from companion.diffusion.denoiser import Denoiser
 from companion.errors import CompanionError
 from companion.machine import send, uncompiled
+from companion.provenance import atomic
 from companion.weights import is_main
 
-PICTURES = "grid"  # folder of what is drawn at checkpoints of a denoiser; emptied when a training begins anew
+PICTURES = "grid"  # folder of what is drawn at checkpoints of a denoiser
 ENCODE_BATCH = 32  # patches encoded at a time; the same everywhere, so that latents do not depend on other batch sizes
 
 
@@ -68,21 +69,28 @@ def get_denoiser(
         __name__, parameters=parameters.model_dump(mode="json"), config=config, name=name, root_seed=machine.root_seed,
         precision=machine.precision, images=digest(patches), autoencoder=training.digest(autoencoder),
     )  # fmt: skip
+    _keep_pictures_of(identity, folder / PICTURES)
     if training.is_finished(path, identity):
         denoiser, about = denoisers.load(path, machine.device)
         return denoiser, pd.DataFrame(about["log"])
-    latents = torch.stack([  # (symmetries, P, C, s, s)
-        autoencoders.encode_all(autoencoder, geometry.symmetry(images, code), ENCODE_BATCH)
-        for code in patches.symmetries
-    ])  # fmt: skip
-    label_maps = machine.send(torch.from_numpy(patches.label_maps()))  # (P, S, S)
+    with training.enough_memory("encoding the training patches"):
+        latents = torch.stack([  # (symmetries, P, C, s, s)
+            autoencoders.encode_all(autoencoder, geometry.symmetry(images, code), ENCODE_BATCH)
+            for code in patches.symmetries
+        ])  # fmt: skip
+        label_maps = machine.send(torch.from_numpy(patches.label_maps()))  # (P, S, S)
     told = config["conditions"] and machine.send(
         conditions.of_micrographs(config["conditions"], patches.index["image"].tolist())  # (P, conditions)
     )
     with machine.global_seed(name, "denoiser", "weights"):
         denoiser = Denoiser(config).to(machine.device)
     machine.prepare(denoiser.unet)  # first, so that the average has the same layout in memory
-    average = AveragedModel(denoiser, multi_avg_fn=get_ema_multi_avg_fn(parameters.ema_decay))
+    done = [0]  # steps; here and not on the device, where to look at it would make the host wait
+
+    def mix(averaged: list[Tensor], current: list[Tensor], _: Tensor) -> None:
+        torch._foreach_lerp_(averaged, current, 1 - ema_decay(parameters, done[0]))
+
+    average = AveragedModel(denoiser, multi_avg_fn=mix)
     optimizer = machine.adamw(denoiser, parameters.learning_rate)
     schedule = denoisers.noise_schedule(config)
     distance = {"l1": F.l1_loss, "l2": F.mse_loss}[parameters.loss]
@@ -115,14 +123,13 @@ def get_denoiser(
             predicted = denoiser(noisy, timestep, features, told if told is None else told[chosen]).float()
         loss = (weight * distance(predicted, target, reduction="none")).mean() / mean_weight
         update(loss, denoiser, optimizer, machine)
+        done[0] = i
         average.update_parameters(denoiser)
         return machine.means({parameters.loss: loss})
 
-    def at_checkpoint(done: int) -> None:
-        if done == 0 and is_main():
-            shutil.rmtree(folder / PICTURES, ignore_errors=True)
-        elif done and watch:
-            watch(done, average.module)
+    def at_checkpoint(steps: int) -> None:
+        if steps and watch:
+            watch(steps, average.module)
 
     log = training.fit(
         step, {"denoiser": denoiser, "average": average, "optimizer": optimizer}, steps=parameters.steps, folder=folder,
@@ -132,6 +139,24 @@ def get_denoiser(
     denoisers.save(denoiser, path, identity=identity, log=log.to_dict("records"))
     training.drop_checkpoint(folder)
     return denoiser, log
+
+
+def _keep_pictures_of(identity: str, pictures: Path) -> None:
+    """Empty the folder `pictures` unless what it holds was drawn by this very training."""
+    mark = pictures / ".training"  # hidden: no artifact
+    if not is_main() or (mark.is_file() and mark.read_text(encoding="utf-8") == identity):
+        return
+    shutil.rmtree(pictures, ignore_errors=True)
+    with atomic(mark) as temporary:
+        temporary.write_text(identity, encoding="utf-8")
+
+
+def ema_decay(parameters: params.Denoiser, step: int) -> float:
+    """Decay of the average of weights in a step: it rises to its final value, so that the first weights are forgotten.
+
+    With 0.9999 from the start, the weights of the first step would still make up 3 % after 36,000 steps.
+    """
+    return min(parameters.ema_decay, (1 + step) / (10 + step))
 
 
 def learning_rate(parameters: params.Denoiser, step: int) -> float:

@@ -116,7 +116,7 @@ def judge_origin_of_gain(e: Evidence, factor: float) -> Finding:
     found = Finding(
         "cannot be compared", "no interval: fewer than two runs per condition", n=int(tests["n"].sum()),
         tolerance=half * factor, shown=shown,
-        tolerance_from="mean half width of classification minus detection gain, from detector seeds",
+        tolerance_from="mean half width of classification minus detection gain, from what varies between seeds",
     )  # fmt: skip
     if not np.isfinite(half):
         return replace(found, tolerance=None)

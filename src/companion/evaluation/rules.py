@@ -96,12 +96,14 @@ def judge_image_quality(e: Evidence, factor: float) -> Finding:
     low, high = (value + factor * (judged[side] - value).fillna(0) for side in ("low", "high"))
     distance = judged.get("yardstick_of", pd.Series("", index=judged.index)).str.contains("against")
     reached = ((low <= yardstick) & (yardstick <= high)) | (distance & (value <= yardstick))
-    n, good = len(judged), int(reached.sum())
+    n, good = len(judged), int(reached.sum())  # of every measure of every generator
     verdict: Verdict = "reproduced" if good == n else "partly" if good else "not reproduced"
-    names = ", ".join(dict.fromkeys(judged.loc[reached, "measure"])) or "none"
-    reason = f"measures that reach what real images give, measured the same way: {names}"
+    generators = len(judged[["split", "n_train", "generator"]].drop_duplicates())
+    always = reached.groupby(judged["measure"], sort=False).all()
+    names = ", ".join(always.index[always]) or "none"
+    reason = f"measures that reach what real images give, measured the same way, with every generator: {names}"
     return Finding(verdict, reason, good / n, n=n, tolerance=factor, tolerance_from="each measure's own interval",
-                   shown=f"{good} of {n} measures")  # fmt: skip
+                   shown=f"{good} of {n} (measures of {generators} generator(s))")  # fmt: skip
 
 
 def judge_quality_with_n(e: Evidence, factor: float) -> Finding:

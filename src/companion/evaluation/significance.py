@@ -17,11 +17,15 @@ from numpy.typing import NDArray
 MEASURES = ("f1_hm", "f1_detect", "f1_class")
 CONDITION = ["split", "n_train"]
 # What pairs of one condition differ in, and what they have in common: only the first is in their spread.
-BETWEEN_SEEDS = {"varied": "detector seed", "shared": "split, training images, generator, test images"}
+BETWEEN_SEEDS = {
+    "varied": "detector seed", "shared": "split, training images, simulated masks, generator, test images",
+}  # fmt: skip
 BETWEEN_GENERATORS = {
     "varied": "generator, detector seed", "shared": "split, training images, simulated masks, test images",
 }  # fmt: skip
-BETWEEN_SPLITS = {"varied": "split, training images, generator, test images, detector seed", "shared": "data set"}
+BETWEEN_SPLITS = {
+    "varied": "split, training images, simulated masks, generator, test images, detector seed", "shared": "data set",
+}  # fmt: skip
 LEAST_SPLITS = 3  # from how many on their spread is taken to be known
 GAIN_COLUMNS = [*CONDITION, "measure", "base", "other", "gain", "low", "high", "n", "share_of_left"]
 

@@ -30,7 +30,7 @@ def standing(study: Study, reference: pd.DataFrame) -> str:
         "against the truth)."
     )
     if scores.min() >= LEARNT:
-        return f"{said} A run has one generator, so its intervals speak of the detector seeds alone."
+        return f"{said} Each condition here has one generator, so the intervals speak of the detector seeds alone."
     return (
         f"{said} Detectors below {LEARNT:g} hardly detect and have little to lose, so what is compared with those of "
         f"{' and '.join(scores.index[scores < LEARNT])} gets no verdict; the numbers show that the study runs."

@@ -232,7 +232,7 @@ def overlay(image: NDArray[np.uint8], defects: pd.DataFrame, classes: Sequence[s
     height, width = image.shape
     figure, axes = plt.subplots(figsize=(7.2, 7.2 * height / width + 0.5))
     _picture(axes, image)
-    colors = dict(zip(classes, CLASS_COLORS, strict=False))
+    colors = {name: CLASS_COLORS[k % len(CLASS_COLORS)] for k, name in enumerate(classes)}
     for name, mask in defects[["class", "mask"]].itertuples(index=False):
         outline = np.pad(decode_rle([mask], image.shape)[0].astype(float), 1)
         centres_x, centres_y = np.arange(width + 2) - 0.5, np.arange(height + 2) - 0.5

@@ -201,13 +201,14 @@ def draw_boxes(axes: Axes, boxes: NDArray, codes: Sequence[int], style: str = "-
 
 def quality_by_size(quality: pd.DataFrame, note: str) -> Figure:
     """Measures of image quality against N, one panel each: a marker with its interval per generator, beside the
-    yardstick (a short line) that the same measure gives on real images.
+    yardstick (a short line) that the same measure gives on real images. Splits differ in colour and marker.
 
     Parameters
     ----------
     quality : measure, value, low, high, yardstick, split, n_train, generator
     """
     measures, sizes = list(dict.fromkeys(quality["measure"])), sorted(set(quality["n_train"]))
+    splits, looks = list(dict.fromkeys(quality["split"])), list(zip(CLASS_COLORS, ARM_MARKERS.values(), strict=False))
     columns = min(4, len(measures))
     rows = -(-len(measures) // columns)
     figure, grid = plt.subplots(rows, columns, squeeze=False, figsize=(2.4 * columns, 0.6 + 2.1 * rows))
@@ -216,16 +217,21 @@ def quality_by_size(quality: pd.DataFrame, note: str) -> Figure:
     for panel, measure in zip(grid.flat, measures, strict=False):
         for position, size in enumerate(sizes):
             own = quality[(quality["measure"] == measure) & (quality["n_train"] == size)]
-            places = position + (np.arange(len(own)) - (len(own) - 1) / 2) * 0.6 / max(1, len(own))
-            value = own["value"].to_numpy(dtype=float)
-            error = np.abs(np.stack([value - own["low"], own["high"] - value]))
-            panel.errorbar(places, value, np.nan_to_num(error), fmt=ARM_MARKERS["EXP+GEN"], ms=4, capsize=2, lw=1,
-                           color=ARM_COLORS["EXP+GEN"])  # fmt: skip
+            own = own.assign(place=position + (np.arange(len(own)) - (len(own) - 1) / 2) * 0.6 / max(1, len(own)))
+            for number, split in enumerate(splits):
+                part, (color, marker) = own[own["split"] == split], looks[number % len(looks)]
+                error = np.abs(np.stack([part["value"] - part["low"], part["high"] - part["value"]]))
+                panel.errorbar(
+                    part["place"], part["value"], np.nan_to_num(error.astype(float)), fmt=marker, ms=4, capsize=2, lw=1,
+                    color=color, label=f"split {split}" if position == 0 else None,
+                )  # fmt: skip
             panel.hlines(own["yardstick"], position - 0.4, position + 0.4, color="black", lw=1, ls="--")
         panel.set_xticks(range(len(sizes)), [str(size) for size in sizes])
         panel.set(xlim=(-0.6, len(sizes) - 0.4), title=textwrap.fill(measure, 30))
     for panel in grid[-1]:
         panel.set_xlabel("N")
+    if len(splits) > 1:
+        figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=len(splits))
     figure.suptitle(f"Generated images by N, a marker per generator; dashed: real images\n{note}", fontsize=9)
     return figure
 

@@ -14,6 +14,8 @@ import pytest
 import torch
 
 from companion import measurements
+from companion.errors import CompanionError
+from companion.machine import enough_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "benchmarks"))
@@ -47,8 +49,34 @@ def test_the_last_record_counts_and_says_where_it_was_made(results):
 
 def test_what_has_not_been_measured_says_how_it_is(results):
     shown = measurements.fragments()
-    assert shown.keys() == measurements.TABLES.keys()
+    assert shown.keys() == {*measurements.TABLES, "speed_gpu"}
     assert "Not measured yet: `python benchmarks/schedule.py`" in shown["choices_schedule"]
+    assert "none of these has been run" in shown["speed_gpu"]
+
+
+def test_processors_and_each_gpu_keep_their_own_last_record(results):
+    setting = {"preset": "native", "network": "r50-fpn", "size": 256, "batch": 32}
+
+    def detector(device, rate, **changes):
+        used = {**setting, "device_type": "cpu" if device.startswith("CPU") else "cuda", **changes}
+        row = {"training_images_per_s": rate, "detection_images_per_s": 900.0, "speed_against_torchvision": 2.5}
+        measurements.record("detector", device=device, setting=used, measured={"4": {"batched": row}})
+
+    detector("NVIDIA H200", 601.0)
+    detector("CPU, 2 cores (x86_64)", 1.0)
+    detector("CPU, 64 cores (x86_64)", 2.0)
+    for rate in (401.0, 402.0):
+        detector("NVIDIA H100", rate, bfloat16=True, compile=False, threads=[4, 8], warm_up=20, authors=None)
+    detector("NVIDIA H100", 77.0, preset="compact", network="compact")
+    shown = measurements.fragments()
+    rows = re.findall(r"^\| batched\S* .*?\| (\d+) \|", shown["speed_detector"], re.MULTILINE)
+    assert rows == ["2", "402", "77", "601"], "processors first, GPUs by name, of each the last"
+    options = "--preset native --size 256 --batch 32 --warm-up 20 --threads 4 8 --bfloat16"
+    assert f"By `python benchmarks/detector.py {options}`, on NVIDIA H100" in shown["speed_detector"]
+    assert "256 px, batch 32, bfloat16.\ndetectron2 was not installed" in shown["speed_detector"]
+    assert "compact, 256 px, batch 32.\n\nBy" in shown["speed_detector"], "detectron2 has no such network"
+    assert shown["speed_gpu"].startswith("On a GPU (`detector.py` has been run on NVIDIA H100 and on NVIDIA H200;")
+    assert "`ldm.py` has been run on none yet" in shown["speed_gpu"]
 
 
 def test_seeds_are_averaged_and_tables_hold_their_own_kind(results):
@@ -147,6 +175,37 @@ def test_the_detectors_benchmark_times_presets():
     assert detector.contestants(given)["batched"].batch_size == 4
 
 
+@pytest.mark.parametrize("asked", [{"sampler": "ddim", "eta": 1.0}, {"sampler": "dpm-solver++", "noise": "measured"}])
+def test_latent_diffusion_is_timed_in_training_and_by_whole_images(results, monkeypatch, asked):
+    import ldm
+
+    from companion import params, training
+    from companion.diffusion import sample
+
+    drawn, denoise = [], sample._denoise
+
+    def watched(*arguments):
+        drawn.append((arguments[5].sampler, arguments[5].steps, len(arguments[2])))
+        return denoise(*arguments)
+
+    monkeypatch.setattr(sample, "_denoise", watched)
+    sampling = params.Sampling(steps=3, **asked)
+    machine = training.Compute(torch.device("cpu"), torch.float32, 7)
+    rows = ldm.measure("tiny", 32, 2, machine, sampling, rounds=1)
+    assert all(row[way] > 0 for row in rows for way in ("reference", "companion"))
+    assert drawn == [(asked["sampler"], 2, 2), (asked["sampler"], 3, 2)], (
+        "warmed up, then a whole batch of the profile's"
+    )
+    minutes = ldm.sampling_minutes(rows)
+    assert minutes[0]["companion"] == pytest.approx(10_000 / rows[-1]["companion"] / 60)
+    assert ("noise put back" in minutes[0]["minutes"]) == ("noise" in asked)
+    more = {"patch_px": 32, "batch": 2, "precision": "float32", "compile": False, "threads": 1, "rounds": 1}
+    measurements.record("ldm", preset="tiny", profile="smoke", **more, measured=[*rows, *minutes])
+    shown = measurements.fragments()["speed_diffusion"]
+    assert f"| minutes: 10,000 images, {asked['sampler']}, 3 steps" in shown and "by calculation" in shown
+    assert "ldm.py --preset tiny --profile smoke --batch 2 --rounds 1`" in shown
+
+
 def test_what_does_not_fit_into_memory_is_undefined(results):
     import ldm
 
@@ -158,12 +217,29 @@ def test_what_does_not_fit_into_memory_is_undefined(results):
 
     assert math.isnan(ldm._seconds(too_large, torch.device("cpu"), 3)) and len(calls) == 1
     assert 0.01 < ldm._seconds(lambda: time.sleep(0.01), torch.device("cpu"), 3) < 1
-    names = ("autoencoder", "denoiser", "evaluation", "decoding")
+
+    def too_large_in_sampling():
+        with enough_memory("sampling"):
+            too_large()
+
+    assert math.isnan(ldm._seconds(too_large_in_sampling, torch.device("cpu"), 3)) and len(calls) == 2
+
+    def refused():
+        raise CompanionError("a mask of the wrong size")
+
+    with pytest.raises(CompanionError):
+        ldm._seconds(refused, torch.device("cpu"), 3)
+    ran = []
+    ldm._seconds(lambda: ran.append("all"), torch.device("cpu"), 2, lambda: ran.append("less"))
+    assert ran == ["less", "all", "all"]
+    names = ("autoencoder", "denoiser", "evaluation", "decoding", "sampling, ddim")
     rates = [{"patches per second": name, "reference": 100.0, "companion": 400.0, "times": 4.0} for name in names]
     rates[-1] |= {"reference": math.nan, "times": math.nan}
-    first, second = ldm.sampling_minutes(rates)
+    rates[-2] |= {"reference": math.nan, "times": math.nan}
+    whole, first, second = ldm.sampling_minutes(rates)
+    assert math.isnan(whole["reference"]) and whole["companion"] == pytest.approx(10_000 / 400 / 60)
     assert math.isnan(first["reference"]) and second["companion"] == pytest.approx(10_000 * (201 / 400) / 60)
     setting = {"preset": "paper", "patch_px": 256, "batch": 128, "precision": "bfloat16", "compile": True, "threads": 4}
-    measurements.record("ldm", **setting, measured=[*rates, first, second])
+    measurements.record("ldm", **setting, measured=[*rates, whole, first, second])
     shown = measurements.fragments()["speed_diffusion"]
     assert "| decoding | undefined | 400 | undefined |" in shown and "| denoiser | 100 | 400 | 4 |" in shown

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import ellipse_patches
 
 from companion import measurements
 from companion.errors import CompanionError
@@ -173,6 +174,67 @@ def test_the_detectors_benchmark_times_presets():
     assert found["torchvision"].batch_size == PRESETS["compact"].batch_size
     given.batch = 4
     assert detector.contestants(given)["batched"].batch_size == 4
+
+
+def test_the_authors_recipe_runs_in_float32_beside_bfloat16(monkeypatch):
+    import detector
+
+    from companion.detection.presets import PRESETS
+
+    class Timed:
+        def __init__(self, settings, patches, device, autocast):
+            self.settings, self.autocast, self.training, self.detection = settings, autocast, [], []
+
+        def step(self, number):
+            self.training.append(2.0 if self.autocast else 3.0)
+
+        def detect(self, number):
+            self.detection.append(1.0)
+
+    three = {"torchvision": PRESETS["native"], "detectron2": PRESETS["native"], detector.AUTHORS: PRESETS["paper"]}
+    monkeypatch.setattr(detector, "contestants", lambda given: three)
+    monkeypatch.setattr(detector, "Timed", Timed)
+    given = argparse.Namespace(bfloat16=True, warm_up=1, steps=2)
+    threads = torch.get_num_threads()
+    rows = detector.measure(given, None, torch.device("cpu"), threads)
+    assert [row["step_median_s"] for row in rows.values()] == [2.0, 2.0, 3.0]
+    assert rows[detector.AUTHORS]["training_images_per_s"] == pytest.approx(2 / 3)
+
+
+def test_the_denoisers_step_is_that_of_the_package(tmp_path):
+    import ldm
+
+    from companion import geometry, params, training
+    from companion.diffusion import autoencoder as autoencoders
+    from companion.diffusion import train
+    from companion.diffusion.denoiser import Denoiser
+
+    torch.set_num_threads(1)
+    machine = training.Compute(torch.device("cpu"), torch.float32, 7)
+    patches = ellipse_patches(6, 32)
+    network = autoencoders.Autoencoder(
+        autoencoders.configuration(params.Autoencoder(channels=[8, 8], codes=16), (128, 30))
+    )
+    autoencoder = autoencoders.freeze(network)
+    asked = params.Denoiser(
+        stem=1, channels=[16, 16], attention_factors=[], steps=4, batch_size=3, warmup_steps=2, mask_dropout=0.3,
+        defect_weight=2.0, prediction="v_prediction", loss="l2",
+    )  # fmt: skip
+    theirs, log = train.get_denoiser(
+        patches, autoencoder, asked, machine=machine, name="test", folder=tmp_path, every=4
+    )
+    with machine.global_seed("test", "denoiser", "weights"):
+        denoiser = Denoiser(theirs.config)
+    latents = torch.stack([
+        autoencoders.encode_all(autoencoder, geometry.symmetry(patches.images, code), train.ENCODE_BATCH)
+        for code in patches.symmetries
+    ])  # fmt: skip
+    label_maps = torch.from_numpy(patches.label_maps())
+    step, average = ldm.companion_training(denoiser, latents, label_maps, asked, machine, "test")
+    losses = [step(i)["l2"].item() for i in range(4)]
+    assert losses == log["l2"].tolist()
+    ours, expected = average.module.state_dict(), theirs.state_dict()
+    assert ours.keys() == expected.keys() and all(torch.equal(ours[name], expected[name]) for name in ours)
 
 
 @pytest.mark.parametrize("asked", [{"sampler": "ddim", "eta": 1.0}, {"sampler": "dpm-solver++", "noise": "measured"}])

@@ -80,6 +80,24 @@ def test_processors_and_each_gpu_keep_their_own_last_record(results):
     assert "`ldm.py` has been run on none yet" in shown["speed_gpu"]
 
 
+def test_rates_with_a_record_as_their_source_are_those_of_the_record():
+    from companion.estimates import DETECTOR_COLUMNS
+
+    section, found = None, 0
+    for line in (ROOT / "src" / "companion" / "throughputs.yaml").read_text(encoding="utf-8").splitlines():
+        section = line.strip().rstrip(":") if re.fullmatch(r"  \w[\w ]*:", line) else section
+        cited = re.search(r"(\w+): .*cpu: ([\d.]+)\}.*results\.jsonl: detector, (\w+), commit (\w+), one thread", line)
+        if cited:
+            network, rate, backend, commit = cited.groups()
+            made = measurements.last(
+                "detector", lambda r, n=network, c=commit: r["setting"]["network"] == n and r["commit"].startswith(c)
+            )
+            assert made, f"no record of commit {commit}"
+            assert float(rate) == round(made["measured"]["1"][backend][DETECTOR_COLUMNS[section]], 1)
+            found += 1
+    assert found == 2
+
+
 def test_seeds_are_averaged_and_tables_hold_their_own_kind(results):
     twice = [{"choice": "L1 loss (paper)", "seed": 1, **ROW}, {"choice": "L1 loss (paper)", "seed": 2, **ROW}]
     twice[1] |= {"auc": 0.9, "train_s": 20.0}

@@ -219,6 +219,23 @@ def test_the_authors_recipe_runs_in_float32_beside_bfloat16(monkeypatch):
     assert rows[detector.AUTHORS]["training_images_per_s"] == pytest.approx(2 / 3)
 
 
+def test_what_the_page_says_of_the_schedules_cost_is_what_its_commands_cost():
+    import schedule
+
+    page = (ROOT / "book" / "choices.md").read_text(encoding="utf-8").replace("\\\n", "")
+    commands = [" ".join(line.split()) for line in re.findall(r"^python benchmarks/schedule.*$", page, re.MULTILINE)]
+    assert len(commands) == 2 and all(command in " ".join(schedule.__doc__.split()) for command in commands)
+    said = " ".join(page.split())
+    for command in commands:
+        given = {option: words for option, *words in (part.split() for part in command.split("--")[1:])}
+        size, enlarge = int(given["size"][0]), int(given["enlarge"][0])
+        passes, seeds = sum(map(int, given["passes"])), len(given["seeds"])
+        settings = schedule.schedules(given["network"][0], size, enlarge).values()
+        images = passes * seeds * sum(((s.resize_px or size) / size) ** 2 for s in settings)
+        assert f"{passes:,} × {seeds} ×" in said and f"= {images / 1e6:.1f} M" in said
+        assert f" {images / 160 / 3600:.0f} hours" in said
+
+
 def test_the_denoisers_step_is_that_of_the_package(tmp_path):
     import ldm
 

@@ -80,6 +80,13 @@ def test_processors_and_each_gpu_keep_their_own_last_record(results):
     assert "`ldm.py` has been run on none yet" in shown["speed_gpu"]
 
 
+def test_the_options_of_records_are_those_of_the_benchmarks():
+    from test_documented_commands import options_of
+
+    for benchmark, names in measurements.OPTIONS.items():
+        assert {f"--{name.replace('_', '-')}" for name in names} <= options_of(benchmark)
+
+
 def test_rates_with_a_record_as_their_source_are_those_of_the_record():
     from companion.estimates import DETECTOR_COLUMNS
 

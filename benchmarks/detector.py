@@ -2,15 +2,17 @@
 
 Every backend trains the same network from the same weights on the same batches of phantom patches, the making of the
 batches included; they take turns, so that whatever else the machine does meets them alike. detectron2 takes part
-where it is installed and builds the network. The table is printed last and appended to ``benchmarks/results.jsonl``.
+where it is installed and builds the network. ``--authors`` adds the authors' recipe: detectron2, batch 2 at 800 px, in
+float32 with TF32, whatever the precision of the others; float32 is TF32 on a GPU for all, as in a run. The table is
+printed last and appended to ``benchmarks/results.jsonl``.
 
-On a GPU::
+On a GPU (everything is timed, and compiled, once for each number after ``--threads``)::
 
-    python benchmarks/detector.py --preset native --size 256 --batch 64 --bfloat16 --compile --authors
+    python benchmarks/detector.py --preset native --size 256 --batch 64 --bfloat16 --compile --authors --threads 4
 
 Whether seeds train faster side by side than one after the other (``jobs_per_device`` of a profile) says::
 
-    python benchmarks/detector.py --preset compact --size 256 --bfloat16 --compile --processes 4
+    python benchmarks/detector.py --preset compact --size 256 --bfloat16 --compile --threads 4 --processes 4
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ from companion.training import set_learning_rate
 
 SEED = 1
 COMPILED = "batched, compiled"
+AUTHORS = "authors' recipe"
 
 
 def phantom_patches(size: int) -> Patches:
@@ -111,14 +114,16 @@ def contestants(given: argparse.Namespace) -> dict[str, Detection]:
     if common.network == "r50-fpn" and importlib.util.find_spec("detectron2"):
         made["detectron2"] = common.model_copy(update={"backend": "detectron2"})
         if given.authors:
-            made["authors' recipe"] = PRESETS["paper"].model_copy(update={"backend": "detectron2"})
+            made[AUTHORS] = PRESETS["paper"].model_copy(update={"backend": "detectron2"})
     return made
 
 
 def measure(given: argparse.Namespace, patches: Patches, device: torch.device, threads: int) -> dict[str, dict]:
     """Times of every backend, by name."""
     torch.set_num_threads(threads)
-    timed = {name: Timed(s, patches, device, given.bfloat16) for name, s in contestants(given).items()}
+    timed = {
+        name: Timed(s, patches, device, given.bfloat16 and name != AUTHORS) for name, s in contestants(given).items()
+    }
     for number in range(given.warm_up + given.steps):
         for backend in timed.values():
             backend.step(number)
@@ -190,10 +195,13 @@ def main() -> None:
     parser.add_argument("--rate-alone", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True  # as `training.compute` does
     patches = phantom_patches(given.size)
     if given.rate_alone:
         rate_alone(given, patches, device)
         return
+    if PRESETS[given.preset].network == "r50-fpn" and not importlib.util.find_spec("detectron2"):
+        print("detectron2 is not installed: its rows are missing", flush=True)
     measured = {str(n): measure(given, patches, device, n) for n in given.threads}
     beside = {str(n): side_by_side(given, n) for n in given.threads} if given.processes > 1 else {}
     preset = PRESETS[given.preset]

@@ -75,20 +75,52 @@ def _rows(name: str) -> Path:
 
 def last(benchmark: str, fits: Callable[[Record], bool] = lambda record: True) -> Record | None:
     """The newest record of a benchmark that fits; None if there is none."""
+    return next((found for found in reversed(_records(benchmark)) if fits(found)), None)
+
+
+def last_of_each(benchmark: str, kind: str | None = None) -> list[Record]:
+    """The newest record of a benchmark on processors and on each GPU by name, processors first.
+
+    Records that differ in a setting of `APART` stand side by side: a command of the book never hides what another of
+    its commands measured.
+    """
+    found: dict[tuple[Any, ...], Record] = {}
+    for one in _records(benchmark):
+        if one.get("kind") == kind:
+            found[(_gpu(one), *(_settings(one).get(name) for name in APART.get(benchmark, ())))] = one
+    return [found[key] for key in sorted(found, key=lambda key: key[0])]
+
+
+def _records(benchmark: str) -> list[Record]:
     lines = results().read_text(encoding="utf-8").splitlines() if results().is_file() else []
-    own = (found for line in reversed(lines) if (found := json.loads(line))["benchmark"] == benchmark)
-    return next((found for found in own if fits(found)), None)
+    return [found for line in lines if (found := json.loads(line))["benchmark"] == benchmark]
+
+
+def _gpu(found: Record) -> str:
+    return "" if found["device"].startswith("CPU") else found["device"]
+
+
+def _settings(found: Record) -> Record:
+    return {**found, **found.get("setting", {})}
 
 
 def fragments() -> dict[str, str]:
     """Name -> Markdown that the page on choices and speed includes; what has not been run says so."""
     made = {}
     for name, (benchmark, kind, table) in TABLES.items():
-        command = f" --kind {kind}" if kind else ""
-        found = last(benchmark, lambda record, kind=kind: record.get("kind") == kind)
-        missing = f"Not measured yet: `python benchmarks/{benchmark}.py{command}` writes this table.\n"
-        made[name] = missing if found is None else f"{table(found)}\n{_origin(found, benchmark, command)}"
-    return made
+        command = f"python benchmarks/{benchmark}.py" + (f" --kind {kind}" if kind else "")
+        shown = [f"{table(found)}\n{_origin(found, command)}" for found in last_of_each(benchmark, kind)]
+        made[name] = "\n".join(shown) or f"Not measured yet: `{command}` writes this table.\n"
+    return {**made, "speed_gpu": _on_gpus("detector", "ldm")}
+
+
+def _on_gpus(*benchmarks: str) -> str:
+    """How the page introduces the commands of `benchmarks` on a GPU: by those that they have been run on."""
+    gpus = {name: [gpu for gpu in dict.fromkeys(map(_gpu, last_of_each(name))) if gpu] for name in benchmarks}
+    if not any(gpus.values()):
+        return "On a GPU, on which none of these has been run for this book:\n"
+    ran = (f"`{name}.py` has been run on {' and on '.join(names) or 'none yet'}" for name, names in gpus.items())
+    return f"On a GPU ({'; '.join(ran)}):\n"
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -105,11 +137,22 @@ def _shown(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _origin(found: Record, benchmark: str, command: str) -> str:
+def _origin(found: Record, command: str) -> str:
     return (
-        f"By `python benchmarks/{benchmark}.py{command}`, on {found['device']}, {found['date']}, commit "
+        f"By `{' '.join([command, *_options(found)])}`, on {found['device']}, {found['date']}, commit "
         f"{found['commit']}, PyTorch {found['packages']['torch']}.\n"
     )
+
+
+def _options(found: Record) -> Iterable[str]:
+    """The options that a record was made with, as far as it holds them."""
+    settings = _settings(found)
+    for name in OPTIONS.get(found["benchmark"], ()):
+        option, value = f"--{name.replace('_', '-')}", settings.get(name)
+        if value is True:
+            yield option
+        elif value is not None and value is not False:
+            yield f"{option} {' '.join(map(str, value)) if isinstance(value, list) else value}"
 
 
 # --- one table per benchmark ----------------------------------------------------------------------------------
@@ -163,16 +206,23 @@ def _schedule(found: Record) -> str:
 
 def _detector(found: Record) -> str:
     s = found["setting"]
+    apart = s["device_type"] == "cpu" or len(found["measured"]) > 1  # a GPU hardly depends on threads
     rows = [
-        (f"{name}, {threads} thread(s)" if s["device_type"] == "cpu" else name, row["training_images_per_s"],
+        (f"{name}, {threads} thread(s)" if apart else name, row["training_images_per_s"],
          row["detection_images_per_s"], row["speed_against_torchvision"])
         for threads, backends in found["measured"].items() for name, row in backends.items()
     ]  # fmt: skip
     head = ("Mask R-CNN", "training, images/s", "detection, images/s", "training against torchvision")
     preset = f"preset {s['preset']}, " if "preset" in s else ""
-    text = markdown(head, rows) + f"\nNetwork {s['network']}, {preset}{s['size']} px, batch {s['batch']}.\n"
+    text = markdown(head, rows) + f"\nNetwork {s['network']}, {preset}{s['size']} px, batch {s['batch']}"
+    text += f", {'bfloat16' if s['bfloat16'] else 'float32'}" if "bfloat16" in s else ""
+    names = {name for backends in found["measured"].values() for name in backends}
+    authors = "the authors' recipe: batch 2 at 800 px in float32 with TF32"
+    text += f"; {authors}.\n" if "authors' recipe" in names else ".\n"
+    if s["network"] == "r50-fpn" and "detectron2" not in names:  # no other network is detectron2's
+        text += "detectron2 was not installed there: its rows are missing.\n"
     beside = [
-        (f"{count}, {threads} thread(s) each" if s["device_type"] == "cpu" else count, rate)
+        (f"{count}, {threads} thread(s) each" if apart else count, rate)
         for threads, rates in found.get("side_by_side", {}).items() for count, rate in rates.items()
     ]  # fmt: skip
     if not beside:
@@ -185,15 +235,11 @@ def _ldm(found: Record) -> str:
         known = row["reference"] and row["companion"]  # undefined where the device's memory was too small
         return row["times"] if "times" in row else known and row["reference"] / row["companion"]
 
-    rows = [
-        (
-            row.get("patches per second") or row["minutes, by calculation"],
-            row["reference"],
-            row["companion"],
-            times(row),
-        )
-        for row in found["measured"]
-    ]
+    def name(row: Record) -> str:
+        unit, what = next(iter(row.items()))
+        return what if unit == "patches per second" else f"{unit}: {what}"
+
+    rows = [(name(row), row["reference"], row["companion"], times(row)) for row in found["measured"]]
     head = ("latent diffusion: patches per second; minutes", "usual loop", "companion", "times as fast")
     return markdown(head, rows) + (
         f"\nPreset {found['preset']}, {found['patch_px']} px, batch {found['batch']}, {found['precision']}, "
@@ -216,6 +262,18 @@ def _scores(found: Record) -> str:
     return markdown(head, found["wall_s"].items())
 
 
+# benchmark -> its options that its records hold
+OPTIONS = {
+    "ablations": ("profile", "n_train", "seeds", "denoiser_steps"),
+    "schedule": ("network", "size", "enlarge", "preset", "n_train", "n_test", "passes", "seeds", "bfloat16", "compile"),
+    "detector": ("preset", "size", "batch", "steps", "warm_up", "threads", "bfloat16", "compile", "authors",
+                 "processes"),
+    "ldm": ("preset", "profile", "batch", "rounds"),
+    "masks": ("masks", "micrographs", "learned"),
+    "scores": ("runs", "patches", "workers"),
+}  # fmt: skip
+# benchmark -> settings of which the page shows the last record each
+APART = {"schedule": ("network",), "detector": ("preset",), "ldm": ("preset", "batch")}
 # name of the fragment -> (benchmark, which kind of its records, table)
 TABLES: dict[str, tuple[str, str | None, Callable[[Record], str]]] = {
     "choices_denoiser": ("ablations", "denoiser", _ablations("denoiser")),

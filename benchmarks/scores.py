@@ -1,6 +1,6 @@
 """How long scoring takes: every confidence, IoU and matching rule for the paper's 48 runs of 550 test patches.
 
-    python benchmarks/scores.py [--runs 48] [--patches 550] [--workers 2] [--json FILE]
+    python benchmarks/scores.py [--runs 48] [--patches 550] [--workers 2]
 
 Predictions are drawn around random truths (3.37 defects per patch, as in the paper's test set). The table gives
 wall and CPU seconds per rule (they differ on a busy machine); part of the rows is checked against counting one

@@ -100,21 +100,17 @@ def unknown_options(text: str) -> list[str]:
     ]
 
 
-# TODO: scores.py's docstring shows an option that went long ago; take it out there, and this with it.
-STALE = ["scores.py --json"]
-
-
 def test_every_shown_benchmark_has_the_options_that_are_shown() -> None:
     shown = texts() + [(f"{name}.py", ast.get_docstring(tree) or "") for name, tree in BENCHMARKS.items()]
     assert sum(len(given) for _, text in shown for _, given in benchmark_commands(text)) > 60, "finds too few"
-    wrong = {page: [words for words in unknown_options(text) if words not in STALE] for page, text in shown}
+    wrong = {page: unknown_options(text) for page, text in shown}
     assert not any(wrong.values()), wrong
 
 
 @pytest.mark.parametrize("name", sorted(BENCHMARKS))
 def test_every_option_that_a_benchmark_speaks_of_is_its_own(name: str) -> None:
     said = re.findall(r"(?<![\w-])--[a-z][\w-]*", ast.get_docstring(BENCHMARKS[name]) or "")
-    assert {option for option in said if f"{name}.py {option}" not in STALE} <= options_of(name) | {"--help"}
+    assert set(said) <= options_of(name) | {"--help"}
 
 
 @pytest.mark.parametrize("shown", [

@@ -56,10 +56,11 @@ def piece_of(mask: NDArray[np.bool_], x: int, y: int, label: int, score: float, 
 
 def _shared(a: Piece, b: Piece) -> int:
     """Pixels that two masks share."""
-    both = np.r_[np.maximum(a.box[:2], b.box[:2]), np.minimum(a.box[2:], b.box[2:])]
-    if (both[:2] >= both[2:]).any():
+    (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = a.box, b.box
+    both = max(ax1, bx1), max(ay1, by1), min(ax2, bx2), min(ay2, by2)
+    if both[0] >= both[2] or both[1] >= both[3]:
         return 0
-    return int((a.within(tuple(both)) & b.within(tuple(both))).sum())
+    return int((a.within(both) & b.within(both)).sum())
 
 
 def _seen(a: Piece, b: Piece) -> int:
@@ -90,10 +91,11 @@ def merge(pieces: list[Piece]) -> list[Piece]:
 def _neighbours(pieces: list[Piece]) -> list[list[int]]:
     """For each piece the pieces of other tiles whose boxes overlap its own."""
     boxes = np.array([piece.box for piece in pieces], dtype=int).reshape(-1, 4)
-    tiles = np.array([piece.tile for piece in pieces], dtype=int).reshape(-1, 4)
+    names: dict[Box, int] = {}
+    tiles = np.array([names.setdefault(piece.tile, len(names)) for piece in pieces], dtype=int)
     x1, y1, x2, y2 = boxes.T
     return [
-        np.flatnonzero((x1 < b[2]) & (b[0] < x2) & (y1 < b[3]) & (b[1] < y2) & (tiles != tile).any(axis=1)).tolist()
+        np.flatnonzero((x1 < b[2]) & (b[0] < x2) & (y1 < b[3]) & (b[1] < y2) & (tiles != tile)).tolist()
         for b, tile in zip(boxes, tiles, strict=True)
     ]
 

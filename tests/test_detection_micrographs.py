@@ -6,6 +6,7 @@ import itertools
 import json
 import tracemalloc
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -180,7 +181,9 @@ def test_table_coco_and_overlay_say_the_same(tmp_path, monkeypatch):
     table, card = predict_micrographs(tmp_path / "w", paths, COMPUTE, pixel_size_nm={"a.png": 0.5})
     assert table["class"].tolist().count("dot") == 1
     assert np.allclose(table["size_nm"], table["size_px"] * 0.5)
+    open_before = plt.get_fignums()
     written = write_findings(table, card, paths, tmp_path / "out")
+    assert plt.get_fignums() == open_before
     assert all(path.stat().st_size > 0 for path in written) and len(written) == 4
     document = json.loads((tmp_path / "out" / "defects.json").read_text())
     assert [image["file_name"] for image in document["images"]] == ["a.png", "b.png"]

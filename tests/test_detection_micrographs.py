@@ -6,6 +6,7 @@ import itertools
 import json
 import tracemalloc
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,6 +18,7 @@ from test_detection import COMPUTE
 
 from companion.detection import micrographs
 from companion.detection.batch import Detections
+from companion.detection.merging import Piece, merge
 from companion.detection.micrographs import detect_micrograph, predict_micrographs, tile_starts
 from companion.detection.train import Card, load_detector
 from companion.errors import CompanionError
@@ -88,7 +90,11 @@ def test_neighbours_stay_apart():
 
 def test_a_micrograph_smaller_than_a_tile_and_an_empty_one():
     small = detect_micrograph(Dark(), CARD, picture((40, 50), [(20, 20, 14, 10)]), COMPUTE)
-    assert len(small) == 1 and small["area_px"][0] == (picture((40, 50), [(20, 20, 14, 10)]) == 50).sum()
+    assert (
+        len(small) == 1
+        and not small["cut"][0]
+        and small["area_px"][0] == (picture((40, 50), [(20, 20, 14, 10)]) == 50).sum()
+    )
     assert len(detect_micrograph(Dark(), CARD, picture((90, 90), []), COMPUTE)) == 0
 
 
@@ -112,37 +118,34 @@ class Blobs:
 
 
 def with_whole_masks(detector, pixels):
-    """`detect_micrograph` with a mask of the whole micrograph for every detection."""
+    """What `merge` makes of masks of the whole micrograph, as scores, classes and masks."""
     height, width = pixels.shape
     padded = np.pad(pixels, ((0, max(0, 64 - height)), (0, max(0, 64 - width))), mode="symmetric")
     corners = [(y, x) for y in tile_starts(padded.shape[0], 64, 32) for x in tile_starts(padded.shape[1], 64, 32)]
-    entries = []
+    pieces = []
     for y, x in corners:
         d = detector.detect(torch.from_numpy(padded[y : y + 64, x : x + 64].copy())[None])[0]
         for box, score, label, mask in zip(d.boxes, d.scores, d.labels, d.masks, strict=True):
-            if score >= 0.5:
-                whole = np.zeros(padded.shape, dtype=bool)
-                whole[y : y + 64, x : x + 64] = mask
-                inner = np.array([x > 0, y > 0, x + 64 < padded.shape[1], y + 64 < padded.shape[0]])
-                cut = (inner & np.array([box[0] < 1, box[1] < 1, box[2] > 63, box[3] > 63])).any()
-                entries.append((cut, -score, label, whole[:height, :width]))
-    kept = []
-    for _, score, label, mask in sorted(entries, key=lambda e: e[:2]):
-        same = [(mask & other).sum() > 0.5 * min(mask.sum(), other.sum()) for *_, other in kept]
-        if mask.any() and not any(same):
-            kept.append((score, label, mask))
-    return kept
+            whole = np.zeros(padded.shape, dtype=bool)
+            whole[y : y + 64, x : x + 64] = mask
+            inner = np.array([x > 0, y > 0, x + 64 < padded.shape[1], y + 64 < padded.shape[0]])
+            cut = (inner & np.array([box[0] < 3, box[1] < 3, box[2] > 61, box[3] > 61])).any()
+            if score >= 0.5 and whole[:height, :width].any():
+                tile = (x, y, x + 64, y + 64)
+                pieces.append(Piece(whole[:height, :width], 0, 0, int(label), float(score), tile, bool(cut)))
+    return [(piece.score, piece.label, piece.mask) for piece in merge(pieces)], len(pieces)
 
 
 @pytest.mark.parametrize("shape", [(150, 203), (64, 90), (40, 130)])
 def test_pieces_of_masks_give_what_whole_masks_give(shape):
     pixels = np.random.default_rng(3).integers(0, 255, shape, dtype=np.uint8)
-    found, expected = detect_micrograph(Blobs(), CARD, pixels, COMPUTE), with_whole_masks(Blobs(), pixels)
-    assert len(found) == len(expected) > 8
+    found, (expected, pieces) = detect_micrograph(Blobs(), CARD, pixels, COMPUTE), with_whole_masks(Blobs(), pixels)
+    assert 8 < len(found) == len(expected) <= pieces
     assert found["mask"].tolist() == encode_rle(np.stack([mask for *_, mask in expected]))
     for row, (score, label, mask) in zip(found.itertuples(), expected, strict=True):
-        assert (row.score, row._1) == (-score, label)
+        assert (row.score, row._1) == (score, label)
         assert (row.x1, row.y1, row.x2, row.y2) == box_of(mask) and row.area_px == mask.sum()
+        assert row.cut == (min(row.x1, row.y1, shape[1] - row.x2, shape[0] - row.y2) <= 1)
         y, x = np.nonzero(mask)
         assert (row.x_px, row.y_px) == (x.mean() + 0.5, y.mean() + 0.5)
 
@@ -178,11 +181,14 @@ def test_table_coco_and_overlay_say_the_same(tmp_path, monkeypatch):
     table, card = predict_micrographs(tmp_path / "w", paths, COMPUTE, pixel_size_nm={"a.png": 0.5})
     assert table["class"].tolist().count("dot") == 1
     assert np.allclose(table["size_nm"], table["size_px"] * 0.5)
+    open_before = plt.get_fignums()
     written = write_findings(table, card, paths, tmp_path / "out")
+    assert plt.get_fignums() == open_before
     assert all(path.stat().st_size > 0 for path in written) and len(written) == 4
     document = json.loads((tmp_path / "out" / "defects.json").read_text())
     assert [image["file_name"] for image in document["images"]] == ["a.png", "b.png"]
     assert len(document["annotations"]) == len(table) == len(pd.read_csv(tmp_path / "out" / "defects.csv"))
+    assert table["cut"].dtype == bool and pd.read_csv(tmp_path / "out" / "defects.csv")["cut"].dtype == bool
     first = document["annotations"][0]
     mask = decode_rle([first["segmentation"]["counts"].encode()], tuple(first["segmentation"]["size"]))[0]
     assert mask.sum() == first["area"]

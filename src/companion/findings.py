@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pandas as pd
 
 from companion.data.pixels import read_grey, to_uint8
@@ -44,4 +45,5 @@ def write_findings(table: pd.DataFrame, card: Card, images: Sequence[Path], fold
         written.append(folder / f"{Path(name).stem}-overlay.png")
         with atomic(written[-1]) as temporary:
             figure.savefig(temporary, metadata={"Software": None})
+        plt.close(figure)  # pyplot would keep the figure of every micrograph
     return written

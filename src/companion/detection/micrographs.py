@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +10,17 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from companion.data.pixels import read_grey, to_uint8
+from companion.detection.merging import Piece, merge, piece_of
 from companion.detection.model import Detector
 from companion.detection.predict import predict
 from companion.detection.train import Card, load_detector
 from companion.errors import CompanionError
-from companion.geometry import box_of, decode_rle
+from companion.geometry import decode_rle
 from companion.training import Compute
 
-COLUMNS = ["image", "class", "score", "x_px", "y_px", "x1", "y1", "x2", "y2", "area_px", "size_px", "size_nm", "mask"]
-_SAME = 0.5  # share of the smaller mask that two detections share when they are one defect
+BOX = ["x1", "y1", "x2", "y2"]
+COLUMNS = ["image", "class", "score", "x_px", "y_px", *BOX, "area_px", "size_px", "size_nm", "cut", "mask"]
+_NEAR = 3  # px from its tile's border within which a box is cut by it: boxes of defects that go on end up to there
 
 
 def tile_starts(length: int, size: int, overlap: int) -> list[int]:
@@ -41,9 +42,9 @@ def detect_micrograph(
 ) -> pd.DataFrame:
     """Defects of one micrograph of any size.
 
-    The micrograph is cut into tiles of the size that the detector was trained on. A defect that lies in several
-    tiles is taken from the one in which it is most complete; two detections that share half of the smaller mask
-    are one defect.
+    The micrograph is cut into tiles of the size that the detector was trained on. What several tiles show of one
+    defect is one row (see `merge`); of two detections of one tile, however they lie, none
+    is dropped for the other: the detector's own suppression has had its say there.
 
     Parameters
     ----------
@@ -54,9 +55,9 @@ def detect_micrograph(
 
     Returns
     -------
-    Rows with patch-free columns: class (code), score, box x1 y1 x2 y2, x_px, y_px (centre of mass), area_px,
-    size_px (full major axis of the ellipse with the same second moments), mask (COCO compressed run-length bytes
-    of the whole micrograph).
+    A row per defect, by falling score: class (code), score, box x1 y1 x2 y2, x_px, y_px (centre of mass), area_px,
+    size_px (full major axis of the ellipse with the same second moments), cut (whether the micrograph's border cuts
+    it: its size is a lower bound), mask (COCO compressed run-length bytes of the whole micrograph).
     """
     size = card.patch_size
     height, width = pixels.shape
@@ -70,60 +71,18 @@ def detect_micrograph(
     found = predict(detector, tiles, compute)
     found = found[found["score"] >= confidence]
     pieces: list[Piece] = []
-    cut = np.zeros(len(found), dtype=bool)
-    for place, row in enumerate(found.itertuples(index=False)):
+    for row in found.itertuples(index=False):
         y, x = starts[row.patch]
         # What lies beyond the micrograph is its mirror image.
-        pieces.append(_piece(decode_rle([row.mask], (size, size))[0][: height - y, : width - x], y, x))
+        mask = decode_rle([row.mask], (size, size))[0][: height - y, : width - x]
+        if not mask.any():
+            continue
         # Cut by a border of its tile that is not a border of the micrograph.
         inner = (x > 0, y > 0, x + size < padded.shape[1], y + size < padded.shape[0])
-        touches = (row.x1 < 1, row.y1 < 1, row.x2 > size - 1, row.y2 > size - 1)
-        cut[place] = any(a and b for a, b in zip(inner, touches, strict=True))
-    scores = found["score"].to_numpy()
-    kept = _merge(pieces, np.lexsort((-scores, cut)))
-    return _measure([pieces[k] for k in kept], found["label"].to_numpy()[kept], scores[kept], (height, width))
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A mask where it is not empty: bool [h, w], its top left pixel at (x, y) of the micrograph."""
-
-    mask: NDArray[np.bool_]
-    x: int
-    y: int
-
-    @property
-    def box(self) -> tuple[int, int, int, int]:
-        return self.x, self.y, self.x + self.mask.shape[1], self.y + self.mask.shape[0]
-
-
-def _piece(mask: NDArray[np.bool_], y: int, x: int) -> Piece:
-    x1, y1, x2, y2 = box_of(mask)
-    return Piece(mask[y1:y2, x1:x2].copy(), x + x1, y + y1)
-
-
-def _shared(a: Piece, b: Piece) -> int:
-    """Pixels that two masks share."""
-    x1, y1 = max(a.x, b.x), max(a.y, b.y)
-    x2, y2 = min(a.box[2], b.box[2]), min(a.box[3], b.box[3])
-    of_a, of_b = (piece.mask[y1 - piece.y : y2 - piece.y, x1 - piece.x : x2 - piece.x] for piece in (a, b))
-    return int((of_a & of_b).sum())
-
-
-def _merge(pieces: list[Piece], order: NDArray[np.intp]) -> list[int]:
-    """Detections that are not another one again, the best in `order` first."""
-    kept: list[int] = []
-    areas = [int(piece.mask.sum()) for piece in pieces]
-    boxes = np.array([piece.box for piece in pieces], dtype=int).reshape(-1, 4)
-    for k in order:
-        if areas[k] == 0:
-            continue
-        x1, y1, x2, y2 = boxes[kept].T
-        near = (x1 < boxes[k, 2]) & (boxes[k, 0] < x2) & (y1 < boxes[k, 3]) & (boxes[k, 1] < y2)
-        others = (kept[place] for place in np.flatnonzero(near))
-        if not any(_shared(pieces[other], pieces[k]) > _SAME * min(areas[other], areas[k]) for other in others):
-            kept.append(int(k))
-    return kept
+        near = (row.x1 < _NEAR, row.y1 < _NEAR, row.x2 > size - _NEAR, row.y2 > size - _NEAR)
+        cut = any(a and b for a, b in zip(inner, near, strict=True))
+        pieces.append(piece_of(mask, x, y, int(row.label), float(row.score), (x, y, x + size, y + size), cut))
+    return _measure(merge(pieces), (height, width))
 
 
 def _run_lengths(x: NDArray[np.intp], y: NDArray[np.intp], shape: tuple[int, int]) -> bytes:
@@ -140,20 +99,21 @@ def _run_lengths(x: NDArray[np.intp], y: NDArray[np.intp], shape: tuple[int, int
     return coco.frPyObjects({"size": list(shape), "counts": counts}, *shape)["counts"]
 
 
-def _measure(pieces: list[Piece], labels: NDArray, scores: NDArray, shape: tuple[int, int]) -> pd.DataFrame:
+def _measure(pieces: list[Piece], shape: tuple[int, int]) -> pd.DataFrame:
     rows = []
-    for piece, label, score in zip(pieces, labels, scores, strict=True):
+    for piece in pieces:
         y, x = np.nonzero(piece.mask)
         y, x = y + piece.y, x + piece.x
         # A pixel is a square: its own second moment is 1/12, which keeps one-pixel defects one pixel long.
         moments = np.cov(np.stack([x, y]), bias=True) if len(x) > 1 else np.zeros((2, 2))
         major = 4 * np.sqrt(np.linalg.eigvalsh(moments + np.eye(2) / 12)[-1])
-        rle = _run_lengths(x, y, shape)
-        box = map(float, piece.box)
-        rows.append((int(label), float(score), x.mean() + 0.5, y.mean() + 0.5, *box, len(x), major, rle))
-    names = ["class", "score", "x_px", "y_px", "x1", "y1", "x2", "y2", "area_px", "size_px", "mask"]
+        # Masks of a detector often end one pixel before a border that cuts their defect.
+        cut = min(piece.x, piece.y, shape[1] - piece.box[2], shape[0] - piece.box[3]) <= 1
+        centre, box, rle = (x.mean() + 0.5, y.mean() + 0.5), map(float, piece.box), _run_lengths(x, y, shape)
+        rows.append((piece.label, piece.score, *centre, *box, len(x), major, cut, rle))
+    names = [name for name in COLUMNS if name not in ("image", "size_nm")]
     # Types are given, so that a micrograph without defects has those of any other.
-    types = dict.fromkeys(names, "float64") | {"class": "int64", "area_px": "int64", "mask": "object"}
+    types = dict.fromkeys(names, "float64") | {"class": "int64", "area_px": "int64", "cut": "bool", "mask": "object"}
     return pd.DataFrame(rows, columns=names).astype(types)
 
 

@@ -208,11 +208,11 @@ def test_a_whole_piece_beats_fragments_of_its_defect():
 
 
 @pytest.mark.parametrize("shape", [(96, 60, 30, 20), (90, 60, 90, 20)])  # whole in a tile, and united
-def test_what_one_tile_shows_twice_stays_twice(shape):
+def test_of_what_a_tile_shows_twice_the_best_stays(shape):
     defects = [(ellipse(*shape), 1), (ellipse(*shape[:3], shape[3] - 4), 1), (ellipse(*shape), 2)]
     rows, masks = found_of(defects, lambda corner, number, mask, label, score: (mask, label, 0.9 - number / 10))
-    assert_same(masks, [mask for mask, _ in defects])
-    assert rows["class"].tolist() == [1, 1, 2]
+    assert rows["class"].tolist() == [1] and rows["score"].tolist() == pytest.approx([0.9])
+    assert_same(masks, [defects[0][0]])
 
 
 def test_pieces_of_two_classes_are_not_united():

@@ -71,42 +71,51 @@ def _seen(a: Piece, b: Piece) -> int:
 def merge(pieces: list[Piece]) -> list[Piece]:
     """One piece per defect, best score first.
 
-    1. Of whole pieces with a mask IoU above `_SAME`, of any class, the best stays.
-    2. A whole piece beats the cut pieces of its defect: those of its class that lie in it for more than `_SAME`,
-       those of another class only if the IoU of what both tiles see is above `_SAME` (a cut dot in a loop is none).
-    3. The remaining cut pieces are united, see `_unite`.
-
-    No piece is dropped for one of its own tile.
+    1. A whole piece beats the cut pieces that other tiles show of its defect: those of its class that lie in it for
+       more than `_SAME`, those of another class only if the IoU of what both tiles see is above `_SAME` (a cut dot in a
+       loop is none).
+    2. The remaining cut pieces are united, see `_unite`.
+    3. Of pieces with a mask IoU above `_SAME`, of any class and tile, the best stays: a detector suppresses boxes of
+       one class only. A dot in a loop has a small IoU with it, and stays.
     """
-    pieces = sorted(pieces, key=lambda piece: (piece.cut, -piece.score))
     near = _neighbours(pieces)
-    stays = np.zeros(len(pieces), dtype=bool)
+    whole = [piece for piece in pieces if not piece.cut]
+    cut = [
+        piece for k, piece in enumerate(pieces)
+        if piece.cut and not any(_shows(pieces[other], piece) for other in near[k] if not pieces[other].cut)
+    ]  # fmt: skip
+    pieces = sorted([*whole, *_unite(cut)], key=lambda piece: -piece.score)
+    near, stays = _neighbours(pieces, own_tile=True), np.zeros(len(pieces), dtype=bool)
     for k, piece in enumerate(pieces):
-        better = (pieces[other] for other in near[k] if stays[other] and not pieces[other].cut)
-        stays[k] = not any(_again(other, piece) for other in better)
-    whole, cut = ([piece for k, piece in enumerate(pieces) if stays[k] and piece.cut == c] for c in (False, True))
-    return sorted([*whole, *_unite(cut)], key=lambda piece: -piece.score)
+        stays[k] = not any(_overlap(pieces[other], piece) > _SAME for other in near[k] if stays[other])
+    return [piece for k, piece in enumerate(pieces) if stays[k]]
 
 
-def _neighbours(pieces: list[Piece]) -> list[list[int]]:
-    """For each piece the pieces of other tiles whose boxes overlap its own."""
+def _neighbours(pieces: list[Piece], own_tile: bool = False) -> list[list[int]]:
+    """For each piece the others whose boxes overlap its own, those of its own tile only if asked for."""
     boxes = np.array([piece.box for piece in pieces], dtype=int).reshape(-1, 4)
     names: dict[Box, int] = {}
     tiles = np.array([names.setdefault(piece.tile, len(names)) for piece in pieces], dtype=int)
+    apart = np.arange(len(pieces)) if own_tile else tiles
     x1, y1, x2, y2 = boxes.T
     return [
-        np.flatnonzero((x1 < b[2]) & (b[0] < x2) & (y1 < b[3]) & (b[1] < y2) & (tiles != tile)).tolist()
-        for b, tile in zip(boxes, tiles, strict=True)
+        np.flatnonzero((x1 < b[2]) & (b[0] < x2) & (y1 < b[3]) & (b[1] < y2) & (apart != own)).tolist()
+        for b, own in zip(boxes, apart, strict=True)
     ]
 
 
-def _again(whole: Piece, piece: Piece) -> bool:
-    """Whether a piece of another tile shows the defect that `whole` shows whole."""
-    shared = _shared(whole, piece)
-    if piece.cut and piece.label == whole.label:
-        return shared > _SAME * piece.area
-    both = _seen(whole, piece) + _seen(piece, whole) if piece.cut else whole.area + piece.area
-    return shared > _SAME * (both - shared)
+def _overlap(a: Piece, b: Piece) -> float:
+    """IoU of two masks."""
+    shared = _shared(a, b)
+    return shared / (a.area + b.area - shared)
+
+
+def _shows(whole: Piece, cut: Piece) -> bool:
+    """Whether `whole` shows the defect that `cut` shows a part of."""
+    shared = _shared(whole, cut)
+    if cut.label == whole.label:
+        return shared > _SAME * cut.area
+    return shared > _SAME * (_seen(whole, cut) + _seen(cut, whole) - shared)
 
 
 def _unite(pieces: list[Piece]) -> list[Piece]:

@@ -263,6 +263,17 @@ def test_a_bundle_leaves_masks_behind_that_no_page_looks_at(finished: list[stage
         assert stage.staleness() == ["outputs changed: predictions.parquet"]
 
 
+def test_a_reference_of_another_version_of_its_profile_is_not_drawn_again(finished, tmp_path: Path) -> None:
+    reference.bundle(load_profile("smoke"), "smoke", tmp_path / "b")
+    installed = reference.unbundle(tmp_path / "b")
+    gone = next(stage.address for stage in finished if stage.kind.name == "diffusion")
+    shutil.rmtree(installed / gone)
+    found = reference.Reference(load_profile("smoke"), "smoke", installed)
+    with reference.runs_in(tmp_path / "again"), pytest.raises(CompanionError, match=f"(?s)another version.*{gone}"):
+        reference.redraw(found, 1)
+    assert not (tmp_path / "again").exists(), "nothing is half drawn"
+
+
 def test_a_bundle_above_the_limits_names_its_largest_files(finished, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(reference, "TOTAL_LIMIT", 1000)
     with pytest.raises(CompanionError, match=r"(?s)above the limits.*stamp\.json"):

@@ -273,15 +273,21 @@ def redraw(reference: Reference, cores: int) -> list[str]:
     Raises
     ------
     CompanionError
-        With the message of every notebook that stopped.
+        The reference lacks stages that the profile has by now; or with the message of every notebook that stopped.
     """
     profile, shown = reference.profile, representatives(reference.profile).values()
     # The tests' truth comes from the micrographs of every split.
     again = [s for s in stages.matrix(profile) if not s.kind.trained and (s in shown or s.kind.name == "micrographs")]
-    for stage in stages.matrix(profile):
-        if stage not in again and (reference.folder / stage.address).is_dir():
-            with provenance.atomic_folder(stage.folder) as folder:
-                shutil.copytree(reference.folder / stage.address, folder, dirs_exist_ok=True)
+    kept = [stage for stage in stages.matrix(profile) if stage not in again]
+    if lost := [stage.address for stage in kept if not (reference.folder / stage.address).is_dir()]:
+        title = (
+            f"{reference.folder} is of another version of profile {reference.name}; pack a run of this version "
+            "(companion run, bundle, unbundle), or go back to the version that it is from. It lacks these stages:"
+        )
+        raise problems(title, _first(lost))
+    for stage in kept:
+        with provenance.atomic_folder(stage.folder) as folder:
+            shutil.copytree(reference.folder / stage.address, folder, dirs_exist_ok=True)
     waiting, splits = {s.address: s for s in again}, ",".join(map(str, profile.splits))
 
     def execute(address: str) -> str:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,7 +35,7 @@ from companion.diffusion.autoencoder import Autoencoder
 from companion.diffusion.sample import generate, noise_of
 from companion.diffusion.train import get_denoiser
 from companion.diffusion.train_autoencoder import get_autoencoder
-from companion.measurements import finished, forget, record
+from companion.measurements import finished, forget, record, seconds
 from companion.params import Profile, load_profile
 from companion.training import Compute, compute
 
@@ -112,17 +111,17 @@ class Bench:
         diffusion, sampling = self.changed(changes)
         setting = {"machine": self.machine, "name": f"ablations/{seed}"}
         training = {**setting, "folder": folder, "every": diffusion.checkpoint_every}
-        began = time.monotonic()
+        began = seconds(self.machine.device.type)
         autoencoder, _ = get_autoencoder(self.train, diffusion.autoencoder, **training)
         noise = noise_of(self.train, autoencoder, sampling)
         if kind == "denoiser":
             denoiser, _ = get_denoiser(self.train, autoencoder, diffusion.denoiser, **training)
-            took = time.monotonic() - began
+            took = seconds(self.machine.device.type) - began
             drawn = generate(
                 autoencoder, denoiser, replace(self.drawn, images=None), sampling, noise=noise, folder=folder, **setting
             )
         else:
-            took = time.monotonic() - began
+            took = seconds(self.machine.device.type) - began
             root_seed, images = self.profile.root_seed, self.drawn.images
             drawn = replace(self.drawn, images=pools.decoded(images, autoencoder, noise, root_seed, setting["name"]))
         measured = self.score(drawn)["value"].to_dict()

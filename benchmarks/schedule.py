@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import shutil
 import tempfile
-import time
 from functools import partial
 from pathlib import Path
 
@@ -37,7 +36,7 @@ from companion.detection.presets import PRESETS
 from companion.detection.recipes import recipe
 from companion.detection.train import train_detector
 from companion.evaluation.scores import count, tabulate
-from companion.measurements import finished, forget, record
+from companion.measurements import finished, forget, record, seconds
 from companion.params import Detection, Profile
 from companion.params import Patches as Cut
 from companion.params_phantom import Phantom
@@ -93,9 +92,9 @@ def score(
         names=("schedule", seed),
     )  # fmt: skip
     hardware = compute(profile)
-    began = time.monotonic()
+    began = seconds(hardware.device.type)
     detector, _ = train_detector(made, settings, hardware, folder, inputs={})
-    took = time.monotonic() - began
+    took = seconds(hardware.device.type) - began
     found = predict(detector, test.images, hardware)
     shutil.rmtree(folder)
     codes = range(1, len(test.classes) + 1)

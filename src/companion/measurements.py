@@ -73,6 +73,12 @@ def _rows(name: str) -> Path:
     return paths.runs() / "benchmarks" / f"{name}-rows"
 
 
+def seconds(device_type: str) -> float:
+    """A clock for trainings: on a GPU that of the wall; on a CPU that of this process, which a busy machine does not
+    lengthen (with t threads it runs up to t times as fast)."""
+    return time.process_time() if device_type == "cpu" else time.monotonic()
+
+
 def last(benchmark: str, fits: Callable[[Record], bool] = lambda record: True) -> Record | None:
     """The newest record of a benchmark that fits; None if there is none."""
     return next((found for found in reversed(_records(benchmark)) if fits(found)), None)

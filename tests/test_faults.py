@@ -273,3 +273,12 @@ def test_pictures_of_a_training_on_its_way_stay(tmp_path, monkeypatch):
     (stage.folder / "checkpoint").rmdir()
     execute._clear(stage)
     assert not (stage.folder / "grid/0000100.npy").exists(), "damaged, as nothing is on its way"
+
+
+def test_a_job_has_the_threads_of_its_profile(monkeypatch):
+    seen = {}
+    for name in execute.THREADS:
+        monkeypatch.setenv(name, "7")  # of the machine
+    monkeypatch.setattr(execute, "execute", lambda stage, name: seen.update(execute.os.environ))
+    assert execute.main(["smoke", "phantom", "1", "split-1/micrographs"]) == 0
+    assert {seen[name] for name in execute.THREADS} == {str(load_profile("smoke").threads)}

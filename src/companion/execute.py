@@ -17,6 +17,7 @@ from companion.params import Profile, load_profile
 from companion.provenance import EXECUTED, STAMP, artifact_hashes, artifacts, atomic, read_stamp
 
 KERNEL_START_S = 300  # a loaded machine, or a cluster's cold file system, takes its time over the imports
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 DONE = ".done"  # Snakemake's flag; whether a stage is fresh is told by its stamp alone
 
 # Pictures of a training on its way cannot be drawn from the weights at its end: where one is lost, it is trained again.
@@ -129,6 +130,8 @@ def main(arguments: list[str]) -> int:
     name, dataset, splits, address = arguments
     profile = load_profile(name, dataset=dataset, splits=[parse_split(text) for text in splits.split(",")])
     stage = next(s for s in stages.matrix(profile) if s.address == address)
+    # For notebooks that set no number of threads themselves: sums of several threads differ in their last bits.
+    os.environ |= dict.fromkeys(THREADS, str(profile.threads))
     try:
         execute(stage, name)
     except CompanionError as error:

@@ -34,7 +34,7 @@ def judge_largest_gain(e: Evidence, factor: float) -> Finding:
     lost, gained = int((rows["high"] < 0).sum()), int((rows["low"] > 0).sum())
     found = Finding(
         "cannot be compared", "", row["gain"], low, high, n, half * factor,
-        f"half width of the gain's interval from detector seeds, for the largest of {len(rows)} (Bonferroni)",
+        f"half width of the gain's interval over seeds, for the largest of {len(rows)} (Bonferroni)",
         with_interval(row["gain"], low, high, n, e.level),
     )  # fmt: skip
     place = (

@@ -43,8 +43,7 @@ def detect_micrograph(
     """Defects of one micrograph of any size.
 
     The micrograph is cut into tiles of the size that the detector was trained on. What several tiles show of one
-    defect is one row (see `merge`); of two detections of one tile, however they lie, none
-    is dropped for the other: the detector's own suppression has had its say there.
+    defect, or one tile shows twice, is one row (see `merge`).
 
     Parameters
     ----------

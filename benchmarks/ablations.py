@@ -23,12 +23,12 @@ from typing import Any
 
 import pandas as pd
 
-from companion import params, seeds
-from companion.data.cutting import cut_patches
-from companion.data.dataset import load_dataset
-from companion.data.patches import Patches
-from companion.data.registry import obtain
-from companion.data.splits import profile_split
+from companion.config import profile as params, seeds
+from companion.micrographs.cutting import cut_patches
+from companion.micrographs.dataset import load_dataset
+from companion.micrographs.patches import Patches
+from companion.micrographs.registry import obtain
+from companion.micrographs.splits import profile_split
 from companion.diffusion import autoencoder as autoencoders
 from companion.diffusion import pools, quality
 from companion.diffusion.autoencoder import Autoencoder
@@ -36,7 +36,7 @@ from companion.diffusion.sample import generate, noise_of
 from companion.diffusion.train import get_denoiser
 from companion.diffusion.train_autoencoder import get_autoencoder
 from companion.measurements import finished, forget, record, seconds
-from companion.params import Profile, load_profile
+from companion.config.profile import Profile, load_profile
 from companion.training import Compute, compute
 
 Changes = Mapping[str, Mapping[str, Any]]  # section -> its changed entries

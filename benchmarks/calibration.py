@@ -16,17 +16,17 @@ from pathlib import Path
 import pandas as pd
 
 from companion import measurements, seeds
-from companion.data.cutting import cut_patches
-from companion.data.dataset import load_dataset
-from companion.data.splits import profile_split
+from companion.micrographs.cutting import cut_patches
+from companion.micrographs.dataset import load_dataset
+from companion.micrographs.splits import profile_split
 from companion.detection.predict import predict
 from companion.detection.recipes import recipe_of
 from companion.detection.train import train_detector
 from companion.evaluation.resampling import nested_bootstrap
 from companion.evaluation.scores import Counts, count, tabulate
 from companion.kinds import KINDS
-from companion.params import Profile, load_profile
-from companion.params_phantom import PRESETS, Phantom
+from companion.config.profile import Profile, load_profile
+from companion.config.phantom import PRESETS, Phantom
 from companion.phantom.difficulty import record
 from companion.phantom.render import render_dataset
 from companion.stages import Stage

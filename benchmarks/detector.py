@@ -30,16 +30,16 @@ from pathlib import Path
 
 import torch
 
-from companion.data.cutting import cut_patches
-from companion.data.dataset import load_dataset
-from companion.data.patches import Patches
+from companion.micrographs.cutting import cut_patches
+from companion.micrographs.dataset import load_dataset
+from companion.micrographs.patches import Patches
 from companion.detection.model import build
 from companion.detection.presets import PRESETS
 from companion.detection.recipes import recipe
 from companion.detection.train import optimizer_of
 from companion.measurements import record
-from companion.params import Detection
-from companion.params_phantom import Phantom
+from companion.config.profile import Detection
+from companion.config.phantom import Phantom
 from companion.phantom.render import render_dataset
 from companion.training import set_learning_rate
 

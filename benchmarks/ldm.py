@@ -47,7 +47,7 @@ from companion.diffusion.train import ENCODE_BATCH, ema_decay, learning_rate, sy
 from companion.errors import CompanionError
 from companion.machine import uncompiled
 from companion.measurements import record
-from companion.params import load_profile
+from companion.config.profile import load_profile
 from companion.training import Compute, compute, set_learning_rate
 
 STEPS = 4  # per round, so that waiting for the device once does not count

@@ -20,14 +20,14 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from companion.data.cutting import cut_patches
-from companion.data.dataset import load_dataset
-from companion.data.patches import Patches, instance_table
+from companion.micrographs.cutting import cut_patches
+from companion.micrographs.dataset import load_dataset
+from companion.micrographs.patches import Patches, instance_table
 from companion.masks.judge import describe, judge
 from companion.masks.simulate import simulate, variants
 from companion.masks.statistics import counts, measure
 from companion.measurements import record
-from companion.params import Masks, Phantom
+from companion.config.profile import Masks, Phantom
 from companion.phantom.render import render_dataset
 
 SIZE, STRIDE, MIN_VISIBLE = 256, 192, 0.25

@@ -16,9 +16,9 @@ from pathlib import Path
 import cv2
 
 from companion import seeds
-from companion.data.pixels import write_grey
+from companion.micrographs.images import write_grey
 from companion.measurements import record
-from companion.params_phantom import Phantom
+from companion.config.phantom import Phantom
 from companion.phantom import optics
 from companion.phantom.annotator import annotate
 from companion.phantom.render import render_dataset

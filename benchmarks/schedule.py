@@ -27,19 +27,19 @@ from pathlib import Path
 import pandas as pd
 
 from companion import paths
-from companion.data.cutting import cut_patches
-from companion.data.dataset import load_dataset
-from companion.data.patches import Patches
-from companion.data.splits import make_split
+from companion.micrographs.cutting import cut_patches
+from companion.micrographs.dataset import load_dataset
+from companion.micrographs.patches import Patches
+from companion.micrographs.splits import make_split
 from companion.detection.predict import predict
 from companion.detection.presets import PRESETS
 from companion.detection.recipes import recipe
 from companion.detection.train import train_detector
 from companion.evaluation.scores import count, tabulate
 from companion.measurements import finished, forget, record, seconds
-from companion.params import Detection, Profile
-from companion.params import Patches as Cut
-from companion.params_phantom import Phantom
+from companion.config.profile import Detection, Profile
+from companion.config.profile import Patches as Cut
+from companion.config.phantom import Phantom
 from companion.phantom.render import render_dataset
 from companion.provenance import hash_value
 from companion.training import compute

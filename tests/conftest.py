@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from hypothesis import settings
 
-from companion.data.patches import Patches, instance_table
+from companion.micrographs.patches import Patches, instance_table
 from companion.geometry import ellipse_radius
 
 # The same examples every time: a test that fails has failed because of a change.

@@ -24,8 +24,8 @@ from companion import fragments, places, stages
 from companion.book import page as page_of
 from companion.book import page_not_run
 from companion.errors import CompanionError
-from companion.figures.threshold_page import COLUMNS, threshold_page
-from companion.params import load_profile
+from companion.evaluation.threshold_page import COLUMNS, threshold_page
+from companion.config.profile import load_profile
 from companion.provenance import write_json, write_table
 
 ROOT = Path(__file__).resolve().parents[1]

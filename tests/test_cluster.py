@@ -23,7 +23,7 @@ from test_run import PROJECT, WORK, environment, light_project
 from companion import orchestrate, provenance
 from companion.errors import CompanionError
 from companion.kinds import KINDS
-from companion.params import load_profile
+from companion.config.profile import load_profile
 
 SLURM = ("munged", "slurmctld", "slurmd", "sbatch")
 # A training of 100 s on the cluster, where one minute is given; the local run of the same notebook does not pause.

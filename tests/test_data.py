@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from companion.data import splits
-from companion.data.check import check_dataset
-from companion.data.cutting import count_classes, count_patches, cut_patches, grid
-from companion.data.dataset import DataSet, Micrograph, load_dataset
-from companion.data.importers import import_coco
-from companion.data.pixels import annotation_of, segmentation_mask
-from companion.data.splits import make_split
+from companion.micrographs import splits
+from companion.micrographs.check import check_dataset
+from companion.micrographs.cutting import count_classes, count_patches, cut_patches, grid
+from companion.micrographs.dataset import DataSet, Micrograph, load_dataset
+from companion.micrographs.importers import import_coco
+from companion.micrographs.images import annotation_of, segmentation_mask
+from companion.micrographs.splits import make_split
 from companion.errors import CompanionError
 from companion.geometry import encode_rle
-from companion.params import load_profile
+from companion.config.profile import load_profile
 
 
 def square(x: float, y: float, side: float) -> list[list[float]]:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from companion.data.dataset import load_dataset
-from companion.data.formats import FORMATS
-from companion.data.importers import import_dataset, import_record, parse_merge
+from companion.micrographs.dataset import load_dataset
+from companion.micrographs.formats import FORMATS
+from companion.micrographs.importers import import_dataset, import_record, parse_merge
 from companion.errors import CompanionError
 
 SQUARE = [10, 10, 20, 10, 20, 20, 10, 20]

@@ -14,11 +14,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from companion import provenance
-from companion.data import download, registry
-from companion.data.dataset import load_dataset
+from companion.micrographs import download, registry
+from companion.micrographs.dataset import load_dataset
 from companion.errors import CompanionError
-from companion.params import load_profile
-from companion.params_phantom import Phantom
+from companion.config.profile import load_profile
+from companion.config.phantom import Phantom
 
 
 @pytest.fixture

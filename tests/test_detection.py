@@ -17,7 +17,7 @@ import torch
 from conftest import ellipse_patches
 from safetensors.torch import save_file
 
-from companion.data.patches import Patches, instance_table
+from companion.micrographs.patches import Patches, instance_table
 from companion.detection.anchors import anchor_boxes, best_anchors
 from companion.detection.batch import Detections
 from companion.detection.model import build, load_weights
@@ -26,9 +26,9 @@ from companion.detection.presets import PRESETS
 from companion.detection.recipes import recipe
 from companion.detection.train import learning_rate, load_detector, train_detector
 from companion.errors import CompanionError
-from companion.figures.detection import live_losses
+from companion.detection.plots import live_losses
 from companion.geometry import box_iou, decode_rle
-from companion.params import Detection
+from companion.config.profile import Detection
 from companion.training import Compute, load_state
 
 COMPUTE = Compute(torch.device("cpu"), torch.float32, root_seed=11)

@@ -20,7 +20,7 @@ from companion.detection.batched import BatchedDetector
 from companion.detection.model import TorchvisionDetector, build
 from companion.detection.presets import PRESETS
 from companion.detection.recipes import recipe
-from companion.params import Detection
+from companion.config.profile import Detection
 
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 

@@ -25,7 +25,7 @@ from companion.detection import regions
 from companion.detection.batch import pad_truths
 from companion.detection.model import build
 from companion.errors import CompanionError
-from companion.params import Detection, load_profile
+from companion.config.profile import Detection, load_profile
 
 COMPILER = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++") or shutil.which("clang++")
 needs_compiler = pytest.mark.skipif(

@@ -11,7 +11,7 @@ from companion.detection.batch import Detections
 from companion.detection.micrographs import detect_micrograph, tile_starts
 from companion.detection.train import Card
 from companion.geometry import box_of, decode_rle, ellipse_radius, encode_rle
-from companion.params import Detection
+from companion.config.profile import Detection
 
 CARD = Card(Detection(), ("loop", "other loop", "dot"), patch_size=64)  # tiles start at 0, 32, 64...
 SHAPE = (160, 192)

@@ -22,9 +22,9 @@ from companion.detection.merging import Piece, merge
 from companion.detection.micrographs import detect_micrograph, predict_micrographs, tile_starts
 from companion.detection.train import Card, load_detector
 from companion.errors import CompanionError
-from companion.findings import write_findings
+from companion.detection.findings import write_findings
 from companion.geometry import box_of, decode_rle, ellipse_radius, encode_rle
-from companion.params import Detection
+from companion.config.profile import Detection
 from companion.training import save_state
 
 CARD = Card(Detection(), ("loop", "dot"), patch_size=64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from companion.detection.presets import PRESETS
-from companion.params import load_profile
+from companion.config.profile import load_profile
 
 
 @pytest.mark.parametrize(("preset", "profile"), [("paper", "paper"), ("compact", "course"), ("tiny", "smoke")])

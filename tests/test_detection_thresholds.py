@@ -14,7 +14,7 @@ from companion.detection.batched import BatchedDetector
 from companion.detection.model import TorchvisionDetector, build
 from companion.detection.predict import predict
 from companion.evaluation.scores import count
-from companion.params import Detection
+from companion.config.profile import Detection
 
 FLOOR, SWEEP = 0.05, (0.1, 0.3, 0.5, 0.7, 0.9)
 COLUMNS = ["patch", "label", "score", "x1", "y1", "x2", "y2"]

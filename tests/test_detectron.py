@@ -15,7 +15,7 @@ from companion.detection.predict import COLUMNS, predict, write_predictions
 from companion.detection.train import load_detector
 from companion.errors import CompanionError
 from companion.geometry import box_of, decode_rle
-from companion.params import Detection
+from companion.config.profile import Detection
 
 pytest.importorskip("detectron2", reason="detectron2 is not installed (it is not on PyPI; see the book's page Run)")
 

@@ -22,7 +22,7 @@ from companion.diffusion import pretrain, train, train_autoencoder
 from companion.diffusion.presets import PRESETS, build_denoiser
 from companion.diffusion.sample import decode_steps, generate, sample
 from companion.errors import CompanionError
-from companion.params_diffusion import Sampler
+from companion.config.diffusion import Sampler
 
 MACHINE = training.Compute(torch.device("cpu"), torch.float32, 7)
 AUTOENCODER = params.Autoencoder(channels=[8, 8], codes=16, steps=6, batch_size=2, crop_px=32)

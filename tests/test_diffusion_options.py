@@ -16,7 +16,7 @@ import torch
 from conftest import ellipse_patches
 from safetensors.torch import save_file
 
-from companion import params, training
+from companion.config import profile as params, training
 from companion.diffusion import adversarial, conditions, pools, train, train_autoencoder
 from companion.diffusion import autoencoder as autoencoders
 from companion.diffusion import denoiser as denoisers

@@ -12,7 +12,7 @@ from companion import stages
 from companion.diffusion import measures, pools
 from companion.errors import CompanionError
 from companion.geometry import symmetry
-from companion.params import load_profile
+from companion.config.profile import load_profile
 from companion.phantom.scene import CLASSES
 
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 import yaml
 
-from companion import params, training
-from companion.data.dataset import load_dataset
-from companion.data.splits import make_split
+from companion.config import profile as params, training
+from companion.micrographs.dataset import load_dataset
+from companion.micrographs.splits import make_split
 from companion.diffusion import autoencoder as autoencoders
 from companion.diffusion import pretrain, train_autoencoder
 from companion.errors import CompanionError
-from companion.params_phantom import Phantom
+from companion.config.phantom import Phantom
 from companion.phantom.render import render_dataset
 
 NETWORK = {"channels": [8, 8], "codes": 16, "steps": 4, "batch_size": 2, "crop_px": 32}

@@ -10,7 +10,7 @@ import pytest
 from conftest import ellipse_patches
 from scipy.ndimage import gaussian_filter
 
-from companion.data.patches import instance_table
+from companion.micrographs.patches import instance_table
 from companion.diffusion import edit, measures, noise, quality
 from companion.errors import CompanionError
 from companion.geometry import symmetry

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from conftest import ellipse_patches
 
-from companion.evaluation.faithfulness import consistent, found_defects, shares
-from companion.params import Faithfulness
+from companion.studies.faithfulness import consistent, found_defects, shares
+from companion.config.profile import Faithfulness
 
 BOX = ["x1", "y1", "x2", "y2"]
 

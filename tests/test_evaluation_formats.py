@@ -14,7 +14,7 @@ from test_scores import noisy
 from typer.testing import CliRunner
 
 from companion import cli
-from companion.data.patches import Patches, instance_table
+from companion.micrographs.patches import Patches, instance_table
 from companion.errors import CompanionError
 from companion.evaluation.scores import count, evaluate_files, tabulate
 from companion.geometry import encode_rle
@@ -203,6 +203,6 @@ def test_thresholds_out_of_range(coco, iou, confidence):
 
 
 def test_evaluation_never_imports_torch():
-    modules = "companion.evaluation.claims, companion.evaluation.runs, companion.figures.scores"
+    modules = "companion.evaluation.claims, companion.evaluation.runs, companion.evaluation.plots"
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

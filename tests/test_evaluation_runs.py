@@ -17,9 +17,9 @@ from companion.evaluation import runs, sliders, studies, thresholds
 from companion.evaluation.claims import claims_table, gather, verdicts_beside
 from companion.evaluation.scores import Counts
 from companion.evaluation.significance import gain_table, operating_points, paired_scores, records, significance_table
-from companion.figures.threshold_page import threshold_page
+from companion.evaluation.threshold_page import threshold_page
 from companion.geometry import encode_rle
-from companion.params import load_profile
+from companion.config.profile import load_profile
 
 ARMS = ("EXP", "EXP+GEN")
 

@@ -12,9 +12,9 @@ from conftest import ellipse_patches
 
 from companion import paths, stages
 from companion.errors import CompanionError
-from companion.extensions import bias, feedback, shift, study, verdicts
-from companion.params import load_profile
-from companion.params_phantom import Annotator
+from companion.studies import bias, feedback, shift, study, verdicts
+from companion.config.profile import load_profile
+from companion.config.phantom import Annotator
 
 TINY = {
     "seeds": [1], "image_px": 128, "n_train": 2, "n_val": 1, "n_test": 1, "n_generated": 4, "denoiser_steps": 2,

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from companion import execute, fragments, provenance, stages, training
-from companion.data import registry
+from companion.micrographs import registry
 from companion.errors import CompanionError
-from companion.params import load_profile
-from companion.params_phantom import Phantom
+from companion.config.profile import load_profile
+from companion.config.phantom import Phantom
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "benchmarks"))

@@ -10,8 +10,8 @@ import pandas as pd
 from matplotlib.collections import PolyCollection
 
 from companion.evaluation.conditions import at_condition, condition_name, headline_condition
-from companion.figures import captioned, scores
-from companion.params import load_profile
+from companion.plots import captioned, scores
+from companion.config.profile import load_profile
 
 
 def table(seeds=(1, 2)) -> pd.DataFrame:

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pandas as pd
 
-from companion.figures import captioned
+from companion.plots import captioned
 
 
 def test_a_caption_stands_above_numbers_that_are_rounded_and_gaps_that_are_empty():

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from companion import dependencies
-from companion.data.importers import import_record
+from companion.micrographs.importers import import_record
 from companion.errors import CompanionError
 
 ROOT = Path(__file__).resolve().parents[1]

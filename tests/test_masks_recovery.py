@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from companion.data.check import TRUTH
-from companion.data.cutting import cut_patches
-from companion.data.dataset import load_dataset
+from companion.micrographs.check import TRUTH
+from companion.micrographs.cutting import cut_patches
+from companion.micrographs.dataset import load_dataset
 from companion.masks import recovery
-from companion.params_phantom import Phantom
+from companion.config.phantom import Phantom
 from companion.phantom.render import render_dataset
 
 STRIDE, MIN_VISIBLE = 96, 0.25

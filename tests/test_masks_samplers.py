@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from conftest import ellipse_patches
 
-from companion.data.patches import Patches, instance_table
+from companion.micrographs.patches import Patches, instance_table
 from companion.errors import CompanionError
 from companion.geometry import ellipse_radius
 from companion.masks import placing, spatial
@@ -15,7 +15,7 @@ from companion.masks.judge import REAL, contenders, describe, distances, judge, 
 from companion.masks.outlines import draw_ellipses, draw_instances
 from companion.masks.simulate import REPAIRS, simulate, variants
 from companion.masks.statistics import CONTOUR_PX, counts, measure
-from companion.params import Masks, validate
+from companion.config.profile import Masks, validate
 
 
 def crystalline(n=160, size=96, seed=0, images=8) -> Patches:

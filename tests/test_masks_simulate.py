@@ -8,13 +8,13 @@ import pytest
 from conftest import ellipse_patches
 from scipy.stats import ks_2samp
 
-from companion.data.patches import load_patches
+from companion.micrographs.patches import load_patches
 from companion.errors import CompanionError
 from companion.masks.outlines import draw_ellipses
 from companion.masks.placing import Window, boxes_near, place_by_rejection
 from companion.masks.simulate import class_shares, simulate
 from companion.masks.statistics import CONTOUR_PX, counts, measure
-from companion.params import Masks
+from companion.config.profile import Masks
 
 
 def draw(patches, seed=0, rare=False, **settings):

@@ -9,7 +9,7 @@ from conftest import ellipse_patches
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from companion.data.patches import Patches, instance_table
+from companion.micrographs.patches import Patches, instance_table
 from companion.geometry import ellipse_radius
 from companion.masks import statistics
 

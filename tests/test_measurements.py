@@ -166,7 +166,7 @@ def test_records_are_lines_of_strict_json():
 def test_every_ablation_changes_something_that_the_profile_accepts():
     import ablations
 
-    from companion.params import load_profile
+    from companion.config.profile import load_profile
 
     made = ablations.Bench(load_profile("mini"), None, None, None, None, None)
     asked = {**ablations.DENOISERS, **{f"autoencoder, {k}": v for k, v in ablations.AUTOENCODERS.items()}}
@@ -283,7 +283,7 @@ def test_the_denoisers_step_is_that_of_the_package(tmp_path):
 def test_latent_diffusion_is_timed_in_training_and_by_whole_images(results, monkeypatch, asked):
     import ldm
 
-    from companion import params, training
+    from companion.config import profile as params, training
     from companion.diffusion import sample
 
     drawn, denoise = [], sample._denoise

@@ -11,8 +11,8 @@ import yaml
 from conftest import ellipse_patches
 
 from companion import paths
-from companion.data.importers import import_dataset
-from companion.data.pixels import write_grey
+from companion.micrographs.importers import import_dataset
+from companion.micrographs.images import write_grey
 
 
 def run_notebook(name: str, parameters: dict[str, object]) -> list[str]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from companion import params, stages
+from companion.config import profile as params, stages
 from companion.errors import CompanionError, nearest
 
 

@@ -8,13 +8,13 @@ import cv2
 import numpy as np
 import pytest
 
-from companion.data.check import label_errors
-from companion.data.dataset import load_dataset
-from companion.data.splits import near_duplicates
+from companion.micrographs.check import label_errors
+from companion.micrographs.dataset import load_dataset
+from companion.micrographs.splits import near_duplicates
 from companion.errors import CompanionError
 from companion.geometry import ellipse_radius
-from companion.params import load_profile, validate
-from companion.params_phantom import PRESETS, Annotator, Phantom
+from companion.config.profile import load_profile, validate
+from companion.config.phantom import PRESETS, Annotator, Phantom
 from companion.phantom import difficulty, optics
 from companion.phantom.annotator import annotate, miss_probability, truth
 from companion.phantom.crystal import BEAMS, BLACK_DOT, LOOP_100, LOOP_111, NORMALS, projected

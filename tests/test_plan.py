@@ -12,7 +12,7 @@ import yaml
 from companion import estimates, measurements, plan, provenance, stages
 from companion.errors import CompanionError
 from companion.orchestrate import check_inputs
-from companion.params import load_profile, profile_names
+from companion.config.profile import load_profile, profile_names
 
 FIGURES = yaml.safe_load(Path(plan.__file__).with_name("throughputs.yaml").read_text(encoding="utf-8"))
 

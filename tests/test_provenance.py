@@ -61,7 +61,7 @@ def test_a_table_is_read_back_as_it_was(tmp_path):
 
 
 def test_code_hashes_follow_imports_and_nothing_else():
-    files = provenance.code_hashes("companion.params")
+    files = provenance.code_hashes("companion.config.profile")
     assert "companion/params.py" in files and "companion/errors.py" in files
     assert "companion/geometry.py" not in files
     assert "companion/geometry.py" in provenance.code_hashes("companion.training", "companion.geometry")

@@ -17,7 +17,7 @@ import pytest
 from companion import provenance, reference, stages
 from companion.book import told_stale
 from companion.errors import CompanionError
-from companion.params import load_profile
+from companion.config.profile import load_profile
 
 ROOT = Path(__file__).resolve().parents[1]
 

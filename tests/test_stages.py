@@ -6,7 +6,7 @@ import pytest
 
 from companion import paths, provenance, stages
 from companion.errors import CompanionError
-from companion.params import load_profile
+from companion.config.profile import load_profile
 
 
 def test_every_stage_comes_after_what_it_reads():

@@ -14,7 +14,7 @@ import nbformat
 
 from companion import fragments, paths, places, provenance, stages
 from companion.errors import CompanionError, problems
-from companion.params import Profile, load_profile
+from companion.config.profile import Profile, load_profile
 
 
 def assemble(profile: Profile, target: Path, states: Mapping[str, list[str] | None] | None = None) -> list[Path]:

@@ -125,8 +125,8 @@ def predict(
 ) -> None:
     """Find the defects of micrographs with a trained detector: table, COCO JSON and overlays."""
     from companion.detection.micrographs import predict_micrographs
-    from companion.findings import write_findings
-    from companion.params import Profile
+    from companion.detection.findings import write_findings
+    from companion.config.profile import Profile
     from companion.training import compute
 
     machine = compute(Profile(name="predict"))
@@ -141,7 +141,7 @@ def data_list() -> None:
     import pandas as pd
 
     from companion import paths
-    from companion.data.registry import entries
+    from companion.micrographs.registry import entries
 
     here = {e.name: e.name == "phantom" or (paths.data_cache() / e.name).is_dir() for e in entries()}
     rows = [(e.name, e.title, e.licence, e.source, "yes" if here[e.name] else "no") for e in entries()]
@@ -151,7 +151,7 @@ def data_list() -> None:
 @data.command("fetch")
 def data_fetch(name: Annotated[str, typer.Argument(help="a name of `companion data list`")]) -> None:
     """Download a registered data set and convert it (from COMPANION_DATA_MIRROR where that is set)."""
-    from companion.data.registry import fetch
+    from companion.micrographs.registry import fetch
 
     print(fetch(name))
 
@@ -163,7 +163,7 @@ def data_check(
 ) -> None:
     """Validate a data set folder and print its card, or list everything that is wrong with it."""
     from companion import paths
-    from companion.data.check import check_dataset
+    from companion.micrographs.check import check_dataset
 
     named = paths.data_cache() / path
     found = check_dataset(named if not path.exists() and named.is_dir() else path)
@@ -172,7 +172,7 @@ def data_check(
     _print_table(found.classes)
     print("\n".join(f"look twice: {note}" for note in found.notes) or "no problem found")
     if pictures is not None:
-        from companion.figures.micrographs import save_all
+        from companion.micrographs.plots import save_all
 
         print(f"pictures: {save_all(found.dataset, pictures)}")
 
@@ -192,7 +192,7 @@ def data_import(
     ] = None,
 ) -> None:
     """Convert micrographs and annotations to the one format, or say everything that is wrong with them."""
-    from companion.data.importers import import_dataset, parse_merge
+    from companion.micrographs.importers import import_dataset, parse_merge
 
     names = [name.strip() for name in classes.split(",")] if classes else None
     dataset = import_dataset(
@@ -209,7 +209,7 @@ def _number(text: str | None) -> float | str | None:
 
 def _profile(name: str, dataset: str | None, split: str | None):
     from companion.execute import parse_split
-    from companion.params import load_profile
+    from companion.config.profile import load_profile
 
     if name.endswith((".yaml", ".yml")):
         name = str(Path(name).resolve())

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from companion import paths, places, stages
 from companion.errors import CompanionError
-from companion.params import Profile, load_profile
+from companion.config.profile import Profile, load_profile
 from companion.provenance import EXECUTED, STAMP, artifact_hashes, artifacts, atomic, read_stamp
 
 KERNEL_START_S = 300  # a loaded machine, or a cluster's cold file system, takes its time over the imports

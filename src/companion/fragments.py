@@ -23,7 +23,7 @@ from companion import measurements, paths, places, provenance, stages
 from companion.errors import CompanionError, problems
 from companion.evaluation.conditions import at_condition, headline_condition
 from companion.evaluation.wording import with_interval
-from companion.params import Profile
+from companion.config.profile import Profile
 from companion.report import duration
 
 VERDICTS = ("reproduced", "partly", "not reproduced", "cannot be compared", "not attempted")

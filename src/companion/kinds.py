@@ -8,7 +8,7 @@ from functools import cached_property
 from string import Formatter
 from typing import Any, Literal
 
-from companion.params import Arm, Count, Whole
+from companion.config.profile import Arm, Count, Whole
 from companion.places import split_name
 
 Masks = Literal["plain", "rare", "resynth", "render"]

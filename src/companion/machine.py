@@ -12,7 +12,7 @@ import torch
 
 from companion import seeds
 from companion.errors import CompanionError
-from companion.params import Profile
+from companion.config.profile import Profile
 
 
 @dataclass(frozen=True)

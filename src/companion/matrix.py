@@ -7,7 +7,7 @@ from itertools import product
 from typing import Any, NamedTuple
 
 from companion.kinds import KINDS, POOLS, Kind
-from companion.params import Profile
+from companion.config.profile import Profile
 from companion.places import class_count
 
 Keys = Mapping[str, Any]

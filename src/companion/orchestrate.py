@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from companion import paths, places, provenance, report
 from companion.errors import CompanionError
 from companion.execute import DONE, synchronise
-from companion.params import Profile
+from companion.config.profile import Profile
 
 LOG, TERMINAL = "snakemake.log", "terminal.log"
 
@@ -84,9 +84,9 @@ def check_inputs(profile: Profile) -> None:
                 f"validation micrographs are {needed}, the phantom has phantom.n_images = {profile.phantom.n_images}"
             )
         return
-    from companion.data.dataset import load_dataset
-    from companion.data.registry import obtain
-    from companion.data.splits import profile_split
+    from companion.micrographs.dataset import load_dataset
+    from companion.micrographs.registry import obtain
+    from companion.micrographs.splits import profile_split
 
     dataset = load_dataset(obtain(profile))
     for split in profile.splits:

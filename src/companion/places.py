@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from companion import paths
-from companion.params import Profile
+from companion.config.profile import Profile
 
 
 def tree(profile: Profile) -> Path:

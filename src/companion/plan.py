@@ -8,7 +8,7 @@ import subprocess
 import pandas as pd
 
 from companion import estimates, paths, provenance, stages
-from companion.params import Profile
+from companion.config.profile import Profile
 
 DEVICES = ("cpu", "h100", "h200", "a100", "v100")
 States = dict[str, list[str] | None]  # of `stages.states`

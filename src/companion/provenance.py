@@ -180,7 +180,7 @@ def _imports(source: str) -> list[str]:
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            # `from companion.data import patches` may name a module or a function of the package.
+            # `from companion.micrographs import patches` may name a module or a function of the package.
             names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
     return [name for name in names if name.split(".")[0] == _SOURCE.name]
 

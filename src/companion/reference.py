@@ -30,7 +30,7 @@ import pandas as pd
 from companion import paths, places, provenance, stages
 from companion.book import clean, representatives
 from companion.errors import CompanionError, problems
-from companion.params import Profile, load_profile, profile_names
+from companion.config.profile import Profile, load_profile, profile_names
 
 MANIFEST = "manifest.json"
 FILE_LIMIT, TOTAL_LIMIT, ARRAY_LIMIT = 15 << 20, 60 << 20, 2 << 20  # bytes

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from companion import paths, places, plan, provenance, stages
-from companion.params import Profile
+from companion.config.profile import Profile
 
 
 def status(profile: Profile, console: Console) -> bool:

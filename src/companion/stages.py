@@ -24,7 +24,7 @@ from companion import paths, provenance, seeds
 from companion.errors import CompanionError, nearest, problems
 from companion.kinds import KEYS, KINDS, Kind
 from companion.matrix import readings, stage_keys
-from companion.params import Profile, Splits, load_profile, validate
+from companion.config.profile import Profile, Splits, load_profile, validate
 from companion.places import dataset_folder, dataset_name, tree
 
 

@@ -11,7 +11,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 from companion.errors import CompanionError
 from companion.geometry import Boxes
-from companion.params import Detection
+from companion.config.profile import Detection
 
 ASPECT_RATIOS = (0.5, 1.0, 2.0)  # height / width of anchors
 STRIDES = {

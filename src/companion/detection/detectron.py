@@ -8,7 +8,7 @@ from torch import Tensor
 from companion.detection.anchors import ASPECT_RATIOS, per_level
 from companion.detection.batch import Batch, Detections, enlarge, enlarge_batch, library_targets
 from companion.errors import CompanionError
-from companion.params import Detection
+from companion.config.profile import Detection
 
 _CONFIG = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml"
 _LOSSES = {"loss_rpn_cls": "loss_objectness", "loss_rpn_loc": "loss_rpn_box_reg", "loss_cls": "loss_classifier"}

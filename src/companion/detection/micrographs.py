@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from companion.data.pixels import read_grey, to_uint8
+from companion.micrographs.images import read_grey, to_uint8
 from companion.detection.merging import Piece, merge, piece_of
 from companion.detection.model import Detector
 from companion.detection.predict import predict

@@ -28,7 +28,7 @@ from companion import paths
 from companion.detection.anchors import generator
 from companion.detection.batch import Batch, Detections, library_targets
 from companion.errors import CompanionError
-from companion.params import Detection
+from companion.config.profile import Detection
 from companion.training import load_state
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from companion.data.patches import Patches
+from companion.micrographs.patches import Patches
 from companion.detection.batch import Batch, send
 from companion.geometry import SYMMETRIES, symmetry, symmetry_boxes
 

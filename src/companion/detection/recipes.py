@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from companion import seeds
-from companion.data.patches import Patches
+from companion.micrographs.patches import Patches
 from companion.detection.batch import Batch
 from companion.detection.paste import copy_paste
 from companion.detection.pools import CPU, Pool, Row, batch_of, joined, rows_of

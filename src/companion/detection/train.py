@@ -14,7 +14,7 @@ from companion.detection.batched import BatchedDetector
 from companion.detection.model import Detector, build, build_untrained
 from companion.detection.recipes import Recipe
 from companion.errors import CompanionError
-from companion.params import Detection, validate
+from companion.config.profile import Detection, validate
 from companion.provenance import write_table
 from companion.training import (
     Compute,

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from skimage import metrics
 from torch import Tensor, nn
 
-from companion import params, training
+from companion.config import profile as params, training
 from companion.machine import send, uncompiled
 
 KIND = "companion autoencoder"

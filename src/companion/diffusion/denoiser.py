@@ -20,7 +20,7 @@ from diffusers import (
 )
 from torch import Tensor, nn
 
-from companion import params, training
+from companion.config import profile as params, training
 from companion.errors import CompanionError
 
 KIND = "companion denoiser"

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import ndimage, stats
 
 from companion import geometry
-from companion.data.patches import Patches
+from companion.micrographs.patches import Patches
 from companion.errors import CompanionError
 
 RING_PX = 4  # width of the ring around a defect that its inside is compared with

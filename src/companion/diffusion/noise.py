@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft, ndimage, optimize
 
-from companion.data.patches import Patches
+from companion.micrographs.patches import Patches
 from companion.errors import CompanionError
 
 LEVELS = 12  # bins of grey level through which the line of the variance is fitted

@@ -10,13 +10,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from companion import geometry, paths, seeds
-from companion.data.patches import Patches, instance_table
+from companion.micrographs.patches import Patches, instance_table
 from companion.diffusion.adversarial import VggFeatures
 from companion.diffusion.autoencoder import Autoencoder, reconstruct
 from companion.diffusion.noise import NoiseModel
 from companion.errors import CompanionError
 from companion.masks.statistics import CONTOUR_PX, measure
-from companion.params import Profile, Sampling
+from companion.config.profile import Profile, Sampling
 from companion.phantom.paint import paint
 
 DECODED = 200  # training patches that are encoded and decoded as a yardstick

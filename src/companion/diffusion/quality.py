@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-from companion.data.patches import Patches
+from companion.micrographs.patches import Patches
 from companion.diffusion.measures import (
     GREY_LEVELS,
     Weights,

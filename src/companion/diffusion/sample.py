@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from companion import params, seeds, training
-from companion.data.patches import Patches
+from companion.config import profile as params, seeds, training
+from companion.micrographs.patches import Patches
 from companion.diffusion import conditions
 from companion.diffusion import denoiser as denoisers
 from companion.diffusion.autoencoder import Autoencoder, reconstruct, to_grey

@@ -11,15 +11,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from companion import params, training
-from companion.data.patches import Patches
+from companion.config import profile as params, training
+from companion.micrographs.patches import Patches
 from companion.diffusion import measures
 from companion.diffusion.autoencoder import Autoencoder
 from companion.diffusion.denoiser import Denoiser
 from companion.diffusion.noise import NoiseModel
 from companion.diffusion.quality import spectral_distance
 from companion.diffusion.sample import sample
-from companion.params_diffusion import Sampler
+from companion.config.diffusion import Sampler
 
 REAL = 100  # held-out patches that each setting is compared with
 

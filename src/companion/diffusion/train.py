@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from companion import geometry, params, training
-from companion.data.patches import Patches
+from companion.micrographs.patches import Patches
 from companion.diffusion import autoencoder as autoencoders
 from companion.diffusion import conditions
 from companion.diffusion import denoiser as denoisers

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from companion import params, paths, training
-from companion.data.patches import Patches
+from companion.config import profile as params, paths, training
+from companion.micrographs.patches import Patches
 from companion.diffusion import adversarial
 from companion.diffusion import autoencoder as autoencoders
 from companion.diffusion.autoencoder import Autoencoder

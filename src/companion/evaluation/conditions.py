@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from companion.params import Profile
+from companion.config.profile import Profile
 from companion.places import split_name
 
 Condition = tuple[str, int]  # split (as text) and N

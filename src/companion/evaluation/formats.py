@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from companion.data.patches import load_patches
+from companion.micrographs.patches import load_patches
 from companion.errors import CompanionError, problems
 
 BOX = ["x1", "y1", "x2", "y2"]

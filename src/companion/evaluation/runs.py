@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from companion.data.patches import Patches, load_patches
+from companion.micrographs.patches import Patches, load_patches
 from companion.evaluation.conditions import headline_condition
 from companion.evaluation.formats import BOX, Truth, read_predictions, read_truth
 from companion.evaluation.matching import MATCHINGS, Matching

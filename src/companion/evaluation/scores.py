@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from companion.data.patches import load_patches
+from companion.micrographs.patches import load_patches
 from companion.errors import CompanionError, nearest, problems
 from companion.evaluation.formats import BOX, read_predictions, read_truth
 from companion.evaluation.matching import Matching, class_aware, kept, match, score_order

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from companion.data.patches import load_patches
+from companion.micrographs.patches import load_patches
 from companion.evaluation.formats import BOX
 from companion.evaluation.matching import Matching, kept, match, score_order
 from companion.evaluation.runs import Run

@@ -12,7 +12,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 from scipy.stats import mannwhitneyu, wasserstein_distance
 
-from companion.data.patches import Patches
+from companion.micrographs.patches import Patches
 from companion.masks.spatial import (
     Floats,
     coherence,

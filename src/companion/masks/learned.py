@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from companion.data.patches import Patches
+from companion.micrographs.patches import Patches
 from companion.errors import CompanionError
 from companion.geometry import SYMMETRIES, symmetry_angle
 from companion.masks.spatial import find_crystals
 from companion.masks.statistics import CONTOUR_PX, measure
-from companion.params import Masks
+from companion.config.profile import Masks
 from companion.training import one_cycle, set_learning_rate
 
 ATTRIBUTES = ("class", "angle", "size", "aspect", "x", "y")

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from companion.data.patches import TABLE_COLUMNS, Patches
+from companion.micrographs.patches import TABLE_COLUMNS, Patches
 from companion.geometry import box_of, ellipse_radius
 from companion.masks.statistics import CONTOUR_PX, ELLIPSE_COLUMNS
 

@@ -16,14 +16,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from companion.data.patches import Patches
+from companion.micrographs.patches import Patches
 from companion.errors import CompanionError
 from companion.geometry import symmetry_angle
 from companion.masks import placing
 from companion.masks.outlines import draw_ellipses, draw_instances, visible_table
 from companion.masks.spatial import find_crystals, inclusion_weights
 from companion.masks.statistics import CONTOUR_PX, ELLIPSE_COLUMNS, merge_touching
-from companion.params import Masks, Repair
+from companion.config.profile import Masks, Repair
 
 REPAIRS: tuple[Repair, ...] = get_args(Repair)
 DRAWN_COLUMNS = ["patch", "instance", "class", *ELLIPSE_COLUMNS, "forced", "source"]

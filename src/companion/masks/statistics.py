@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from companion.data.patches import Patches, instance_table
+from companion.micrographs.patches import Patches, instance_table
 from companion.masks.spatial import inclusion_weights
 
 Fit = Literal["contour", "arc", "moments"]

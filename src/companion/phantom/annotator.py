@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from companion.geometry import ellipse_radius
-from companion.params_phantom import Annotator
+from companion.config.phantom import Annotator
 from companion.phantom.crystal import BLACK_DOT, LOOP_100, LOOP_111
 from companion.phantom.scene import SMALL_NM, Defect, Scene, Window
 

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from companion.params_phantom import Phantom
+from companion.config.phantom import Phantom
 from companion.provenance import code_hashes, hash_value, write_json
 
 MEASURED = Path(__file__).with_name("difficulty.json")

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from companion import seeds
-from companion.params_phantom import Phantom
+from companion.config.phantom import Phantom
 from companion.phantom.scene import Defect, Line, Scene, Session
 
 SUBPIXEL_BITS = 4  # cv2 draws lines at 1/16 px

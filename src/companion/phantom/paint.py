@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from companion import seeds
-from companion.params_phantom import Phantom
+from companion.config.phantom import Phantom
 from companion.phantom.optics import background, defect_contrast, draw_lines, record
 from companion.phantom.scene import CLASSES, EDGE_ON_RATIO, dressed, empty_scene
 

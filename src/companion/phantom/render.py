@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from companion import seeds
-from companion.data.pixels import annotation_of, write_grey
-from companion.params_phantom import Annotator, Phantom
+from companion.micrographs.images import annotation_of, write_grey
+from companion.config.phantom import Annotator, Phantom
 from companion.phantom import optics
 from companion.phantom.annotator import annotate, truth
 from companion.phantom.difficulty import difficulty

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from companion import seeds
 from companion.geometry import ellipse_radius
-from companion.params_phantom import Phantom
+from companion.config.phantom import Phantom
 from companion.phantom.crystal import BLACK_DOT, LOOP_111, random_loop, zone_axis
 
 CLASSES = ("<100> loop", "<111> loop", "black dot")

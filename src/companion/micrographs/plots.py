@@ -1,0 +1,102 @@
+"""Figures of notebook 01: micrographs with their labels, and the patches cut from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
+
+from companion.micrographs.dataset import DataSet
+from companion.micrographs.patches import Patches
+from companion.plots import CLASS_COLORS, save, use_style
+
+
+def outline(axes: Axes, ids: NDArray[np.integer], codes: NDArray[np.integer]) -> None:
+    """Draw the outlines of instances [H, W] in the colours of their classes (`codes` by id)."""
+    for instance in np.unique(ids[ids > 0]):
+        color = CLASS_COLORS[(int(codes[instance]) - 1) % len(CLASS_COLORS)]
+        axes.contour(ids == instance, levels=[0.5], colors=[color], linewidths=0.8)
+
+
+def legend(figure: Figure, classes: Sequence[str]) -> None:
+    """Class names with their colours, below the figure."""
+    handles = [Line2D([], [], color=CLASS_COLORS[k % len(CLASS_COLORS)], label=name) for k, name in enumerate(classes)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(classes))
+
+
+def labelled_micrographs(dataset: DataSet, files: Sequence[str], note: str) -> Figure:
+    """Micrographs (top) and the same with the outlines of their labels (bottom); scale bar in nm."""
+    figure, axes = plt.subplots(2, len(files), figsize=(3.2 * len(files), 6.6), squeeze=False)
+    for column, name in enumerate(files):
+        micrograph = dataset.micrograph(name)
+        pixels, truth = micrograph.read(), micrograph.instances()
+        for row in (0, 1):
+            axes[row, column].imshow(pixels, cmap="gray", vmin=0, vmax=255)
+            axes[row, column].axis("off")
+        outline(axes[1, column], truth.ids, truth.codes)
+        axes[0, column].set_title(f"{name}: {len(truth.codes) - 1} defects")
+        scale_bar(axes[0, column], micrograph.width, micrograph.height, micrograph.pixel_size_nm)
+    legend(figure, dataset.classes)
+    figure.suptitle(f"Micrographs and their labels ({note})")
+    return figure
+
+
+def scale_bar(axes: Axes, width: int, height: int, pixel_size_nm: float) -> None:
+    """A bar of a round number of nm, about a fifth of the image wide."""
+    wanted = 0.2 * width * pixel_size_nm
+    power = 10.0 ** np.floor(np.log10(wanted))
+    length = max(step * power for step in (1, 2, 5) if step * power <= wanted)
+    x, y, bar = 0.05 * width, 0.93 * height, length / pixel_size_nm
+    axes.add_patch(Rectangle((0.7 * x, y - 0.075 * height), bar + 0.6 * x, 0.11 * height, color="white", alpha=0.8))
+    axes.plot([x, x + bar], [y, y], color="black", linewidth=3, solid_capstyle="butt")
+    axes.text(x + bar / 2, y - 0.015 * height, f"{length:g} nm", ha="center", va="bottom", color="black", fontsize=8)
+
+
+def patch_grid(patches: Patches, chosen: Sequence[int], note: str, columns: int = 6) -> Figure:
+    """Chosen patches with the outlines of their labels."""
+    rows = -(-len(chosen) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(1.6 * columns, 1.75 * rows + 0.6), squeeze=False)
+    for place in axes.ravel():
+        place.axis("off")
+    for place, patch in zip(axes.ravel(), chosen, strict=False):
+        own = patches.of(patch)
+        codes = np.zeros(int(own["instance"].max() if len(own) else 0) + 1, dtype=int)
+        codes[own["instance"]] = own["class"]
+        if patches.images is not None:
+            place.imshow(patches.images[patch], cmap="gray", vmin=0, vmax=255)
+        outline(place, np.asarray(patches.instances[patch]), codes)
+        place.set_title(f"patch {patch}", fontsize=7)
+    legend(figure, patches.classes)
+    figure.suptitle(f"Training patches and their labels ({note})")
+    return figure
+
+
+def counts_per_patch(train: Patches, test: Patches, note: str) -> Figure:
+    """Histogram of the number of instances per patch, training beside test, as shares of the patches."""
+    figure, axes = plt.subplots(figsize=(6, 3))
+    for patches, name, color, style in ((train, "training", "#0072B2", "-"), (test, "test", "#D55E00", "--")):
+        counts = np.bincount(patches.table["patch"], minlength=len(patches))
+        axes.hist(
+            counts, bins=np.arange(counts.max(initial=0) + 2) - 0.5, weights=np.full(len(counts), 1 / len(counts)),
+            histtype="step", color=color, linestyle=style, linewidth=1.6, label=f"{name}: {len(counts)} patches",
+        )  # fmt: skip
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set(xlabel="labelled instances per patch", ylabel="share of patches", title=f"Instances per patch ({note})")
+    axes.legend()
+    return figure
+
+
+def save_all(dataset: DataSet, folder: Path) -> Path:
+    """Every micrograph of a data set with its labels, four to a picture; returns the folder of the pictures."""
+    use_style()
+    for start in range(0, len(dataset.files), 4):
+        figure = labelled_micrographs(dataset, dataset.files[start : start + 4], dataset.name)
+        save(figure, folder, f"micrographs-{start // 4 + 1:02d}")
+    return folder / "figures"

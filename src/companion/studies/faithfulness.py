@@ -1,0 +1,86 @@
+"""Do generated images show what their masks ask for, as a detector trained on real images alone sees it?
+
+The detector cannot tell a bad image from its own blindness, so everything is measured on real held-out patches, too.
+Its answer, pair by pair, is also a label-consistency filter: see `consistent`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from companion.micrographs.patches import Patches
+from companion.evaluation.errors import CLASS, CORRECT, audit, recall_by, size_bins
+from companion.evaluation.matching import Matching
+from companion.config.profile import Faithfulness
+
+Judged = Mapping[str, tuple[Patches, pd.DataFrame]]  # patches and what the detector says of them, by name
+
+
+def found_defects(judged: Judged, settings: Faithfulness, matching: Matching = "truth-greedy") -> pd.DataFrame:
+    """Which defects of the masks the detector finds, and whether under their class.
+
+    Parameters
+    ----------
+    judged : sets of patches, each with predictions (patch, x1, y1, x2, y2, score, label)
+    settings : overlap and score from which a prediction counts
+
+    Returns
+    -------
+    One row per defect: images (name of the set), patch, image, class (name), error ("correct", "class" or
+    "missed"), size_px, size (group of `errors.size_bins`)
+    """
+    tables = []
+    for name, (patches, predictions) in judged.items():
+        index = patches.index
+        if index["image"].nunique() == 1:  # generated patches are of no micrograph, so each is its own
+            index = index.assign(image=index["patch"])
+        _, truths = audit(predictions, patches.table, index, settings.iou, settings.confidence, matching)
+        names = dict(enumerate(patches.classes, start=1))
+        truths = truths.assign(images=name, size=size_bins(truths["size_px"]))
+        tables.append(truths.assign(**{"class": truths["class"].map(names)}))
+    return pd.concat(tables, ignore_index=True)
+
+
+def shares(found: pd.DataFrame, by: str, rng: np.random.Generator, resamples: int, level: float) -> pd.DataFrame:
+    """Recall and class agreement per set and group, from `found_defects`.
+
+    Parameters
+    ----------
+    by : "class" or "size"
+    rng, resamples, level : of the interval of recall, over micrographs (generated ones: over patches)
+
+    Returns
+    -------
+    images, group, truths (defects), recall, low, high, agreement (share of the found ones under their class; NaN
+    where none is found, or where there is one class and nothing to confuse)
+    """
+    tables = []
+    for name, rows in found.groupby("images", sort=False):
+        hit = rows[rows["error"].isin((CORRECT, CLASS))]
+        right = (hit["error"] == CORRECT).groupby(hit[by], observed=True).mean()
+        table = recall_by(rows, by, rng, resamples, level)
+        agreement = table[by].map(right).astype(float) if found["class"].nunique() > 1 else np.nan
+        tables.append(table.assign(images=name, agreement=agreement).rename(columns={by: "group"}))
+    columns = ["images", "group", "truths", "recall", "low", "high", "agreement"]
+    return pd.concat(tables, ignore_index=True)[columns]
+
+
+def consistent(generated: Patches, found: pd.DataFrame, least: float) -> Patches:
+    """The generated pairs that the detector does not contradict; empty masks stay.
+
+    Parameters
+    ----------
+    generated : patches with images
+    found : `found_defects` of them alone
+    least : share of a patch's defects that must be found under their own class, in 0-1
+
+    Returns
+    -------
+    Patches, renumbered from 0
+    """
+    confirmed = (found["error"] == CORRECT).groupby(found["patch"]).mean()
+    known = confirmed.reindex(range(len(generated)), fill_value=1.0)
+    return generated.only(np.flatnonzero(known.to_numpy() >= least))

@@ -1,4 +1,4 @@
-"""Figures: one style for all, and a module per group of notebooks. Nothing here computes a result."""
+"""One style for all figures and tables; the figures themselves are in each folder's own plots.py."""
 
 from __future__ import annotations
 
@@ -13,15 +13,8 @@ from pandas.io.formats.style import Styler
 
 from companion.provenance import atomic, hash_value
 
-# Okabe and Ito (2008): told apart with every common form of colour vision; markers say the same once more.
+# Okabe and Ito (2008): told apart with every common form of colour vision. Classes; arms have theirs in config.arms.
 CLASS_COLORS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#0072B2", "#D55E00", "#F0E442")
-ARM_COLORS = {
-    "EXP": "#0072B2", "EXP+GEN": "#D55E00", "EXP+RARE": "#009E73", "GEN": "#E69F00", "EXP+EXP": "#56B4E9",
-    "EXP+PASTE": "#CC79A7", "EXP+RESYNTH": "#000000", "EXP+RENDER": "#7F7F7F", "EXP+FILTERED": "#F0E442",
-}  # fmt: skip
-ARM_MARKERS = {
-    "EXP": "o", "EXP+GEN": "s", "EXP+RARE": "^", "GEN": "D", "EXP+EXP": "v", "EXP+PASTE": "P",
-    "EXP+RESYNTH": "X", "EXP+RENDER": "*", "EXP+FILTERED": "<"}  # fmt: skip
 
 
 def use_style() -> None:
@@ -56,7 +49,12 @@ def captioned(table: pd.DataFrame, what: str, note: str, digits: int = 3) -> Sty
     return styled
 
 
+def data_name(dataset: str) -> str:
+    """How text names a data set, given by name or path; the phantom is never named without saying what it is."""
+    name = Path(dataset).name
+    return "phantom (simulated)" if name == "phantom" else name
+
+
 def data_note(dataset: str, profile: str) -> str:
-    """What a figure's title says of where it comes from, e.g. 'phantom, smoke profile'."""
-    name = Path(dataset).name  # both may be given as paths
-    return f"{'phantom (simulated)' if name == 'phantom' else name}, {Path(profile).stem} profile"
+    """What a figure's title says of where it comes from, e.g. 'phantom (simulated), smoke profile'."""
+    return f"{data_name(dataset)}, {Path(profile).stem} profile"

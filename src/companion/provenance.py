@@ -1,4 +1,4 @@
-"""Where a result came from: hashes, stamps and writes that are either whole or absent."""
+"""Where a result came from: hashes of code and files, and writes that are either whole or absent."""
 
 from __future__ import annotations
 
@@ -7,32 +7,25 @@ import errno
 import hashlib
 import json
 import os
-import platform
 import shutil
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from companion import paths
 from companion.errors import CompanionError
 
-STAMP = "stamp.json"
-EXECUTED = "notebook.ipynb"  # the executed copy beside it
-PACKAGES = ("numpy", "pandas", "scipy", "scikit-image", "torch", "torchvision", "diffusers", "statsmodels")
 _REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 _SOURCE = Path(__file__).resolve().parent
+_DECLARED = _SOURCE / "config"  # values are hashed with what reads them; the files that declare them are not
 
 
-# --- atomic artifacts ---------------------------------------------------------------------------------------
+# --- atomic files -------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -96,10 +89,15 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write JSON atomically; keys keep their order, undefined numbers (NaN) become null."""
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps(plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
+    write_text(path, json.dumps(plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
@@ -146,115 +144,65 @@ def hash_value(value: Any) -> str:
     return hashlib.sha256(json.dumps(plain(value), sort_keys=True).encode()).hexdigest()
 
 
-def hash_notebook(path: Path) -> str:
-    """sha256 of a notebook's cells (type and source): outputs and execution counts do not count."""
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    return hash_value([[cell["cell_type"], "".join(cell["source"])] for cell in cells])
+def hash_arrays(*arrays: np.ndarray) -> str:
+    """sha256 over the bytes, shapes and types of arrays: the identity of training data."""
+    found = hashlib.sha256()
+    for array in arrays:
+        found.update(f"{array.dtype}{array.shape}".encode())
+        found.update(np.ascontiguousarray(array).data)
+    return found.hexdigest()
 
 
-def code_hashes(*modules: str) -> dict[str, str]:
-    """sha256 of every package file that `modules` (dotted names) import, directly or not."""
-    found: dict[str, str] = {}
-    waiting = list(modules)
+def hash_code(source: str) -> str:
+    """sha256 of what a source text does: its syntax tree, without docstrings; comments and layout do not count."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
+            value = body[0].value
+            if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                node.body = body[1:] or [ast.Pass()]  # type: ignore[attr-defined]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+
+
+def code_hashes(source: str, name: str = "", without: Iterable[str] = ()) -> dict[str, str]:
+    """Hashes of a source text (as `name`, where one is given) and of every package file that it imports, directly or not.
+
+    Parameters
+    ----------
+    without : names of files that do not count, e.g. ``["plots.py"]``
+    """
+    found = {name: hash_code(source)} if name else {}
+    waiting = list(_imports(source))
     while waiting:
         path = _module_path(waiting.pop())
-        key = path.relative_to(_SOURCE.parent).as_posix() if path else ""
-        if path is None or key in found:
+        if path is None or path.is_relative_to(_DECLARED) or path.name in without:
             continue
-        found[key] = hash_file(path)
-        waiting += _imports(path.read_text(encoding="utf-8"))
+        key = path.relative_to(_SOURCE.parent).as_posix()
+        if key not in found:
+            found[key], imported = _module(path, path.stat().st_mtime_ns)
+            waiting += imported
     return dict(sorted(found.items()))
 
 
-def notebook_imports(path: Path) -> list[str]:
-    """Package modules that a notebook's code cells import."""
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    source = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-    return _imports("\n".join(line for line in source.splitlines() if not line.lstrip().startswith(("%", "!"))))
+@lru_cache(maxsize=1024)
+def _module(path: Path, _modified: int) -> tuple[str, tuple[str, ...]]:
+    source = path.read_text(encoding="utf-8")
+    return hash_code(source), _imports(source)
 
 
-@lru_cache(maxsize=256)
-def _imports(source: str) -> list[str]:
+@lru_cache(maxsize=1024)
+def _imports(source: str) -> tuple[str, ...]:
     names: list[str] = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            # `from companion.micrographs import patches` may name a module or a function of the package.
+            # `from companion.masks import spatial` may name a module or a function of the package.
             names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return [name for name in names if name.split(".")[0] == _SOURCE.name]
+    return tuple(name for name in names if name.split(".")[0] == _SOURCE.name)
 
 
 def _module_path(name: str) -> Path | None:
     base = _SOURCE.parent.joinpath(*name.split("."))
     return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
-
-
-# --- stamps -------------------------------------------------------------------------------------------------
-
-
-def artifacts(folder: Path) -> list[str]:
-    """Names of the artifacts in `folder`: every file but its stamp, notebook copies and working files."""
-    names = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
-    return [name.as_posix() for name in names if not _is_working_file(name)]
-
-
-def artifact_hashes(folder: Path) -> dict[str, str]:
-    """Name -> sha256 of the artifacts in `folder`."""
-    return {name: hash_file(folder / name) for name in artifacts(folder)}
-
-
-def signature(path: Path) -> tuple[int, int]:
-    """Inode and modification time [ns]: differ once a file has been written again, with equal content too."""
-    status = path.stat()
-    return status.st_ino, status.st_mtime_ns
-
-
-def _is_working_file(path: Path) -> bool:
-    return path.name in (STAMP, EXECUTED, "failed.ipynb", "error.txt") or any(
-        part.startswith(".") or part == "checkpoint" for part in path.parts
-    )
-
-
-def read_stamp(folder: Path) -> dict[str, Any] | None:
-    """The stamp in `folder`; None where there is none or it is not readable."""
-    try:
-        stamp = json.loads((folder / STAMP).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return stamp if isinstance(stamp, dict) and "outputs" in stamp else None
-
-
-def environment() -> dict[str, Any]:
-    """Versions, device and commit for a stamp."""
-    return {
-        "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
-        "device": device_name(),
-        "commit": git_commit(),
-    }
-
-
-def device_name() -> str:
-    """The accelerator that torch uses if torch is loaded, else the processor."""
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        return str(torch.cuda.get_device_name())
-    return f"CPU, {os.cpu_count()} cores ({platform.machine()})"
-
-
-def git_commit() -> str | None:
-    """Commit of the project folder, with '+' when tracked files differ from it; None outside git."""
-    try:
-        command = ["git", "-C", str(paths.root()), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() or None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

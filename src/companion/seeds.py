@@ -1,7 +1,7 @@
-"""Randomness: one root seed, and a generator of its own for every stage, worker and step.
+"""Randomness: one root seed, and random numbers of its own for every use, spawned by name.
 
-Generators are spawned by name, so adding a stage never shifts the numbers another one draws, and a
-step's draws depend on the step alone: an interrupted run continues with the numbers it would have had.
+Names make it independent of order: adding a stage never shifts what another one draws, and what step i of a training
+draws depends on i alone, so that an interrupted run goes on with the numbers it would have had.
 """
 
 from __future__ import annotations
@@ -14,25 +14,40 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
-
-def sequence(root_seed: int, *names: str | int) -> np.random.SeedSequence:
-    """SeedSequence of `root_seed` for a path of names, e.g. ``("masks", "split-1", 10)``."""
-    digest = hashlib.sha256("/".join(str(name) for name in names).encode()).digest()
-    return np.random.SeedSequence(root_seed, spawn_key=tuple(np.frombuffer(digest[:16], dtype="<u4").tolist()))
+Name = str | int
 
 
-def generator(root_seed: int, *names: str | int) -> np.random.Generator:
-    """NumPy generator for a path of names."""
-    return np.random.Generator(np.random.PCG64(sequence(root_seed, *names)))
+class Seeds:
+    """Random numbers by name, e.g. ``Seeds(P.root_seed, "masks", split, n_train).rng("draw")``.
 
+    Parameters
+    ----------
+    root : root seed of the run
+    names : path of names that all uses have in common; 1 and "1" are one name
+    """
 
-def integer(root_seed: int, *names: str | int) -> int:
-    """A 63-bit seed for a path of names, for libraries that take an integer."""
-    return int(sequence(root_seed, *names).generate_state(1, dtype=np.uint64)[0] >> 1)
+    def __init__(self, root: int, *names: Name) -> None:
+        self.root, self.names = root, names
 
+    def child(self, *names: Name) -> Seeds:
+        """The same root with a longer path."""
+        return Seeds(self.root, *self.names, *names)
 
-def torch_generator(root_seed: int, *names: str | int, device: str = "cpu") -> torch.Generator:
-    """Torch generator on `device` for a path of names."""
-    import torch
+    def sequence(self, *names: Name) -> np.random.SeedSequence:
+        """NumPy's seed sequence for a path of names."""
+        digest = hashlib.sha256("/".join(map(str, (*self.names, *names))).encode()).digest()
+        return np.random.SeedSequence(self.root, spawn_key=tuple(np.frombuffer(digest[:16], dtype="<u4").tolist()))
 
-    return torch.Generator(device=device).manual_seed(integer(root_seed, *names))
+    def rng(self, *names: Name) -> np.random.Generator:
+        """NumPy generator for a path of names."""
+        return np.random.Generator(np.random.PCG64(self.sequence(*names)))
+
+    def integer(self, *names: Name) -> int:
+        """A 63-bit seed for a path of names, for libraries that take an integer."""
+        return int(self.sequence(*names).generate_state(1, dtype=np.uint64)[0] >> 1)
+
+    def torch(self, *names: Name) -> torch.Generator:
+        """Torch generator on the CPU for a path of names: the same draws whatever the device."""
+        import torch
+
+        return torch.Generator().manual_seed(self.integer(*names))

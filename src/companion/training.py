@@ -1,17 +1,17 @@
-"""What both networks share: a training loop that can be stopped and continued.
+"""What all networks share: the device that they run on, and a training loop that can be stopped and continued.
 
-The loop keeps no random state: the draws of step i depend on i alone (`seeds`), so a run that was killed
-and continued ends with the weights it would have had, to the bit on the CPU. Files hold tensors and JSON
-(safetensors), never pickles.
+The loop keeps no random state: what step i draws depends on i alone (`seeds`), so a training that was killed and
+continued ends with the weights that it would have had, to the bit on the CPU.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import resource
+import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,18 +19,127 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from companion.config import sections
 from companion.errors import CompanionError
-from companion.machine import Compute, compute, enough_memory
 from companion.provenance import code_hashes, hash_value, write_json
-from companion.weights import digest, is_finished, is_main, load_network, load_state, save_state
+from companion.weights import load_state, save_state
 
-__all__ = [  # with what whoever trains needs too
-    "Compute", "Stateful", "compute", "digest", "drop_checkpoint", "enough_memory", "fingerprint", "fit", "is_finished",
-    "load_network", "load_state", "one_cycle", "save_state", "set_learning_rate",
-]  # fmt: skip
-CHECKPOINT = "checkpoint"
-SPEED = ".speed"  # not an artifact: two runs that end alike do not take the same time
+CHECKPOINT = "checkpoint"  # folder beside the results; gone when the stage is done
 CHECK_EVERY = 20  # steps between looks at the losses: reading one makes the host wait for the device
+
+
+# --- device -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where and how networks run.
+
+    Attributes
+    ----------
+    torch : the device
+    dtype : of matrix products and convolutions
+    compile : networks given to `prepare` are compiled
+    channels_last : networks given to `prepare` keep the channels of a pixel together in memory
+    """
+
+    torch: torch.device
+    dtype: torch.dtype = torch.float32
+    compile: bool = False
+    channels_last: bool = False
+
+    def autocast(self) -> torch.autocast:
+        """Mixed precision where the profile asks for it; a no-op in float32."""
+        return torch.autocast(self.torch.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+
+    def prepare(self, *networks: torch.nn.Module) -> None:
+        """Compile networks and lay their weights out as the profile asks; in place, and state dicts stay the same.
+
+        Raises
+        ------
+        CompanionError
+            When compiling is asked for and there is no C++ compiler.
+        """
+        if self.compile and self.torch.type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "c++"))):
+            raise CompanionError(
+                "device.compile: true needs a C++ compiler, and there is none; install g++ or say false"
+            )
+        for network in networks:
+            if self.channels_last:
+                network.to(memory_format=torch.channels_last)
+            if self.compile and getattr(network, "_compiled_call_impl", None) is None:
+                network.compile(dynamic=False)
+
+    def send(self, values: torch.Tensor) -> torch.Tensor:
+        """`values` on the device; a copy to a GPU waits neither for what the GPU is doing nor for itself."""
+        if self.torch.type == "cpu" or values.device.type == self.torch.type:
+            return values.to(self.torch)
+        return values.pin_memory().to(self.torch, non_blocking=True)
+
+    def adamw(self, network: torch.nn.Module, rate: float, **more: Any) -> torch.optim.AdamW:
+        """AdamW, in one kernel on a GPU."""
+        fused = True if self.torch.type == "cuda" else None
+        return torch.optim.AdamW(network.parameters(), lr=rate, fused=fused, **more)
+
+    def global_seed(self, seed: int) -> AbstractContextManager[object]:
+        """A context in which torch's global generator has a seed, for libraries that draw from it; restored after."""
+
+        @contextmanager
+        def seeded() -> Iterator[None]:
+            with torch.random.fork_rng(devices=[self.torch] if self.torch.type == "cuda" else []):
+                torch.manual_seed(seed)
+                yield
+
+        return seeded()
+
+
+def open_device(settings: sections.Device) -> Device:
+    """The device of a profile; sets the number of CPU threads and deterministic kernels.
+
+    Raises
+    ------
+    CompanionError
+        When the profile asks for a GPU and there is none.
+    """
+    if settings.name == "cuda" and not torch.cuda.is_available():
+        raise CompanionError("device.name: cuda, but torch sees no GPU; use auto or cpu")
+    use_gpu = settings.name != "cpu" and torch.cuda.is_available()
+    torch.set_num_threads(settings.threads)
+    torch.use_deterministic_algorithms(not use_gpu)  # on GPUs some of RoIAlign's gradients have no such kernel
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs a tenth of the time
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    place = torch.device("cuda" if use_gpu else "cpu")
+    return Device(place, getattr(torch, settings.precision), settings.compile, settings.channels_last)
+
+
+def uncompiled(*networks: torch.nn.Module) -> AbstractContextManager[object]:
+    """A context in which compiled networks run uncompiled.
+
+    For batches of a size or precision that is met once: each would be compiled anew, which takes minutes.
+    """
+    parts = (part for network in networks for part in network.modules())
+    if any(getattr(part, "_compiled_call_impl", None) is not None for part in parts):
+        return torch.compiler.set_stance("force_eager")
+    return nullcontext()
+
+
+@contextmanager
+def enough_memory(what: str) -> Iterator[None]:
+    """Turn a device's lack of memory into a message that says what to lower.
+
+    Raises
+    ------
+    CompanionError
+        When the device's memory is too small for `what`.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        first = str(error).splitlines()[0]
+        raise CompanionError(f"{what}: the device's memory is too small; lower its batch_size ({first})") from error
+
+
+# --- training -----------------------------------------------------------------------------------------------
 
 
 class Stateful(Protocol):
@@ -56,8 +165,9 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def fingerprint(module: str, **inputs: Any) -> str:
-    """Identity of a training: the code of `module` and what it imports, its parameters and input hashes."""
-    return hash_value({"code": code_hashes(module), "inputs": inputs, "torch": torch.__version__})
+    """Identity of a training: the code of `module` and what it imports, and its settings and hashes of data."""
+    code = code_hashes(f"import {module}", without=["plots.py"])
+    return hash_value({"code": code, "inputs": inputs, "torch": torch.__version__})
 
 
 def fit(
@@ -80,12 +190,12 @@ def fit(
     step : does optimiser step i and returns its losses; must draw random numbers by i only
     parts : everything that changes during training, saved and restored together
     steps : total number of optimiser steps
-    folder : where ``checkpoint/state.safetensors`` and ``checkpoint/progress.json`` are kept
+    folder : where ``checkpoint/<title>.safetensors`` and ``checkpoint/progress.json`` are kept
     identity : `fingerprint` of this training; a checkpoint of another identity is not used
     every : steps between checkpoints
     title : what the progress bar says
-    callback : called with the number of steps done: at the start (of a training that goes on the checkpoint was
-        written, but perhaps nothing was made of it) and after each checkpoint
+    callback : called with the number of steps done before each checkpoint is written, so that what it changes in
+        `parts` is in it
     explain : what to say of step i when training diverges there: of its batch, of the setting to change
     watch : called after each checkpoint with the log so far, for those who look on
 
@@ -99,12 +209,9 @@ def fit(
         When a loss, a weight or the optimiser's memory is not finite, or memory or disk are too small; the last
         good checkpoint stays.
     """
-    path = folder / CHECKPOINT / "state.safetensors"
+    path = folder / CHECKPOINT / f"{title}.safetensors"
     start, log = _restore(path, parts, identity)
-    if callback:
-        callback(start)
-    began = time.monotonic()
-    recent: list[dict[str, Any]] = []
+    began, recent = time.monotonic(), []
     for i in tqdm(range(start, steps), desc=title, initial=start, total=steps, mininterval=2, leave=False):
         with enough_memory(f"{title}, step {i}"):
             recent.append({"step": i, **step(i)})
@@ -113,32 +220,40 @@ def fit(
             log += [_checked(row, title, path, every, explain) for row in recent]
             recent = []
         if due:
+            if callback:
+                callback(i + 1)
             state = {name: part.state_dict() for name, part in parts.items()}
             # The loss of a step is computed before its update, which may have spoilt the weights.
             if spoilt := [name for name, value in _tensors(state) if not value.isfinite().all()]:
                 raise _diverged(f"after step {i} {_few(spoilt)} not finite", title, path, i, every, explain)
             save_state(state, path, {"identity": identity, "step": i + 1, "log": log})
-            if is_main():
-                _report(path.parent, title, i + 1, steps, (time.monotonic() - began) / (i + 1 - start))
-            if callback:
-                callback(i + 1)
+            left_s = (time.monotonic() - began) / (i + 1 - start) * (steps - i - 1)
+            progress = {"title": title, "step": i + 1, "steps": steps, "left_s": left_s}
+            write_json(path.parent / "progress.json", progress)
             if watch:
                 watch(pd.DataFrame(log))
     return pd.DataFrame(log)
 
 
-def _checked(
-    row: dict[str, Any], title: str, path: Path, every: int, explain: Callable[[int], str] | None
-) -> dict[str, Any]:
+def drop_checkpoint(folder: Path, title: str = "training") -> None:
+    """Remove the checkpoint of a training whose final weights are written."""
+    for name in (f"{title}.safetensors", "progress.json"):
+        (folder / CHECKPOINT / name).unlink(missing_ok=True)
+    if (folder / CHECKPOINT).is_dir() and not any((folder / CHECKPOINT).iterdir()):
+        (folder / CHECKPOINT).rmdir()
+
+
+Explain = Callable[[int], str] | None
+
+
+def _checked(row: dict[str, Any], title: str, path: Path, every: int, explain: Explain) -> dict[str, Any]:
     step, losses = row["step"], {name: float(value) for name, value in row.items() if name != "step"}
     if not all(math.isfinite(value) for value in losses.values()):
         raise _diverged(f"loss is not finite at step {step}: {losses}", title, path, step, every, explain)
     return {"step": step, **losses}
 
 
-def _diverged(
-    what: str, title: str, path: Path, step: int, every: int, explain: Callable[[int], str] | None
-) -> CompanionError:
+def _diverged(what: str, title: str, path: Path, step: int, every: int, explain: Explain) -> CompanionError:
     good = step // every * every
     kept = f"last good checkpoint: step {good}, {path.parent}" if good else "there was no checkpoint yet"
     return CompanionError(f"{title}: {what}; {kept}. {explain(step) if explain else 'Lower the learning rate.'}")
@@ -159,36 +274,11 @@ def _few(names: list[str]) -> str:
     return f"{', '.join(names[:3])}{more} {'are' if len(names) > 1 else 'is'}"
 
 
-def _report(checkpoint: Path, title: str, step: int, steps: int, step_s: float) -> None:
-    left = {"title": title, "step": step, "steps": steps, "left_s": step_s * (steps - step)}
-    write_json(checkpoint / "progress.json", left)
-    gpu = torch.cuda.is_available()
-    memory = torch.cuda.max_memory_allocated() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    rows = [row for row in speed(checkpoint.parent, title).to_dict("records") if row["step"] < step]
-    write_json(checkpoint.parent / SPEED / f"{title}.json", [
-        *rows, {"step": step, "step_s": step_s, "memory_mib": memory / 2**20, "memory_of": "GPU" if gpu else "process"}
-    ])  # fmt: skip
-
-
-def speed(folder: Path, title: str) -> pd.DataFrame:
-    """Throughput of the training `title` in `folder`, one row per checkpoint.
-
-    Returns
-    -------
-    step; step_s: seconds per step since the process started; memory_mib: its peak so far, of memory_of "GPU" or
-    "process"; empty where the training ran elsewhere
-    """
-    path = folder / SPEED / f"{title}.json"
-    return pd.DataFrame(json.loads(path.read_text(encoding="utf-8")) if path.exists() else [])
-
-
 def _restore(path: Path, parts: dict[str, Stateful], identity: str) -> tuple[int, list[dict[str, float]]]:
-    if not path.exists():
-        return 0, []
     try:
         state, about = load_state(path)
     except CompanionError:
-        return 0, []  # a broken checkpoint is worth nothing: start again
+        return 0, []  # none, or a broken one, which is worth nothing: start again
     if about.get("identity") != identity:
         return 0, []
     for name, part in parts.items():
@@ -198,13 +288,3 @@ def _restore(path: Path, parts: dict[str, Stateful], identity: str) -> tuple[int
                 if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
                     moments[key] = torch.empty_like(parameter).copy_(value)
     return int(about["step"]), list(about["log"])
-
-
-def drop_checkpoint(folder: Path) -> None:
-    """Remove the checkpoint of a training whose final weights are written."""
-    if not is_main():
-        return
-    for name in ("state.safetensors", "progress.json"):
-        (folder / CHECKPOINT / name).unlink(missing_ok=True)
-    if (folder / CHECKPOINT).is_dir() and not any((folder / CHECKPOINT).iterdir()):
-        (folder / CHECKPOINT).rmdir()

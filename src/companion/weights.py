@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -18,23 +17,14 @@ from companion.errors import CompanionError
 from companion.provenance import atomic
 
 
-def is_main() -> bool:
-    """Whether this is the process that writes: the only one, or the first of those that train together."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def save_state(state: Any, path: Path, about: dict[str, Any]) -> None:
     """Write nested dicts and lists with tensors as safetensors, atomically; `about` and structure as JSON metadata.
-
-    Of processes that train together, the first writes.
 
     Raises
     ------
     CompanionError
         When the disk is full or does not let itself be written; what `path` held is still there.
     """
-    if not is_main():
-        return
     tensors: dict[str, torch.Tensor] = {}
     storages: set[int] = set()
 
@@ -150,9 +140,6 @@ def is_finished(path: Path, identity: str) -> bool:
     if not path.exists():
         return False
     try:
-        finished = load_state(path)[1].get("identity") == identity
+        return load_state(path)[1].get("identity") == identity
     except CompanionError:
         return False
-    if finished and is_main():
-        path.touch()
-    return finished

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
-from companion.config.base import Count, Positive, Section, Share, Whole
-
-NotNegative = Annotated[float, Field(ge=0)]
-Sampler = Literal["ddim", "dpm-solver++", "unipc"]
+from companion.config.base import Count, NotNegative, Positive, Section, Share, Whole
 
 
 class Autoencoder(Section):
@@ -34,21 +31,6 @@ class Autoencoder(Section):
     loss: Literal["l1", "l2"] = Field(
         "l1", description="of the reconstruction; l1, VQGAN's, draws what is faint in noise fainter than l2 does"
     )
-    defect_weight: NotNegative = Field(0.0, description="by how much a pixel of a defect counts more in that loss")
-    spectral_weight: NotNegative = Field(
-        0.0, description="weight of a power-spectrum loss beside the reconstruction loss"
-    )
-    feature_weight: NotNegative = Field(
-        0.0, description="weight of a loss between features of the crop and of its reconstruction"
-    )
-    feature_weights: str | None = Field(
-        None,
-        description="path of torchvision's VGG16 weights, whose features are compared. None: the discriminator's own",
-    )
-    adversarial_weight: NotNegative = Field(
-        0.0, description="weight of a patch discriminator's verdict (hinge), as in VQGAN; 0: no discriminator"
-    )
-    adversarial_from: Share = Field(0.5, description="share of the steps after which the discriminator counts")
 
     @model_validator(mode="after")
     def _levels(self) -> Autoencoder:
@@ -57,8 +39,6 @@ class Autoencoder(Section):
                 f"stem {self.stem} and {len(self.channels)} channel level(s) give downsampling {given}, "
                 f"not {self.downsampling}"
             )
-        if self.feature_weight and not (self.feature_weights or self.adversarial_weight):
-            raise ValueError("feature_weight needs feature_weights, or an adversarial_weight whose network gives them")
         return self
 
 
@@ -82,9 +62,6 @@ class Denoiser(Section):
     mask_dropout: Share = Field(
         0.0, description="share of training patches whose mask is withheld, which guidance needs; the paper: 0"
     )
-    conditions: list[Literal["pixel_size_nm", "noise"]] = Field(
-        [], description="what of its micrograph the network is told beside the mask; the paper: nothing"
-    )
     timesteps: Count = Field(1000, description="diffusion steps T")
     beta_start: Positive = Field(0.0015, description="first variance (linear in its square root)")
     beta_end: Positive = Field(0.0205, description="last variance")
@@ -96,10 +73,18 @@ class Denoiser(Section):
     ema_decay: Share = Field(0.95, description="decay of the weight average used for sampling; 0: none")
 
 
+class Diffusion(Section):
+    """Mask-conditioned latent diffusion."""
+
+    autoencoder: Autoencoder = Autoencoder()
+    denoiser: Denoiser = Denoiser()
+    checkpoint_every: Count = Field(100, description="steps between checkpoints")
+
+
 class Sampling(Section):
     """From noise to micrographs."""
 
-    sampler: Sampler = Field("ddim", description="the paper uses ddim")
+    sampler: Literal["ddim", "dpm-solver++"] = Field("ddim", description="the paper uses ddim")
     steps: Count = Field(15, description="denoising steps")
     eta: Share = Field(1.0, description="DDIM stochasticity; the paper uses 1")
     guidance: NotNegative = Field(
@@ -109,18 +94,5 @@ class Sampling(Section):
         "none", description="measured: noise with the statistics of training micrographs is put back after decoding"
     )
     batch_size: Count = Field(64, description="patches denoised together")
-    feature_weights: str | None = Field(
-        None,
-        description="path of torchvision's VGG16 weights (safetensors), from the project folder, whose features the "
-        "distances between sets of images are of. None: the companion's own encoder's",
-    )
     study_steps: list[Count] = Field([5, 15], description="numbers of steps that the samplers are compared at")
     study_patches: Count = Field(24, description="patches drawn for each point of that comparison")
-
-
-class Diffusion(Section):
-    """Mask-conditioned latent diffusion."""
-
-    autoencoder: Autoencoder = Autoencoder()
-    denoiser: Denoiser = Denoiser()
-    checkpoint_every: Count = Field(100, description="steps between checkpoints")

@@ -1,180 +1,56 @@
-"""Every number of a run, in one tree of frozen, validated models.
-
-A profile YAML (``profiles/smoke.yaml``) is validated against `Profile` whole: an unknown, misspelt or
-ill-typed entry stops the run before any work. Each stage reads only its own section, so a changed
-number reruns only what depends on it.
-"""
+"""A profile: all parameters of a run, read from YAML and checked whole before any work."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from companion import paths
-from companion.errors import CompanionError, nearest, problems
-from companion.config.base import Count, Positive, Section, Share, Whole
-from companion.config.diffusion import Autoencoder, Denoiser, Diffusion, Sampling  # noqa: F401 (part of the tree)
-from companion.config.studies import Extensions
+from companion import layout
+from companion.config.arms import ARMS, PHANTOM_ONLY
+from companion.config.base import Count, Section, Whole
+from companion.config.diffusion import Diffusion, Sampling
 from companion.config.phantom import Phantom
+from companion.config.sections import Detection, Device, Evaluation, Faithfulness, Masks, Patches, Studies
+from companion.errors import CompanionError, nearest, problems
 
-Arm = Literal["EXP", "EXP+GEN", "EXP+RARE", "GEN", "EXP+EXP", "EXP+PASTE", "EXP+RESYNTH", "EXP+RENDER", "EXP+FILTERED"]
-Splits = Annotated[list[Whole | str], Field(min_length=1)]
 Model = TypeVar("Model", bound=BaseModel)
-
-
-class Patches(Section):
-    """How micrographs are cut."""
-
-    size: Count = Field(128, description="side of the square patch, px; a multiple of 32")
-    train_stride: Count = Field(96, description="distance of training crops, px")
-    test_stride: Count = Field(96, description="distance of test crops, px")
-    symmetries: list[Annotated[int, Field(ge=0, le=7, strict=True)]] = Field(
-        [0, 1, 2, 3], min_length=1, description="symmetries of the square that multiply the training patches"
-    )
-    min_visible: Share = Field(0.25, description="share of an instance that must lie in the patch to be labelled")
-
-    @model_validator(mode="after")
-    def _multiple(self) -> Patches:
-        if self.size % 32:
-            raise ValueError(f"size {self.size} is not a multiple of 32, which the networks need")
-        return self
-
-
-Repair = Literal[
-    "empty-patches", "composition", "magnification", "azimuth", "overlap", "borders", "positions", "merging"
-]
-
-
-class Masks(Section):
-    """Simulated masks."""
-
-    sampler: Literal["authors", "companion", "learned"] = Field(
-        "authors", description="authors: the paper's; companion: with every repair; learned: a generative model"
-    )
-    repairs: list[Repair] = Field([], description="simplifications of the paper's sampler that are put right")
-    compare: list[Literal["companion", "learned"]] = Field(
-        ["companion"], description="samplers judged beside the paper's; the learned one takes half a minute to train"
-    )
-    outlines: Literal["ellipse", "instance"] = Field("ellipse", description="filled: ellipses, or real outlines turned")
-    n_patches: Count = Field(256, description="simulated masks per condition")
-    overlap_buffer_px: Whole = Field(2, description="gap kept between defects (the paper's: axis-aligned boxes), px")
-    overlap_tries: Count = Field(80, description="draws before an overlapping instance is placed anyway")
-    candidates: Count = Field(16, description="places among which repair 'positions' chooses by real interaction")
-    crystal_fold: Literal[2, 4, 6] = Field(4, description="symmetry of directions: 4 for beam [001], 2 [110], 6 [111]")
-    learned_steps: Count = Field(400, description="optimiser steps of the learned sampler")
-    rare_class_weight: Positive = Field(2.0, description="factor on the rarest class's frequency in the rare trial")
-
-    @model_validator(mode="after")
-    def _repairs_have_a_use(self) -> Masks:
-        if self.repairs and self.sampler != "authors":
-            raise ValueError(f"repairs {self.repairs} are for sampler 'authors'; '{self.sampler}' takes none")
-        return self
-
-
-class Detection(Section):
-    """Mask R-CNN."""
-
-    backend: Literal["batched", "torchvision", "detectron2"] = Field(
-        "batched", description="batched: torchvision's network without its loops over images; detectron2: the authors'"
-    )
-    compile: bool = Field(False, description="torch.compile the batched backend (minutes, then faster on a GPU)")
-    network: Literal["tiny", "compact", "r50-fpn"] = Field(
-        "tiny", description="tiny: 0.9 M parameters; compact: 3.4 M; r50-fpn: the paper's, 44 M"
-    )
-    weights: str | None = Field(None, description="path of pretrained weights; none: from scratch")
-    steps: Count = Field(120, description="optimiser steps, equal in every arm")
-    batch_size: Count = Field(8, description="patches per step")
-    learning_rate: Positive = Field(2e-3, description="peak learning rate")
-    optimizer: Literal["adamw-one-cycle", "sgd"] = Field("adamw-one-cycle", description="sgd is the paper's")
-    warmup_steps: Whole = Field(0, description="steps of a linear warm-up of SGD; detectron2's default is 1,000")
-    generated_share: Share = Field(0.5, description="share of generated patches in a batch of EXP+GEN")
-    anchor_sizes_px: list[Count | Annotated[list[Count], Field(min_length=1)]] = Field(
-        [8, 16, 32], description="sides of anchors per feature level, one or a list; as many on every level"
-    )
-    resize_px: Count | None = Field(None, description="side at which the detector sees a patch; None: as it is")
-    rois_per_image: Count = Field(64, description="regions sampled per patch in training")
-    proposals: Count = Field(100, description="region proposals kept per patch")
-    rpn_iou: tuple[Share, Share] = Field((0.3, 0.7), description="anchor IoU: background below, defect above")
-    roi_iou: Share = Field(0.4, description="region IoU from which a region is a defect")
-    score_floor: Share = Field(0.05, description="predictions below this score are not written")
-    max_detections: Count = Field(100, description="predictions per patch at most")
-    checkpoint_every: Count = Field(50, description="steps between checkpoints")
-
-    @model_validator(mode="after")
-    def _anchors_and_size_fit(self) -> Detection:
-        if len({1 if isinstance(size, int) else len(size) for size in self.anchor_sizes_px}) > 1:
-            raise ValueError(f"anchor_sizes_px {self.anchor_sizes_px} has more sizes on one level than on another")
-        if self.resize_px is not None and self.resize_px % 32:
-            raise ValueError(f"resize_px {self.resize_px} is not a multiple of 32, which the networks need")
-        return self
-
-
-class Faithfulness(Section):
-    """What a detector trained on real images alone says of generated ones."""
-
-    iou: Share = Field(0.5, description="box IoU from which a defect of the mask is found")
-    confidence: Share = Field(0.5, description="score from which a prediction counts")
-    least_confirmed: Share = Field(
-        0.5,
-        description="share of its defects that must be found, under their class, for a pair to stay in EXP+FILTERED",
-    )
-
-
-class Evaluation(Section):
-    """Scores and tests."""
-
-    matching: Literal["truth-greedy", "score-greedy", "optimal"] = Field("truth-greedy", description="the authors'")
-    iou: Share = Field(0.5, description="box IoU of the headline figures (the paper does not say which it used)")
-    iou_sweep: list[Share] = Field(
-        [round(0.1 * k, 1) for k in range(1, 10)], min_length=1, description="box IoU thresholds swept"
-    )
-    confidence_sweep: list[Share] = Field(
-        [round(0.05 * k, 2) for k in range(1, 20)], min_length=1, description="score thresholds swept"
-    )
-    confidence: Share = Field(0.5, description="score threshold where none is chosen from the curves")
-    equivalence_margin: Positive = Field(0.01, description="differences of F1 within it count as none")
-    bootstrap: Count = Field(1000, description="resamples behind each bootstrap interval")
-    confidence_level: Share = Field(0.95, description="of every interval")
-
-    @model_validator(mode="after")
-    def _headline_is_swept(self) -> Evaluation:
-        if self.iou not in self.iou_sweep:
-            raise ValueError(f"iou {self.iou} is not in iou_sweep {self.iou_sweep}")
-        if self.confidence not in self.confidence_sweep:
-            raise ValueError(f"confidence {self.confidence} is not in confidence_sweep {self.confidence_sweep}")
-        return self
+NOT_READ = ("name", "description", "changed", "jobs_per_device")  # no result depends on them
 
 
 class Profile(Section):
     """All parameters of a run."""
 
-    name: str = Field(description="folder name in the run tree; the YAML file's stem unless given")
+    name: str = Field(description="folder of the run; the YAML file's stem unless given")
     description: str = Field("", description="for whom and how long, one line")
+    changed: dict[str, Any] = Field(
+        {}, description="entries given on the command line; they name the run's folder, too"
+    )
     root_seed: Whole = Field(20260602, description="every random draw descends from it")
-    threads: Count = Field(1, description="CPU threads per job; results are equal to the bit for equal threads")
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = Device()
     jobs_per_device: Count = Field(1, description="detectors trained side by side on one GPU of this machine")
-    precision: Literal["float32", "bfloat16"] = "float32"
-    compile: bool = Field(False, description="compile the diffusion stage's networks (minutes, then faster on a GPU)")
-    channels_last: bool = Field(False, description="memory layout of their weights; with compile, faster on a GPU")
     dataset: str = Field("phantom", description="registered name, or path of a data set folder")
-    splits: Splits = Field([1], description="numbers (drawn by seed) or split files")
+    splits: Annotated[list[Whole | str], Field(min_length=1)] = Field(
+        [1], description="numbers (drawn by seed) or split files; named by the number or the file's stem"
+    )
     sizes: list[Count] = Field([10], min_length=1, description="N: training micrographs, nested")
     n_test: Count = Field(6, description="test micrographs per split")
     n_val: Whole = Field(0, description="validation micrographs per split at most; they choose thresholds")
+    n_fresh: Count = Field(8, description="further labelled micrographs of arm EXP+FRESH")
     group_by: dict[str, str] = Field(
         {}, description="data set -> entry of its images, or pattern in file names, that drawn splits keep on one side"
     )
-    arms: list[Arm] = Field(["EXP", "EXP+GEN"], min_length=1)
+    arms: list[str] = Field(["EXP", "EXP+GEN"], min_length=1, description="at every N of every split")
+    controls: dict[str, list[Count]] = Field(
+        {}, description="arm -> the N at which it is run, on the first split alone; on other data than the phantom "
+        "without those that need its optics"
+    )  # fmt: skip
     seeds: list[Whole] = Field([1, 2], min_length=1, description="detector seeds")
-    generator_per_seed: bool = Field(
-        False,
-        description="each detector seed has a generator of its own, so that intervals hold its luck, too",
-    )
-    imbalance_sizes: list[Count] = Field([], description="N at which the rare class is oversampled; empty: not run")
     phantom: Phantom = Phantom()
     patches: Patches = Patches()
     masks: Masks = Masks()
@@ -183,51 +59,94 @@ class Profile(Section):
     detection: Detection = Detection()
     faithfulness: Faithfulness = Faithfulness()
     evaluation: Evaluation = Evaluation()
-    extensions: Extensions = Extensions()
+    studies: Studies = Studies()
 
     @property
-    def generators(self) -> list[int]:
-        """Numbers of the generators that are trained in each condition."""
-        return self.seeds if self.generator_per_seed else self.seeds[:1]
+    def split_names(self) -> list[str]:
+        """Names of the splits: '1' for number 1, 'mine' for the file my/folder/mine.yaml."""
+        return [split_name(split) for split in self.splits]
 
-    def generator_of(self, seed: int) -> int:
-        """Number of the generator whose images the detectors of a seed see."""
-        return seed if self.generator_per_seed else self.seeds[0]
+    @property
+    def folder(self) -> str:
+        """Name of the run's folder: the profile's, and what was changed on the command line."""
+        changes = (f"{name}-{value}" for name, value in self.changed.items())
+        return "+".join([self.name, *(re.sub(r"[^\w.-]+", "_", text)[:60] for text in changes)])
+
+    def arms_at(self, split: str, n_train: int) -> list[str]:
+        """Names of the arms that are run in a condition."""
+        if str(split) != self.split_names[0]:
+            return list(self.arms)
+        here = [arm for arm in self.controls if self.dataset == "phantom" or arm not in PHANTOM_ONLY]
+        return [*self.arms, *(arm for arm in here if n_train in self.controls[arm])]
+
+    def conditions(self) -> Iterator[tuple[str, int]]:
+        """Every split with every N."""
+        yield from product(self.split_names, self.sizes)
+
+    def detectors(self) -> list[dict[str, Any]]:
+        """Every detector of the run as {"split", "n_train", "arm", "seed"}."""
+        return [
+            {"split": split, "n_train": n_train, "arm": arm, "seed": seed}
+            for split, n_train in self.conditions() for arm in self.arms_at(split, n_train) for seed in self.seeds
+        ]  # fmt: skip
 
     @model_validator(mode="after")
     def _lists_are_consistent(self) -> Profile:
-        for field in ("splits", "sizes", "arms", "seeds", "imbalance_sizes"):
+        for field in ("sizes", "arms", "seeds"):
             values = getattr(self, field)
-            if len(set(map(str, values))) != len(values):
+            if len(set(values)) != len(values):
                 raise ValueError(f"{field} {values} names a value twice")
-        if missing := set(self.imbalance_sizes) - set(self.sizes):
-            raise ValueError(f"imbalance_sizes {sorted(missing)} are not among sizes {self.sizes}")
+        names = self.split_names
+        if double := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"splits {self.splits}: two have the name {double[0]}; rename a file")
+        if odd := [name for name in names if not re.fullmatch(r"\w[\w.-]*", name)]:
+            raise ValueError(f"splits: '{odd[0]}' names a folder of results; rename the file to letters, digits, . _ -")
         return self
 
     @model_validator(mode="after")
     def _arms_can_be_made(self) -> Profile:
-        if "EXP+RENDER" in self.arms and self.dataset != "phantom":
-            raise ValueError(
-                f"arms: EXP+RENDER paints masks with the phantom's optics and is for dataset phantom, "
-                f"not '{self.dataset}'"
-            )
-        if "EXP+FILTERED" in self.arms and "EXP" not in self.arms:
+        named = [*self.arms, *self.controls]
+        for arm in named:
+            if arm not in ARMS:
+                raise ValueError(f"arms: no arm '{arm}'; {nearest(arm, ARMS)}")
+            if arm in PHANTOM_ONLY and arm in self.arms and self.dataset != "phantom":
+                raise ValueError(f"arms: {arm} needs the phantom's own optics and is not for dataset '{self.dataset}'")
+        if double := sorted(set(self.arms) & set(self.controls)):
+            raise ValueError(f"controls: {double[0]} is among arms already")
+        for arm, sizes in self.controls.items():
+            if missing := set(sizes) - set(self.sizes):
+                raise ValueError(f"controls: {arm} at N = {sorted(missing)}, which are not among sizes {self.sizes}")
+        if "EXP+FILTERED" in named and "EXP" not in self.arms:
             raise ValueError("arms: EXP+FILTERED is filtered by an EXP detector; add EXP")
+        if self.studies.bias_n_train is not None and self.studies.bias_n_train not in self.sizes:
+            raise ValueError(f"studies.bias_n_train {self.studies.bias_n_train} is not among sizes {self.sizes}")
         return self
+
+
+def split_name(split: int | str) -> str:
+    """1 -> '1', 'my/split.yaml' -> 'split'."""
+    return Path(split).stem if isinstance(split, str) else str(split)
 
 
 def profile_names() -> list[str]:
     """Names of the profiles in ``profiles/``."""
-    return sorted(path.stem for path in paths.profiles().glob("*.yaml"))
+    return sorted(path.stem for path in layout.profiles().glob("*.yaml"))
 
 
-def load_profile(name: str | Path, **overrides: Any) -> Profile:
+def load_profile(
+    name: str | Path,
+    dataset: str | None = None,
+    splits: Sequence[int | str] | None = None,
+    changes: Mapping[str, Any] | None = None,
+) -> Profile:
     """Read and validate a profile.
 
     Parameters
     ----------
     name : a name in ``profiles/`` or the path of a YAML file
-    overrides : top-level entries that replace those of the file, e.g. ``dataset="loops_316L"``
+    dataset, splits : replace the file's entries where given
+    changes : dotted entries to change, e.g. ``{"evaluation.iou": 0.3}``; None stands for the file's own value. A
+        changed run has a folder of its own.
 
     Raises
     ------
@@ -235,7 +154,7 @@ def load_profile(name: str | Path, **overrides: Any) -> Profile:
         Unknown profile, not YAML, or entries that are unknown, ill-typed or out of range (all listed).
     """
     named = str(name)
-    path = Path(named) if named.endswith((".yaml", ".yml")) else paths.profiles() / f"{named}.yaml"
+    path = Path(named) if named.endswith((".yaml", ".yml")) else layout.profiles() / f"{named}.yaml"
     if not path.is_file():
         raise CompanionError(f"no profile '{named}': {nearest(named, profile_names())} (or give a YAML file)")
     try:
@@ -244,10 +163,28 @@ def load_profile(name: str | Path, **overrides: Any) -> Profile:
         raise CompanionError(f"{path}: not a YAML file: {error}") from None
     if not isinstance(content, dict):
         raise CompanionError(f"{path}: should be a mapping of parameter names to values, holds {content!r}")
-    return validate(Profile, {"name": path.stem, **content, **overrides}, source=str(path))
+    content = {"name": path.stem, **content}
+    if dataset is not None:
+        content["dataset"] = dataset
+    changed = {key: value for key, value in (changes or {}).items() if value is not None}
+    if splits is not None:
+        changed["splits"] = list(splits)
+    for key, value in changed.items():
+        content = _changed(content, key.split("."), value, key)
+    if changed:
+        content["changed"] = {**content.get("changed", {}), **changed}
+    return validate(Profile, content, source=str(path))
 
 
-def validate(model: type[Model], values: dict[str, Any], source: str) -> Model:
+def _changed(content: Mapping[str, Any], parts: Sequence[str], value: Any, key: str) -> dict[str, Any]:
+    first, *rest = parts
+    inner = content.get(first) or {}
+    if rest and not isinstance(inner, dict):
+        raise CompanionError(f"{key}: {first} is no section of a profile")
+    return {**content, first: _changed(inner, rest, value, key) if rest else value}
+
+
+def validate(model: type[Model], values: Mapping[str, Any], source: str) -> Model:
     """`model` from `values`, or one `CompanionError` that lists every entry that cannot be used."""
     try:
         return model.model_validate(values)
@@ -255,18 +192,16 @@ def validate(model: type[Model], values: dict[str, Any], source: str) -> Model:
         raise problems(f"{source}: {error.error_count()} unusable parameter(s)", _explain(model, error)) from None
 
 
-def _explain(model: type[BaseModel], error: ValidationError) -> list[str]:
-    lines = []
+def _explain(model: type[BaseModel], error: ValidationError) -> Iterator[str]:
     for item in error.errors():
         place = ".".join(str(part) for part in item["loc"]) or "(the whole)"
         if item["type"] == "extra_forbidden":
             parent = _section(model, item["loc"][:-1])
-            lines.append(f"{place}: no such parameter; {nearest(str(item['loc'][-1]), parent.model_fields)}")
+            yield f"{place}: no such parameter; {nearest(str(item['loc'][-1]), parent.model_fields)}"
         else:
             reason = item["msg"].removeprefix("Value error, ")
             shown = f" (given: {item['input']!r})" if item["type"] not in ("missing", "value_error") else ""
-            lines.append(f"{place}: {reason}{shown}")
-    return lines
+            yield f"{place}: {reason}{shown}"
 
 
 def _section(model: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:

@@ -1,0 +1,210 @@
+"""Where everything lies: the project's folders, and one method per notebook that says where it writes.
+
+A run is ``runs/<profile>/<data set>/``; below it the folders are named by split, n_train, arm, model and seed, with the
+same words as the columns of every table.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from companion.errors import CompanionError, nearest, problems
+
+if TYPE_CHECKING:
+    from companion.config import Profile
+
+
+class Layout:
+    """Folders of a run, used by the Snakefile (with wildcards) and by the notebooks.
+
+    Parameters
+    ----------
+    P : whose run
+    tree : another folder than ``runs/<profile>/<data set>``; empty: relative paths, for patterns
+
+    A folder that a run with changed entries has not made is that of the unchanged run: so a notebook that is run by
+    hand with another IoU reads what there is, and writes beside it.
+    """
+
+    def __init__(self, P: Profile, tree: Path | None = None) -> None:
+        self.P = P
+        self.tree = runs() / P.folder / Path(P.dataset).name if tree is None else tree
+        self.unchanged = runs() / P.name / Path(P.dataset).name if tree is None and P.changed else self.tree
+
+    def micrographs(self, split: str) -> Path:
+        """01: split.yaml, tables, and a folder of patches for each of `patches`."""
+        return self._at(f"split-{split}", "micrographs")
+
+    def patches(self, split: str, part: str) -> Path:
+        """Patches of 01: part "train-n10" (of the first 10 training micrographs), "val", "test" or "fresh"."""
+        return self.micrographs(split) / part
+
+    def statistics(self, split: str, n_train: int) -> Path:
+        """02: statistics.parquet (a row per defect), counts.parquet (a row per patch and class)."""
+        return self._condition(split, n_train) / "statistics"
+
+    def masks(self, split: str, n_train: int, masks: str) -> Path:
+        """03: simulated masks "plain" or "rare"; the patches themselves in ``patches/``."""
+        return self._condition(split, n_train) / f"masks-{masks}"
+
+    def diffusion(self, split: str, n_train: int, model: str) -> Path:
+        """04: autoencoder.safetensors, denoiser.safetensors, log.parquet."""
+        return self._condition(split, n_train) / f"model-{model}" / "diffusion"
+
+    def generated(self, split: str, n_train: int, model: str, masks: str) -> Path:
+        """05: images for the simulated masks, drawn by a model or ("phantom") by the phantom; patches in ``patches/``."""
+        return self._condition(split, n_train) / f"model-{model}" / f"generated-{masks}"
+
+    def detector(self, split: str, n_train: int, arm: str, seed: int) -> Path:
+        """06: weights.safetensors, log.parquet; what it finds in test and val patches in ``predictions/``."""
+        return self._condition(split, n_train) / arm / f"seed-{seed}"
+
+    def faithfulness(self, split: str, n_train: int) -> Path:
+        """13: what an EXP detector says of the first model's images; the patches that it confirms in ``kept/``."""
+        return self._condition(split, n_train) / "model-1" / "faithfulness"
+
+    def page(self, name: str) -> Path:
+        """07-12, 14, 15: thresholds, sizes, significance, imbalance, claims, errors, annotation-bias, distribution-shift."""
+        return self._at(name)
+
+    def output(self, folder: Path) -> Path:
+        """The folder that a notebook writes to, made where it is missing; always of this run, never of the unchanged."""
+        own = self.tree / folder.relative_to(self.unchanged if folder.is_relative_to(self.unchanged) else self.tree)
+        own.mkdir(parents=True, exist_ok=True)
+        return own
+
+    def _condition(self, split: str, n_train: int) -> Path:
+        if "{" not in str(n_train) and int(n_train) not in self.P.sizes:
+            raise CompanionError(f"n_train {n_train}: profile {self.P.name} has N = {self.P.sizes} (sizes)")
+        return self._at(f"split-{split}", f"n-{n_train}")
+
+    def _at(self, first: str, *more: str) -> Path:
+        split = first.removeprefix("split-")
+        if split != first and "{" not in split and split not in self.P.split_names:
+            known = nearest(split, self.P.split_names)
+            raise CompanionError(
+                f"split '{split}': {known}; `companion run {self.P.name} --split {split}` makes another"
+            )
+        own, unchanged = (tree.joinpath(first, *more) for tree in (self.tree, self.unchanged))
+        return own if own.exists() or not unchanged.exists() else unchanged
+
+
+# --- the project's folders ----------------------------------------------------------------------------------
+
+
+def root() -> Path:
+    """The project folder: ``COMPANION_ROOT``, else the nearest folder upwards that holds ``profiles/``.
+
+    Raises
+    ------
+    CompanionError
+        When there is none: the package is a companion to a project folder and does not run without one.
+    """
+    if named := os.environ.get("COMPANION_ROOT"):
+        candidates = [Path(named)]
+    else:
+        here = Path.cwd().resolve()
+        # The checkout that this file lies in serves commands started from anywhere (editable installs).
+        candidates = [here, *here.parents, Path(__file__).resolve().parents[2]]
+    for folder in candidates:
+        if (folder / "profiles").is_dir() and (folder / "notebooks").is_dir():
+            return folder.resolve()
+    raise CompanionError(
+        f"no project folder at {candidates[0]}: it needs profiles/ and notebooks/. "
+        "Run from inside a checkout, or set COMPANION_ROOT to one."
+    )
+
+
+def notebook(name: str) -> Path:
+    """Source of a notebook, without outputs."""
+    return root() / "notebooks" / f"{name}.ipynb"
+
+
+def profiles() -> Path:
+    """Profile YAML files."""
+    return root() / "profiles"
+
+
+def given(path: str) -> Path:
+    """A file that a profile names: absolute, or relative to the project folder wherever a command is started."""
+    return root() / path
+
+
+def runs() -> Path:
+    """The folder of all runs (``COMPANION_RUNS`` moves it, for instance to a scratch disk)."""
+    return Path(os.environ.get("COMPANION_RUNS", root() / "runs")).resolve()
+
+
+def data_cache() -> Path:
+    """Where data sets are kept once downloaded or rendered (``COMPANION_DATA`` moves it)."""
+    return Path(os.environ.get("COMPANION_DATA", root() / "data")).resolve()
+
+
+def data_mirror() -> Path | None:
+    """Offline mirror of the data registry, when ``COMPANION_DATA_MIRROR`` names one."""
+    named = os.environ.get("COMPANION_DATA_MIRROR")
+    return Path(named).resolve() if named else None
+
+
+def shown(path: Path) -> str:
+    """A path as seen from the project folder."""
+    return str(path.relative_to(root()) if path.is_relative_to(root()) else path)
+
+
+# --- for notebooks ------------------------------------------------------------------------------------------
+
+
+def check_parameters() -> None:
+    """Refuse parameters from outside (papermill's cell) that the notebook does not have, or of another type.
+
+    papermill itself only warns. The reader's own variables are not looked at, so that the cell can be run again.
+
+    Raises
+    ------
+    CompanionError
+        With every such parameter and the nearest valid name.
+    """
+    try:
+        cells: list[str] = get_ipython().user_ns["In"]  # type: ignore[name-defined]  # noqa: F821 (IPython's own)
+    except NameError:
+        return
+    at = next((k for k, cell in enumerate(cells) if cell.startswith("# Parameters\n")), 0)
+    declared = next((found for cell in reversed(cells[:at]) if (found := _assigned(cell))), {})
+    wrong = []
+    for name, value in _assigned(cells[at] if at else "").items():
+        if name not in declared:
+            wrong.append(f"{name}: no such parameter; {nearest(name, declared)}")
+        elif type(declared[name]) not in (type(value), type(None)) and not (name == "split" and isinstance(value, int)):
+            wrong.append(f"{name} = {value!r}: should be of type {type(declared[name]).__name__}")
+    if wrong:
+        raise problems("unusable parameter(s) of this notebook:", wrong)
+
+
+def _assigned(source: str) -> dict[str, Any]:
+    """Literal values that a cell assigns to plain names."""
+    found = {}
+    for node in ast.parse(source).body:
+        targets = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        )
+        for target in targets:
+            if isinstance(target, ast.Name) and node.value is not None:
+                try:
+                    found[target.id] = ast.literal_eval(node.value)
+                except ValueError:
+                    return {}
+    return found
+
+
+def written(folder: Path, files: Iterable[Path] | None = None) -> pd.DataFrame:
+    """What a notebook has written, for its last cell: file (below runs/) and size in KiB."""
+    files = sorted(path for path in (folder.rglob("*") if files is None else files) if path.is_file())
+    shown_here = [f for f in files if not any(part.startswith(".") for part in f.relative_to(folder).parts)]
+    rows = [(f.relative_to(runs()).as_posix(), round(f.stat().st_size / 1024, 1)) for f in shown_here]
+    return pd.DataFrame(rows, columns=["file", "KiB"])

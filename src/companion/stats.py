@@ -1,0 +1,101 @@
+"""Resampling by cluster and the classifier two-sample test: the statistics that several chapters share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+
+
+def cluster_weights(groups: ArrayLike, rng: np.random.Generator, resamples: int) -> tuple[NDArray, NDArray[np.int64]]:
+    """How often each cluster is drawn in each bootstrap resample (Efron and Tibshirani 1993).
+
+    Values of one micrograph are alike, so whole micrographs are drawn, never single values.
+
+    Parameters
+    ----------
+    groups : [n] cluster of each value, any hashable type
+    resamples : number of bootstrap resamples R
+
+    Returns
+    -------
+    names : [G] the clusters, sorted
+    weights : [R, G] int; each row sums to G. The weights of values are ``weights[:, np.searchsorted(names, groups)]``.
+    """
+    names = np.unique(np.asarray(groups))
+    weights = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples) if len(names) else None
+    return names, np.zeros((resamples, 0), dtype=np.int64) if weights is None else weights
+
+
+def cluster_bootstrap(
+    statistic: Callable[[Floats], float | Floats], groups: ArrayLike, rng: np.random.Generator, resamples: int = 1000
+) -> Floats:
+    """A weighted statistic in every bootstrap resample of whole clusters.
+
+    Parameters
+    ----------
+    statistic : value(s) for weights [n] of the single values, e.g. ``lambda w: np.average(x, weights=w)``; it may
+        return NaN where a resample leaves it undefined
+    groups : [n] cluster of each value
+
+    Returns
+    -------
+    [R] or [R, ...]
+    """
+    names, weights = cluster_weights(groups, rng, resamples)
+    place = np.searchsorted(names, np.asarray(groups))
+    return np.array([statistic(row[place].astype(float)) for row in weights])
+
+
+def percentile_interval(resampled: Floats, level: float = 0.95) -> tuple[Floats, Floats]:
+    """Bootstrap percentile interval over the first axis, ignoring undefined (NaN) resamples; NaN where fewer than half
+    of them are defined."""
+    resampled = np.asarray(resampled, dtype=float)
+    tail, few = 100 * (1 - level) / 2, np.isnan(resampled).mean(axis=0) > 0.5 if len(resampled) else True
+    with np.errstate(all="ignore"):
+        low, high = np.nanpercentile(np.where(few, 0.0, resampled), [tail, 100 - tail], axis=0)
+    return np.where(few, np.nan, low)[()], np.where(few, np.nan, high)[()]
+
+
+def c2st_auc(
+    a: Floats, b: Floats, groups_a: ArrayLike, groups_b: ArrayLike, rng: np.random.Generator, deals: int = 1,
+    folds: int = 5, penalty: float = 0.1,
+) -> float:  # fmt: skip
+    """Classifier two-sample test (Lopez-Paz and Oquab 2017): how well a classifier tells two sets apart.
+
+    Logistic regression on standardised features, scored on clusters that it has not seen, mean over `deals` random
+    deals of clusters to folds.
+
+    Parameters
+    ----------
+    a, b : features [n, F] and [m, F]
+    groups_a, groups_b : cluster of each row; equal names in both are the same cluster and held out together
+    penalty : inverse strength C of the L2 penalty
+
+    Returns
+    -------
+    Area under the ROC curve: 0.5 cannot tell, 1 always. NaN where a set has fewer than two clusters.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import roc_auc_score
+    from sklearn.model_selection import GroupKFold
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    x, y = np.concatenate([a, b]), np.repeat([0, 1], [len(a), len(b)])
+    clusters = np.unique(np.concatenate([np.asarray(groups_a).astype(str), np.asarray(groups_b).astype(str)]),
+                         return_inverse=True)[1]  # fmt: skip
+    folds = min(folds, *(len(np.unique(clusters[y == side])) for side in (0, 1)))
+    if folds < 2:
+        return float("nan")
+    areas = []
+    for _ in range(deals):
+        splitter = GroupKFold(folds, shuffle=True, random_state=int(rng.integers(2**31)))
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=1000))
+        for seen, held in splitter.split(x, y, clusters):
+            if len(np.unique(y[held])) == 2 and len(np.unique(y[seen])) == 2:
+                areas.append(roc_auc_score(y[held], model.fit(x[seen], y[seen]).decision_function(x[held])))
+    return float(np.mean(areas)) if areas else float("nan")

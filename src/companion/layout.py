@@ -58,7 +58,7 @@ class Layout:
         return self._condition(split, n_train) / f"model-{model}" / "diffusion"
 
     def generated(self, split: str, n_train: int, model: str, masks: str) -> Path:
-        """05: images for the simulated masks, drawn by a model or ("phantom") by the phantom; patches in ``patches/``."""
+        """05: images for simulated masks, by a model or ("phantom") by the phantom itself; patches in ``patches/``."""
         return self._condition(split, n_train) / f"model-{model}" / f"generated-{masks}"
 
     def detector(self, split: str, n_train: int, arm: str, seed: int) -> Path:
@@ -70,11 +70,11 @@ class Layout:
         return self._condition(split, n_train) / "model-1" / "faithfulness"
 
     def page(self, name: str) -> Path:
-        """07-12, 14, 15: thresholds, sizes, significance, imbalance, claims, errors, annotation-bias, distribution-shift."""
+        """07-12: thresholds, sizes, significance, imbalance, claims, errors; 14, 15: annotation-bias, distribution-shift."""
         return self._at(name)
 
     def output(self, folder: Path) -> Path:
-        """The folder that a notebook writes to, made where it is missing; always of this run, never of the unchanged."""
+        """The folder that a notebook writes to, made where it is missing: of this run, never of the unchanged one."""
         own = self.tree / folder.relative_to(self.unchanged if folder.is_relative_to(self.unchanged) else self.tree)
         own.mkdir(parents=True, exist_ok=True)
         return own
@@ -170,10 +170,10 @@ def check_parameters() -> None:
     CompanionError
         With every such parameter and the nearest valid name.
     """
-    try:
-        cells: list[str] = get_ipython().user_ns["In"]  # type: ignore[name-defined]  # noqa: F821 (IPython's own)
-    except NameError:
-        return
+    from IPython import get_ipython
+
+    shell = get_ipython()
+    cells: list[str] = shell.user_ns["In"] if shell is not None else []
     at = next((k for k, cell in enumerate(cells) if cell.startswith("# Parameters\n")), 0)
     declared = next((found for cell in reversed(cells[:at]) if (found := _assigned(cell))), {})
     wrong = []

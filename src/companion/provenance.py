@@ -166,7 +166,7 @@ def hash_code(source: str) -> str:
 
 
 def code_hashes(source: str, name: str = "", without: Iterable[str] = ()) -> dict[str, str]:
-    """Hashes of a source text (as `name`, where one is given) and of every package file that it imports, directly or not.
+    """Hashes of a source text (as `name`, where given) and of every package file that it imports, directly or not.
 
     Parameters
     ----------

@@ -70,7 +70,7 @@ class Layout:
         return self._condition(split, n_train) / "model-1" / "faithfulness"
 
     def page(self, name: str) -> Path:
-        """07-12: thresholds, sizes, significance, imbalance, claims, errors; 14, 15: annotation-bias, distribution-shift."""
+        """07-12: thresholds, sizes, significance, imbalance, claims, errors; 14, 15: annotation-bias, shift."""
         return self._at(name)
 
     def output(self, folder: Path) -> Path:

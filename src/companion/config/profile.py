@@ -66,6 +66,19 @@ class Profile(Section):
         """Names of the splits: '1' for number 1, 'mine' for the file my/folder/mine.yaml."""
         return [split_name(split) for split in self.splits]
 
+    def split_source(self, split: str) -> int | str:
+        """What a split's name stands for: a number, or the path of a file.
+
+        Raises
+        ------
+        CompanionError
+            When the profile has no split of that name.
+        """
+        for source, name in zip(self.splits, self.split_names, strict=True):
+            if name == str(split):
+                return source
+        raise CompanionError(f"split '{split}' is not in profile {self.name}: {nearest(str(split), self.split_names)}")
+
     @property
     def folder(self) -> str:
         """Name of the run's folder: the profile's, and what was changed on the command line."""

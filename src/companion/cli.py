@@ -73,7 +73,7 @@ def bundle(
     dataset: DatasetName = None,
     split: SplitName = None,
     changes: Changes = None,
-    partial: Annotated[bool, typer.Option("--partial", help="what is finished, weights included, to go on with")] = False,
+    partial: Annotated[bool, typer.Option("--partial", help="all that is finished, with weights")] = False,
 ) -> None:
     """Pack what the book needs of a finished run, or, to go on elsewhere, all that is finished (--partial)."""
     from companion.workflow import reference_run
@@ -84,7 +84,7 @@ def bundle(
 
 @app.command()
 def unbundle(folder: Annotated[Path, typer.Argument(help="what `companion bundle` made")]) -> None:
-    """Check every file of a bundle and install it: into results/, or (--partial ones) into runs/. Nothing is executed."""
+    """Check every file of a bundle and install it in results/, or (of --partial) in runs/; nothing is executed."""
     from companion.workflow import reference_run
 
     print(reference_run.unbundle(folder))

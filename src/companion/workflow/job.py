@@ -100,8 +100,7 @@ def _make(
 ) -> None:
     _clear(folder)
     began = time.time()
-    typed = {key: int(value) if key in NUMBERS else value for key, value in keys.items()}
-    _papermill(name, {"profile": profile, "dataset": P.dataset, **typed}, folder)
+    draw(name, profile, P.dataset, keys, folder)
     made = freshness.outputs(folder)
     if not made:
         raise CompanionError(f"{name} has written nothing")
@@ -117,11 +116,14 @@ def _make(
     shutil.rmtree(folder / "checkpoint", ignore_errors=True)
 
 
-def _papermill(name: str, given: dict[str, Any], folder: Path) -> None:
+def draw(name: str, profile: str, dataset: str, keys: Mapping[str, str], folder: Path) -> None:
+    """Execute a notebook; its executed copy goes to `folder`, what it writes where `Layout` says."""
     import papermill
     from nbclient.exceptions import DeadKernelError
     from traitlets.config import Config
 
+    given = {key: int(value) if key in NUMBERS else value for key, value in keys.items()}
+    given = {"profile": profile, "dataset": dataset, **given}
     failed = folder / "failed.ipynb"
     try:
         with atomic(folder / EXECUTED) as copy, tempfile.TemporaryDirectory(prefix="kernel-") as sockets:

@@ -14,8 +14,8 @@ from companion.errors import CompanionError, problems
 from companion.layout import Layout
 from companion.plots import data_name
 from companion.provenance import atomic_folder
-from companion.workflow import pages, reference_run
-from companion.workflow.freshness import EXECUTED, read_stamp, reasons, stages
+from companion.workflow import pages, redraw, reference_run
+from companion.workflow.freshness import EXECUTED, read_stamp, states
 
 STUDIES = {"14_annotation_bias": "studies.bias_n_train", "15_distribution_shift": "studies.shifts"}
 
@@ -62,20 +62,21 @@ def assemble(P: Profile, tree: Path, drawn: Path, target: Path) -> list[Path]:
     absent = [name for name, folder in folders.items() if name not in STUDIES and read_stamp(folder) is None]
     if absent:
         raise problems(f"the book needs a complete run; `companion run {P.name}` makes what is missing:", absent)
-    known = [(read_stamp(folder), reasons(folder, P, tree) or []) for folder in stages(tree)]
+    known = states(P, tree)
+    stamps = [(read_stamp(tree / name), why) for name, why in known.items()]
     with atomic_folder(target) as folder:
         for name, place in folders.items():
             stamp = read_stamp(place)
             made = page(name, drawn / place.relative_to(tree)) if stamp else page_not_run(name, P)
             if stamp:
-                line = pages.badge(stamp, reasons(place, P, tree))
+                line = pages.badge(stamp, known[place.relative_to(tree).as_posix()])
                 made.cells.insert(1, nbformat.v4.new_markdown_cell(line, id="badge"))
             nbformat.write(made, folder / f"{name}.ipynb")
         claims, sizes = (drawn / folders[name].relative_to(tree) for name in ("11_claims", "08_sizes_and_splits"))
         for figure in sorted((claims / "figures").glob("strip.*")):
             shutil.copy(figure, folder / figure.name)
         shutil.copy(claims / "claims.json", folder / "claims.json")
-        pages.write_fragments(folder, P, claims / "claims.json", sizes / "sizes.parquet", known)
+        pages.write_fragments(folder, P, claims / "claims.json", sizes / "sizes.parquet", stamps)
     return sorted(target.glob("*.ipynb"))
 
 
@@ -135,7 +136,7 @@ def main() -> None:
         P = load_profile(given.profile, dataset=given.dataset)
         with reference_run.committed(P) as is_committed:
             tree = Layout(P).tree
-            drawn = reference_run.draw_again(P, tree, given.cores, shown(P, tree)) if is_committed else tree
+            drawn = redraw.draw_again(P, tree, given.cores, shown(P, tree)) if is_committed else tree
             made = assemble(P, tree, drawn, layout.root() / "book" / "executed")
             figures = collect_figures(P, drawn, layout.root() / ("figures" if is_committed else "_build/figures"))
         print(f"book/executed: {len(made)} pages, {len(figures)} figures, from {P.name} on {data_name(P.dataset)}")

@@ -192,16 +192,40 @@ def stages(tree: Path) -> Iterator[Path]:
             yield path.parent
 
 
+def states(P: Profile, tree: Path) -> dict[str, list[str]]:
+    """Why each finished stage of a run must run again, by its folder below `tree`; empty: it is fresh.
+
+    What reads a stage that must run again may have to run as well, which is told when that has run.
+    """
+    found = {folder.relative_to(tree).as_posix(): reasons(folder, P, tree) or [] for folder in stages(tree)}
+    read = {name: (read_stamp(tree / name) or {})["inputs"] for name in found}
+    for name in found:
+        if (
+            not found[name]
+            and not (tree / name / EXECUTED).exists()
+            and "left_out" not in (read_stamp(tree / name) or {})
+        ):
+            found[name] = ["its executed copy is missing"]
+    waiting = [name for name, why in found.items() if why]
+    while waiting:
+        stale = waiting.pop()
+        for name, stamp in stamps.items():
+            if not found[name] and any(f"{folder}/".startswith(f"{stale}/") for folder in stamp["inputs"]):
+                found[name] = [f"reads {stale}"]
+                waiting.append(name)
+    return found
+
+
 def mark(P: Profile, tree: Path) -> None:
     """Make Snakemake's flags say what the stamps say: a fresh stage has its flags, all of one time, no other any."""
     kept, now = set(), time.time() - 10_000
-    for folder in stages(tree):
-        if reasons(folder, P, tree) == [] and (folder / EXECUTED).exists():
-            for name in read_stamp(folder)["flags"]:
-                (folder / name).mkdir(parents=True, exist_ok=True)
-                (folder / name / DONE).touch()
-                os.utime(folder / name / DONE, (now, now))
-                kept.add(folder / name / DONE)
+    for name in (name for name, why in states(P, tree).items() if not why):
+        for part in (read_stamp(tree / name) or {})["flags"]:
+            flag = tree / name / part / DONE
+            flag.parent.mkdir(parents=True, exist_ok=True)
+            flag.touch()
+            os.utime(flag, (now, now))
+            kept.add(flag)
     for flag in tree.rglob(DONE):
         if flag not in kept:
             flag.unlink()

@@ -131,8 +131,11 @@ def draw(name: str, profile: str, dataset: str, keys: Mapping[str, str], folder:
             # side one may find its port taken and die; and a port is open to everyone who has an account.
             kernel = {"transport": "ipc", "ip": f"{sockets}/k", "connection_file": f"{sockets}/kernel.json"}
             try:
+                source, target = (
+                    str(path).replace("{", "{{").replace("}", "}}") for path in (layout.notebook(name), copy)
+                )
                 papermill.execute_notebook(
-                    layout.notebook(name), copy, given, kernel_name="python3", language="python", cwd=layout.root(),
+                    source, target, given, kernel_name="python3", language="python", cwd=layout.root(),
                     progress_bar=False, autosave_cell_every=0, start_timeout=KERNEL_START_S,
                     config=Config(KernelManager=kernel),
                 )  # fmt: skip
@@ -203,6 +206,9 @@ def main() -> int:
         write_text(error_file, f"{error}\n")
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Exception as error:
+        write_text(error_file, f"{type(error).__name__}: {error}\n")
+        raise
     return 0
 
 

@@ -1,28 +1,23 @@
-"""A finished run as plain files that fit into git, and the book's pages drawn again from them.
+"""A finished run as plain files that fit into git, packed and installed.
 
 `bundle` packs a run with a manifest of checksums: for the book (predictions, scores, logs, stamps; figures and executed
 notebooks of the stages that pages show; weights, arrays and tables of every defect stay behind, and the stamps say so:
-``left_out``, ``packed``), or whole, to go on with on another machine. `unbundle` checks and installs. `draw_again` runs
-the notebooks that train nothing from what is committed, and compares.
+``left_out``, ``packed``), or whole, to go on with on another machine. `unbundle` checks and installs.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from multiprocessing import get_context
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
 
 from companion import layout
@@ -39,7 +34,6 @@ SUFFIXES = (".json", ".parquet", ".yaml", ".png", ".svg", ".ipynb", ".npy", ".sa
 # Tables with a row for each patch or defect stay behind where pages do not read them.
 PER_DEFECT = ("index.parquet", "table.parquet", "drawn.parquet", "statistics.parquet")
 READ_BY_PAGES = ("masks-plain/patches/table.parquet", "masks-rare/patches/table.parquet", "patches/index.parquet")
-TOLERANCE = 1e-6  # of numbers that are computed again
 
 
 @contextmanager
@@ -91,7 +85,7 @@ def bundle(P: Profile, out: Path, purpose: Literal["book", "resume"]) -> list[Pa
     waiting = {folder: why for folder in folders if (why := freshness.reasons(folder, P, tree)) != []}
     if waiting and purpose == "book":
         said = (f"{f.relative_to(tree)}: {'; '.join(why or ['missing'])}" for f, why in waiting.items())
-        raise problems(f"the run of {P.name} is not complete; `companion run {P.name}` makes it:", _first(said))
+        raise problems(f"the run of {P.name} is not complete; `companion run {P.name}` makes it:", first(said))
     pages = set(shown(P, tree).values())
     with atomic_folder(out) as folder:
         for stage in folders:
@@ -154,7 +148,7 @@ def _check_no_place(folder: Path) -> None:
     places = [str(path).encode() for path in named if len(path.parts) > 2]
     texts = [p for p in _files(folder) if p.suffix in (".json", ".yaml", ".ipynb", ".svg")]
     if found := [str(p.relative_to(folder)) for p in texts if any(place in p.read_bytes() for place in places)]:
-        raise problems("files of this run name a folder of this machine, which a bundle must not:", _first(found))
+        raise problems("files of this run name a folder of this machine, which a bundle must not:", first(found))
 
 
 # --- installing ---------------------------------------------------------------------------------------------
@@ -186,7 +180,7 @@ def unbundle(source: Path) -> str:
     wrong += [f"{name}: not in the manifest" for name in sorted(found - listed.keys())]
     wrong += [f"{name}: missing" for name in sorted(listed.keys() - found)]
     if wrong:
-        raise problems(f"{source} cannot be installed:", _first(wrong))
+        raise problems(f"{source} cannot be installed:", first(wrong))
     base = layout.root() / "results" if manifest["purpose"] == "book" else layout.runs()
     target = base / manifest["profile"] / manifest["dataset"]
     with tempfile.TemporaryDirectory(prefix="bundle-") as scratch:
@@ -196,10 +190,10 @@ def unbundle(source: Path) -> str:
             shutil.copyfile(source / name, folder / name, follow_symlinks=False)
         # The copies are checked, so that nothing can change between the check and the copying.
         if changed := [name for name, sha in listed.items() if hash_file(folder / name) != sha]:
-            raise problems(f"{source} cannot be installed, these files are not what was packed:", _first(changed))
+            raise problems(f"{source} cannot be installed, these files are not what was packed:", first(changed))
         stages = [stage.relative_to(folder) for stage in freshness.stages(folder)]
         if other := [f"{stage}: {', '.join(names)}" for stage in stages if (names := _other_code(folder / stage))]:
-            raise problems(f"{source} is of another version of the code than this checkout's:", _first(other))
+            raise problems(f"{source} is of another version of the code than this checkout's:", first(other))
         if manifest["purpose"] == "book":
             with atomic_folder(target) as whole:
                 shutil.copytree(folder, whole, dirs_exist_ok=True)
@@ -241,78 +235,10 @@ def _bad_name(name: str) -> str:
     return "" if name.endswith(SUFFIXES) else f"not one of {', '.join(SUFFIXES)}"
 
 
-# --- using it -----------------------------------------------------------------------------------------------
-
-
-def draw_again(P: Profile, tree: Path, cores: int, pages: Mapping[str, Path]) -> Path:
-    """Execute what trains nothing and a page shows, from committed files, and compare with them.
-
-    Returns
-    -------
-    The run with what was drawn, in _build/
-
-    Raises
-    ------
-    CompanionError
-        A notebook stopped, or values differ by more than `TOLERANCE`: with the names of the values.
-    """
-    base = layout.root() / "_build" / "runs"
-    drawn = base / P.folder / tree.name
-    shutil.rmtree(drawn, ignore_errors=True)
-    shutil.copytree(tree, drawn)
-    groups = [
-        [("01_micrographs", Layout(P, drawn).micrographs(split)) for split in P.split_names],
-        [(name, drawn / pages[name].relative_to(tree)) for name in ("02_mask_statistics", "07_thresholds")],
-        [(name, drawn / pages[name].relative_to(tree)) for name in ("03_mask_simulation", "08_sizes_and_splits",
-         "09_significance", "10_class_imbalance", "12_errors")],
-        [("11_claims", drawn / pages["11_claims"].relative_to(tree))],
-    ]  # fmt: skip
-    different: list[str] = []
-    with runs_in(base), ProcessPoolExecutor(cores, mp_context=get_context("spawn")) as pool:
-        for group in groups:
-            given = [(name, P.name, P.dataset, (read_stamp(folder) or {})["keys"], folder) for name, folder in group]
-            list(pool.map(job.draw, *zip(*given, strict=True)))
-            for _, folder in group:
-                different += differences(tree / folder.relative_to(drawn), folder)
-    if different:
-        raise problems("what is committed was not found again:", _first(different))
-    return drawn
-
-
-def differences(before: Path, after: Path) -> list[str]:
-    """Names of the values in which the tables and JSON files of two folders of one stage differ."""
-    found = []
-    for path in sorted(before.rglob("*")):
-        name = path.relative_to(before)
-        if path.suffix == ".parquet" and name.parts[0] != "predictions":
-            old, new = pd.read_parquet(path), pd.read_parquet(after / name)
-            if list(old.columns) != list(new.columns) or len(old) != len(new):
-                found.append(f"{name}: {old.shape} and {new.shape} rows and columns")
-            else:
-                found += [f"{name}: {c}" for c in old if not all(map(_same, old[c].tolist(), new[c].tolist()))]
-        elif path.suffix == ".json" and path.name != STAMP:
-            old, new = (_leaves(json.loads((folder / name).read_text("utf-8"))) for folder in (before, after))
-            found += [f"{name}: {key}" for key in old.keys() | new.keys() if not _same(old.get(key), new.get(key))]
-    return found
-
-
-def _leaves(value: Any, name: str = "") -> dict[str, Any]:
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
-    if items is None:
-        return {name: value}
-    return {k: v for key, item in items for k, v in _leaves(item, f"{name}.{key}").items()}
-
-
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, float) and isinstance(b, (int, float)):
-        return math.isclose(a, b, rel_tol=TOLERANCE, abs_tol=TOLERANCE) or (a != a and b != b)
-    return bool(np.array_equal(a, b)) if isinstance(a, (np.ndarray, list)) else a == b or (pd.isna(a) and pd.isna(b))
-
-
 def _files(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != MANIFEST]
 
 
-def _first(lines: Iterable[str], most: int = 10) -> list[str]:
+def first(lines: Iterable[str], most: int = 10) -> list[str]:
     lines = list(lines)
     return [*lines[:most], f"and {len(lines) - most} more"] if len(lines) > most else lines

@@ -42,13 +42,22 @@ def run(P: Profile, cores: int, console: Console, cluster: Path | None = None) -
     -------
     Exit code: 0 done, 2 a stage refused its input, 1 a stage failed otherwise, 130 interrupted.
     """
+    for told in (signal.SIGINT, signal.SIGTERM):  # being told to end is an interrupt; a script's `&` ignores SIGINT
+        signal.signal(told, signal.default_int_handler)
+    try:
+        return _run(P, cores, console, cluster)
+    except KeyboardInterrupt:
+        console.print("interrupted; what is finished is kept, and the same command continues from here")
+        return 130
+
+
+def _run(P: Profile, cores: int, console: Console, cluster: Path | None) -> int:
     share = P.jobs_per_device
     here = ["--cores", str(cores), "--resources", f"gpu={share}", f"gpu_share={share}"]
     where = here if cluster is None else _submission(cluster)
     _check_data(P)
     tree = Layout(P).tree
     with _only_run(tree) as lock:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's `&` hands it on ignored
         if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
             signal.signal(signal.SIGHUP, lambda *_: _leave_terminal(tree / TERMINAL))
         found = jobs(P)
@@ -103,14 +112,12 @@ def _watched(
         process = subprocess.Popen(
             command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, pass_fds=[lock], env=environment
         )
-        signal.signal(signal.SIGTERM, _interrupt)  # being told to end is an interrupt, too
         began = time.monotonic()
         try:
             _follow(process, tree, waiting, left_s, console)
         except KeyboardInterrupt:
             _stop(process)
-            console.print("interrupted; what is finished is kept, and the same command continues from here")
-            return 130
+            raise
     if process.returncode == 0:
         _summarise(tree, waiting, time.monotonic() - began, console)
         return 0
@@ -128,13 +135,14 @@ def _watched(
 def _follow(process: subprocess.Popen[bytes], tree: Path, waiting: list[str], left_s: float, console: Console) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     finished: set[str] = set()
-    began = time.monotonic()
+    began, clock = time.monotonic(), time.time()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("stages", total=len(waiting))
         while True:
             ended = process.poll() is not None
             for folder in waiting:
-                if folder not in finished and (tree / folder / DONE).exists():
+                flag = tree / folder / DONE
+                if folder not in finished and flag.exists() and flag.stat().st_mtime >= clock - 2:
                     finished.add(folder)
                     wall, so_far = (read_stamp(tree / folder) or {}).get("wall_s", 0), time.monotonic() - began
                     count, rest = f"{len(finished):>3}/{len(waiting)}", left_s - so_far
@@ -161,10 +169,6 @@ def _summarise(tree: Path, ran: list[str], took_s: float, console: Console) -> N
         counted = ", ".join(f"{n} {verdict}" for verdict, n in verdicts.most_common())
         lines.append(f"claims of the paper on this data: {counted}. {shown(claims)}")
     console.print("\n".join(lines), highlight=False, soft_wrap=True)
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
 
 
 def _leave_terminal(log: Path) -> None:

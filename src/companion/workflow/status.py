@@ -21,7 +21,7 @@ from companion import layout, provenance
 from companion.config import Profile, load_profile
 from companion.errors import CompanionError
 from companion.layout import Layout, shown
-from companion.workflow.freshness import ERROR, STAMP, read_stamp, reasons
+from companion.workflow.freshness import ERROR, STAMP, read_stamp, states
 
 RESOLVED = "profile.yaml"
 
@@ -94,28 +94,18 @@ def status(P: Profile, console: Console, tree: Path | None = None) -> bool:
     for column in ("stage", "state", "why", "wall time"):
         table.add_column(column)
     counts: Counter[str] = Counter()
-    states: dict[str, str] = {}
+    known = states(P, tree)
     for job in jobs(P, look=True):
-        why, stamp = reasons(tree / job.folder, P, tree), read_stamp(tree / job.folder) or {}
-        waits = [
-            name
-            for name in stamp.get("inputs", [])
-            if any(s != "fresh" and _within(name, f) for f, s in states.items())
-        ]
-        state = states[job.folder] = "missing" if why is None else "stale" if why or waits else "fresh"
+        why, stamp = known.get(job.folder), read_stamp(tree / job.folder) or {}
+        state = "missing" if why is None else "stale" if why else "fresh"
         counts[state] += 1
-        said = "; ".join([*(why or []), *([f"reads {waits[0]}"] if waits else [])])
-        said = said or progress_of(tree / job.folder) or error_of(tree / job.folder)
+        said = "; ".join(why or []) or progress_of(tree / job.folder) or error_of(tree / job.folder)
         colour = {"missing": "red", "stale": "yellow", "fresh": "green"}[state]
         table.add_row(job.folder, f"[{colour}]{state}", said, duration(stamp["wall_s"]) if stamp else "")
     console.print(table)
     others = "".join(f", {counts[state]} {state}" for state in ("stale", "missing") if counts[state])
     console.print(f"{counts['fresh']} of {counts.total()} stages fresh{others}", highlight=False)
     return counts["fresh"] == counts.total()
-
-
-def _within(folder: str, owner: str) -> bool:
-    return folder == owner or folder.startswith(f"{owner}/")
 
 
 def plan(P: Profile, cores: int, console: Console) -> None:
@@ -153,7 +143,7 @@ def expected(P: Profile, found: list[Job], cores: int) -> pd.DataFrame:
         for source, tree in stamps.items()
     }  # fmt: skip
     text = (layout.root() / "Snakefile").read_text(encoding="utf-8")
-    notebooks = dict(re.findall(r"rule (\w+):.*?run\(\"(\w+)\"", text, re.S))
+    notebooks = dict(re.findall(r"rule (\w+):(?:(?!rule).)*?run\(\"(\w+)\"", text, re.S))
     rows = []
     for rule in dict.fromkeys(job.rule for job in found if job.rule in notebooks):
         members = [job for job in found if job.rule == rule]

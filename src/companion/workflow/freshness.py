@@ -198,13 +198,9 @@ def states(P: Profile, tree: Path) -> dict[str, list[str]]:
     What reads a stage that must run again may have to run as well, which is told when that has run.
     """
     found = {folder.relative_to(tree).as_posix(): reasons(folder, P, tree) or [] for folder in stages(tree)}
-    read = {name: (read_stamp(tree / name) or {})["inputs"] for name in found}
-    for name in found:
-        if (
-            not found[name]
-            and not (tree / name / EXECUTED).exists()
-            and "left_out" not in (read_stamp(tree / name) or {})
-        ):
+    stamps = {name: read_stamp(tree / name) or {} for name in found}
+    for name, stamp in stamps.items():
+        if not found[name] and "left_out" not in stamp and not (tree / name / EXECUTED).exists():
             found[name] = ["its executed copy is missing"]
     waiting = [name for name, why in found.items() if why]
     while waiting:

@@ -85,12 +85,14 @@ def parameters(name: str, P: Profile, keys: Mapping[str, str]) -> dict[str, Any]
 
 def entries(text: str) -> list[str]:
     """Dotted entries of the profile that a text reads as attributes of `P`."""
+    attributes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Attribute)]
+    inner = {id(node.value) for node in attributes}  # of P.masks.n_patches, P.masks is no entry of its own
     found = set()
-    for node in ast.walk(ast.parse(text)):
+    for node in (node for node in attributes if id(node) not in inner):
         parts: list[str] = []
         while isinstance(node, ast.Attribute):
             parts, node = [node.attr, *parts], node.value
-        if isinstance(node, ast.Name) and node.id == "P" and parts:
+        if isinstance(node, ast.Name) and node.id == "P":
             found.add(".".join(parts))
     return sorted(found)
 

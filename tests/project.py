@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import nbformat
+import yaml
 
 from companion.config import load_profile
 from companion.layout import Layout
@@ -97,15 +98,21 @@ class Project:
         """Write a notebook, with `more` at the end of its code."""
         nbformat.write(notebook(name, more), self.root / "notebooks" / f"{name}.ipynb")
 
+    def edit(self, **entries: object) -> None:
+        """Change entries of the profile."""
+        path = self.root / "profiles" / "tiny.yaml"
+        path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | entries))
+
     @property
     def environment(self) -> dict[str, str]:
         kept = {key: value for key, value in os.environ.items() if not key.startswith("COMPANION_")}
         return {**kept, "COMPANION_ROOT": str(self.root)}
 
-    def companion(self, *words: str, code: int = 0) -> str:
-        """What a command prints; it must end with exit code `code`."""
+    def companion(self, *words: str, code: int = 0, **more: str) -> str:
+        """What a command prints, with more in its environment; it must end with exit code `code`."""
         command = [sys.executable, "-m", "companion.cli", *words]
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, cwd=self.root, check=False)
+        place = {**self.environment, **more}
+        done = subprocess.run(command, env=place, capture_output=True, text=True, cwd=self.root, check=False)
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout + done.stderr
 

@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
 from project import Project
 
 PAGES = {"thresholds", "sizes", "significance", "imbalance", "claims", "errors"}
@@ -37,11 +36,6 @@ def project(done: Project, tmp_path: Path) -> Project:
     return copy
 
 
-def edit(project: Project, **entries) -> None:
-    path = project.root / "profiles" / "tiny.yaml"
-    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | entries))
-
-
 def test_nothing_is_stale_in_a_copy_elsewhere_whatever_the_times_of_its_files(project):
     rng = random.Random(1)
     for path in project.tree().rglob("*"):
@@ -58,7 +52,7 @@ def test_comments_and_text_of_a_notebook_make_nothing_stale(project):
 
 
 def test_a_changed_parameter_reruns_what_reads_it_and_no_training(project):
-    edit(project, evaluation={"confidence": 0.5, "iou": 0.3})
+    project.edit(evaluation={"confidence": 0.5, "iou": 0.3})
     said = project.companion("status", "tiny")
     assert "parameters changed: evaluation.iou" in said and "1 stale" not in said.split("fresh")[-1][:4]
     before = project.stamps()
@@ -74,7 +68,7 @@ def test_a_stage_whose_inputs_came_out_as_they_were_is_not_run_again(project):
 
 
 def test_a_new_seed_and_a_new_size_train_nothing_that_is_there(project):
-    edit(project, seeds=[1, 2, 3], sizes=[2, 1])
+    project.edit(seeds=[1, 2, 3], sizes=[2, 1])
     before = project.stamps()
     project.companion("run", "tiny")
     ran = project.ran(before)
@@ -145,7 +139,7 @@ def test_split_files_of_one_name_in_two_folders_are_refused(project):
     for folder in ("a", "b"):
         (project.root / folder).mkdir()
         (project.root / folder / "mine.yaml").write_text("seed: 1\n")
-    edit(project, splits=["a/mine.yaml", "b/mine.yaml"])
+    project.edit(splits=["a/mine.yaml", "b/mine.yaml"])
     assert "two have the name mine" in project.companion("run", "tiny", code=2)
 
 

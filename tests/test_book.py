@@ -19,14 +19,13 @@ import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
+from project import Project
 
-from companion import fragments, places, stages
-from companion.book import page as page_of
-from companion.book import page_not_run
+from companion.config import load_profile
 from companion.errors import CompanionError
 from companion.evaluation.threshold_page import COLUMNS, threshold_page
-from companion.config.profile import load_profile
 from companion.provenance import write_json, write_table
+from companion.workflow import book, pages, redraw
 
 ROOT = Path(__file__).resolve().parents[1]
 BOOK = ROOT / "book"
@@ -37,13 +36,11 @@ CHROMIUM = [
 ]  # fmt: skip
 
 
-# --- glue ---------------------------------------------------------------------------------------------------
+# --- pages from results -------------------------------------------------------------------------------------
 
 
 def test_glued_values_reach_the_notebook_as_they_are(tmp_path: Path) -> None:
-    fragments.glue_notebook(
-        {"gain": "0.410", "data": "it's | phantom"}, tmp_path / "n.ipynb", {"gain": "scores.parquet"}
-    )
+    pages.glue_notebook({"gain": ("0.410", "scores.parquet"), "data": ("it's | phantom", "")}, tmp_path / "n.ipynb")
     notebook = nbformat.read(tmp_path / "n.ipynb", as_version=4)
     nbformat.validate(notebook)
     outputs = {o.metadata["scrapbook"]["name"]: o.data for o in notebook.cells[1].outputs}
@@ -53,141 +50,114 @@ def test_glued_values_reach_the_notebook_as_they_are(tmp_path: Path) -> None:
     assert "it's \\| phantom" in notebook.cells[0].source
 
 
-@pytest.mark.parametrize("values", [{"a:b": "1"}, {"Gain": "1"}, {"gain": 0.41}])
-def test_what_cannot_be_glued_is_refused(values: dict, tmp_path: Path) -> None:
-    with pytest.raises(CompanionError, match=re.escape(next(iter(values)))):
-        fragments.glue_notebook(values, tmp_path / "n.ipynb")
-    assert not (tmp_path / "n.ipynb").exists()
-
-
-def test_glued_keys_are_found_in_a_page() -> None:
-    page = (
-        "a {glue:text}`executed/headline.ipynb::gain:s` b\n{glue:text}`x.ipynb::n_pairs:s` {glue:text}`x.ipynb::gain:s`"
-    )
-    assert fragments.glued_keys(page) == ["gain", "n_pairs"]
-
-
 def test_every_quotation_of_a_page_is_one_that_glued_keys_finds() -> None:
     for page in BOOK.glob("*.md"):
         text = page.read_text(encoding="utf-8")
-        assert text.count("{glue:") == len(fragments._GLUED.findall(text)), f"{page.name}: a key without `:s`?"
+        assert text.count("{glue:") == len(pages._GLUED.findall(text)), f"{page.name}: a key without `:s`?"
 
 
 def test_notice_never_lets_the_phantom_pass_for_the_papers_data() -> None:
-    assert "not the paper's data" in fragments.data_notice("phantom", "smoke")
-    assert "too small to decide" in fragments.data_notice("loops_316L", "smoke")
-    assert "profiles/mini.yaml" in fragments.data_notice("phantom", "mini")
+    assert "not the paper's data" in pages.data_notice("phantom", "smoke")
+    assert "too small to decide" in pages.data_notice("loops_316L", "smoke")
+    assert "profiles/reference.yaml" in pages.data_notice("phantom", "reference")
 
 
 def test_unknown_verdict_is_refused() -> None:
-    assert 'class="verdict verdict-not-reproduced"' in fragments.verdict_chip("not reproduced")
+    assert 'class="verdict verdict-not-reproduced"' in pages.verdict_chip("not reproduced")
     with pytest.raises(CompanionError, match="sort of"):
-        fragments.verdict_chip("sort of")
+        pages.verdict_chip("sort of")
 
-
-# --- fragments from results ---------------------------------------------------------------------------------
 
 GAINS = pd.DataFrame(
-    [("1", 4, "f1_hm", 0.25, 0.5, 0.25, -0.5, 1.0, 2, 1 / 3),
-     ("1", 10, "f1_hm", 0.25, 0.375, 0.125, 0.0, 0.25, 2, 1 / 6),
-     ("1", 10, "f1_class", np.nan, np.nan, np.nan, np.nan, np.nan, 0, np.nan),
-     ("1", 10, "f1_detect", 0.5, 0.5, 0.0, -0.25, 0.25, 2, 0.0), ("2", 10, "f1_hm", 0.1, 0.1, 0.0, 0.0, 0.0, 2, 0.0)],
-    columns=["split", "n_train", "measure", "base", "other", "gain", "low", "high", "n", "share_of_left"],
+    [("1", 10, "f1_detect", 0.5, 0.5, 0.0, -0.25, 0.25, 2), ("1", 10, "f1_class", *[np.nan] * 5, 0),
+     ("1", 10, "f1_hm", 0.25, 0.375, 0.125, 0.0, 0.25, 2)],
+    columns=["split", "n_train", "measure", "base", "other", "gain", "low", "high", "n"],
 )  # fmt: skip
+STAMP = {
+    "notebook": "06_b", "wall_s": 59.6, "peak_memory_mib": 300, "device": "CPU", "commit": "abc", "profile": "smoke",
+    "dataset": "phantom", "keys": {"split": "1", "arm": "EXP"}, "started": "2026-01-02T03:04:05",
+}  # fmt: skip
 
 
-def test_freshness_counts_runs_and_says_why_others_are_not() -> None:
-    states = [("01_a", []), ("06_b", []), ("06_b", ["code changed: x"]), ("06_b", ["code changed: x"]), ("06_b", None)]
-    lines = fragments.freshness_table(states).splitlines()
-    assert lines[2] == "| [01_a](executed/01_a.ipynb) | 1 | 1 |  |"
-    assert lines[3] == "| [06_b](executed/06_b.ipynb) | 4 | 1 | 2 of them: code changed: x. 1 of them: missing |"
-
-
-def test_a_page_whose_notebook_was_not_run_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COMPANION_RUNS", str(tmp_path))
-    stage = stages.matrix(load_profile("smoke"))[0]
-    cells = page_of(stage, None).cells
-    assert "not run" in cells[1].source and len(cells) > 10
-    assert not any(cell.get("outputs") for cell in cells)
-
-
-def claim(name: str, verdict: str, reason: str = "because") -> dict:
-    return {"id": name, "claim": "a | b", "paper": "p < 0.1", "ours": "c", "verdict": verdict, "reason": reason}
+def claim(name: str, verdict: str) -> dict:
+    return {"id": name, "claim": "a | b", "paper": "p < 0.1", "ours": "c", "verdict": verdict, "reason": "because"}
 
 
 CLAIMS = [claim("C1", "partly"), claim("C2", "reproduced"), claim("C3", "reproduced"), claim("C12", "not attempted")]
 
 
-def test_headline_is_the_first_split_at_the_largest_n() -> None:
-    profile = load_profile("smoke", sizes=[4, 10], imbalance_sizes=[], splits=[1, 2])
-    gains = fragments.headline_gains(GAINS, profile)
-    assert gains["measure"].tolist() == ["f1_detect", "f1_class", "f1_hm"]
-    assert gains["gain"].tolist()[::2] == [0.0, 0.125]
-    lines = fragments.scores_table(gains).splitlines()
-    assert "| 0.250 | 0.375 | 0.12 (95 % interval 0.00 to 0.25, n = 2) |" in lines[-1]
-    assert "| undefined | undefined | undefined (n = 0) |" in lines[-2]
-    assert "(90 % interval 0.00 to 0.25" in fragments.scores_table(gains, 0.9)
+def test_freshness_counts_runs_and_says_why_others_are_not() -> None:
+    stages = [(STAMP, why) for why in ([], ["code changed: x"], ["code changed: x"], ["outputs changed: y"])]
+    (row,) = pages.freshness_table(stages).splitlines()[2:]
+    assert row.endswith("| 4 | 1 | 2 of them: code changed: x. 1 of them: outputs changed: y |")
+
+
+def test_a_badge_says_what_it_is_of_and_why_it_is_stale() -> None:
+    assert "phantom (simulated)" in pages.badge(STAMP, []) and "split 1, arm EXP" in pages.badge(STAMP, [])
+    assert ">fresh<" in pages.badge(STAMP, []) and "Stale because" not in pages.badge(STAMP, [])
+    assert "Stale because: code changed: a &lt; b" in pages.badge(STAMP, ["code changed: a < b"])
+    assert "not run" in pages.badge(None, None)
 
 
 def test_quoted_numbers_say_what_the_files_say() -> None:
-    profile = load_profile("smoke")
-    stamps = [
-        {"wall_s": 59.6, "device": "CPU", "commit": "abc"},
-        {"wall_s": 30.0, "device": "CPU", "commit": "abc"},
-        {},
-    ]
-    found = fragments.quoted_numbers(profile, CLAIMS, fragments.headline_gains(GAINS, profile), stamps)
-    quoted = {key: value for key, (value, _) in found.items()}
+    P = load_profile("smoke")
+    stamps = [STAMP, STAMP | {"wall_s": 30.0}]
+    quoted = {key: value for key, (value, _) in pages.quoted_numbers(P, CLAIMS, GAINS, stamps).items()}
     assert "95 % interval" in quoted["f1_hm_gain"]
-    narrower = profile.model_copy(
-        update={"evaluation": profile.evaluation.model_copy(update={"confidence_level": 0.9})}
-    )
-    again = fragments.quoted_numbers(narrower, CLAIMS, fragments.headline_gains(GAINS, narrower), stamps)
-    assert "90 % interval" in again["f1_hm_gain"][0]
     assert (quoted["n_reproduced"], quoted["n_partly"], quoted["n_not_reproduced"]) == ("2", "1", "0")
-    assert (quoted["n_claims"], quoted["n_not_attempted"]) == ("4", "1")
     assert (quoted["f1_hm_exp"], quoted["f1_hm_gen"], quoted["f1_class_exp"]) == ("0.250", "0.375", "undefined")
-    assert (quoted["wall_time"], quoted["n_stages"], quoted["device"], quoted["commit"]) == (
-        "1 min 30 s",
-        "3",
-        "CPU",
-        "abc",
-    )
+    assert (quoted["wall_time"], quoted["n_stages"], quoted["commit"]) == ("1 min 30 s", "2", "abc")
     assert (quoted["data"], quoted["split"], quoted["n_train"]) == ("phantom (simulated)", "1", "10")
 
 
-def test_pages_quote_only_what_a_run_provides_even_an_empty_one() -> None:
-    provided = fragments.quoted_numbers(load_profile("smoke"), [], GAINS.iloc[:0], [])
+def test_pages_quote_and_include_only_what_a_run_writes(tmp_path: Path) -> None:
+    P = load_profile("smoke")
+    provided = pages.quoted_numbers(P, [], GAINS.iloc[:0], [])
     for page in BOOK.glob("*.md"):
-        assert set(fragments.glued_keys(page.read_text(encoding="utf-8"))) <= provided.keys(), page.name
-
-
-def test_pages_include_only_what_a_run_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COMPANION_RUNS", str(tmp_path / "runs"))
-    profile = load_profile("smoke")
-    tree = places.tree(profile)
-    write_json(tree / "claims" / "claims.json", {"dataset": "phantom", "claims": CLAIMS})
-    write_table(tree / "sizes" / "sizes.parquet", GAINS)
-    first = stages.matrix(profile)[0].folder
-    write_json(first / "stamp.json", {"outputs": {}, "wall_s": 61.0, "peak_memory_mib": 300, "device": "CPU"})
+        assert set(pages.glued_keys(page.read_text(encoding="utf-8"))) <= provided.keys(), page.name
+    write_json(tmp_path / "claims.json", {"claims": CLAIMS})
+    write_table(tmp_path / "sizes.parquet", GAINS)
     executed = tmp_path / "executed"
-    claims, sizes = tree / "claims" / "claims.json", tree / "sizes" / "sizes.parquet"
-    fragments.write_fragments(executed, profile, claims, sizes, stages.states(profile))
+    pages.write_fragments(executed, P, tmp_path / "claims.json", tmp_path / "sizes.parquet", [(STAMP, [])])
     included = [n for p in BOOK.glob("*.md") for n in re.findall(r"\{include\} executed/(\S+)", p.read_text("utf-8"))]
     assert set(included) == {path.name for path in executed.glob("*.md")}
-    text = nbformat.read(executed / "headline.ipynb", as_version=4).cells[0].source
-    assert "| `n_partly` | 1 | runs/smoke/phantom/claims/claims.json |" in text
-    verdicts = (executed / "verdicts.md").read_text(encoding="utf-8")
-    assert "| C12 | a \\| b | p &lt; 0.1 | c | <span" in verdicts
+    assert "| C12 | a \\| b | p &lt; 0.1 | c | <span" in (executed / "verdicts.md").read_text(encoding="utf-8")
     assert "C12" not in (executed / "headline.md").read_text(encoding="utf-8")
-    assert "| 1 | 1 min 1 s | 1 min 1 s | 300 MiB | CPU |" in (executed / "times.md").read_text(encoding="utf-8")
+    assert "| 1 | 1 min 0 s | 1 min 0 s | 300 MiB | CPU |" in (executed / "times.md").read_text(encoding="utf-8")
+
+
+def test_a_page_has_the_text_of_now_and_the_outputs_of_its_run(tmp_path: Path, monkeypatch) -> None:
+    project = Project(tmp_path / "project")
+    monkeypatch.setenv("COMPANION_ROOT", str(project.root))
+    ran = nbformat.read(project.root / "notebooks" / "07_thresholds.ipynb", as_version=4)
+    ran.cells.insert(2, new_code_cell("iou = 0.3", metadata={"tags": ["injected-parameters"]}))
+    ran.cells[-1].outputs = [new_output("stream", name=name, text=name) for name in ("stdout", "stderr")]
+    nbformat.write(ran, tmp_path / "notebook.ipynb")
+    project.write("07_thresholds", more="\n# a comment of today\n")
+    made = book.page("07_thresholds", tmp_path)
+    assert "a comment of today" in made.cells[-1].source and len(made.cells) == 3
+    assert [output.text for output in made.cells[-1].outputs] == ["stdout"]
 
 
 def test_a_study_that_was_not_run_has_a_page_that_says_so() -> None:
-    found = page_not_run(stages.KINDS["bias"], load_profile("smoke", dataset="loops_316L"))
+    found = book.page_not_run("14_annotation_bias", load_profile("smoke", dataset="loops_316L"))
     nbformat.validate(found)
     assert found.cells[0].source.startswith("# 14 · ")
     assert "profile smoke, loops_316L" in found.cells[1].source
+
+
+def test_what_is_drawn_again_is_compared_number_by_number(tmp_path: Path) -> None:
+    table = pd.DataFrame({"f1": [0.5, np.nan], "arm": ["EXP", None], "n": [1, 2]})
+    for name, change in (("a", 0.0), ("close", 1e-9), ("far", 1e-3)):
+        write_table(tmp_path / name / "scores.parquet", table.assign(f1=table["f1"] + change))
+        write_json(tmp_path / name / "claims.json", {"claims": [{"verdict": "partly", "value": 0.25 + change}]})
+    assert redraw.differences(tmp_path / "a", tmp_path / "close") == []
+    assert redraw.differences(tmp_path / "a", tmp_path / "far") == [
+        "claims.json: .claims.0.value",
+        "scores.parquet: f1",
+    ]
+    write_json(tmp_path / "close" / "claims.json", {"claims": [{"verdict": "reproduced", "value": 0.25}]})
+    assert redraw.differences(tmp_path / "a", tmp_path / "close") == ["claims.json: .claims.0.verdict"]
 
 
 # --- sources ------------------------------------------------------------------------------------------------
@@ -202,24 +172,24 @@ def toc_files(node: object) -> list[str]:
 
 def test_table_of_contents_lists_every_page_once() -> None:
     listed = toc_files(yaml.safe_load((BOOK / "_toc.yml").read_text(encoding="utf-8")))
-    pages = {p.relative_to(BOOK).with_suffix("").as_posix() for p in BOOK.rglob("*.md") if "executed" not in p.parts}
+    written = {p.relative_to(BOOK).with_suffix("").as_posix() for p in BOOK.rglob("*.md") if "executed" not in p.parts}
     assert len(listed) == len(set(listed))
-    assert pages == {name for name in listed if not name.startswith("executed/")}
+    assert written == {name for name in listed if not name.startswith("executed/")}
 
 
 def test_every_notebook_has_its_page_in_the_order_of_its_number() -> None:
     listed = toc_files(yaml.safe_load((BOOK / "_toc.yml").read_text(encoding="utf-8")))
-    pages = [name.removeprefix("executed/") for name in listed if re.match(r"executed/\d", name)]
-    assert pages == sorted(kind.notebook for kind in stages.KINDS.values())
-    for number, name in enumerate(pages, start=1):
+    names = [name.removeprefix("executed/") for name in listed if re.match(r"executed/\d", name)]
+    assert names == sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+    for number, name in enumerate(names, start=1):
         title = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells[0].source
         assert title.startswith(f"# {number} · ") and "\n" not in title.strip(), f"{name}: title {title!r}"
 
 
 def test_citations_are_in_the_bibliography() -> None:
     keys = set(re.findall(r"^@\w+\{([^,]+),", (BOOK / "references.bib").read_text(encoding="utf-8"), re.MULTILINE))
-    pages = [*BOOK.glob("*.md"), *BOOK.glob("decisions/*.md"), *(ROOT / "notebooks").glob("*.ipynb")]
-    for page in pages:
+    sources = [*BOOK.glob("*.md"), *BOOK.glob("decisions/*.md"), *(ROOT / "notebooks").glob("*.ipynb")]
+    for page in sources:
         for cited in re.findall(r"\{cite(?::\w+)?\}`([^`]+)`", page.read_text(encoding="utf-8")):
             missing = {key.strip() for key in cited.split(",")} - keys
             assert not missing, f"{page.name} cites {missing}"
@@ -227,8 +197,8 @@ def test_citations_are_in_the_bibliography() -> None:
 
 def test_only_the_references_page_lists_references() -> None:
     # Two lists with one key in common are a warning of the build, and a warning is an error.
-    pages = [p for p in [*BOOK.rglob("*.md"), *(ROOT / "notebooks").glob("*.ipynb")] if "executed" not in p.parts]
-    assert [p.name for p in pages if "{bibliography}" in p.read_text(encoding="utf-8")] == ["references.md"]
+    sources = [p for p in [*BOOK.rglob("*.md"), *(ROOT / "notebooks").glob("*.ipynb")] if "executed" not in p.parts]
+    assert [p.name for p in sources if "{bibliography}" in p.read_text(encoding="utf-8")] == ["references.md"]
 
 
 # --- build --------------------------------------------------------------------------------------------------
@@ -238,7 +208,8 @@ def placeholder_sources(folder: Path) -> Path:
     """The book's own pages with placeholders, which look like no result, for everything that a run makes."""
     shutil.copytree(BOOK, folder / "book", ignore=shutil.ignore_patterns("executed"))
     shutil.copy(ROOT / "_config.yml", folder)
-    (folder / "src").symlink_to(ROOT / "src")  # pages include code from it
+    for included in ("src", "benchmarks"):  # pages include code and records from them
+        (folder / included).symlink_to(ROOT / included)
     executed = folder / "book" / "executed"
     executed.mkdir()
     names = [n for n in toc_files(yaml.safe_load((BOOK / "_toc.yml").read_text(encoding="utf-8"))) if "executed/" in n]
@@ -254,14 +225,14 @@ def placeholder_sources(folder: Path) -> Path:
     for page in BOOK.glob("*.md"):
         for fragment in re.findall(r"\{include\} (executed/\S+)", page.read_text(encoding="utf-8")):
             (folder / "book" / fragment).write_text(f"placeholder of {fragment}\n", encoding="utf-8")
-    (executed / "notice.md").write_text(fragments.data_notice("phantom", "smoke"), encoding="utf-8")
+    (executed / "notice.md").write_text(pages.data_notice("phantom", "smoke"), encoding="utf-8")
     Image.fromarray(np.full((64, 256), 200, np.uint8)).save(executed / "strip.png")
     return folder
 
 
 def glue_placeholders(executed: Path, note: str) -> None:
-    keys = [key for page in BOOK.glob("*.md") for key in fragments.glued_keys(page.read_text(encoding="utf-8"))]
-    fragments.glue_notebook({key: f"[{key}]{note}" for key in keys}, executed / "headline.ipynb")
+    keys = [key for page in BOOK.glob("*.md") for key in pages.glued_keys(page.read_text(encoding="utf-8"))]
+    pages.glue_notebook({key: (f"[{key}]{note}", "") for key in keys}, executed / "headline.ipynb")
 
 
 def build(folder: Path) -> subprocess.CompletedProcess[str]:
@@ -282,7 +253,7 @@ def placeholder_html(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_pages_build_without_a_warning_and_quote_the_glued_values(placeholder_html: Path) -> None:
     index = (placeholder_html / "index.html").read_text(encoding="utf-8")
-    keys = fragments.glued_keys((BOOK / "index.md").read_text(encoding="utf-8"))
+    keys = pages.glued_keys((BOOK / "index.md").read_text(encoding="utf-8"))
     assert keys
     for key in keys:
         assert f"[{key}]" in index
@@ -303,7 +274,7 @@ def test_new_numbers_reach_a_page_whose_own_text_is_as_before(placeholder_html: 
 def test_a_quotation_of_a_missing_number_stops_the_build(tmp_path: Path) -> None:
     pytest.importorskip("jupyter_book", reason="the book extra is not installed")
     folder = placeholder_sources(tmp_path)
-    fragments.glue_notebook({"other": "1"}, folder / "book" / "executed" / "headline.ipynb")
+    pages.glue_notebook({"other": ("1", "")}, folder / "book" / "executed" / "headline.ipynb")
     done = build(folder)
     assert done.returncode != 0
     assert "not found in doc" in done.stdout + done.stderr

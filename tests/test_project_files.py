@@ -53,7 +53,7 @@ FLOORS = ["phantom", "micrographs", "masks", "diffusion", "detection", "evaluati
 
 
 def imported(path: Path) -> set[str]:
-    nodes = [n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
     names = [f"{n.module}.{a.name}" for n in nodes if isinstance(n, ast.ImportFrom) and n.module for a in n.names]
     return {name.split(".")[1] for name in names if name.startswith("companion.")}
 

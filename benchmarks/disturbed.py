@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 
 from companion import provenance
+from companion.workflow import freshness, job
 
 PROJECT = Path(__file__).resolve().parents[1]
 MEASURED_HOURS = "C12"  # the claim whose value is the time that a run took
@@ -73,8 +74,10 @@ class Project:
 
     def results(self) -> dict[str, str]:
         """File -> hash of every artifact, and of every stamp without its times; without the hours in the claims."""
-        found = {k: v for k, v in provenance.artifact_hashes(self.tree).items() if "/" in k}  # not Snakemake's log
-        for path in sorted(self.tree.rglob(provenance.STAMP)):
+        found = {}
+        for path in sorted(self.tree.rglob(freshness.STAMP)):
+            stage = path.parent.relative_to(self.tree)
+            found |= {f"{stage}/{name}": sha for name, sha in freshness.outputs(path.parent).items()}
             stamp = json.loads(path.read_text(encoding="utf-8"))
             stamp["outputs"].pop("claims.json", None)
             kept = {name: value for name, value in stamp.items() if name not in TIMES}
@@ -109,7 +112,7 @@ def undisturbed(folder: Path) -> Project:
                 PROJECT / name, calm.root / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info")
             )
         shutil.copy(PROJECT / "Snakefile", calm.root)
-        calm.commit.write_text(provenance.git_commit() or "none", encoding="utf-8")
+        calm.commit.write_text(job.git_commit() or "none", encoding="utf-8")
         calm.settings.parent.mkdir()
         shutil.copy(Path(__file__).with_name("faults.yaml"), calm.settings)
     began = time.monotonic()

@@ -27,8 +27,9 @@ import yaml
 from disturbed import Project, undisturbed
 
 from companion import provenance
+from companion.workflow import freshness, job
 
-CHECKPOINT = "checkpoint/state.safetensors"
+CHECKPOINT = "checkpoint/denoiser.safetensors"
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Trial:
         return project
 
     def remove(self, project: Project, count: int) -> None:
-        for path in self.rng.sample(sorted(project.tree.rglob(provenance.STAMP)), count):
+        for path in self.rng.sample(sorted(project.tree.rglob(freshness.STAMP)), count):
             shutil.rmtree(path.parent)
 
     def verdict(self, project: Project, ended: tuple[int, str]) -> str:
@@ -105,7 +106,7 @@ def killed(trial: Trial) -> Rows:
     state = trial.verdict(project, project.run())
     yield (
         f"SIGKILL of all processes {done} times in one chain of runs, which met {len(stages)} of "
-        f"{len(list(trial.calm.tree.rglob(provenance.STAMP)))} stages at work and came to its end {whole + 1} times",
+        f"{len(list(trial.calm.tree.rglob(freshness.STAMP)))} stages at work and came to its end {whole + 1} times",
         state,
     )  # fmt: skip
 
@@ -127,13 +128,13 @@ def corrupted(trial: Trial) -> Rows:
     ways = list(DAMAGES)
     for turn in range(2):
         project = trial.calm.copy(trial.folder / f"damaged-{turn}")
-        stages = sorted(path.parent for path in project.tree.rglob(provenance.STAMP))
+        stages = sorted(path.parent for path in project.tree.rglob(freshness.STAMP))
         for index, stage in enumerate(stages):
-            name = trial.rng.choice([name for name in provenance.artifacts(stage) if "foreign" not in name])
+            name = trial.rng.choice([name for name in freshness.outputs(stage) if "foreign" not in name])
             DAMAGES[ways[(index + 2 * turn) % len(ways)]](stage / name)
         yield f"one artifact of each of {len(stages)} stages: {', '.join(ways)}", trial.verdict(project, project.run())
     project = trial.calm.copy(trial.folder / "damaged-stamps")
-    stamps = sorted(project.tree.rglob(provenance.STAMP))
+    stamps = sorted(project.tree.rglob(freshness.STAMP))
     images = sorted((project.root / "data").rglob("*.png"))
     for index, path in enumerate([*stamps, *images]):
         DAMAGES[ways[index % len(ways)]](path)
@@ -292,7 +293,7 @@ def record(table: Path, name: str, rows: list[dict[str, Any]], commit: str) -> N
     before = json.loads(table.read_text(encoding="utf-8"))["rows"] if table.exists() else []
     kept = [row for row in before if row["id"] != name] + rows
     missing = [fault.__doc__ for key, fault in FAULTS.items() if key not in {row["id"] for row in kept}]
-    content = {"commit": commit, "device": provenance.device_name(), "not_tried": missing,
+    content = {"commit": commit, "device": job.processor(), "not_tried": missing,
                "rows": sorted(kept, key=lambda row: list(FAULTS).index(row["id"]))}  # fmt: skip
     provenance.write_json(table, content)
 

@@ -1,10 +1,10 @@
-# make book: environment, the reference run drawn again (a smoke run where there is none), book.
+# make book: environment, a run (of `smoke`, or of `reference` where it is committed: drawn again and compared), the book.
 # make test: everything that can be checked, the smoke run of every stage included.
 VENV ?= .venv
 PYTHON ?= python3
-# The profiles for a GPU take every core that there is; what tests the project, or fits a laptop, takes two.
-CORES ?= $(if $(filter course paper,$@),$(shell nproc 2>/dev/null || sysctl -n hw.ncpu),2)
-PROFILE ?= $(if $(wildcard results/reference/*/*/manifest.json),reference,smoke)
+# The profile for a GPU takes every core that there is; what tests the project, or fits a laptop, takes two.
+CORES ?= $(if $(filter paper,$@),$(shell nproc 2>/dev/null || sysctl -n hw.ncpu),2)
+PROFILE ?= $(if $(wildcard results/reference/*/claims/stamp.json),reference,smoke)
 WHEELHOUSE ?= wheelhouse
 EXTRAS := book,cluster,dev
 BIN := $(VENV)/bin
@@ -12,29 +12,24 @@ BOOK := _build/html/index.html
 # With a folder of wheels nothing is asked of a network.
 PIP := -m pip --disable-pip-version-check $(if $(wildcard $(WHEELHOUSE)/torch-*),--no-index --find-links $(WHEELHOUSE))
 
-.PHONY: book test cluster-test reference smoke mini course paper install wheelhouse audit lock clean
+.PHONY: book test cluster-test smoke reference paper install wheelhouse audit lock clean
 
-book: $(PROFILE)
-	$(BIN)/python -m companion.book $(PROFILE) --cores $(CORES)
+book: $(if $(filter smoke,$(PROFILE)),smoke,install)
+	$(BIN)/python -m companion.workflow.book $(PROFILE) --cores $(CORES)
 	$(BIN)/jupyter-book build book --config _config.yml --path-output . -W --keep-going --quiet
 	@echo "The book is at $(BOOK)"
 
 test: book smoke
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	COMPANION_REQUIRE_BOOK=1 $(BIN)/pytest tests -n $(CORES)
-	rm -rf _build/notebooks && cp -r runs _build/notebooks
-	COMPANION_RUNS=$(CURDIR)/_build/notebooks $(BIN)/pytest --nbval-lax --nbval-current-env -p no:cacheprovider notebooks \
-		--ignore-glob='*/1[456]_*'  # studies train anew each time, and the smoke run has just done that
+	COMPANION_REQUIRE_BOOK=1 $(BIN)/pytest tests -n $(CORES) --dist worksteal
 
 # As root on Debian: the same graph through a Slurm of one node, with a job that outlives its time limit.
 cluster-test: install
 	apt-get install -y -qq --no-install-recommends munge slurm-client slurmctld slurmd
 	$(BIN)/pytest tests/test_cluster.py
 
-smoke mini course paper: install
+smoke reference paper: install
 	$(BIN)/companion run $@ --cores $(CORES)
-
-reference: install
 
 install: $(VENV)/.installed
 
@@ -49,11 +44,11 @@ $(VENV)/.installed: pyproject.toml requirements.lock
 wheelhouse:
 	$(PYTHON) -m pip wheel --wheel-dir $(WHEELHOUSE) --constraint requirements.lock '.[$(EXTRAS)]' 'setuptools>=77'
 	rm -f $(WHEELHOUSE)/companion-*.whl  # the checkout itself is installed, editable
-	@echo "$(WHEELHOUSE)/ is complete; beside a checkout on another machine, 'make course' installs from it and runs"
+	@echo "$(WHEELHOUSE)/ is complete; beside a checkout on another machine, 'make reference' installs from it and runs"
 
 # Known vulnerabilities of the pinned versions (asks a server), and the list of what is installed with its licences.
 audit: install
-	$(BIN)/python -m companion.dependencies > book/dependencies.md
+	$(BIN)/python scripts/dependencies.py > book/dependencies.md
 	$(PYTHON) -m venv _build/audit && _build/audit/bin/python -m pip install --quiet pip-audit
 	_build/audit/bin/pip-audit --strict --requirement requirements.lock --no-deps --disable-pip
 
@@ -62,4 +57,4 @@ lock:
 	$(BIN)/python -m pip freeze --exclude-editable --exclude companion | grep -viE '^(nvidia|triton|cuda)' > requirements.lock
 
 clean:
-	rm -rf _build book/executed figures runs data
+	rm -rf _build book/executed runs data

@@ -158,7 +158,8 @@ def test_a_second_run_beside_the_first_is_refused_and_an_interrupted_one_goes_on
     before = project.stamps()
     command = [sys.executable, "-m", "companion.cli", "run", "tiny"]
     running = subprocess.Popen(command, env=project.environment, cwd=project.root, stdout=subprocess.PIPE)
-    while not (project.tree() / "snakemake.log").is_file():
+    while not list(project.tree().rglob(".tmp-*.ipynb")):
+        assert running.poll() is None
         time.sleep(0.1)
     assert "another run is working" in project.companion("run", "tiny", code=2)
     running.send_signal(signal.SIGTERM)

@@ -235,7 +235,8 @@ def materials_table(
     rows = []
     for keys, table in per_image.groupby([*by, "quantity"]):
         own = table.dropna()
-        _, weights = cluster_weights(np.arange(len(own)), rng, resamples if len(own) > 1 else 0)
-        interval = percentile_interval(weights @ own["error"].to_numpy() / max(1, len(own)), level)
+        _, weights = cluster_weights(np.arange(len(own)), rng, resamples)
+        means = weights @ own["error"].to_numpy() / len(own) if len(own) > 1 else np.full(resamples, np.nan)
+        interval = percentile_interval(means, level)
         rows.append((*keys, len(own), own["error"].mean(), *interval, own["bias"].mean()))
     return pd.DataFrame(rows, columns=[*by, "quantity", "images", "error", "low", "high", "bias"])

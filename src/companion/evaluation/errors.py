@@ -9,7 +9,7 @@ import pandas as pd
 
 from companion.evaluation.conditions import CONDITION, RUN
 from companion.evaluation.formats import BOX
-from companion.evaluation.matching import Matching, kept, match, score_order
+from companion.evaluation.matching import Matching, match_once
 from companion.evaluation.runs import Run
 from companion.evaluation.thresholds import confidence_of
 from companion.geometry import box_iou
@@ -55,12 +55,11 @@ def audit(
     groups, truth_groups = chosen.groupby("patch").indices, truths.reset_index(drop=True).groupby("patch").indices
     for patch in groups.keys() & truth_groups.keys():
         rows, own = groups[patch], truth_groups[patch]
-        rows = rows[score_order(chosen["score"].to_numpy()[rows], boxes[rows])]
         overlap = box_iou(truth_boxes[own], boxes[rows])  # (T, M)
         best = overlap.max(axis=0)
         error[rows] = np.where(best >= iou, DUPLICATE, np.where(best >= BACKGROUND_IOU, LOCALISATION, BACKGROUND))
-        found = match(overlap, kept(np.ones(len(rows)), [0.0]), [iou], matching)[0, 0]
-        for truth, prediction in zip(own[found >= 0], rows[found[found >= 0]], strict=True):
+        pairs = match_once(overlap, chosen["score"].to_numpy()[rows], boxes[rows], iou, matching)
+        for truth, prediction in zip(own[pairs >= 0], rows[pairs[pairs >= 0]], strict=True):
             error[prediction] = truth_error[truth] = CORRECT if labels[prediction] == codes[truth] else CLASS
     named = index[["patch", "image", "pixel_size_nm"]]
     tables = []
@@ -231,9 +230,9 @@ def materials_table(
     """
     long = errors.melt([*by, "image"], ["density_error", "size_error"], "quantity", "bias")
     long = long.assign(error=long["bias"].abs(), quantity=long["quantity"].str.removesuffix("_error"))
-    per_image = long.groupby([*by, "quantity", "image"])[["error", "bias"]].mean()
+    per_image = long.groupby([*by, "quantity", "image"], sort=False)[["error", "bias"]].mean()
     rows = []
-    for keys, table in per_image.groupby([*by, "quantity"]):
+    for keys, table in per_image.groupby([*by, "quantity"], sort=False):
         own = table.dropna()
         _, weights = cluster_weights(np.arange(len(own)), rng, resamples)
         means = weights @ own["error"].to_numpy() / len(own) if len(own) > 1 else np.full(resamples, np.nan)

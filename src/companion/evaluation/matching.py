@@ -83,6 +83,15 @@ def match(
     return found
 
 
+def match_once(
+    overlap: NDArray[np.float64], scores: NDArray, boxes: NDArray, iou: float, matching: Matching = "truth-greedy"
+) -> NDArray[np.intp]:
+    """Position of the prediction of every truth [T] in one patch, or -1; predictions [M] in file order."""
+    order = score_order(scores, boxes)
+    found = match(overlap[:, order], np.array([len(order)]), [iou], matching)[0, 0]
+    return np.append(order, -1)[found]
+
+
 def _only_choice(allowed: NDArray[np.bool_], prefix: NDArray[np.intp]) -> NDArray[np.intp]:
     """Every rule's answer where no truth and no prediction has a choice."""
     best = np.where(allowed.any(axis=2), allowed.argmax(axis=2), -1)[:, None, :]  # (I, 1, T)

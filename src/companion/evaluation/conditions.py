@@ -6,6 +6,9 @@ the next arm.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import pandas as pd
 
 CONDITION = ["split", "n_train"]  # columns of every table
@@ -20,3 +23,9 @@ def at_condition(table: pd.DataFrame, condition: tuple[str, int]) -> pd.DataFram
 def condition_name(condition: tuple[str, int]) -> str:
     """How titles and captions name a condition, e.g. 'split 1, N = 50'."""
     return f"split {condition[0]}, N = {condition[1]}"
+
+
+def confidence_of(keys: Mapping[str, Any], chosen: pd.DataFrame) -> float:
+    """The confidence of a run's split, N and arm among those `chosen` (see `thresholds.operating_points`)."""
+    by = [*CONDITION, "arm"]
+    return float(chosen.set_index(by)["confidence"][tuple(keys[key] for key in by)])

@@ -7,11 +7,10 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pandas as pd
 
-from companion.evaluation.conditions import CONDITION, RUN
+from companion.evaluation.conditions import CONDITION, RUN, confidence_of
 from companion.evaluation.formats import BOX
 from companion.evaluation.matching import Matching, match_once
 from companion.evaluation.runs import Run
-from companion.evaluation.thresholds import confidence_of
 from companion.geometry import box_iou
 from companion.stats import cluster_weights, percentile_interval
 
@@ -24,13 +23,9 @@ BACKGROUND_IOU = 0.1  # below it a box lies on nothing, as in TIDE (Bolya et al.
 
 
 def audit(
-    predictions: pd.DataFrame,
-    truths: pd.DataFrame,
-    index: pd.DataFrame,
-    iou: float,
-    confidence: float,
+    predictions: pd.DataFrame, truths: pd.DataFrame, index: pd.DataFrame, iou: float, confidence: float,
     matching: Matching = "truth-greedy",
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
     """What became of every prediction and of every truth.
 
     A prediction is correct, or of the wrong class (matched, other class), a duplicate (it overlaps a truth that
@@ -83,7 +78,7 @@ def audit_runs(
     """
     audits = [
         [table.assign(**run.keys) for table in audit(
-            run.predictions, run.truth.table, run.patches.index, iou, confidence_of(run, chosen), matching)]
+            run.predictions, run.truth.table, run.patches.index, iou, confidence_of(run.keys, chosen), matching)]
         for run in found
     ]  # fmt: skip
     classes = found[0].truth.classes
@@ -176,7 +171,7 @@ def image_errors(found: Sequence[Run], chosen: pd.DataFrame) -> pd.DataFrame:
         names, patches, columns = run.truth.classes, run.patches, {}
         every = [patches.index["image"].unique(), ["all", *names.values()] if len(names) > 1 else ["all"]]
         every = pd.MultiIndex.from_product(every, names=["image", "class"])
-        counted = run.predictions[run.predictions["score"] >= confidence_of(run, chosen)]
+        counted = run.predictions[run.predictions["score"] >= confidence_of(run.keys, chosen)]
         for name, table in (("truths", run.truth.table), ("found", counted.rename(columns={"label": "class"}))):
             boxes = table[BOX].to_numpy(dtype=float)
             cut = (boxes[:, :2] < 1).any(axis=1) | (boxes[:, 2:] > patches.size - 1).any(axis=1)

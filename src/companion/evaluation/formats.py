@@ -135,12 +135,10 @@ def _parquet_predictions(path: Path) -> pd.DataFrame:
     table = table[[*PREDICTION_COLUMNS, *(["mask"] if "mask" in table else [])]].reset_index(drop=True)
     if len(table) == 0:
         table = table.astype(dict.fromkeys(PREDICTION_COLUMNS, float))
-    found = [
-        f"{c} ({table[c].dtype}) should hold numbers" for c in PREDICTION_COLUMNS if not is_numeric_dtype(table[c])
-    ]
-    if not found:
-        fractions = [c for c in ("patch", "label") if (table[c] % 1 != 0).any()]
-        found = [f"{c} ({table[c].dtype}) should hold whole numbers" for c in fractions]
+    wrong = {c: "numbers" for c in PREDICTION_COLUMNS if not is_numeric_dtype(table[c])}
+    if not wrong:
+        wrong = {c: "whole numbers" for c in ("patch", "label") if (table[c] % 1 != 0).any()}
+    found = [f"{c} ({table[c].dtype}) should hold {what}" for c, what in wrong.items()]
     _refuse(f"{path}: columns of the wrong type", found)
     return table.astype({"patch": "int64", "label": "int64"})
 
@@ -148,20 +146,18 @@ def _parquet_predictions(path: Path) -> pd.DataFrame:
 def _valid(model: type[BaseModel], items: Any, what: str, path: Path) -> list[Any]:
     """Items of a JSON list, given as text or as read; everything that is not as `model` says in one error."""
     adapter = TypeAdapter(list[model])  # type: ignore[valid-type]
-    found = []
     try:
         return adapter.validate_json(items) if isinstance(items, bytes) else adapter.validate_python(items)
     except ValidationError as error:
-        for item in error.errors():
-            if not item["loc"]:
-                raise CompanionError(f"{path} is no list of COCO {what}s: {item['msg']}; {_EXPECTED}") from None
-            number, *name = item["loc"]
-            says = f"lacks {name[0]}" if item["type"] == "missing" else f"{item['input']!r:.60}: {item['msg']}"
-            found.append(
-                f"{what} {int(number) + 1}: {f'{name[0]} ' if name and item['type'] != 'missing' else ''}{says}"
-            )
-    _refuse(f"{path}: entries that cannot be used", found)
-    return []
+        wrong = error.errors()
+    if not wrong[0]["loc"]:
+        raise CompanionError(f"{path} is no list of COCO {what}s: {wrong[0]['msg']}; {_EXPECTED}")
+    found = []
+    for item in wrong:
+        number, name = int(item["loc"][0]) + 1, " ".join(map(str, item["loc"][1:2]))
+        says = f"lacks {name}" if item["type"] == "missing" else f"{name} {item['input']!r:.60}: {item['msg']}"
+        found.append(f"{what} {number}: {says.strip()}")
+    raise problems(f"{path}: entries that cannot be used", _some(found))
 
 
 def _table(items: list[Any], code: str) -> pd.DataFrame:
@@ -188,4 +184,8 @@ def _unusable(table: pd.DataFrame, truth: Truth, row: str, patch: str, category:
 
 def _refuse(title: str, found: list[str]) -> None:
     if found:
-        raise problems(title, found if len(found) <= _SHOWN else [*found[:_SHOWN], f"… and {len(found) - _SHOWN} more"])
+        raise problems(title, _some(found))
+
+
+def _some(found: list[str]) -> list[str]:
+    return found if len(found) <= _SHOWN else [*found[:_SHOWN], f"… and {len(found) - _SHOWN} more"]

@@ -46,12 +46,6 @@ def operating_points(scores: pd.DataFrame, iou: float, measure: str, fallback: f
     )
 
 
-def confidence_of(run: Run, chosen: pd.DataFrame) -> float:
-    """The confidence of a run's split, N and arm among those `chosen` (see `operating_points`)."""
-    keys = [*CONDITION, "arm"]
-    return float(chosen.set_index(keys)["confidence"][tuple(run.keys[key] for key in keys)])
-
-
 def optimism(
     found: Sequence[Run], counts: Sequence[Counts], val_counts: Sequence[Counts], iou: float, measure: str,
     rng: np.random.Generator, resamples: int, level: float,

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from companion.geometry import ellipse_radius
 from companion.config.phantom import Annotator
+from companion.geometry import ellipse_radius
 from companion.phantom.crystal import BLACK_DOT, LOOP_100, LOOP_111
 from companion.phantom.scene import SMALL_NM, Defect, Scene, Window
 

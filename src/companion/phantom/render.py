@@ -60,7 +60,7 @@ def render_dataset(phantom: Phantom, root_seed: int, folder: Path) -> None:
                 "parameters": phantom.model_dump(mode="json")}  # fmt: skip
         info = {"description": title, "dataset_card": card}
         write_json(
-            folder / file, {"info": info, "images": images, "annotations": annotations, "categories": categories}
+            folder / file, {"info": info, "images": images, "annotations": drawn, "categories": categories}
         )
 
 

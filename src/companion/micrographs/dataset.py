@@ -174,12 +174,12 @@ def read_coco(path: Path) -> dict[str, Any]:
         raise CompanionError(f"{path}: info and info.dataset_card should be mappings, are {document['info']!r:.80}")
     found = []
     for name, needed in ENTRIES.items():
-        good = [entry for entry in document[name] if isinstance(entry, dict)
-                and all(type(entry.get(key)) is kind for key, kind in needed.items())]  # fmt: skip
-        found += [f"{name}: {str(entry)[:80]} needs {' and '.join(needed)}" for entry in document[name]
-                  if entry not in good]  # fmt: skip
+        right = [isinstance(entry, dict) and all(type(entry.get(key)) is kind for key, kind in needed.items())
+                 for entry in document[name]]  # fmt: skip
+        found += [f"{name}[{k}] needs {' and '.join(needed)}, is {str(document[name][k])[:80]}"
+                  for k in np.flatnonzero(~np.array(right, dtype=bool))]  # fmt: skip
         for key in needed if name != "annotations" else ():
-            seen = Counter(entry[key] for entry in good)
+            seen = Counter(entry[key] for entry, good in zip(document[name], right, strict=True) if good)
             found += [f"{name}: two have the {key} {value!r}" for value, times in seen.items() if times > 1]
     if found:
         raise problems(f"{path} is not a COCO annotation file:", found[:SHOWN])

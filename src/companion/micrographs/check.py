@@ -51,7 +51,7 @@ def check_dataset(folder: Path | str) -> Check:
                      truth.overlap_share, float(micrograph.read().mean())))  # fmt: skip
         diameters = 2 * np.sqrt(areas / np.pi) * scale
         instances += [(micrograph.file_name, c, d) for c, d in zip(truth.codes[1:], diameters, strict=True)]
-    m = pd.DataFrame(rows, columns=["image", "size", "pixel_size_nm", "instances", "overlap", "grey"])
+    m = pd.DataFrame(rows, columns=["image", "size", "scale", "instances", "overlap", "grey"])
     found = pd.DataFrame(instances, columns=["image", "code", "diameter_nm"])
     classes = []
     for code, name in enumerate(dataset.classes, start=1):
@@ -65,9 +65,7 @@ def check_dataset(folder: Path | str) -> Check:
         **{key: str(dataset.card[key]) for key in CARD if dataset.card.get(key)},
         "micrographs": f"{len(m)}, of which {int((m['instances'] == 0).sum())} without a labelled defect",
         "size, px": ", ".join(f"{size} ({count})" for size, count in m["size"].value_counts().items()),
-        "pixel size, nm": ", ".join(
-            f"{scale:g} ({count})" for scale, count in m.value_counts("pixel_size_nm", sort=False).items()
-        ),
+        "pixel size, nm": ", ".join(f"{s:g} ({n})" for s, n in m["scale"].value_counts().sort_index().items()),
         "instances": f"{m['instances'].sum()}, per micrograph {m['instances'].min()} to {m['instances'].max()}, "
         f"median {m['instances'].median():g}",
         "labelled px lost to overlap": f"{m['overlap'].mean():.2%} on average",

@@ -106,7 +106,9 @@ def fetch(name: str) -> Path:
     try:
         files = entry.files(downloads)
         for file in files.registry:
-            files.fetch(file, downloader=_from_mirror(mirror / name / file) if mirror else None)
+            if mirror:
+                files.urls[file] = str(mirror / name / file)
+            files.fetch(file, downloader=_copy if mirror else None)
     except (OSError, ValueError) as error:  # those of requests are OSErrors, a wrong checksum is a ValueError
         raise CompanionError(
             f"{name}: a file could not be had from the {place}: {error}. Files that are whole are kept in {downloads}; "
@@ -120,9 +122,9 @@ def fetch(name: str) -> Path:
     return made
 
 
-def _from_mirror(file: Path) -> Callable[..., None]:
-    """What pooch calls instead of a download; it checks the copy as it checks a download."""
-    return lambda _url, target, _pooch: shutil.copyfile(file, target)
+def _copy(source: str, target: str, _pooch: object) -> None:
+    """What pooch calls instead of a download from a mirror; it checks the copy as it checks a download."""
+    shutil.copyfile(source, target)
 
 
 def _once(folder: Path, make: Callable[[Path], None]) -> Path:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -221,9 +221,8 @@ def _read(draft: Draft, path: Path) -> np.ndarray | None:
 
 def _found_name(name: str, images: Path) -> str:
     """A file name as given, where it is found in `images`, or without the folders that its author's machine had."""
-    bare = name.replace("\\", "/").rsplit("/", 1)[-1]
     inside = not Path(name).is_absolute() and ".." not in Path(name).parts
-    return name if inside and (images / name).is_file() else bare
+    return name if inside and (images / name).is_file() else PureWindowsPath(name).name  # parted by either slash
 
 
 def _pairs(draft: Draft, images: Path, labels: Path, suffixes: tuple[str, ...]) -> Iterator[tuple[Path, Path | None]]:

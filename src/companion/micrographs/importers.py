@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import pandas as pd
@@ -189,12 +189,11 @@ def import_record(downloads: Path, folder: Path, card: Mapping[str, Any]) -> Non
     places = {path.name: path.relative_to(downloads) for path in downloads.rglob("*") if path.is_file()}
     path, document = documents[0]
     for image in document["images"]:
-        name = Path(image["file_name"]).name
+        name = PureWindowsPath(image["file_name"]).name  # parted by either slash
         image["file_name"] = str(places.get(name, name))
         sizes = [size for part, size in PAPER_MAGNIFICATIONS.items() if says(name, part)]
         if "pixel_size_nm" not in image and len(sizes) == 1:
             image["pixel_size_nm"] = sizes[0] * 1024 / image.get("width", 1024)
     document["info"]["dataset_card"] = dict(card)
     write_json(path, document)
-    folder.rmdir() if folder.is_dir() else None
     import_dataset("coco", downloads, path, None, None, folder)

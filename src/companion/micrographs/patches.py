@@ -58,7 +58,8 @@ class Patches:
         numbers = np.arange(len(self))[patches]
         lookup = np.zeros((len(self), int(self.instances.max(initial=0)) + 1), dtype=np.uint8)
         lookup[self.table["patch"].to_numpy(), self.table["instance"].to_numpy()] = self.table["class"].to_numpy()
-        return np.stack([lookup[p][self.instances[p]] for p in numbers]) if len(numbers) else lookup[:0, None, :]
+        maps = [lookup[p][self.instances[p]] for p in numbers]
+        return np.stack(maps) if maps else np.zeros((0, self.size, self.size), dtype=np.uint8)
 
     def of(self, patch: int) -> pd.DataFrame:
         """Rows of `table` of one patch."""
@@ -110,10 +111,8 @@ def load_patches(folder: Path) -> Patches:
     except (OSError, ValueError, KeyError) as error:  # a column that is missing is a ValueError
         raise CompanionError(f"{folder} is not a readable patches folder: {error}") from None
     if len(index) != len(instances) or (images is not None and images.shape != instances.shape):
-        shape = None if images is None else images.shape
-        raise CompanionError(
-            f"{folder}: images {shape}, instances {instances.shape}, {len(index)} rows in index.parquet"
-        )
+        shapes = f"images {None if images is None else images.shape}, instances {instances.shape}"
+        raise CompanionError(f"{folder}: {shapes} and {len(index)} rows of index.parquet do not belong together")
     return Patches(images, instances, index, table, classes, symmetries)
 
 

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
@@ -78,15 +76,15 @@ def patch_grid(patches: Patches, chosen: Sequence[int], note: str, columns: int 
 
 
 def counts_per_patch(lists: dict[str, Patches], note: str) -> Figure:
-    """Histogram of the number of instances per patch, as shares of the patches of each list (by name)."""
-    numbers = {
-        f"{name}: {len(p)} patches": np.bincount(p.table["patch"], minlength=len(p)) for name, p in lists.items()
-    }
-    table = pd.concat([pd.DataFrame({"labelled instances per patch": n, "list": name}) for name, n in numbers.items()])
+    """Histogram of the number of instances per patch, as shares of the patches of each of two lists."""
     figure, axes = plt.subplots(figsize=(6, 3))
-    sns.histplot(table, x="labelled instances per patch", hue="list", stat="proportion", discrete=True, fill=False,
-                 common_norm=False, element="step", palette=["#0072B2", "#D55E00"], ax=axes)  # fmt: skip
-    axes.set(ylabel="share of patches", title=f"Instances per patch ({note})")
+    for (name, patches), color, style in zip(lists.items(), ("#0072B2", "#D55E00"), ("-", "--"), strict=True):
+        counts = np.bincount(patches.table["patch"], minlength=len(patches))
+        bins, weights = np.arange(counts.max(initial=0) + 2) - 0.5, np.full(len(counts), 1 / len(counts))
+        axes.hist(counts, bins=bins, weights=weights, histtype="step", color=color, linestyle=style,
+                  label=f"{name}: {len(counts)} patches")  # fmt: skip
+    axes.set(xlabel="labelled instances per patch", ylabel="share of patches", title=f"Instances per patch ({note})")
+    axes.legend()
     return figure
 
 

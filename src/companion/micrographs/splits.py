@@ -66,8 +66,11 @@ class Split:
         lists = {f"train, N = {n}": self.train[:n] for n in sizes}
         lists |= {name: getattr(self, name) for name in LISTS[1:] if getattr(self, name)}
         scale = _scales(dataset)
-        counted = {name: Counter(scale[file] for file in files) for name, files in lists.items()}
-        return pd.DataFrame(counted).T.fillna(0).astype(int).sort_index(axis=1).rename_axis(columns="nm per px")
+        sizes_nm = sorted({scale[file] for files in lists.values() for file in files})
+        rows = {
+            name: [sum(scale[file] == size for file in files) for size in sizes_nm] for name, files in lists.items()
+        }
+        return pd.DataFrame.from_dict(rows, "index", columns=[f"{size:g}" for size in sizes_nm])
 
 
 def choose_split(

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from companion.errors import CompanionError
 from companion.micrographs.dataset import load_dataset
 from companion.micrographs.formats import FORMATS
 from companion.micrographs.importers import import_dataset, import_record, parse_merge
-from companion.errors import CompanionError
 
 SQUARE = [10, 10, 20, 10, 20, 20, 10, 20]
 CLASSES = ("loop", "dot")
@@ -302,11 +302,38 @@ def test_a_downloaded_record_with_one_coco_file(images, tmp_path):
     record = tmp_path / "record"
     record.mkdir()
     shutil.make_archive(str(record / "data"), "zip", images)
-    (tmp_path / "out").mkdir()
     import_record(record, tmp_path / "out", {"name": "made"})
     dataset = load_dataset(tmp_path / "out")
-    assert dataset.classes == ("dot", "loop") and truths(dataset)["a_70kx.png"] == [(2, 100), (1, 100)]
+    assert dataset.classes == ("dot", "loop") and truths(dataset)["data/a_70kx.png"] == [(2, 100), (1, 100)]
     assert dataset.micrographs[0].pixel_size_nm == pytest.approx(0.8805 * 1024 / 64)
     written(record / "second.json", (record / "data" / "coco.json").read_text())
     with pytest.raises(CompanionError, match=r"holds 2 COCO files"):
         import_record(record, tmp_path / "again", {})
+
+
+def test_coco_keeps_the_classes_asked_for_and_ids_and_folders(images, tmp_path):
+    (images / "deep").mkdir()
+    (images / "a_70kx.png").rename(images / "deep" / "a_70kx.png")
+    document = json.loads(labels_of("coco", tmp_path).read_text())
+    document["images"][0]["file_name"] = "deep/a_70kx.png"
+    labels = written(tmp_path / "coco.json", document)
+    dataset = import_dataset("coco", images, labels, ["dot"], 0.25, tmp_path / "out")
+    assert dataset.classes == ("dot",) and dataset.files == ["deep/a_70kx.png", "b_300kx.tif"]
+    assert [a["id"] for a in dataset.micrographs[0].annotations] == [2]
+    again = json.loads((tmp_path / "out" / "annotations.json").read_text())
+    assert [image["id"] for image in again["images"]] == [5, 6]
+    with pytest.raises(CompanionError, match=r"class 'loops' is not among"):
+        import_dataset("coco", images, labels, ["loops"], 0.25, tmp_path / "none")
+    with pytest.raises(CompanionError, match=r"exists already"):
+        import_dataset("coco", images, labels, None, 0.25, tmp_path / "out")
+    document["images"][1]["file_name"] = "../pictures/deep/a_70kx.png"  # a name may not lead out of the folder
+    with pytest.raises(CompanionError, match=r"a_70kx.png: missing from"):
+        import_dataset("coco", images, written(labels, document), None, 0.25, tmp_path / "none")
+    assert not (tmp_path / "none").exists() and not list(tmp_path.glob(".tmp*"))
+
+
+def test_two_images_that_would_become_one_file_are_refused(images, tmp_path):
+    Image.open(images / "a_70kx.png").convert("RGB").save(images / "a_70kx.bmp")
+    (tmp_path / "yolo").mkdir()
+    with pytest.raises(CompanionError, match=r"another image becomes a_70kx.png, too"):
+        import_dataset("yolo-seg", images, tmp_path / "yolo", CLASSES, 1, tmp_path / "out")

@@ -1,4 +1,4 @@
-"""Notebook 01 on micrographs of one's own: one class, two pixel sizes, imported from label maps, a split of one's own."""
+"""Notebook 01 on micrographs of one's own: one class, two pixel sizes, label maps, a split file."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def test_every_list_has_the_mix_of_pixel_sizes_of_the_data_set(number):
     assert mix.columns.tolist() == ["0.5664", "0.957", "1.761"]
     assert mix.sum(axis=1).tolist() == [10, 50, 100, 8, 22, 40]
     expected = np.outer(mix.sum(axis=1), np.array([97, 55, 18]) / 170)
-    assert np.abs(mix.to_numpy() - expected).max() < 1.5, "as far as whole numbers allow"
+    assert np.abs(mix.to_numpy() - expected).max() < 1.7, "as far as whole numbers allow"
     assert made.warning == ""
     lists = [*made.train, *made.val, *made.test, *made.fresh]
     assert len(set(lists)) == len(lists) == 170
@@ -76,6 +76,7 @@ def test_drawn_splits_are_disjoint_nested_repeatable_and_mixed(numbers, seed, sh
     tested = Counter(scales[int(name[1:4])] for name in made.test)
     for k, n in enumerate(numbers):
         assert abs(tested[0.3 * (k + 1)] - n_test * n / len(scales)) < len(numbers)
+    assert made.warning == "" or n_train < len(numbers), "what is rare is trained on before it is tested"
 
 
 def test_splits_differ_and_say_what_does_not_fit():

@@ -142,14 +142,15 @@ def _draw(
 def _mixed(dataset: DataSet, groups: Sequence[list[str]], rng: np.random.Generator) -> list[list[str]]:
     """Groups of files in random order, but so that every stretch of them has the same mix of pixel sizes.
 
-    Systematic sampling: those of one pixel size are spread evenly over the sequence, from a random start.
+    Systematic sampling: those of one pixel size are spread evenly, the last of them at the very end. Training begins
+    there, so that what is rare is trained on before it is tested.
     """
     scale, place = _scales(dataset), np.empty(len(groups))
     strata = np.array([scale[files[0]] for files in groups])
     for value in np.unique(strata):
         own = rng.permutation(np.flatnonzero(strata == value))
-        weight = np.array([len(groups[k]) for k in own])
-        place[own] = (np.cumsum(weight) - weight * rng.uniform()) / weight.sum()
+        reached = np.cumsum([len(groups[k]) for k in own])
+        place[own] = reached / reached[-1]
     return [groups[k] for k in np.argsort(place, kind="stable")]
 
 

@@ -75,7 +75,7 @@ def test_a_path_is_used_as_it_is_and_downloads_are_never_implicit(cache, tmp_pat
         (lambda: registry.obtain("loops_316L", SMALL, 1), r"run `companion data fetch loops_316L`"),
         (lambda: registry.obtain("loops_316l", SMALL, 1), r"did you mean 'loops_316L'"),
         (lambda: registry.fetch("fecrals"), r"did you mean 'fecral'"),
-        (lambda: registry.fetch("phantom"), r"is not downloaded"),
+        (lambda: registry.fetch("phantom"), r"'phantom' is not one to download"),
     ):
         with pytest.raises(CompanionError, match=message):
             call()
@@ -102,8 +102,9 @@ def made(cache, tmp_path, monkeypatch):
     def files(downloads):
         return pooch.create(path=downloads, base_url="http://127.0.0.1:9/", registry=checksums)
 
-    entry = registry.Entry("made", "made", "MIT", "none", "here", files, lambda here, to, _: shutil.copytree(here, to))
-    monkeypatch.setitem(registry._ENTRIES, "made", entry)
+    monkeypatch.setitem(registry._FETCHED, "made", (files, lambda here, to, card: shutil.copytree(here, to)))
+    known = (*registry.entries(), registry.Entry("made", "made", "MIT", "none", "here"))
+    monkeypatch.setattr(registry, "entries", lambda: known)
     return source
 
 
@@ -136,7 +137,7 @@ def test_a_data_set_is_fetched_over_the_network_once(cache, made, monkeypatch):
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(made)))
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    files = registry._ENTRIES["made"].files
+    files, convert = registry._FETCHED["made"]
 
     def served(downloads):
         found = files(downloads)
@@ -144,8 +145,7 @@ def test_a_data_set_is_fetched_over_the_network_once(cache, made, monkeypatch):
         return found
 
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setitem(registry._ENTRIES, "made", registry.Entry(
-        "made", "made", "MIT", "none", "here", served, registry._ENTRIES["made"].convert))  # fmt: skip
+    monkeypatch.setitem(registry._FETCHED, "made", (served, convert))
     wanted = made / "images" / "m2.png"
     right = wanted.read_bytes()
     wanted.unlink()

@@ -43,36 +43,36 @@ def check_dataset(folder: Path | str) -> Check:
         Every problem at once, when it is not a valid data set (see `load_dataset`).
     """
     dataset = load_dataset(folder)
-    rows, instances = [], []
+    rows, tables = [], []
     for micrograph in dataset.micrographs:
         truth, scale = micrograph.instances(), micrograph.pixel_size_nm
         areas = np.bincount(truth.ids.ravel(), minlength=len(truth.codes))[1:]
-        rows.append((micrograph.file_name, f"{micrograph.width} x {micrograph.height}", scale, len(areas),
-                     truth.overlap_share, float(micrograph.read().mean())))  # fmt: skip
-        diameters = 2 * np.sqrt(areas / np.pi) * scale
-        instances += [(micrograph.file_name, c, d) for c, d in zip(truth.codes[1:], diameters, strict=True)]
+        rows.append((micrograph.file_name, f"{micrograph.width} x {micrograph.height}", f"{scale:g}", len(areas),
+                     truth.overlap_share, micrograph.read().mean()))  # fmt: skip
+        names = pd.Categorical.from_codes(truth.codes[1:].astype(int) - 1, dataset.classes)
+        diameter = 2 * np.sqrt(areas / np.pi) * scale
+        tables.append(pd.DataFrame({"image": micrograph.file_name, "class": names, "diameter": diameter}))
     m = pd.DataFrame(rows, columns=["image", "size", "scale", "instances", "overlap", "grey"])
-    found = pd.DataFrame(instances, columns=["image", "code", "diameter_nm"])
-    classes = []
-    for code, name in enumerate(dataset.classes, start=1):
-        own = found[found["code"] == code]
-        middle = own["diameter_nm"].astype(float).quantile([0.5, 0.05, 0.95])
-        classes.append((name, len(own), len(own) / max(len(found), 1), own["image"].nunique(), *middle))
-    columns = ["class", "instances", "share", "micrographs", "median_nm", "p5_nm", "p95_nm"]
+    found = pd.concat(tables)
+    by_class = found.groupby("class", observed=False)
+    classes = by_class.agg(instances=("diameter", "size"), micrographs=("image", "nunique")).reset_index()
+    classes.insert(2, "share", classes["instances"] / max(len(found), 1))
+    for name, share in (("median_nm", 0.5), ("p5_nm", 0.05), ("p95_nm", 0.95)):
+        classes[name] = by_class["diameter"].quantile(share).to_numpy()
     pairs = near_duplicates(dataset, dataset.files, dataset.files)
+    counted = {what: ", ".join(f"{value} ({n})" for value, n in m[what].value_counts().sort_index().items())
+               for what in ("size", "scale")}  # fmt: skip
     card = {
-        "name": dataset.name,
-        **{key: str(dataset.card[key]) for key in CARD if dataset.card.get(key)},
-        "micrographs": f"{len(m)}, of which {int((m['instances'] == 0).sum())} without a labelled defect",
-        "size, px": ", ".join(f"{size} ({count})" for size, count in m["size"].value_counts().items()),
-        "pixel size, nm": ", ".join(f"{s:g} ({n})" for s, n in m["scale"].value_counts().sort_index().items()),
+        "name": dataset.name, **{key: str(dataset.card[key]) for key in CARD if dataset.card.get(key)},
+        "micrographs": f"{len(m)}, of which {(m['instances'] == 0).sum()} without a labelled defect",
+        "size, px": counted["size"], "pixel size, nm": counted["scale"],
         "instances": f"{m['instances'].sum()}, per micrograph {m['instances'].min()} to {m['instances'].max()}, "
         f"median {m['instances'].median():g}",
         "labelled px lost to overlap": f"{m['overlap'].mean():.2%} on average",
         "near-duplicates": f"{len(pairs)} pair(s)",
-    }
-    notes = [f"class '{name}' has no instance" for name, number, *_ in classes if number == 0]
-    if hidden := int((found["diameter_nm"] == 0).sum()):
+    }  # fmt: skip
+    notes = [f"class '{name}' has no instance" for name in classes["class"][classes["instances"] == 0]]
+    if hidden := (found["diameter"] == 0).sum():
         notes.append(f"{hidden} instance(s) lie wholly under later ones")
     notes += [f"{row.image}: {row.overlap:.0%} of its labelled pixels are hidden by overlap"
               for row in m[m["overlap"] > 0.1].itertuples()]  # fmt: skip
@@ -80,7 +80,7 @@ def check_dataset(folder: Path | str) -> Check:
               for row in m[~m["grey"].between(10, 245)].itertuples()]  # fmt: skip
     notes += [f"{a} and {b} look like the same field: a drawn split keeps them on one side" for a, b in pairs]
     notes += ["the data set card states no licence"] * (not dataset.card.get("licence"))
-    return Check(dataset, card, pd.DataFrame(classes, columns=columns), tuple(notes))
+    return Check(dataset, card, classes, tuple(notes))
 
 
 def label_errors(folder: Path | str) -> pd.DataFrame | None:
@@ -95,17 +95,15 @@ def label_errors(folder: Path | str) -> pd.DataFrame | None:
         return None
     labels = {a["id"]: a for m in load_dataset(folder).micrographs for a in m.annotations}
     exact = load_dataset(folder, TRUTH)
-    rows = []
-    for defect in (a for m in exact.micrographs for a in m.annotations):
-        name, label = exact.classes[defect["category_id"] - 1], labels.get(defect["label_id"])
-        if label is None:
-            rows.append((name, True, np.nan, np.nan))
-            continue
-        iou = coco.iou([label["segmentation"]], [defect["segmentation"]], [0])[0, 0]
-        rows.append((name, False, float(label["category_id"] != defect["category_id"]), iou))
-    table = pd.DataFrame(rows, columns=["class", "overlooked", "confused", "iou"])
-    summary = table.groupby("class").agg(
-        defects=("overlooked", "size"), overlooked=("overlooked", "mean"), confused=("confused", "mean"),
-        iou=("iou", "mean"),
-    )  # fmt: skip
-    return summary.reindex(exact.classes).rename_axis("class").reset_index()
+    defects = [a for m in exact.micrographs for a in m.annotations]
+    pairs = [(defect, labels.get(defect["label_id"])) for defect in defects]
+    table = pd.DataFrame({
+        "class": pd.Categorical([exact.classes[defect["category_id"] - 1] for defect in defects], exact.classes),
+        "overlooked": [label is None for _, label in pairs],
+        "confused": [np.nan if b is None else b["category_id"] != a["category_id"] for a, b in pairs],
+        "iou": [np.nan if b is None else coco.iou([a["segmentation"]], [b["segmentation"]], [0])[0, 0]
+                for a, b in pairs],
+    }).astype({"confused": float, "iou": float})  # fmt: skip
+    rates = table.groupby("class", observed=False)[["overlooked", "confused", "iou"]].mean()
+    rates.insert(0, "defects", table["class"].value_counts().reindex(exact.classes))
+    return rates.reset_index()

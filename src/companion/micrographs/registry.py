@@ -9,10 +9,11 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pooch
+import yaml
 
 from companion import layout
 from companion.config.phantom import Phantom
@@ -27,26 +28,19 @@ RECORD = "doi:10.6084/m9.figshare.27281400/"
 
 @dataclass(frozen=True)
 class Entry:
-    """A data set of the registry.
-
-    Attributes
-    ----------
-    files : for a folder, what to download to it
-    convert : turns the folder of downloads into a data set folder
-    """
+    """What ``registry.yaml`` says of a data set."""
 
     name: str
     title: str
     licence: str
     citation: str
     source: str
-    files: Callable[[Path], pooch.Pooch] | None = None
-    convert: Callable[[Path, Path, dict], None] | None = None
 
 
 def entries() -> tuple[Entry, ...]:
     """Every registered data set."""
-    return tuple(_ENTRIES.values())
+    rows = yaml.safe_load(Path(__file__).with_name("registry.yaml").read_text(encoding="utf-8"))
+    return tuple(Entry(name, **row) for name, row in rows.items())
 
 
 def obtain(dataset: str, phantom: Phantom, root_seed: int) -> Path:
@@ -70,9 +64,10 @@ def obtain(dataset: str, phantom: Phantom, root_seed: int) -> Path:
         name = hash_value([phantom.model_dump(mode="json"), root_seed, code])[:12]
         folder = layout.data_cache() / f"phantom-{name}"
         return _once(folder, lambda made: render_dataset(phantom, root_seed, made))
-    if dataset not in _ENTRIES:
+    if dataset not in _FETCHED:
         if len(Path(dataset).parts) == 1 and not Path(dataset).is_dir():
-            raise CompanionError(f"dataset '{dataset}': {nearest(dataset, _ENTRIES)} (or give the path of a folder)")
+            known = nearest(dataset, ["phantom", *_FETCHED])
+            raise CompanionError(f"dataset '{dataset}': {known} (or give the path of a folder)")
         return Path(dataset)
     if not (layout.data_cache() / dataset / ANNOTATIONS).is_file() and layout.data_mirror() is None:
         raise CompanionError(
@@ -95,16 +90,14 @@ def fetch(name: str) -> Path:
         Unknown name, no network, a file that is not there or of another checksum, a full disk. Whole files stay for
         the next try; there is no partial data set.
     """
-    if name not in _ENTRIES:
-        raise CompanionError(f"data set '{name}': {nearest(name, _ENTRIES)}")
-    entry, folder, mirror = _ENTRIES[name], layout.data_cache() / name, layout.data_mirror()
-    if entry.files is None or entry.convert is None:
-        raise CompanionError(f"data set {name} is not downloaded: {entry.source}")
+    if name not in _FETCHED:
+        raise CompanionError(f"data set '{name}' is not one to download: {nearest(name, _FETCHED)}")
+    (list_files, convert), folder, mirror = _FETCHED[name], layout.data_cache() / name, layout.data_mirror()
     if (folder / ANNOTATIONS).is_file():
         return folder
     downloads, place = layout.data_cache() / ".downloads" / name, f"mirror {mirror}" if mirror else "network"
     try:
-        files = entry.files(downloads)
+        files = list_files(downloads)
         for file in files.registry:
             if mirror:
                 files.urls[file] = str(mirror / name / file)
@@ -114,9 +107,7 @@ def fetch(name: str) -> Path:
             f"{name}: a file could not be had from the {place}: {error}. Files that are whole are kept in {downloads}; "
             f"run `companion data fetch {name}` again, or set COMPANION_DATA_MIRROR to a folder that holds {name}/"
         ) from None
-    card = {"name": name, "title": entry.title, "source": entry.source, "licence": entry.licence,
-            "citation": entry.citation, "simulated": False}  # fmt: skip
-    convert = entry.convert
+    card = {**asdict(next(entry for entry in entries() if entry.name == name)), "simulated": False}
     made = _once(folder, lambda target: convert(downloads, target, card))
     shutil.rmtree(downloads, ignore_errors=True)
     return made
@@ -174,34 +165,4 @@ def _fecral_files(downloads: Path) -> pooch.Pooch:
     return files
 
 
-_ENTRIES = {
-    entry.name: entry
-    for entry in (
-        Entry(
-            "phantom",
-            title="Simulated FeCrAl STEM bright-field micrographs with exact truth",
-            licence="CC-BY-4.0",
-            citation="this companion",
-            source="rendered by companion.phantom whenever it is needed",
-        ),
-        Entry(
-            "loops_316L",
-            title="Dislocation loops in irradiated 316L steel, in-situ TEM bright field, 16 micrographs",
-            licence="MIT",
-            citation="C. A. F. Salvador, T. Bylik, M.-C. Marinica, High-throughput analysis of dislocation loops in "
-            "irradiated metals using Mask R-CNN, Micron (2025)",
-            source="https://github.com/ai-atoms/creme, data/ds25s/fov200nm at commit 19e9c46d731e",
-            files=_loops_files,
-            convert=_convert_loops,
-        ),
-        Entry(
-            "fecral",
-            title="STEM bright-field micrographs of irradiated FeCrAl: the paper's data",
-            licence="see the record",
-            citation="doi:10.6084/m9.figshare.27281400",
-            source="https://doi.org/10.6084/m9.figshare.27281400",
-            files=_fecral_files,
-            convert=import_record,
-        ),
-    )
-}
+_FETCHED = {"loops_316L": (_loops_files, _convert_loops), "fecral": (_fecral_files, import_record)}

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import Annotated
 
 import imagehash
 import numpy as np
@@ -18,17 +19,19 @@ import pandas as pd
 import yaml
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import Field
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from companion.config.base import Section
+from companion.config.profile import validate
 from companion.errors import CompanionError, nearest, problems
-from companion.micrographs.dataset import DataSet
+from companion.micrographs.dataset import DataSet, Micrograph
 from companion.micrographs.images import read_grey, to_uint8
 from companion.provenance import write_text
 from companion.seeds import Seeds
 
 LISTS = ("train", "val", "test", "fresh")
-ENTRIES = ("name", "dataset", *LISTS)
 # Of the 64 bits of a perceptual hash: unrelated micrographs differ in about 32, standard deviation 4; frames of one
 # field, shifted by a few per cent, in 2 to 20.
 NEAR_DUPLICATE_BITS = 12
@@ -66,11 +69,8 @@ class Split:
         lists = {f"train, N = {n}": self.train[:n] for n in sizes}
         lists |= {name: getattr(self, name) for name in LISTS[1:] if getattr(self, name)}
         scale = _scales(dataset)
-        sizes_nm = sorted({scale[file] for files in lists.values() for file in files})
-        rows = {
-            name: [sum(scale[file] == size for file in files) for size in sizes_nm] for name, files in lists.items()
-        }
-        return pd.DataFrame.from_dict(rows, "index", columns=[f"{size:g}" for size in sizes_nm])
+        counted = {name: Counter(scale[file] for file in files) for name, files in lists.items()}
+        return pd.DataFrame(counted).T.fillna(0).astype(int).sort_index(axis=1).rename(columns="{:g}".format)
 
 
 def choose_split(
@@ -86,7 +86,7 @@ def choose_split(
     sizes : numbers N of training micrographs; the largest must fit
     n_test : test micrographs of a drawn split, fewer where whole groups do not fit
     n_val : validation micrographs of a drawn split, fewer where training and test leave fewer
-    group_by : what a drawn split keeps on one side, see `groups`; it always keeps near-duplicates together
+    group_by : what a drawn split keeps on one side, see `group_of`; it always keeps near-duplicates together
     n_fresh : further micrographs that stand in no other list and are near-duplicates of none that is held out
 
     Raises
@@ -120,21 +120,15 @@ def _draw(
     dataset: DataSet, n_train: int, n_test: int, n_val: int, group_by: str | None, rng: np.random.Generator
 ) -> dict[str, list[str]]:
     """Lists of a split: test from the front of a mixed sequence, then validation, training from its other end."""
-    files = sorted(dataset.files)
-    if len(files) < n_train + n_test:
-        raise CompanionError(
-            f"{dataset.name} has {len(files)} micrographs; {n_train} for training and {n_test} for testing need "
-            f"{n_train + n_test}: lower sizes or n_test of the profile"
-        )
-    sequence = _mixed(dataset, _inseparable(dataset, files, group_by), rng)
+    sequence = _mixed(dataset, _inseparable(dataset, sorted(dataset.files), group_by), rng)
     test, left = _take(sequence, n_test)
     val, left = _take(left, min(n_val, sum(map(len, left)) - n_train))
     train = [file for together in reversed(left) for file in together]
     if not test or len(train) < n_train:
-        numbers = ", ".join(str(len(together)) for together in sorted(sequence, key=len, reverse=True)[:10])
         raise CompanionError(
-            f"{dataset.name} has groups of {numbers} micrographs that stay on one side (group_by {group_by}, "
-            f"near-duplicates): {n_test} for testing and {n_train} for training cannot be kept apart"
+            f"{dataset.name} has {len(dataset.files)} micrographs, up to {max(map(len, sequence))} of which stay on "
+            f"one side (group_by {group_by}, near-duplicates): {n_train} for training and {n_test} for testing do not "
+            "fit; lower sizes or n_test of the profile"
         )
     return {"train": train, "val": sorted(val), "test": sorted(test), "fresh": []}
 
@@ -158,48 +152,44 @@ def _take(groups: Sequence[list[str]], number: int) -> tuple[list[str], list[lis
     """Files of the first groups that fit into `number`, and the groups that are left, in their order."""
     taken: list[str] = []
     left = []
-    for group in groups:
-        if len(taken) + len(group) <= number:
-            taken += group
+    for files in groups:
+        if len(taken) + len(files) <= number:
+            taken += files
         else:
-            left.append(group)
+            left.append(files)
     return taken, left
 
 
 def _inseparable(dataset: DataSet, files: Sequence[str], group_by: str | None) -> list[list[str]]:
     """Files that a split must keep together: of one group, or near-duplicates, directly or by way of others."""
     place, first = {file: k for k, file in enumerate(files)}, {}
-    links = [(first.setdefault(group, k), k) for k, group in enumerate(groups(dataset, files, group_by))]
+    links = [(first.setdefault(group_of(dataset.micrograph(file), group_by), k), k) for file, k in place.items()]
     links += [(place[a], place[b]) for a, b in near_duplicates(dataset, files, files)]
     linked = coo_array((np.ones(len(links)), np.transpose(links)), shape=(len(files), len(files)))
     number, component = connected_components(linked, directed=False)
     return [[files[k] for k in np.flatnonzero(component == c)] for c in range(number)]
 
 
-def groups(dataset: DataSet, files: Sequence[str], group_by: str | None) -> list[str]:
-    """The group of each file: micrographs of one group stay on one side of a split.
+def group_of(micrograph: Micrograph, group_by: str | None) -> str:
+    """The group of a micrograph: those of one group stay on one side of a split.
 
     Parameters
     ----------
     group_by : an entry of ``images`` in the annotation file, e.g. grain or magnification; or a regular expression
         for the file name, whose first parenthesis (or whole match) is the group; None: every file for itself
     """
-    if group_by is None:
-        return list(files)
-    micrographs = [dataset.micrograph(file) for file in files]
-    if all(group_by in m.attributes for m in micrographs):
-        return [str(m.attributes[group_by]) for m in micrographs]
+    if group_by is None or group_by in micrograph.attributes:
+        return str(micrograph.attributes[group_by] if group_by else micrograph.file_name)
     try:
-        found = [re.search(group_by, file) for file in files]
+        match = re.search(group_by, micrograph.file_name)
     except re.error as error:
         raise CompanionError(f"group_by '{group_by}' is not a regular expression: {error}") from None
-    if unmatched := [file for file, match in zip(files, found, strict=True) if match is None]:
-        known = sorted(set.intersection(*(set(m.attributes) for m in micrographs)))
+    if match is None:
         raise CompanionError(
-            f"group_by '{group_by}' is neither an entry of every image ({', '.join(known) or 'there is none'}) nor "
-            f"found in the file name of {', '.join(unmatched[:5])}"
+            f"group_by '{group_by}' is neither an entry of {micrograph.file_name} in the annotation file "
+            f"({', '.join(micrograph.attributes) or 'it has none'}) nor found in its name"
         )
-    return [match[1] if match.re.groups else match[0] for match in found if match]
+    return match[match.lastindex or 0]
 
 
 def near_duplicates(dataset: DataSet, some: Sequence[str], others: Sequence[str]) -> list[tuple[str, str]]:
@@ -238,6 +228,17 @@ def _warnings(dataset: DataSet, lists: dict[str, tuple[str, ...]], sizes: Sequen
     return found
 
 
+class _File(Section):
+    """A split file."""
+
+    name: str = ""
+    dataset: str | None = None
+    train: Annotated[list[str], Field(min_length=1)]
+    val: tuple[str, ...] = ()
+    test: Annotated[list[str], Field(min_length=1)]
+    fresh: tuple[str, ...] = ()
+
+
 def _read(dataset: DataSet, path: Path, n_train: int) -> dict[str, list[str]]:
     """The lists of a split file that can be used with the data set."""
     try:
@@ -247,26 +248,18 @@ def _read(dataset: DataSet, path: Path, n_train: int) -> dict[str, list[str]]:
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise CompanionError(f"{path} is not a split file: {error}") from None
     if not isinstance(content, dict):
-        raise CompanionError(f"{path} is not a split file: it should map {', '.join(ENTRIES)} to values")
-    found = [f"{key}: no such entry; {nearest(str(key), ENTRIES)}" for key in content if key not in ENTRIES]
-    if (named := content.get("dataset", dataset.name)) != dataset.name:
-        found.append(f"it is for data set '{named}', not '{dataset.name}'")
-    lists = {part: content.get(part, []) for part in LISTS}
-    for part, files in lists.items():
-        if not isinstance(files, list) or not all(isinstance(file, str) for file in files):
-            found.append(f"{part} should be a list of file names, is {files!r}")
-            lists[part] = []
-        elif not files and part in ("train", "test"):
-            found.append(f"{part} is missing or empty")
-    where = [(file, part) for part, files in lists.items() for file in files]
-    for file, times in Counter(file for file, _ in where).items():
-        parts = " and in ".join(part for name, part in where if name == file)
-        if file not in dataset.files:
-            found.append(f"{parts} names {file}, which {dataset.name} does not have; {nearest(file, dataset.files)}")
-        if times > 1:
-            found.append(f"{file} is named {times} times, in {parts}")
-    if 0 < len(lists["train"]) < n_train:
-        found.append(f"train lists {len(lists['train'])} micrographs; the profile asks for N = {n_train}")
+        raise CompanionError(f"{path} is not a split file: it should map {', '.join(_File.model_fields)} to values")
+    given, found = validate(_File, content, source=str(path)), []
+    if given.dataset not in (None, dataset.name):
+        found.append(f"it is for data set '{given.dataset}', not '{dataset.name}'")
+    lists = {part: list(getattr(given, part)) for part in LISTS}
+    named = Counter(file for files in lists.values() for file in files)
+    found += [f"{file} is not in {dataset.name}; {nearest(file, dataset.files)}" for file in named
+              if file not in dataset.files]  # fmt: skip
+    found += [f"{file} is named {times} times, in {', '.join(part for part in LISTS if file in lists[part])}"
+              for file, times in named.items() if times > 1]  # fmt: skip
+    if len(given.train) < n_train:
+        found.append(f"train lists {len(given.train)} micrographs; the profile asks for N = {n_train}")
     if found:
         raise problems(f"{path}: {len(found)} problem(s)", found)
     return lists

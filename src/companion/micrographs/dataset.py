@@ -233,12 +233,7 @@ def _image_problems(image: Mapping[str, Any], folder: Path) -> Iterator[str]:
 def _annotation_problems(annotation: Mapping[str, Any], width: Any, height: Any) -> Iterator[str]:
     if not _numbers([width, height]):
         return  # its image is a problem of its own
-    box, segmentation = annotation.get("bbox"), annotation.get("segmentation")
-    if box is not None:
-        if not isinstance(box, list) or len(box) != 4 or not _numbers(box):
-            yield f"bbox should be [x, y, width, height], is {box!r}"
-        elif min(box[2:]) <= 0 or _outside([*box[:2], box[0] + box[2], box[1] + box[3]], width, height):
-            yield f"box {box} is empty or outside the {width} x {height} px image"
+    segmentation = annotation.get("segmentation")
     if isinstance(segmentation, list) and segmentation:
         for ring in segmentation:
             if not (isinstance(ring, list) and len(ring) >= 6 and len(ring) % 2 == 0 and _numbers(ring)):

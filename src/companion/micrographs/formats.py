@@ -13,6 +13,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from scipy import ndimage
 
 from companion.errors import CompanionError, nearest
@@ -21,27 +22,23 @@ from companion.micrographs.dataset import SUFFIXES, read_coco
 from companion.micrographs.images import read_grey
 
 IMAGE_SUFFIXES = (*SUFFIXES, ".jpg", ".jpeg", ".bmp")
+Entry = dict[str, Any]
 
 
 @dataclass
 class Draft:
-    """A data set in the making: COCO images and annotations (class codes as category ids), and what is wrong."""
+    """A data set in the making.
+
+    Attributes
+    ----------
+    images : entries of COCO images, each with those of its annotations (class codes as category_id, no image_id)
+    found : what is wrong
+    """
 
     classes: tuple[str, ...]
-    images: list[dict[str, Any]] = field(default_factory=list)
-    annotations: list[dict[str, Any]] = field(default_factory=list)
+    images: list[tuple[Entry, list[Entry]]] = field(default_factory=list)
     found: list[str] = field(default_factory=list)
     card: dict[str, Any] = field(default_factory=dict)
-
-    def add_image(self, file_name: str, **known: Any) -> int:
-        """Appends an image; returns its id."""
-        self.images.append({"id": len(self.images) + 1, "file_name": file_name, **known})
-        return len(self.images)
-
-    def add(self, image_id: int, code: int, segmentation: Any, **known: Any) -> None:
-        """Appends an annotation."""
-        self.annotations.append({"id": len(self.annotations) + 1, "image_id": image_id, "category_id": code,
-                                 "segmentation": segmentation, "iscrowd": 0, **known})  # fmt: skip
 
 
 def read_coco_instances(
@@ -66,13 +63,17 @@ def read_coco_instances(
                     for name in classes if name not in names]  # fmt: skip
     codes = {id: draft.classes.index(merge.get(name, name)) + 1 for name, id in categories.items()
              if merge.get(name, name) in draft.classes}  # fmt: skip
-    draft.images = [{**image, "file_name": _found_name(image["file_name"], images)} for image in document["images"]]
-    for number, annotation in enumerate(document["annotations"], start=1):
-        category = annotation["category_id"]
-        if category in codes:
-            draft.annotations.append({"id": number, **annotation, "category_id": codes[category]})
+    own: dict[int, list[Entry]] = {image["id"]: [] for image in document["images"]}
+    draft.images = [({**image, "file_name": _found_name(image["file_name"], images)}, own[image["id"]])
+                    for image in document["images"]]  # fmt: skip
+    for annotation in document["annotations"]:
+        image, category, label = annotation.pop("image_id"), annotation["category_id"], annotation.get("id")
+        if image not in own:
+            draft.found.append(f"annotation {label}: image_id {image} is not among the images")
+        elif category in codes:
+            own[image].append({**annotation, "category_id": codes[category]})
         elif category not in categories.values():
-            draft.found.append(f"annotation {annotation.get('id', number)}: unknown category_id {category}")
+            draft.found.append(f"annotation {label}: unknown category_id {category}")
     return draft
 
 
@@ -82,27 +83,33 @@ def read_labelmaps(labels: Path, images: Path, classes: tuple[str, ...]) -> Draf
     Values are 1...K or K equal steps to full scale (85, 170, 255), or any K values, taken in rising order.
     Each connected region of a value is an instance: touching defects of one class merge.
     """
-    draft, maps = Draft(classes), {}
+    draft, maps, n = Draft(classes), {}, len(classes)
     for path, label in _pairs(draft, images, labels, SUFFIXES):
-        if label is None:
-            draft.found.append(f"{path.name}: {labels} has no label map of that name")
-        elif (pixels := _read(draft, label)) is not None:
-            maps[path.name] = pixels
+        try:
+            maps[path.name] = read_grey(label or labels / path.name)
+        except CompanionError as error:
+            draft.found.append(str(error) if label else f"{path.name}: {labels} has no label map of that name")
     values = sorted(set().union(*(np.unique(pixels).tolist() for pixels in maps.values())) - {0})
-    codes = _codes_of_values(values, len(classes))
-    if not codes and values:
-        draft.found.append(f"label maps hold the values {values}, which do not fit {len(classes)} class(es)")
+    full = 255 if max(values, default=0) <= 255 else 65535
+    scales = [
+        [*range(1, n + 1)],
+        [round(full * k / n) for k in range(1, n + 1)],
+        *([values] if len(values) == n else []),
+    ]
+    scale = next((scale for scale in scales if set(values) <= set(scale)), [])
+    if values and not scale:
+        draft.found.append(f"label maps hold the values {values}, which do not fit {n} class(es)")
     for name, pixels in maps.items():
-        height, width = map(int, pixels.shape)
-        image_id = draft.add_image(name, height=height, width=width)
-        for value, code in codes.items():
+        own, (height, width) = [], map(int, pixels.shape)
+        draft.images.append(({"file_name": name, "height": height, "width": width}, own))
+        for code, value in enumerate(scale, start=1):
             regions, _ = ndimage.label(pixels == value, structure=np.ones((3, 3)))
             for number, (rows, columns) in enumerate(ndimage.find_objects(regions), start=1):
-                full = np.zeros((width, height, 1), dtype=np.uint8).T  # [1, H, W], run lengths go down its columns
-                full[0, rows, columns] = regions[rows, columns] == number
+                mask = np.zeros((width, height, 1), dtype=np.uint8).T  # [1, H, W], run lengths go down its columns
+                mask[0, rows, columns] = regions[rows, columns] == number
                 box = [columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start]
-                counts = encode_rle(full)[0].decode("ascii")
-                draft.add(image_id, code, {"size": [height, width], "counts": counts}, bbox=box, area=int(full.sum()))
+                runs = {"size": [height, width], "counts": encode_rle(mask)[0].decode("ascii")}
+                own.append({"category_id": code, "bbox": box, "area": int(mask.sum()), "segmentation": runs})
     return draft
 
 
@@ -113,24 +120,22 @@ def read_yolo(labels: Path, images: Path, classes: tuple[str, ...]) -> Draft:
     """
     draft = Draft(classes)
     for path, text in _pairs(draft, images, labels, (".txt",)):
-        if (pixels := _read(draft, path)) is None:
-            continue
-        height, width = map(int, pixels.shape)
-        image_id = draft.add_image(path.name, height=height, width=width)
-        lines = text.read_text(encoding="utf-8", errors="replace").splitlines() if text else []
-        for place, line in ((f"{path.stem}.txt, line {k}", line) for k, line in enumerate(lines, 1) if line.strip()):
+        own: list[Entry] = []
+        draft.images.append(({"file_name": path.name}, own))
+        for number, line in enumerate(text.read_text("utf-8", errors="replace").splitlines() if text else [], start=1):
             try:
-                code, *shares = map(float, line.split())
+                code, *shares = map(float, line.split() or [-1.0])
             except ValueError:
-                draft.found.append(f"{place}: '{line[:60]}' is not a list of numbers")
+                draft.found.append(f"{path.stem}.txt, line {number}: '{line[:60]}' is not a list of numbers")
                 continue
-            if code not in range(len(classes)):
-                draft.found.append(f"{place}: class {code:g} is not in 0...{len(classes) - 1}")
-            elif len(shares) < 6 or len(shares) % 2 or not all(-0.01 <= share <= 1.01 for share in shares):
-                draft.found.append(f"{place}: needs three or more x, y pairs, shares in 0...1")
-            else:
-                polygon = np.clip(np.reshape(shares, (-1, 2)), 0, 1) * (width, height)
-                draft.add(image_id, int(code) + 1, [polygon.ravel().tolist()])
+            if line.strip() and code not in range(len(classes)):
+                draft.found.append(f"{path.stem}.txt, line {number}: class {code:g} is not in 0...{len(classes) - 1}")
+            elif line.strip() and (len(shares) < 6 or len(shares) % 2 or min(shares) < -0.01 or max(shares) > 1.01):
+                draft.found.append(f"{path.stem}.txt, line {number}: needs three or more x, y pairs, shares in 0...1")
+            elif line.strip():
+                with Image.open(path) as opened:
+                    polygon = np.clip(np.reshape(shares, (-1, 2)), 0, 1) * opened.size
+                own.append({"category_id": int(code) + 1, "segmentation": [polygon.ravel().tolist()]})
     return draft
 
 
@@ -141,37 +146,30 @@ def read_via(labels: Path, images: Path, classes: tuple[str, ...]) -> Draft:
     if not isinstance(entries, dict) or not all(isinstance(e, dict) and "filename" in e for e in entries.values()):
         raise CompanionError(f"{labels} is not a VIA annotation file: it should map keys to entries with a filename")
     for entry in entries.values():
-        image_id = draft.add_image(_found_name(str(entry["filename"]), images))
-        regions = entry.get("regions", [])
+        own, regions = [], entry.get("regions", [])
+        draft.images.append(({"file_name": _found_name(str(entry["filename"]), images)}, own))
         for number, region in enumerate(regions.values() if isinstance(regions, dict) else regions, start=1):
             given = region.get("region_attributes", {}).values()
             # An attribute is a text, or a mapping of boxes to whether they are ticked.
-            chosen = [
-                k
-                for value in given
-                for k in ([k for k, on in value.items() if on] if isinstance(value, dict) else [value])
-            ]
-            named = [name for name in chosen if name in classes]
-            polygon = _via_polygon(region.get("shape_attributes", {}))
+            ticked = [{name for name, on in v.items() if on} if isinstance(v, dict) else {v} for v in given]
+            named = [code for code, name in enumerate(classes, start=1) if any(name in names for names in ticked)]
+            polygon, label = _via_polygon(region.get("shape_attributes", {})), f"{entry['filename']}, region {number}"
             if len(named) != 1:
-                problem = f"its attributes {list(given)} name {len(named)} of {list(classes)}"
+                draft.found.append(f"{label}: its attributes {list(given)} name {len(named)} of {list(classes)}")
             elif polygon is None:
-                problem = "only polygon, polyline, circle and ellipse say which pixels"
+                draft.found.append(f"{label}: only polygon, polyline, circle and ellipse say which pixels")
             else:
-                draft.add(image_id, classes.index(named[0]) + 1, [polygon])
-                continue
-            draft.found.append(f"{entry['filename']}, region {number}: {problem}")
+                own.append({"category_id": named[0], "segmentation": [polygon]})
     return draft
 
 
-def _via_polygon(shape: dict[str, Any]) -> list[float] | None:
+def _via_polygon(shape: Mapping[str, Any]) -> list[float] | None:
     try:
         if shape["name"] in ("polygon", "polyline"):
             points = np.stack([shape["all_points_x"], shape["all_points_y"]], axis=1)
         else:  # circle or ellipse; anything else has no radius
-            across, turn = np.deg2rad(np.arange(0, 360, 10)), float(shape.get("theta", 0))
-            x = shape.get("rx", shape.get("r")) * np.cos(across)
-            y = shape.get("ry", shape.get("r")) * np.sin(across)
+            around, turn = np.deg2rad(np.arange(0, 360, 10)), float(shape.get("theta", 0))
+            x, y = (shape.get(axis, shape.get("r")) * f(around) for axis, f in (("rx", np.cos), ("ry", np.sin)))
             points = np.stack([shape["cx"] + x * np.cos(turn) - y * np.sin(turn),
                                shape["cy"] + x * np.sin(turn) + y * np.cos(turn)], axis=1)  # fmt: skip
         return points.astype(float).ravel().tolist()
@@ -186,11 +184,11 @@ def read_detectron2(labels: Path, images: Path, classes: tuple[str, ...]) -> Dra
         raise CompanionError(f"{labels} is not a list of detectron2 dicts, each with a file_name")
     for entry in content:
         sizes = {key: entry[key] for key in ("height", "width") if key in entry}
-        image_id = draft.add_image(_found_name(str(entry["file_name"]), images), **sizes)
+        own: list[Entry] = []
+        draft.images.append(({"file_name": _found_name(str(entry["file_name"]), images), **sizes}, own))
         for number, annotation in enumerate(entry.get("annotations", [])):
-            code = annotation.get("category_id")
-            if code in range(len(classes)):
-                draft.add(image_id, code + 1, annotation.get("segmentation"))
+            if (code := annotation.get("category_id")) in range(len(classes)):
+                own.append({"category_id": code + 1, "segmentation": annotation.get("segmentation")})
             else:
                 said = f"category_id {code!r} is not in 0...{len(classes) - 1}"
                 draft.found.append(f"{entry['file_name']}, annotation {number}: {said}")
@@ -210,15 +208,6 @@ def _json(path: Path) -> Any:
         raise CompanionError(f"{path} is not a JSON file: {error}") from None
 
 
-def _read(draft: Draft, path: Path) -> np.ndarray | None:
-    """An image [H, W], or a note of what is wrong with it."""
-    try:
-        return read_grey(path)
-    except CompanionError as error:
-        draft.found.append(str(error))
-        return None
-
-
 def _found_name(name: str, images: Path) -> str:
     """A file name as given, where it is found in `images`, or without the folders that its author's machine had."""
     inside = not Path(name).is_absolute() and ".." not in Path(name).parts
@@ -234,16 +223,3 @@ def _pairs(draft: Draft, images: Path, labels: Path, suffixes: tuple[str, ...]) 
     yield from ((path, partners.pop(path.stem, None)) for path in files)
     draft.found += [f"{path.name}: there is no image of that name" for path in partners.values()
                     if path.name != "classes.txt"]  # fmt: skip
-
-
-def _codes_of_values(values: list[int], n: int) -> dict[int, int]:
-    """Class code by grey value; empty where the values do not fit `n` classes."""
-    full = 255 if not values or values[-1] <= 255 else 65535
-    for steps in (
-        [*range(1, n + 1)],
-        [round(full * k / n) for k in range(1, n + 1)],
-        values if len(values) == n else [],
-    ):
-        if set(values) <= set(steps):
-            return {value: steps.index(value) + 1 for value in values}
-    return {}

@@ -13,7 +13,7 @@ from PIL import Image
 
 from companion.errors import CompanionError, nearest, problems
 from companion.micrographs.dataset import ANNOTATIONS, SUFFIXES, DataSet, dataset_problems, load_dataset, read_coco
-from companion.micrographs.formats import FORMATS, Draft, read_coco_instances
+from companion.micrographs.formats import FORMATS, read_coco_instances
 from companion.micrographs.images import GREY_MODES, read_grey, write_grey
 from companion.provenance import atomic_folder, write_json
 
@@ -57,11 +57,15 @@ def import_dataset(
     sizes = _pixel_sizes(pixel_size_nm)
     draft = read_coco_instances(labels, images, chosen, merge) if merge else FORMATS[format](labels, images, chosen)
     with atomic_folder(out) as temporary:
-        found = [*draft.found, *_copy_images(draft, images, temporary / "images")]
-        found += _add_pixel_sizes(draft, sizes) if sizes is not None else []
+        entries = [image for image, _ in draft.images]
+        found = [*draft.found, *_copy_images(entries, images, temporary / "images")]
+        found += _add_pixel_sizes(entries, sizes) if sizes is not None else []
+        for number, image in enumerate(entries, start=1):
+            image.setdefault("id", number)
+        annotations = [{"iscrowd": 0, **a, "image_id": image["id"]} for image, own in draft.images for a in own]
         document = {
             "info": {"dataset_card": {"name": out.name, "source": f"{labels.name} ({format})", **draft.card}},
-            "images": draft.images, "annotations": draft.annotations,
+            "images": entries, "annotations": [{"id": k, **a} for k, a in enumerate(annotations, start=1)],
             "categories": [{"id": code, "name": name} for code, name in enumerate(draft.classes, start=1)],
         }  # fmt: skip
         said = {line.split(":")[0] for line in found}  # a problem of the copy may only repeat one met on the way
@@ -93,27 +97,24 @@ def parse_merge(text: str) -> dict[str, str]:
     return merge
 
 
-def _copy_images(draft: Draft, images: Path, target: Path) -> list[str]:
+def _copy_images(entries: Sequence[dict[str, Any]], images: Path, target: Path) -> list[str]:
     """Copies grey PNG and TIFF files, rewrites the others as grey PNG; fills in names and missing sizes."""
     found = []
-    for image in draft.images:
+    for image in entries:
         source = images / image["file_name"]
-        if not source.is_file():
-            found.append(f"{image['file_name']}: missing from {images}")
-            continue
         try:
             pixels = read_grey(source)
         except CompanionError as error:
-            found.append(f"{image['file_name']}: {error}")
+            found.append(f"{image['file_name']}: {error if source.is_file() else f'missing from {images}'}")
             continue
         with Image.open(source) as opened:
             kept = opened.mode in GREY_MODES and source.suffix.lower() in SUFFIXES
-        name = image["file_name"] if kept else str(Path(image["file_name"]).with_suffix(".png"))
-        if (target / name).exists():
-            found.append(f"{image['file_name']}: another image becomes {name}, too")
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target / name) if kept else write_grey(target / name, pixels)
-        image["file_name"] = name
+        copy = target / (image["file_name"] if kept else Path(image["file_name"]).with_suffix(".png"))
+        if copy.exists():
+            found.append(f"{image['file_name']}: another image becomes {copy.name}, too")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, copy) if kept else write_grey(copy, pixels)
+        image["file_name"] = copy.relative_to(target).as_posix()
         image.setdefault("height", int(pixels.shape[0]))
         image.setdefault("width", int(pixels.shape[1]))
     return found
@@ -140,15 +141,14 @@ def _pixel_sizes(given: float | str | None) -> float | dict[str, float] | None:
         raise CompanionError(f"pixel size '{text}' {said}") from None
 
 
-def _add_pixel_sizes(draft: Draft, sizes: float | dict[str, float]) -> list[str]:
+def _add_pixel_sizes(entries: Sequence[dict[str, Any]], sizes: float | dict[str, float]) -> list[str]:
     """Sets ``pixel_size_nm`` of every image; returns what is wrong with it."""
     found = []
-    for image in draft.images:
+    for image in entries:
         name = image["file_name"]
         fitting = {sizes} if isinstance(sizes, float) else {size for part, size in sizes.items() if says(name, part)}
-        if len(fitting) == 1:
-            image["pixel_size_nm"] = fitting.pop()
-        else:
+        image["pixel_size_nm"] = fitting.pop() if len(fitting) == 1 else None
+        if image["pixel_size_nm"] is None:
             found.append(f"{name}: its name should contain one of {', '.join(sizes)} to give a pixel size")
     return found
 

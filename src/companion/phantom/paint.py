@@ -79,29 +79,25 @@ def paint_masks(patches: Patches, phantom: Phantom, seeds: Seeds) -> NDArray[np.
 def ellipses(ids: NDArray[np.integer]) -> dict[int, Ellipse]:
     """Ellipse of every instance of a patch [S, S] by its id.
 
-    That of the second moments of its pixels; of an instance that the border cuts, the one through the part of its
-    outline inside the patch (cv2.fitEllipse), which continues beyond the border, unless that part is too short.
+    That of the second moments of its pixels; of an instance that the border cuts, the one through its outline inside
+    the patch (cv2.fitEllipse), which continues beyond the border, unless that outline is too short.
     """
-    found, size = {}, len(ids)
+    found = {}
     for region in regionprops(ids):
         y, x = region.centroid
         # A pixel is a square: its sides add 1/12 to the variance of its centre, which is L^2 / 16 for an axis L.
         major, minor = np.hypot((region.axis_major_length, region.axis_minor_length), np.sqrt(16 / 12)).tolist()
         found[region.label] = (x + 0.5, y + 0.5, major, minor, np.rad2deg(region.orientation) + 90.0)
         y1, x1, y2, x2 = region.bbox
-        if min(y1, x1) == 0 or max(y2, x2) == size:
-            found[region.label] = _arc(ids == region.label, np.hypot(y2 - y1, x2 - x1)) or found[region.label]
+        if min(y1, x1) > 0 and max(y2, x2) < len(ids):
+            continue
+        outlines = find_contours(ids == region.label, 0.5)  # open where the border cuts
+        arc = max(outlines, key=len, default=np.zeros((0, 2)))[:, ::-1].astype(np.float32)
+        if len(arc) >= ARC_POINTS:
+            (x, y), (width, height), turned = cv2.fitEllipse(arc)
+            minor, major = sorted((width, height))
+            if minor >= SMALLEST_MINOR_PX and major <= LARGEST_MAJOR * np.hypot(y2 - y1, x2 - x1):
+                # OpenCV turns clockwise as displayed, and its angle is that of the first side.
+                angle = -turned if width >= height else 90.0 - turned
+                found[region.label] = (x + 0.5, y + 0.5, major, minor, angle)
     return found
-
-
-def _arc(mask: NDArray[np.bool_], diagonal: float) -> Ellipse | None:
-    """The ellipse through the longest outline of a mask [S, S], which is open where the border cuts it."""
-    points = max(find_contours(mask, 0.5), key=len, default=np.zeros((0, 2)))[:, ::-1]
-    if len(points) < ARC_POINTS:
-        return None
-    (x, y), (width, height), turned = cv2.fitEllipse(points.astype(np.float32))
-    # OpenCV turns clockwise as displayed, and its angle is that of the first side; pixel 0 is centred at 0.
-    minor, major = sorted((width, height))
-    if not np.isfinite(major) or minor < SMALLEST_MINOR_PX or major > LARGEST_MAJOR * diagonal:
-        return None
-    return x + 0.5, y + 0.5, major, minor, (-turned if width >= height else 90.0 - turned)

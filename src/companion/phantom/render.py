@@ -59,9 +59,7 @@ def render_dataset(phantom: Phantom, root_seed: int, folder: Path) -> None:
                 "licence": "CC-BY-4.0", "citation": "this companion", "simulated": True, "root_seed": root_seed,
                 "parameters": phantom.model_dump(mode="json")}  # fmt: skip
         info = {"description": title, "dataset_card": card}
-        write_json(
-            folder / file, {"info": info, "images": images, "annotations": drawn, "categories": categories}
-        )
+        write_json(folder / file, {"info": info, "images": images, "annotations": drawn, "categories": categories})
 
 
 def _annotation(label: Label, size: int) -> dict[str, Any]:

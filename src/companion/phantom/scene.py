@@ -167,11 +167,17 @@ def _place_defects(scene: Scene, p: Phantom, rng: np.random.Generator) -> tuple[
     density = p.defects_per_megapixel * np.exp(p.density_spread * rng.standard_normal())
     codes = 1 + rng.choice(3, size=rng.poisson(density * area), p=np.array(p.class_shares) / sum(p.class_shares))
     defects: list[Defect] = []
+    taken = np.zeros((0, 3))  # x, y, mean radius
     for code in codes:
         shape = _draw_defect(int(code), scene, p, rng)
-        place = _free_place(shape, defects, scene.size_px, margin, p.crowding, rng)
-        if place is not None:
-            defects.append(replace(shape, x=place[0], y=place[1]))
+        # The first of many centres whose circle of equal area keeps its distance from the others; none: left out.
+        places = rng.uniform(-margin, scene.size_px + margin, size=(PLACEMENT_TRIES, 2))
+        gaps = ((places[:, None] - taken[:, :2]) ** 2).sum(axis=2)
+        free = (gaps >= ((1 - p.crowding) * (taken[:, 2] + shape.mean_radius_px)) ** 2).all(axis=1)
+        if free.any():
+            x, y = places[free.argmax()].tolist()
+            defects.append(replace(shape, x=x, y=y))
+            taken = np.vstack([taken, (x, y, shape.mean_radius_px)])
     return _visible(scene, defects)
 
 
@@ -222,18 +228,6 @@ def dressed(code: int, ellipse: Ellipse, edge_on: bool, draws: Sequence[float], 
 
 def _between(limits: tuple[float, float], share: float) -> float:
     return limits[0] + (limits[1] - limits[0]) * share
-
-
-def _free_place(
-    shape: Defect, others: Sequence[Defect], size: int, margin: float, crowding: float, rng: np.random.Generator
-) -> tuple[float, float] | None:
-    """A centre whose mean-radius circle keeps its distance from the others; None after many tries."""
-    taken = np.array([(d.x, d.y, d.mean_radius_px) for d in others]).reshape(-1, 3)
-    for x, y in rng.uniform(-margin, size + margin, size=(PLACEMENT_TRIES, 2)):
-        gap = (taken[:, 0] - x) ** 2 + (taken[:, 1] - y) ** 2
-        if (gap >= ((1 - crowding) * (taken[:, 2] + shape.mean_radius_px)) ** 2).all():
-            return float(x), float(y)
-    return None
 
 
 def _draw_lines(scene: Scene, p: Phantom, rng: np.random.Generator) -> tuple[Line, ...]:

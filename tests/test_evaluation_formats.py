@@ -104,8 +104,8 @@ def test_unusable_results_are_named(coco, results, says):
         ({"annotations": [{**LOOP, "category_id": 9}]}, "unknown category 9"),
         ({"annotations": [{**LOOP, "bbox": [0, 0, -1, 4]}]}, "annotation 1: box .* inverted"),
         ({"annotations": [{**LOOP, "iscrowd": 1}]}, "annotation 1: iscrowd"),
-        ({"images": [{"id": 7}, {"id": 7}]}, "id 7 occurs 2 times"),
-        ({"categories": ["loop"]}, "categories 1: 'loop'"),
+        ({"images": [{"id": 7, "file_name": "a"}, {"id": 7, "file_name": "b"}]}, "two have the id 7"),
+        ({"categories": ["loop"]}, r"categories\[0\] needs id and name, is loop"),
         ({"images": [], "annotations": []}, "no images"),
     ],
 )

@@ -12,7 +12,7 @@ from pandas.api.types import is_numeric_dtype
 from pydantic import BaseModel, BeforeValidator, Field, StrictInt, TypeAdapter, ValidationError
 
 from companion.errors import CompanionError, problems
-from companion.micrographs.dataset import read_document
+from companion.micrographs.dataset import read_coco
 from companion.micrographs.patches import Patches, load_patches
 
 BOX = ["x1", "y1", "x2", "y2"]
@@ -44,10 +44,6 @@ class Truth:
 _Number = Annotated[float, Field(strict=True)]
 
 
-class _Named(BaseModel):
-    id: StrictInt
-
-
 class _Annotation(BaseModel):
     image_id: StrictInt
     category_id: StrictInt
@@ -69,15 +65,11 @@ def read_truth(path: Path) -> Truth:
     """
     if path.is_dir():
         return truth_of(load_patches(path), str(path))
-    document = read_document(path)
-    found = []
-    for name in ("images", "categories"):
-        ids = [item.id for item in _valid(_Named, document[name], name, path)]
-        found += [f"{name}: id {i} occurs {ids.count(i)} times" for i in sorted({i for i in ids if ids.count(i) > 1})]
-    names = {category["id"]: str(category.get("name", category["id"])) for category in document["categories"]}
+    document = read_coco(path)
     table = _table(_valid(_Annotation, document["annotations"], "annotation", path), "class")
+    names = {category["id"]: category["name"] for category in document["categories"]}
     truth = Truth(table, [image["id"] for image in document["images"]], names, str(path))
-    found += [] if truth.patches else ["there are no images to score"]
+    found = [] if truth.patches else ["there are no images to score"]
     _refuse(f"{path}: truths that cannot be used", found + _unusable(table, truth, "annotation", "image", "category"))
     return truth
 

@@ -1,79 +1,70 @@
 """Speed of the phantom: ``python benchmarks/phantom.py [--images 122]``.
 
-Draws the paper-like data set (preset fecral, 1024 px) in one process, prints a table and appends it as a line of
-JSON to ``benchmarks/results.jsonl``.
+Draws the paper-like data set (preset fecral, 1024 px) in one process, cuts and splits it, prints a table and appends it
+as a line of JSON to ``benchmarks/results.jsonl``.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import statistics
+import json
 import tempfile
 import time
+from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import cv2
 
-from companion import seeds
-from companion.micrographs.images import write_grey
-from companion.measurements import record
 from companion.config.phantom import Phantom
-from companion.phantom import optics
+from companion.micrographs.cutting import cut_patches
+from companion.micrographs.dataset import load_dataset
+from companion.micrographs.importers import import_dataset
+from companion.micrographs.splits import choose_split
 from companion.phantom.annotator import annotate
+from companion.phantom.optics import image
 from companion.phantom.render import render_dataset
 from companion.phantom.scene import draw_scene
+from companion.seeds import Seeds
 
 ROOT_SEED = 20260602
-AIMS = {
-    "scene [s]": "",
-    "imaging [s]": "",
-    "annotator [s]": "",
-    "writing PNG [s]": "",
-    "one 1024 px micrograph, all of it [s]": "<= 1",
-    "data set [micrographs]": "",
-    "data set, one process [s]": "<= 90 for 122 on two cores",
-    "data set, processor time [s]": "the same, where other programs run beside",
-}
-
-
-def steps(parameters: Phantom, folder: Path, repeats: int = 7) -> dict[str, float]:
-    """Median seconds of each step of one micrograph."""
-    found: dict[str, list[float]] = {name: [] for name in list(AIMS)[:4]}
-    for number in range(1, repeats + 1):
-        marks = [time.perf_counter()]
-        scene = draw_scene(parameters, ROOT_SEED, number)
-        marks.append(time.perf_counter())
-        pixels = optics.render(scene, parameters, ROOT_SEED, number)
-        marks.append(time.perf_counter())
-        annotate(scene, parameters.annotator, seeds.generator(ROOT_SEED, "benchmark", number))
-        marks.append(time.perf_counter())
-        write_grey(folder / f"{number}.png", pixels)
-        marks.append(time.perf_counter())
-        for name, begin, end in zip(found, marks[:-1], marks[1:], strict=True):
-            found[name].append(end - begin)
-    medians = {name: statistics.median(values) for name, values in found.items()}
-    totals = [sum(values) for values in zip(*found.values(), strict=True)]
-    return {**medians, "one 1024 px micrograph, all of it [s]": statistics.median(totals)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=122, help="micrographs of the data set")
-    given = parser.parse_args()
+    n = parser.parse_args().images
     cv2.setNumThreads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        found = steps(Phantom(preset="fecral"), Path(folder))
-        began, busy = time.perf_counter(), time.process_time()
-        render_dataset(Phantom(preset="fecral", n_images=given.images), ROOT_SEED, Path(folder) / "set")
-        found["data set [micrographs]"] = given.images
-        found["data set, one process [s]"] = time.perf_counter() - began
-        found["data set, processor time [s]"] = time.process_time() - busy
-        digest = hashlib.sha256((Path(folder) / "set" / "truth.json").read_bytes()).hexdigest()[:16]
-    for name, aim in AIMS.items():
-        print(f"{name:<45} {found[name]:>10.3f}   {'aim ' + aim if aim else ''}")
+    phantom, seeds = Phantom(preset="fecral", n_images=n), Seeds(ROOT_SEED, "phantom")
+    measured: dict[str, float] = {}
+
+    def timed(what: str, work: Callable[[], Any]) -> Any:
+        began = time.perf_counter()
+        result = work()
+        measured[f"{what} [s]"] = time.perf_counter() - began
+        print(f"{what:<55} {measured[f'{what} [s]']:8.2f} s")
+        return result
+
+    some = range(1, 8)
+    scenes = timed("7 scenes of 1024 px", lambda: [draw_scene(phantom, seeds, k) for k in some])
+    timed("their images", lambda: [image(scenes[k - 1], phantom, seeds, k) for k in some])
+    timed("their labels", lambda: [annotate(scenes[k - 1], phantom.annotator, seeds.rng("annotator", k)) for k in some])
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "set"
+        timed(f"data set of {n} (aim: 90 s for 122)", lambda: render_dataset(phantom, ROOT_SEED, folder))
+        dataset = timed("reading and checking it", lambda: load_dataset(folder))
+        timed("a split", lambda: choose_split(dataset, 1, "1", [n // 2], n // 5, 0, None, ROOT_SEED))
+        timed("cutting it into patches of 256 px", lambda: cut_patches(dataset, dataset.files, 256, 192, 0.25))
+        labels, out = folder / "annotations.json", Path(scratch) / "again"
+        timed("importing it from COCO", lambda: import_dataset("coco", folder / "images", labels, None, None, out))
+        digest = hashlib.sha256((folder / "truth.json").read_bytes()).hexdigest()[:16]
     print(f"sha256 of truth.json: {digest} (to compare between machines)")
-    record("phantom", measured=found, truth=digest)
+    row = {"benchmark": "phantom", "time": datetime.now(UTC).isoformat(timespec="seconds"), "images": n,
+           "measured": measured, "truth": digest}  # fmt: skip
+    with open(Path(__file__).with_name("results.jsonl"), "a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
 
 
 if __name__ == "__main__":

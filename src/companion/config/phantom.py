@@ -61,7 +61,6 @@ class Annotator(Section):
     miss_contrast: Share = Field(0.0, description="amplitude at which half of the defects are overlooked; 0: none")
     miss_crowded: Share = Field(0.0, description="probability of overlooking a defect, for each one that touches it")
     outline_jitter: Share = Field(0.0, description="standard deviation of a drawn outline, share of the radius")
-    outline_bias: float = Field(0.0, ge=-0.5, le=0.5, description="by how much outlines are too large, same share")
     confusion: Share = Field(0.0, description="share of defects that get the class most easily confused with theirs")
 
 

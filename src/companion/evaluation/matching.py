@@ -2,7 +2,7 @@
 
 The authors' rule lets each truth, in file order, take its best unused prediction; COCO's lets each prediction,
 in order of its score, take its best unused truth; the optimal one makes as many pairs as there can be. They
-differ only where defects crowd. Class is ignored unless a class-aware matrix is given (`class_aware`).
+differ only where defects crowd. Classes are ignored: where a pair must not be, its overlap is given as -1.
 """
 
 from __future__ import annotations
@@ -41,11 +41,6 @@ def kept(scores: NDArray, confidence: Sequence[float]) -> NDArray[np.intp]:
     return (scores[None, :] >= thresholds[:, None]).sum(axis=1)
 
 
-def class_aware(overlap: NDArray[np.float64], truth_class: NDArray, label: NDArray) -> NDArray[np.float64]:
-    """`overlap` [T, M] in which pairs of different class can never match (-1)."""
-    return np.where(np.asarray(truth_class)[:, None] == np.asarray(label)[None, :], overlap, -1.0)
-
-
 def match(
     overlap: NDArray[np.float64], kept: NDArray[np.intp], iou: Sequence[float], matching: Matching = "truth-greedy"
 ) -> NDArray[np.int32]:
@@ -67,7 +62,7 @@ def match(
     CompanionError
         If `matching` is not a rule.
     """
-    rules = {"truth-greedy": _truth_greedy, "score-greedy": _score_greedy, "optimal": _optimal}
+    rules = dict(zip(MATCHINGS, (_truth_greedy, _score_greedy, _optimal), strict=True))
     if matching not in rules:
         raise CompanionError(f"no matching rule '{matching}': {nearest(str(matching), MATCHINGS)}")
     thresholds = np.asarray(iou, dtype=float)
@@ -79,19 +74,18 @@ def match(
     candidates = overlap[:, columns]
     allowed = candidates[None] >= thresholds[:, None, None]  # (I, T, M)
     prefix = np.searchsorted(columns, kept)  # (C,) kept predictions among the candidates
-    widest = allowed[thresholds.argmin()]
-    if widest.sum(axis=0).max() <= 1 and widest.sum(axis=1).max() <= 1:
-        pairs = _only_choice(allowed, prefix)
-    else:
-        pairs = rules[matching](candidates, allowed, prefix)
+    pairs = rules[matching](candidates, allowed, prefix)
     found[pairs >= 0] = columns[pairs[pairs >= 0]]
     return found
 
 
-def _only_choice(allowed: NDArray[np.bool_], prefix: NDArray[np.intp]) -> NDArray[np.intp]:
-    """Every rule's answer where no truth and no prediction has a choice."""
-    best = np.where(allowed.any(axis=2), allowed.argmax(axis=2), -1)[:, None, :]  # (I, 1, T)
-    return np.where((best >= 0) & (best < prefix[None, :, None]), best, -1)
+def match_once(
+    overlap: NDArray[np.float64], scores: NDArray, boxes: NDArray, iou: float, matching: Matching = "truth-greedy"
+) -> NDArray[np.intp]:
+    """Position of the prediction of every truth [T] in one patch, or -1; predictions [M] in file order."""
+    order = score_order(scores, boxes)
+    found = match(overlap[:, order], np.array([len(order)]), [iou], matching)[0, 0]
+    return np.append(order, -1)[found]
 
 
 def _truth_greedy(candidates: NDArray, allowed: NDArray[np.bool_], prefix: NDArray[np.intp]) -> NDArray[np.intp]:

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from pycocotools import mask as coco
 
 from companion.micrographs.dataset import DataSet, load_dataset
 from companion.micrographs.splits import near_duplicates
+from companion.phantom.render import TRUTH
 
-TRUTH = "truth.json"  # beside the labels of a phantom
-
-
-CARD = ("title", "source", "licence", "citation", "difficulty")  # what is told of a data set's own card
+CARD = ("title", "source", "licence", "citation")  # what is told of a data set's own card
 
 
 @dataclass(frozen=True)
@@ -23,37 +22,16 @@ class Check:
 
     Attributes
     ----------
-    micrographs : one row per image: image, width, height, pixel_size_nm, instances, overlap_share, mean_grey
+    card : names and texts, ready to print
     classes : one row per class: class, instances, share, micrographs (that show it), median_nm and the 5th and
         95th percentile of the equivalent circle's diameter (nm)
-    near_duplicates : pairs of files that look like the same field of view
     notes : what deserves a second look, in words
     """
 
     dataset: DataSet
-    micrographs: pd.DataFrame = field(repr=False)
+    card: dict[str, str]
     classes: pd.DataFrame = field(repr=False)
-    near_duplicates: tuple[tuple[str, str], ...]
     notes: tuple[str, ...]
-
-    @property
-    def card(self) -> dict[str, str]:
-        """The card, as name and text, ready to print."""
-        m = self.micrographs
-        sizes = (m["width"].astype(str) + " x " + m["height"].astype(str)).value_counts()
-        scales = m["pixel_size_nm"].value_counts().sort_index()
-        card = self.dataset.card
-        return {
-            "name": self.dataset.name,
-            **{key: str(card[key]) for key in CARD if card.get(key)},
-            "micrographs": f"{len(m)}, of which {int((m['instances'] == 0).sum())} without a labelled defect",
-            "size, px": ", ".join(f"{size} ({count})" for size, count in sizes.items()),
-            "pixel size, nm": ", ".join(f"{scale:g} ({count})" for scale, count in scales.items()),
-            "instances": f"{int(m['instances'].sum())}, per micrograph {m['instances'].min()} to "
-            f"{m['instances'].max()}, median {m['instances'].median():g}",
-            "labelled px lost to overlap": f"{m['overlap_share'].mean():.2%} on average",
-            "near-duplicates": f"{len(self.near_duplicates)} pair(s)",
-        }
 
 
 def check_dataset(folder: Path | str) -> Check:
@@ -65,46 +43,44 @@ def check_dataset(folder: Path | str) -> Check:
         Every problem at once, when it is not a valid data set (see `load_dataset`).
     """
     dataset = load_dataset(folder)
-    rows, instances = [], []
+    rows, tables = [], []
     for micrograph in dataset.micrographs:
-        pixels, truth = micrograph.read(), micrograph.instances()
-        rows.append((micrograph.file_name, micrograph.width, micrograph.height, micrograph.pixel_size_nm,
-                     len(truth.codes) - 1, truth.overlap_share, float(pixels.mean())))  # fmt: skip
+        truth, scale = micrograph.instances(), micrograph.pixel_size_nm
         areas = np.bincount(truth.ids.ravel(), minlength=len(truth.codes))[1:]
-        diameters = 2 * np.sqrt(areas / np.pi) * micrograph.pixel_size_nm
-        instances += [(micrograph.file_name, int(c), float(d)) for c, d in zip(truth.codes[1:], diameters, strict=True)]
-    columns = ["image", "width", "height", "pixel_size_nm", "instances", "overlap_share", "mean_grey"]
-    micrographs = pd.DataFrame(rows, columns=columns)
-    found = pd.DataFrame(instances, columns=["image", "code", "diameter_nm"])
-    classes = _classes(dataset, found)
-    pairs = tuple(near_duplicates(dataset, dataset.files, dataset.files))
-    return Check(dataset, micrographs, classes, pairs, tuple(_notes(dataset, micrographs, classes, found, pairs)))
-
-
-def _classes(dataset: DataSet, found: pd.DataFrame) -> pd.DataFrame:
-    rows = []
-    for code, name in enumerate(dataset.classes, start=1):
-        own = found[found["code"] == code]
-        low, median, high = own["diameter_nm"].quantile([0.05, 0.5, 0.95]) if len(own) else [np.nan] * 3
-        rows.append((name, len(own), len(own) / max(len(found), 1), own["image"].nunique(), median, low, high))
-    return pd.DataFrame(rows, columns=["class", "instances", "share", "micrographs", "median_nm", "p5_nm", "p95_nm"])
-
-
-def _notes(
-    dataset: DataSet, micrographs: pd.DataFrame, classes: pd.DataFrame, found: pd.DataFrame,
-    pairs: tuple[tuple[str, str], ...],
-) -> list[str]:  # fmt: skip
-    notes = [f"class '{name}' has no instance" for name in classes.loc[classes["instances"] == 0, "class"]]
-    if hidden := int((found["diameter_nm"] == 0).sum()):
+        rows.append((micrograph.file_name, f"{micrograph.width} x {micrograph.height}", f"{scale:g}", len(areas),
+                     truth.overlap_share, micrograph.read().mean()))  # fmt: skip
+        names = pd.Categorical.from_codes(truth.codes[1:].astype(int) - 1, dataset.classes)
+        diameter = 2 * np.sqrt(areas / np.pi) * scale
+        tables.append(pd.DataFrame({"image": micrograph.file_name, "class": names, "diameter": diameter}))
+    m = pd.DataFrame(rows, columns=["image", "size", "scale", "instances", "overlap", "grey"])
+    found = pd.concat(tables)
+    by_class = found.groupby("class", observed=False)
+    classes = by_class.agg(instances=("diameter", "size"), micrographs=("image", "nunique")).reset_index()
+    classes.insert(2, "share", classes["instances"] / max(len(found), 1))
+    for name, share in (("median_nm", 0.5), ("p5_nm", 0.05), ("p95_nm", 0.95)):
+        classes[name] = by_class["diameter"].quantile(share).to_numpy()
+    pairs = near_duplicates(dataset, dataset.files, dataset.files)
+    counted = {what: ", ".join(f"{value} ({n})" for value, n in m[what].value_counts().sort_index().items())
+               for what in ("size", "scale")}  # fmt: skip
+    card = {
+        "name": dataset.name, **{key: str(dataset.card[key]) for key in CARD if dataset.card.get(key)},
+        "micrographs": f"{len(m)}, of which {(m['instances'] == 0).sum()} without a labelled defect",
+        "size, px": counted["size"], "pixel size, nm": counted["scale"],
+        "instances": f"{m['instances'].sum()}, per micrograph {m['instances'].min()} to {m['instances'].max()}, "
+        f"median {m['instances'].median():g}",
+        "labelled px lost to overlap": f"{m['overlap'].mean():.2%} on average",
+        "near-duplicates": f"{len(pairs)} pair(s)",
+    }  # fmt: skip
+    notes = [f"class '{name}' has no instance" for name in classes["class"][classes["instances"] == 0]]
+    if hidden := (found["diameter"] == 0).sum():
         notes.append(f"{hidden} instance(s) lie wholly under later ones")
-    for row in micrographs[micrographs["overlap_share"] > 0.1].itertuples():
-        notes.append(f"{row.image}: {row.overlap_share:.0%} of its labelled pixels are hidden by overlap")
-    for row in micrographs[(micrographs["mean_grey"] < 10) | (micrographs["mean_grey"] > 245)].itertuples():
-        notes.append(f"{row.image}: mean grey level {row.mean_grey:.0f}, nearly black or white")
-    notes += [f"{a} and {b} look like the same field: keep them on one side of a split" for a, b in pairs]
-    if not dataset.card.get("licence"):
-        notes.append("the data set card states no licence")
-    return notes
+    notes += [f"{row.image}: {row.overlap:.0%} of its labelled pixels are hidden by overlap"
+              for row in m[m["overlap"] > 0.1].itertuples()]  # fmt: skip
+    notes += [f"{row.image}: mean grey level {row.grey:.0f}, nearly black or white"
+              for row in m[~m["grey"].between(10, 245)].itertuples()]  # fmt: skip
+    notes += [f"{a} and {b} look like the same field: a drawn split keeps them on one side" for a, b in pairs]
+    notes += ["the data set card states no licence"] * (not dataset.card.get("licence"))
+    return Check(dataset, card, classes, tuple(notes))
 
 
 def label_errors(folder: Path | str) -> pd.DataFrame | None:
@@ -115,22 +91,19 @@ def label_errors(folder: Path | str) -> pd.DataFrame | None:
     one row per true class: class, defects, overlooked (share), confused (share of the labelled ones that carry
     another class), iou (mean mask IoU of labelled defects with what is truly there)
     """
-    from pycocotools import mask as coco
-
     if not (Path(folder) / TRUTH).is_file():
         return None
     labels = {a["id"]: a for m in load_dataset(folder).micrographs for a in m.annotations}
     exact = load_dataset(folder, TRUTH)
-    rows = []
-    for defect in (a for m in exact.micrographs for a in m.annotations):
-        label = labels.get(defect["label_id"])
-        pair = [label["segmentation"], defect["segmentation"]] if label else []
-        iou = float(coco.iou(pair[:1], pair[1:], [0])[0, 0]) if label else np.nan
-        confused = float(label["category_id"] != defect["category_id"]) if label else np.nan
-        rows.append((exact.classes[defect["category_id"] - 1], label is None, confused, iou))
-    table = pd.DataFrame(rows, columns=["class", "overlooked", "confused", "iou"])
-    summary = table.groupby("class", sort=False).agg(
-        defects=("overlooked", "size"), overlooked=("overlooked", "mean"), confused=("confused", "mean"),
-        iou=("iou", "mean"),
-    )  # fmt: skip
-    return summary.reindex(exact.classes).rename_axis("class").reset_index()
+    defects = [a for m in exact.micrographs for a in m.annotations]
+    pairs = [(defect, labels.get(defect["label_id"])) for defect in defects]
+    table = pd.DataFrame({
+        "class": pd.Categorical([exact.classes[defect["category_id"] - 1] for defect in defects], exact.classes),
+        "overlooked": [label is None for _, label in pairs],
+        "confused": [np.nan if b is None else b["category_id"] != a["category_id"] for a, b in pairs],
+        "iou": [np.nan if b is None else coco.iou([a["segmentation"]], [b["segmentation"]], [0])[0, 0]
+                for a, b in pairs],
+    }).astype({"confused": float, "iou": float})  # fmt: skip
+    rates = table.groupby("class", observed=False)[["overlooked", "confused", "iou"]].mean()
+    rates.insert(0, "defects", table["class"].value_counts().reindex(exact.classes))
+    return rates.reset_index()

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
+from companion.errors import problems
 from companion.micrographs.dataset import DataSet
 from companion.micrographs.patches import INDEX_COLUMNS, Patches, instance_table
-from companion.errors import problems
 
 
 def grid(length: int, size: int, stride: int) -> range:
@@ -55,20 +54,21 @@ def cut_patches(
     images = np.empty((len(crops), size, size), dtype=np.uint8)
     instances = np.zeros((len(crops), size, size), dtype=np.uint16 if many else np.uint8)
     labels: dict[tuple[int, int], int] = {}
-    report = []
-    patch = 0
+    report, patch = [], 0
     for micrograph in chosen:
         first, cut_away = patch, 0
         pixels, truth = micrograph.read(), micrograph.instances()
         whole = np.bincount(truth.ids.ravel(), minlength=len(truth.codes))
         for y0 in grid(micrograph.height, size, stride):
             for x0 in grid(micrograph.width, size, stride):
-                window = slice(y0, y0 + size), slice(x0, x0 + size)
-                images[patch] = pixels[window]
-                kept, lost = _visible(truth.ids[window], whole, min_visible)
-                instances[patch] = kept[truth.ids[window]]
-                labels.update({(patch, int(kept[i])): int(truth.codes[i]) for i in np.flatnonzero(kept)})
-                cut_away += lost
+                window = np.s_[y0 : y0 + size, x0 : x0 + size]
+                inside = np.bincount(truth.ids[window].ravel(), minlength=len(whole))
+                inside[0] = 0
+                kept = (inside > 0) & (inside >= min_visible * whole)
+                new = np.where(kept, np.cumsum(kept), 0)  # id in the patch by id in the micrograph
+                images[patch], instances[patch] = pixels[window], new[truth.ids[window]]
+                labels.update({(patch, int(new[i])): int(truth.codes[i]) for i in np.flatnonzero(kept)})
+                cut_away += int(((inside > 0) & ~kept).sum())
                 patch += 1
         empty = int((~instances[first:patch].any(axis=(1, 2))).sum())
         found = len(truth.codes) - 1
@@ -77,46 +77,20 @@ def cut_patches(
         [(k, m.file_name, x0, y0, 0, m.pixel_size_nm) for k, (m, y0, x0) in enumerate(crops)], columns=INDEX_COLUMNS
     )
     columns = ["image", "patches", "instances", "empty_patches", "cut_away", "overlap_share"]
-    table = instance_table(instances, labels)
-    patches = Patches(images, instances, index, table, dataset.classes, tuple(symmetries))
+    patches = Patches(images, instances, index, instance_table(instances, labels), dataset.classes, tuple(symmetries))
     return patches, pd.DataFrame(report, columns=columns)
 
 
-def count_classes(patches: Patches) -> pd.DataFrame:
-    """Instances per class as labelled in patches: class, instances, share, per_patch, cut_by_border (share).
+def describe(patches: Patches) -> dict[str, float]:
+    """Micrographs, patches (with and without symmetries), empty ones, instances per patch, and each class's share.
 
     The symmetries multiply patches and instances alike, so shares and means hold with and without them.
     """
-    rows = []
-    for code, name in enumerate(patches.classes, start=1):
-        own = patches.table[patches.table["class"] == code]
-        share = len(own) / len(patches.table) if len(patches.table) else np.nan
-        cut = float(own["touches_border"].mean()) if len(own) else np.nan
-        rows.append((name, len(own), share, len(own) / max(len(patches), 1), cut))
-    return pd.DataFrame(rows, columns=["class", "instances", "share", "per_patch", "cut_by_border"])
-
-
-def count_patches(patches: Patches) -> dict[str, float]:
-    """Micrographs, patches (with and without symmetries), empty ones, and instances per patch."""
-    per_patch = np.bincount(patches.table["patch"], minlength=len(patches))
+    table, per_patch = patches.table, np.bincount(patches.table["patch"], minlength=len(patches))
     return {
-        "micrographs": int(patches.index["image"].nunique()),
-        "patches": len(patches),
-        "patches_with_symmetries": len(patches) * len(patches.symmetries),
-        "empty_patches": int((per_patch == 0).sum()),
-        "instances": len(patches.table),
-        "instances_per_patch": float(per_patch.mean()),
-        "median_per_patch": float(np.median(per_patch)),
-        "largest_per_patch": int(per_patch.max()),
-    }
-
-
-def _visible(
-    ids: NDArray[np.integer], whole: NDArray[np.integer], min_visible: float
-) -> tuple[NDArray[np.uint16], int]:
-    """New id by old id for the instances that a crop [S, S] keeps (0: none), and how many it cuts away."""
-    inside = np.bincount(ids.ravel(), minlength=len(whole))
-    inside[0] = 0
-    kept = (inside > 0) & (inside >= min_visible * whole)
-    new = np.where(kept, np.cumsum(kept), 0).astype(np.uint16)
-    return new, int(((inside > 0) & ~kept).sum())
+        "micrographs": patches.index["image"].nunique(), "patches": len(patches),
+        "patches with symmetries": len(patches) * len(patches.symmetries), "empty patches": int((per_patch == 0).sum()),
+        "instances": len(table), "instances per patch": per_patch.mean() if len(patches) else np.nan,
+        "most in a patch": int(per_patch.max(initial=0)), "share cut by a border": table["touches_border"].mean(),
+        **{f"share of {name}": (table["class"] == code).mean() for code, name in enumerate(patches.classes, start=1)},
+    }  # fmt: skip

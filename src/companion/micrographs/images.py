@@ -1,4 +1,4 @@
-"""Pixels of the one format: grey images, and COCO segmentations to masks and back."""
+"""Pixels of the one format: grey images, and COCO segmentations as masks."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
+from pycocotools import mask as coco
 
 from companion.errors import CompanionError
 from companion.geometry import box_of
@@ -27,8 +29,6 @@ def read_grey(path: Path) -> NDArray[np.uint8] | NDArray[np.uint16]:
     CompanionError
         The file cannot be read to its end, holds several pictures, or is a colour picture.
     """
-    from PIL import Image
-
     try:
         with Image.open(path) as opened:
             if (frames := getattr(opened, "n_frames", 1)) > 1:
@@ -47,14 +47,6 @@ def read_grey(path: Path) -> NDArray[np.uint8] | NDArray[np.uint16]:
     return pixels.astype(np.uint16)
 
 
-def is_grey_file(path: Path) -> bool:
-    """Whether an image file stores one grey channel of 8 or 16 bit."""
-    from PIL import Image
-
-    with Image.open(path) as opened:
-        return opened.mode in GREY_MODES
-
-
 def to_uint8(pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> NDArray[np.uint8]:
     """8-bit images as they are; 16-bit ones scaled linearly, 0.5th percentile to 0 and 99.5th to 255."""
     if pixels.dtype == np.uint8:
@@ -66,13 +58,8 @@ def to_uint8(pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> NDArray[np.uint8
 
 def write_grey(path: Path, pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> None:
     """Write a grey image [H, W] as PNG, atomically."""
-    import cv2
-
-    done, encoded = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 3])
-    if not done:
-        raise CompanionError(f"{path}: {pixels.dtype} {pixels.shape} cannot be written as PNG")
     with atomic(path) as temporary:
-        temporary.write_bytes(encoded.tobytes())
+        Image.fromarray(pixels).save(temporary)
 
 
 def segmentation_mask(segmentation: Any, height: int, width: int) -> tuple[NDArray[np.bool_], Window]:
@@ -83,15 +70,9 @@ def segmentation_mask(segmentation: Any, height: int, width: int) -> tuple[NDArr
     mask : bool [h, w] in the window that holds it; may be empty
     window : (row, column) slices of the image
     """
-    from pycocotools import mask as coco
-
     if isinstance(segmentation, Mapping):
-        counts = segmentation["counts"]
-        if isinstance(counts, list):
-            segmentation = coco.frPyObjects(dict(segmentation), height, width)
-        else:
-            segmentation = {"size": [height, width], "counts": counts.encode("ascii")}
-        mask = coco.decode(segmentation).astype(bool)
+        plain = isinstance(segmentation["counts"], list)
+        mask = coco.decode(coco.frPyObjects(segmentation, height, width) if plain else segmentation).astype(bool)
         x1, y1, x2, y2 = box_of(mask)
         return mask[y1:y2, x1:x2], (slice(y1, y2), slice(x1, x2))
     # Polygons are drawn in their own window: a 4096 px micrograph has hundreds of small ones.
@@ -103,20 +84,3 @@ def segmentation_mask(segmentation: Any, height: int, width: int) -> tuple[NDArr
     shifted = [(np.reshape(ring, (-1, 2)) - (x1, y1)).ravel().tolist() for ring in segmentation]
     rings = coco.frPyObjects(shifted, y2 - y1, x2 - x1)
     return coco.decode(coco.merge(rings)).astype(bool), (slice(y1, y2), slice(x1, x2))
-
-
-def annotation_of(mask: NDArray[np.bool_], window: Window, shape: tuple[int, int], code: int) -> dict[str, Any]:
-    """COCO annotation (without ids) of a mask [h, w] that lies in `window` of an image of `shape` (H, W)."""
-    from pycocotools import mask as coco
-
-    full = np.zeros((*shape, 1), dtype=np.uint8, order="F")  # run lengths go down the columns
-    full[(*window, 0)] = mask
-    x1, y1, x2, y2 = box_of(mask)
-    x0, y0 = window[1].start, window[0].start
-    return {
-        "category_id": code,
-        "bbox": [x0 + x1, y0 + y1, x2 - x1, y2 - y1],
-        "area": int(mask.sum()),
-        "segmentation": {"size": list(shape), "counts": coco.encode(full)[0]["counts"].decode("ascii")},
-        "iscrowd": 0,
-    }

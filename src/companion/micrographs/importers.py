@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from companion.micrographs.dataset import ANNOTATIONS, SUFFIXES, DataSet, find_problems, load_dataset, read_document
-from companion.micrographs.formats import FORMATS, Draft, read_coco
-from companion.micrographs.images import is_grey_file, read_grey, write_grey
+import pandas as pd
+from PIL import Image
+
 from companion.errors import CompanionError, nearest, problems
+from companion.micrographs.dataset import ANNOTATIONS, SUFFIXES, DataSet, dataset_problems, load_dataset, read_coco
+from companion.micrographs.formats import FORMATS, read_coco_instances
+from companion.micrographs.images import GREY_MODES, read_grey, write_grey
 from companion.provenance import atomic_folder, write_json
 
 
@@ -39,7 +41,7 @@ def import_dataset(
     CompanionError
         Every problem at once, with file names; nothing is written then.
     """
-    images, labels, out = Path(images), Path(labels), Path(out)
+    images, labels, out, chosen = Path(images), Path(labels), Path(out), tuple(classes or ())
     if format not in FORMATS:
         raise CompanionError(f"format '{format}': {nearest(format, FORMATS)}")
     if not images.is_dir():
@@ -48,95 +50,31 @@ def import_dataset(
         raise CompanionError(f"no annotations at {labels}")
     if out.exists():
         raise CompanionError(f"{out} exists already; give a new folder")
+    if format != "coco" and (not chosen or len(set(chosen)) < len(chosen)):
+        raise CompanionError(f"format {format} needs the class names, each once, in order (given: {list(chosen)})")
     if merge and format != "coco":
         raise CompanionError(f"merge is for COCO files; format {format} takes the classes as they are named")
-    chosen = tuple(classes or ())
-    draft = read_coco(labels, images, chosen, merge) if merge else FORMATS[format](labels, images, chosen)
-    source = f"{labels.name} ({format})"
+    sizes = _pixel_sizes(pixel_size_nm)
+    draft = read_coco_instances(labels, images, chosen, merge) if merge else FORMATS[format](labels, images, chosen)
     with atomic_folder(out) as temporary:
-        found = [*draft.found, *_copy_images(draft, images, temporary / "images")]
-        found += _add_pixel_sizes(draft.images, pixel_size_nm)
-        document = _document(draft, {"name": out.name, "source": source, **draft.card})
-        found += [p for p in find_problems(document, temporary / "images") if not _said(p, found)]
+        entries = [image for image, _ in draft.images]
+        found = [*draft.found, *_copy_images(entries, images, temporary / "images")]
+        found += _add_pixel_sizes(entries, sizes) if sizes is not None else []
+        for number, image in enumerate(entries, start=1):
+            image.setdefault("id", number)
+        annotations = [{"iscrowd": 0, **a, "image_id": image["id"]} for image, own in draft.images for a in own]
+        document = {
+            "info": {"dataset_card": {"name": out.name, "source": f"{labels.name} ({format})", **draft.card}},
+            "images": entries, "annotations": [{"id": k, **a} for k, a in enumerate(annotations, start=1)],
+            "categories": [{"id": code, "name": name} for code, name in enumerate(draft.classes, start=1)],
+        }  # fmt: skip
+        said = {line.split(":")[0] for line in found}  # a problem of the copy may only repeat one met on the way
+        found += [line for line in dataset_problems(document, temporary / "images")
+                  if ": missing from " not in line or line.split(":")[0] not in said]  # fmt: skip
         if found:
             raise problems(f"{labels}: {len(found)} problem(s), nothing imported", found)
         write_json(temporary / ANNOTATIONS, document)
     return load_dataset(out)
-
-
-def import_coco(
-    images: Path, labels: Path, classes: Sequence[str] | None, pixel_size_nm: float | str | None, out: Path
-) -> DataSet:
-    """`import_dataset` of a COCO instances file."""
-    return import_dataset("coco", images, labels, classes, pixel_size_nm, out)
-
-
-def _document(draft: Draft, card: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "info": {"dataset_card": card},
-        "images": draft.images,
-        "annotations": [{**a, "id": k} for k, a in enumerate(draft.annotations, start=1)],
-        "categories": [{"id": code, "name": name} for code, name in enumerate(draft.classes, start=1)],
-    }
-
-
-def _copy_images(draft: Draft, images: Path, target: Path) -> list[str]:
-    """Copies grey PNG and TIFF files, rewrites the others as grey PNG; fills in names and missing sizes."""
-    target.mkdir()
-    found = []
-    for image in draft.images:
-        source = images / image["file_name"]
-        if not source.is_file():
-            found.append(f"{image['file_name']}: missing from {images}")
-            continue
-        try:
-            pixels = read_grey(source)
-        except CompanionError as error:
-            found.append(f"{image['file_name']}: {error}")
-            continue
-        if is_grey_file(source) and source.suffix.lower() in SUFFIXES:
-            shutil.copyfile(source, target / source.name)
-            image["file_name"] = source.name
-        else:
-            image["file_name"] = f"{source.stem}.png"
-            write_grey(target / image["file_name"], pixels)
-        image.setdefault("height", int(pixels.shape[0]))
-        image.setdefault("width", int(pixels.shape[1]))
-    return found
-
-
-def _said(problem: str, found: Sequence[str]) -> bool:
-    """Whether a problem of the copy only repeats one that was found on the way to it."""
-    return ": missing from " in problem and any(f.startswith(problem.split(":")[0] + ":") for f in found)
-
-
-def _add_pixel_sizes(images: Sequence[dict[str, Any]], given: float | str | None) -> list[str]:
-    """Sets ``pixel_size_nm`` of every image; returns what is wrong with it."""
-    if given is None:
-        return []
-    found: list[str] = []
-    table = _table(str(given), found)
-    for image in images:
-        name = image["file_name"]
-        if isinstance(table, float):
-            image["pixel_size_nm"] = table
-        elif str(given).lower().endswith(".csv"):
-            if name in table:
-                image["pixel_size_nm"] = table[name]
-            else:
-                found.append(f"{name}: {given} has no row for it")
-        else:
-            sizes = {size for part, size in table.items() if _named(part, name)}
-            if len(sizes) == 1:
-                image["pixel_size_nm"] = sizes.pop()
-            else:
-                found.append(f"{name}: its name should contain one of {', '.join(table)} to give a pixel size")
-    return found
-
-
-def _named(part: str, name: str) -> bool:
-    """Whether a file name says `part`; 70kx is not said by 170kx."""
-    return re.search(rf"(?<![\d.]){re.escape(part.lower())}", name.lower()) is not None
 
 
 def parse_merge(text: str) -> dict[str, str]:
@@ -152,47 +90,79 @@ def parse_merge(text: str) -> dict[str, str]:
         left, sign, target = part.partition("=")
         names = [name.strip() for name in left.split(",")]
         if not sign or not target.strip() or not all(names) or "=" in target:
-            example = "edge-on,face-on=<100> loop"
-            raise CompanionError(f"merge '{part.strip()}' is not sub-labels=class, like '{example}'")
+            raise CompanionError(f"merge '{part.strip()}' is not sub-labels=class, like 'edge-on,face-on=<100> loop'")
         for name in names:
             if merge.setdefault(name, target.strip()) != target.strip():
                 raise CompanionError(f"merge gives sub-label '{name}' to both '{merge[name]}' and '{target.strip()}'")
     return merge
 
 
-def _table(given: str, found: list[str]) -> float | dict[str, float]:
-    """A pixel size for all, or by file name, or by a text in the file name."""
+def _copy_images(entries: Sequence[dict[str, Any]], images: Path, target: Path) -> list[str]:
+    """Copies grey PNG and TIFF files, rewrites the others as grey PNG; fills in names and missing sizes."""
+    found = []
+    for image in entries:
+        source = images / image["file_name"]
+        try:
+            pixels = read_grey(source)
+        except CompanionError as error:
+            found.append(f"{image['file_name']}: {error if source.is_file() else f'missing from {images}'}")
+            continue
+        with Image.open(source) as opened:
+            kept = opened.mode in GREY_MODES and source.suffix.lower() in SUFFIXES
+        copy = target / (image["file_name"] if kept else Path(image["file_name"]).with_suffix(".png"))
+        if copy.exists():
+            found.append(f"{image['file_name']}: another image becomes {copy.name}, too")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, copy) if kept else write_grey(copy, pixels)
+        image["file_name"] = copy.relative_to(target).as_posix()
+        image.setdefault("height", int(pixels.shape[0]))
+        image.setdefault("width", int(pixels.shape[1]))
+    return found
+
+
+def _pixel_sizes(given: float | str | None) -> float | dict[str, float] | None:
+    """A pixel size for all, or by file name (from a CSV file) or text in the file name."""
     try:
-        return float(given)
+        return None if given is None else float(given)
     except ValueError:
         pass
-    if given.lower().endswith(".csv"):
+    text = str(given)
+    if text.lower().endswith(".csv"):
         try:
-            with open(given, newline="", encoding="utf-8-sig") as file:
-                return {row["file_name"]: float(row["pixel_size_nm"]) for row in csv.DictReader(file)}
-        except (OSError, KeyError, TypeError, ValueError) as error:
-            raise CompanionError(
-                f"{given} is not a table with columns file_name and pixel_size_nm (a number, nm per px): {error}"
-            ) from None
-    pairs = re.findall(r"([^=,]+)=([^=,]+)", given)
+            table = pd.read_csv(text).set_index("file_name")["pixel_size_nm"].astype(float)
+        except (OSError, KeyError, ValueError) as error:
+            columns = "file_name and pixel_size_nm (a number, nm per px)"
+            raise CompanionError(f"{text} is not a table with columns {columns}: {error}") from None
+        return table.to_dict()
     try:
-        if not pairs:
-            raise ValueError
-        return {part.strip(): float(size) for part, size in pairs}
+        return {part.strip(): float(size) for part, size in (pair.split("=") for pair in text.split(","))}
     except ValueError:
-        raise CompanionError(
-            f"pixel size '{given}' should be a number (nm per px), the path of a CSV file, or pairs like "
-            "70kx=0.8805,300kx=0.4785"
-        ) from None
+        said = "should be a number (nm per px), the path of a CSV file, or pairs like 70kx=0.8805,300kx=0.4785"
+        raise CompanionError(f"pixel size '{text}' {said}") from None
 
 
-# --- a downloaded record ------------------------------------------------------------------------------------
+def _add_pixel_sizes(entries: Sequence[dict[str, Any]], sizes: float | dict[str, float]) -> list[str]:
+    """Sets ``pixel_size_nm`` of every image; returns what is wrong with it."""
+    found = []
+    for image in entries:
+        name = image["file_name"]
+        fitting = {sizes} if isinstance(sizes, float) else {size for part, size in sizes.items() if says(name, part)}
+        image["pixel_size_nm"] = fitting.pop() if len(fitting) == 1 else None
+        if image["pixel_size_nm"] is None:
+            found.append(f"{name}: its name should contain one of {', '.join(sizes)} to give a pixel size")
+    return found
+
+
+def says(name: str, part: str) -> bool:
+    """Whether a file name says `part`; 170kx does not say 70kx."""
+    return re.search(rf"(?<![\d.]){re.escape(part.lower())}", name.lower()) is not None
+
 
 # nm per px at a width of 1024 px, by the magnification in the file name (the paper's microscope).
 PAPER_MAGNIFICATIONS = {"70kx": 0.8805, "100kx": 0.8691, "300kx": 0.4785, "500kx": 0.2832}
 
 
-def import_record(downloads: Path, folder: Path, card: dict[str, Any]) -> None:
+def import_record(downloads: Path, folder: Path, card: Mapping[str, Any]) -> None:
     """A downloaded record into `folder`, where it holds one COCO file and the images that it names.
 
     Pixel sizes come from the magnification in each file name.
@@ -203,36 +173,27 @@ def import_record(downloads: Path, folder: Path, card: dict[str, Any]) -> None:
         The record is laid out otherwise; the files stay where they are for ``companion data import``.
     """
     for archive in sorted(downloads.rglob("*.zip")):
-        unpacked = archive.with_suffix("")
-        if not unpacked.is_dir():
-            with atomic_folder(unpacked) as temporary:
-                shutil.unpack_archive(archive, temporary)
-    documents = [path for path in sorted(downloads.rglob("*.json")) if _is_coco(path)]
+        shutil.unpack_archive(archive, archive.with_suffix(""))
+    documents = []
+    for path in sorted(downloads.rglob("*.json")):
+        try:
+            documents.append((path, read_coco(path)))
+        except CompanionError:
+            continue
     if len(documents) != 1:
+        named = ", ".join(path.name for path, _ in documents) or "none"
         raise CompanionError(
-            f"{downloads} holds {len(documents)} COCO files ({', '.join(p.name for p in documents) or 'none'}); one "
-            "was expected. The files are there: use `companion data import --format coco` on the one you want"
+            f"{downloads} holds {len(documents)} COCO files ({named}); one was expected. The files are there: use "
+            "`companion data import --format coco` on the one you want"
         )
-    draft = FORMATS["coco"](documents[0], downloads, ())
     places = {path.name: path.relative_to(downloads) for path in downloads.rglob("*") if path.is_file()}
-    for image in draft.images:
-        image["file_name"] = str(places.get(Path(image["file_name"]).name, image["file_name"]))
-    found = [*draft.found, *_copy_images(draft, downloads, folder / "images")]
-    for image in draft.images:
-        name = image["file_name"].lower()
-        sizes = [size for part, size in PAPER_MAGNIFICATIONS.items() if _named(part, name)]
+    path, document = documents[0]
+    for image in document["images"]:
+        name = PureWindowsPath(image["file_name"]).name  # parted by either slash
+        image["file_name"] = str(places.get(name, name))
+        sizes = [size for part, size in PAPER_MAGNIFICATIONS.items() if says(name, part)]
         if "pixel_size_nm" not in image and len(sizes) == 1:
             image["pixel_size_nm"] = sizes[0] * 1024 / image.get("width", 1024)
-    document = _document(draft, card)
-    found += find_problems(document, folder / "images")
-    if found:
-        raise problems(f"{downloads}: {len(found)} problem(s); the files stay there", found[:20])
-    write_json(folder / ANNOTATIONS, document)
-
-
-def _is_coco(path: Path) -> bool:
-    try:
-        read_document(path)
-    except CompanionError:
-        return False
-    return True
+    document["info"]["dataset_card"] = dict(card)
+    write_json(path, document)
+    import_dataset("coco", downloads, path, None, None, folder)

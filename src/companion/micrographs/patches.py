@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from companion.errors import CompanionError
 from companion.provenance import write_array, write_json, write_table
@@ -57,7 +58,8 @@ class Patches:
         numbers = np.arange(len(self))[patches]
         lookup = np.zeros((len(self), int(self.instances.max(initial=0)) + 1), dtype=np.uint8)
         lookup[self.table["patch"].to_numpy(), self.table["instance"].to_numpy()] = self.table["class"].to_numpy()
-        return np.stack([lookup[p][self.instances[p]] for p in numbers]) if len(numbers) else lookup[:0, None, :]
+        maps = [lookup[p][self.instances[p]] for p in numbers]
+        return np.stack(maps) if maps else np.zeros((0, self.size, self.size), dtype=np.uint8)
 
     def of(self, patch: int) -> pd.DataFrame:
         """Rows of `table` of one patch."""
@@ -97,33 +99,21 @@ def load_patches(folder: Path) -> Patches:
     """
     try:
         description = json.loads((folder / "patches.json").read_text(encoding="utf-8"))
-        has_images = (folder / "images.npy").exists()
-        patches = Patches(
-            images=np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False) if has_images else None,
-            instances=np.load(folder / "instances.npy", mmap_mode="r", allow_pickle=False),
-            index=pd.read_parquet(folder / "index.parquet"),
-            table=pd.read_parquet(folder / "table.parquet"),
-            classes=tuple(description["classes"]),
-            symmetries=tuple(description["symmetries"]),
+        images, instances = (
+            np.load(path, mmap_mode="r", allow_pickle=False) if path.exists() or path.stem == "instances" else None
+            for path in (folder / "images.npy", folder / "instances.npy")
         )
+        index = pd.read_parquet(folder / "index.parquet", columns=INDEX_COLUMNS)
+        table = pd.read_parquet(folder / "table.parquet", columns=TABLE_COLUMNS)
+        classes, symmetries = tuple(description["classes"]), tuple(description["symmetries"])
     except FileNotFoundError as error:
         raise CompanionError(f"{folder} is not a patches folder: {Path(error.filename).name} is missing") from None
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError) as error:  # a column that is missing is a ValueError
         raise CompanionError(f"{folder} is not a readable patches folder: {error}") from None
-    _check(patches, folder)
-    return patches
-
-
-def _check(patches: Patches, folder: Path) -> None:
-    for name, table, columns in (("index", patches.index, INDEX_COLUMNS), ("table", patches.table, TABLE_COLUMNS)):
-        if missing := [column for column in columns if column not in table]:
-            raise CompanionError(f"{folder}/{name}.parquet lacks the column(s) {', '.join(missing)}")
-    if len(patches.index) != len(patches):
-        raise CompanionError(
-            f"{folder}: {len(patches)} patches in instances.npy, {len(patches.index)} in index.parquet"
-        )
-    if patches.images is not None and patches.images.shape != patches.instances.shape:
-        raise CompanionError(f"{folder}: images {patches.images.shape} and instances {patches.instances.shape} differ")
+    if len(index) != len(instances) or (images is not None and images.shape != instances.shape):
+        shapes = f"images {None if images is None else images.shape}, instances {instances.shape}"
+        raise CompanionError(f"{folder}: {shapes} and {len(index)} rows of index.parquet do not belong together")
+    return Patches(images, instances, index, table, classes, symmetries)
 
 
 def instance_table(instances: NDArray[np.integer], labels: dict[tuple[int, int], int] | pd.DataFrame) -> pd.DataFrame:
@@ -136,22 +126,15 @@ def instance_table(instances: NDArray[np.integer], labels: dict[tuple[int, int],
         instances with no visible pixel get no row
     """
     if isinstance(labels, pd.DataFrame):
-        labels = {
-            (int(p), int(i)): int(c)
-            for p, i, c in labels[["patch", "instance", "class"]].itertuples(index=False, name=None)
-        }
-    from scipy import ndimage
-
-    rows = []
-    size = instances.shape[-1]
+        labels = {(p, i): c for p, i, c in labels[["patch", "instance", "class"]].itertuples(index=False)}
+    rows, size = [], instances.shape[-1]
     for patch, ids in enumerate(instances):
         areas = np.bincount(ids.ravel())
         for instance, window in enumerate(ndimage.find_objects(ids), start=1):
-            if window is None:
-                continue
-            (y1, y2), (x1, x2) = ((part.start, part.stop) for part in window)
-            touches = x1 == 0 or y1 == 0 or x2 == size or y2 == size
-            rows.append((patch, instance, labels[patch, instance], x1, y1, x2, y2, int(areas[instance]), touches))
+            if window is not None:
+                (y1, y2), (x1, x2) = ((part.start, part.stop) for part in window)
+                touches = min(x1, y1) == 0 or max(x2, y2) == size
+                rows.append((patch, instance, labels[patch, instance], x1, y1, x2, y2, areas[instance], touches))
     table = pd.DataFrame(rows, columns=TABLE_COLUMNS)
     types = {column: "float32" if column in ("x1", "y1", "x2", "y2") else "int32" for column in TABLE_COLUMNS}
     return table.astype({**types, "touches_border": bool})

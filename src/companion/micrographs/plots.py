@@ -9,8 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Patch, Rectangle
 from numpy.typing import NDArray
 
 from companion.micrographs.dataset import DataSet
@@ -27,22 +26,22 @@ def outline(axes: Axes, ids: NDArray[np.integer], codes: NDArray[np.integer]) ->
 
 def legend(figure: Figure, classes: Sequence[str]) -> None:
     """Class names with their colours, below the figure."""
-    handles = [Line2D([], [], color=CLASS_COLORS[k % len(CLASS_COLORS)], label=name) for k, name in enumerate(classes)]
+    handles = [Patch(color=CLASS_COLORS[k % len(CLASS_COLORS)], label=name) for k, name in enumerate(classes)]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(classes))
 
 
 def labelled_micrographs(dataset: DataSet, files: Sequence[str], note: str) -> Figure:
     """Micrographs (top) and the same with the outlines of their labels (bottom); scale bar in nm."""
     figure, axes = plt.subplots(2, len(files), figsize=(3.2 * len(files), 6.6), squeeze=False)
-    for column, name in enumerate(files):
+    for (above, below), name in zip(axes.T, files, strict=True):
         micrograph = dataset.micrograph(name)
-        pixels, truth = micrograph.read(), micrograph.instances()
-        for row in (0, 1):
-            axes[row, column].imshow(pixels, cmap="gray", vmin=0, vmax=255)
-            axes[row, column].axis("off")
-        outline(axes[1, column], truth.ids, truth.codes)
-        axes[0, column].set_title(f"{name}: {len(truth.codes) - 1} defects")
-        scale_bar(axes[0, column], micrograph.width, micrograph.height, micrograph.pixel_size_nm)
+        truth = micrograph.instances()
+        for place in (above, below):
+            place.imshow(micrograph.read(), vmin=0, vmax=255)
+            place.axis("off")
+        outline(below, truth.ids, truth.codes)
+        above.set_title(f"{name}: {len(truth.codes) - 1} defects")
+        scale_bar(above, micrograph.width, micrograph.height, micrograph.pixel_size_nm)
     legend(figure, dataset.classes)
     figure.suptitle(f"Micrographs and their labels ({note})")
     return figure
@@ -67,10 +66,8 @@ def patch_grid(patches: Patches, chosen: Sequence[int], note: str, columns: int 
         place.axis("off")
     for place, patch in zip(axes.ravel(), chosen, strict=False):
         own = patches.of(patch)
-        codes = np.zeros(int(own["instance"].max() if len(own) else 0) + 1, dtype=int)
-        codes[own["instance"]] = own["class"]
-        if patches.images is not None:
-            place.imshow(patches.images[patch], cmap="gray", vmin=0, vmax=255)
+        place.imshow(patches.images[patch], vmin=0, vmax=255)
+        codes = dict(zip(own["instance"], own["class"], strict=True))
         outline(place, np.asarray(patches.instances[patch]), codes)
         place.set_title(f"patch {patch}", fontsize=7)
     legend(figure, patches.classes)
@@ -78,16 +75,14 @@ def patch_grid(patches: Patches, chosen: Sequence[int], note: str, columns: int 
     return figure
 
 
-def counts_per_patch(train: Patches, test: Patches, note: str) -> Figure:
-    """Histogram of the number of instances per patch, training beside test, as shares of the patches."""
+def counts_per_patch(lists: dict[str, Patches], note: str) -> Figure:
+    """Histogram of the number of instances per patch, as shares of the patches of each of two lists."""
     figure, axes = plt.subplots(figsize=(6, 3))
-    for patches, name, color, style in ((train, "training", "#0072B2", "-"), (test, "test", "#D55E00", "--")):
+    for (name, patches), color, style in zip(lists.items(), ("#0072B2", "#D55E00"), ("-", "--"), strict=True):
         counts = np.bincount(patches.table["patch"], minlength=len(patches))
-        axes.hist(
-            counts, bins=np.arange(counts.max(initial=0) + 2) - 0.5, weights=np.full(len(counts), 1 / len(counts)),
-            histtype="step", color=color, linestyle=style, linewidth=1.6, label=f"{name}: {len(counts)} patches",
-        )  # fmt: skip
-    axes.xaxis.get_major_locator().set_params(integer=True)
+        bins, weights = np.arange(counts.max(initial=0) + 2) - 0.5, np.full(len(counts), 1 / len(counts))
+        axes.hist(counts, bins=bins, weights=weights, histtype="step", color=color, linestyle=style,
+                  label=f"{name}: {len(counts)} patches")  # fmt: skip
     axes.set(xlabel="labelled instances per patch", ylabel="share of patches", title=f"Instances per patch ({note})")
     axes.legend()
     return figure

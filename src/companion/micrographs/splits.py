@@ -1,4 +1,4 @@
-"""Which micrographs train, which choose thresholds and which test: disjoint by image or by group, nested in N.
+"""Which micrographs train, which choose thresholds and which test: nested in N, with the same mix of pixel sizes.
 
 Splits 1, 2, ... k are drawn independently: a profile that lists k numbers repeats its experiment k times.
 """
@@ -6,26 +6,32 @@ Splits 1, 2, ... k are drawn independently: a profile that lists k numbers repea
 from __future__ import annotations
 
 import re
-import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Annotated
 
+import imagehash
 import numpy as np
+import pandas as pd
 import yaml
 from numpy.typing import NDArray
+from PIL import Image
+from pydantic import Field
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
-from companion import seeds
-from companion.micrographs.dataset import DataSet
+from companion.config.base import Section
+from companion.config.profile import validate
 from companion.errors import CompanionError, nearest, problems
-from companion.config.profile import Profile
-from companion.provenance import atomic
+from companion.micrographs.dataset import DataSet, Micrograph
+from companion.micrographs.images import read_grey, to_uint8
+from companion.provenance import write_text
+from companion.seeds import Seeds
 
-if TYPE_CHECKING:
-    from imagehash import ImageHash
-
-KEYS = ("name", "dataset", "seed", "group_by", "train", "test", "val")
+LISTS = ("train", "val", "test", "fresh")
 # Of the 64 bits of a perceptual hash: unrelated micrographs differ in about 32, standard deviation 4; frames of one
 # field, shifted by a few per cent, in 2 to 20.
 NEAR_DUPLICATE_BITS = 12
@@ -33,172 +39,208 @@ NEAR_DUPLICATE_BITS = 12
 
 @dataclass(frozen=True)
 class Split:
-    """File names of a split.
+    """File names of a split; no file is in two lists.
 
     Attributes
     ----------
     train : in the order in which they are used: N training micrographs are the first N
-    test, val : held out; disjoint from `train` and each other
-    near_duplicates : pairs of files of different parts (training, test, validation) that look like one field of view
+    val, test : choose thresholds, and test
+    fresh : further labelled micrographs, for arm EXP+FRESH alone
+    warning : what deserves attention, in words: pixel sizes that are tested but not trained on, near-duplicates in
+        two lists; empty where nothing does
     """
 
     name: str
     dataset: str
     train: tuple[str, ...]
+    val: tuple[str, ...]
     test: tuple[str, ...]
-    val: tuple[str, ...] = ()
-    seed: int | None = None
-    near_duplicates: tuple[tuple[str, str], ...] = field(default=(), compare=False)
+    fresh: tuple[str, ...] = ()
+    warning: str = field(default="", compare=False)
 
     def save(self, path: Path) -> None:
         """Write the split file, YAML with explicit lists."""
-        content: dict[str, Any] = {"name": self.name, "dataset": self.dataset}
-        content |= {"seed": self.seed} if self.seed is not None else {}
-        content |= {"train": list(self.train), "test": list(self.test)}
-        content |= {"val": list(self.val)} if self.val else {}
-        with atomic(path) as temporary:
-            temporary.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), "utf-8")
+        lists = {name: list(getattr(self, name)) for name in LISTS if getattr(self, name)}
+        content = {"name": self.name, "dataset": self.dataset, **lists}
+        write_text(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
+    def mix(self, dataset: DataSet, sizes: Sequence[int]) -> pd.DataFrame:
+        """Number of micrographs by list (rows: training N = 10, ..., val, test, fresh) and nm per px (columns)."""
+        lists = {f"train, N = {n}": self.train[:n] for n in sizes}
+        lists |= {name: getattr(self, name) for name in LISTS[1:] if getattr(self, name)}
+        scale = _scales(dataset)
+        counted = {name: Counter(scale[file] for file in files) for name, files in lists.items()}
+        return pd.DataFrame(counted).T.fillna(0).astype(int).sort_index(axis=1).rename(columns="{:g}".format)
 
 
-def make_split(
-    dataset: DataSet, split: int | str, sizes: Sequence[int], n_test: int, root_seed: int, *, n_val: int = 0,
-    group_by: str | None = None,
+def choose_split(
+    dataset: DataSet, source: int | str, name: str, sizes: Sequence[int], n_test: int, n_val: int,
+    group_by: str | None, root_seed: int, n_fresh: int = 0,
 ) -> Split:  # fmt: skip
-    """Training, test and validation micrographs of a data set.
+    """Training, validation and test micrographs of a data set.
 
     Parameters
     ----------
-    split : number of a split drawn by seed, or the path of a split file (YAML: name, dataset, and either
-        lists train, test and optionally val, or a seed and optionally group_by, see `groups`)
+    source : number of a split drawn by seed, or the path of a split file: YAML with lists train, test and optionally
+        val and fresh, which are used as they are
     sizes : numbers N of training micrographs; the largest must fit
-    n_test : test micrographs of a drawn split, fewer where whole groups do not fit; listed ones are all used
-    n_val : validation micrographs of a drawn split, fewer where training and test leave fewer; listed ones are used
-    group_by : what a split drawn by number keeps on one side, see `groups`; a split file says it itself
+    n_test : test micrographs of a drawn split, fewer where whole groups do not fit
+    n_val : validation micrographs of a drawn split, fewer where training and test leave fewer
+    group_by : what a drawn split keeps on one side, see `group_of`; it always keeps near-duplicates together
+    n_fresh : further micrographs that stand in no other list and are near-duplicates of none that is held out
 
     Raises
     ------
     CompanionError
         Too few micrographs, an unreadable or misspelt split file, a file that is not in the data set, or one
         that is in two lists.
-
-    Warns
-    -----
-    UserWarning
-        Near-duplicate micrographs across training, test and validation, listed.
     """
-    if isinstance(split, str):
-        made = _from_file(dataset, Path(split), sizes, (n_test, n_val), root_seed)
+    seeds = Seeds(root_seed, "split", dataset.name, source if isinstance(source, int) else name)
+    if isinstance(source, int):
+        lists = _draw(dataset, max(sizes), n_test, n_val, group_by, seeds.rng())
+        lists["train"], left = lists["train"][: max(sizes)], lists["train"][max(sizes) :]
     else:
-        made = _drawn(dataset, str(split), split, sizes, (n_test, n_val), root_seed, group_by)
-    train = made.train[: max(sizes)]
-    # A threshold chosen on what trained, or on what is scored, was not chosen elsewhere.
-    across = {("training", "test"): (train, made.test), ("training", "validation"): (train, made.val),
-              ("validation", "test"): (made.val, made.test)}  # fmt: skip
-    found = {sides: near_duplicates(dataset, *files) for sides, files in across.items() if all(files)}
-    for (one, other), alike in found.items():
-        if alike:
-            lines = "\n".join(f"  - {a} ~ {b}" for a, b in alike)
-            warnings.warn(f"split {made.name}: near-duplicates across {one} and {other}:\n{lines}", stacklevel=2)
-    pairs = [pair for alike in found.values() for pair in alike]
-    return Split(made.name, made.dataset, made.train, made.test, made.val, made.seed, tuple(pairs))
-
-
-def profile_split(dataset: DataSet, split: int | str, profile: Profile) -> Split:
-    """`make_split` with the numbers of a profile."""
-    return make_split(
-        dataset, split, profile.sizes, profile.n_test, profile.root_seed, n_val=profile.n_val,
-        group_by=profile.group_by.get(dataset.name),
-    )  # fmt: skip
-
-
-def near_duplicates(dataset: DataSet, train: Sequence[str], test: Sequence[str]) -> list[tuple[str, str]]:
-    """Pairs (training file, test file) whose perceptual hashes differ in at most `NEAR_DUPLICATE_BITS` bits.
-
-    A file is not its own duplicate, and of two equal lists each pair is given once.
-    """
-    found = {name: perceptual_hash(dataset.micrograph(name).read()) for name in dict.fromkeys((*train, *test))}
-    pairs = [(a, b) for a in train for b in test if a != b and found[a] - found[b] <= NEAR_DUPLICATE_BITS]
-    return [pair for k, pair in enumerate(pairs) if pair[::-1] not in pairs[:k]]
-
-
-def perceptual_hash(pixels: NDArray[np.uint8]) -> ImageHash:
-    """64-bit hash of a micrograph [H, W] that survives noise and small shifts; hashes subtract to bits."""
-    import imagehash
-    from PIL import Image
-
-    return imagehash.phash(Image.fromarray(pixels))
-
-
-def _drawn(
-    dataset: DataSet, name: str, seed: int, sizes: Sequence[int], held_out: tuple[int, int], root_seed: int,
-    group_by: str | None = None, source: str = "",
-) -> Split:  # fmt: skip
-    files = sorted(dataset.files)
-    n_train, (n_test, n_val) = max(sizes), held_out
-    if len(files) < n_train + n_test:
-        fits = f"at most N = {len(files) - n_test} fits" if len(files) > n_test else f"fewer than {len(files)} test fit"
+        lists = _read(dataset, Path(source), max(sizes))
+        left = [file for file in dataset.files if not any(file in files for files in lists.values())]
+        left = [file for (file,) in _mixed(dataset, [[file] for file in left], seeds.rng())]
+    if (wanted := n_fresh - len(lists["fresh"])) > 0:
+        leaking = {file for file, _ in near_duplicates(dataset, left, [*lists["val"], *lists["test"]])}
+        lists["fresh"] += [file for file in left if file not in leaking][:wanted]
+    if (lacking := n_fresh - len(lists["fresh"])) > 0:
+        larger = f"phantom.n_images would have to be {len(dataset.files) + lacking}; " * (dataset.name == "phantom")
         raise CompanionError(
-            f"{source}{dataset.name} has {len(files)} micrographs; {n_train} for training and {n_test} for testing "
-            f"need {n_train + n_test}: with {n_test} held out {fits} (sizes and n_test of the profile)"
+            f"arm EXP+FRESH needs n_fresh = {n_fresh} micrographs beside those of split {name}, {dataset.name} has "
+            f"{n_fresh - lacking}: {larger}lower n_fresh or sizes of the profile"
         )
-    members: dict[str, list[str]] = {}
-    for file, group in zip(files, groups(dataset, files, group_by), strict=True):
-        members.setdefault(group, []).append(file)
-    order = seeds.generator(root_seed, "split", dataset.name, seed).permutation(len(members))
-    shuffled = [list(members.values())[k] for k in order]
-    test, left = _take(shuffled, n_test)
-    # Of what no N trains on, from the other end: what tests, and (without groups) what trains first, is the same
-    # however many choose thresholds.
-    val, left = _take(left[::-1], min(n_val, sum(map(len, left)) - n_train))
-    train = [file for group in left[::-1] for file in group]
+    files = {part: tuple(lists[part]) for part in LISTS}
+    return Split(name, dataset.name, **files, warning="\n".join(_warnings(dataset, files, sizes)))
+
+
+def _draw(
+    dataset: DataSet, n_train: int, n_test: int, n_val: int, group_by: str | None, rng: np.random.Generator
+) -> dict[str, list[str]]:
+    """Lists of a split: test from the front of a mixed sequence, then validation, training from its other end."""
+    sequence = _mixed(dataset, _inseparable(dataset, sorted(dataset.files), group_by), rng)
+    test, left = _take(sequence, n_test)
+    val, left = _take(left, min(n_val, sum(map(len, left)) - n_train))
+    train = [file for together in reversed(left) for file in together]
     if not test or len(train) < n_train:
-        sizes_of = sorted(map(len, shuffled), reverse=True)
         raise CompanionError(
-            f"{source}grouped by {group_by}, {dataset.name} has groups of {', '.join(map(str, sizes_of[:10]))} "
-            f"micrographs: {n_test} for testing and {n_train} for training cannot be kept apart"
+            f"{dataset.name} has {len(dataset.files)} micrographs, up to {max(map(len, sequence))} of which stay on "
+            f"one side (group_by {group_by}, near-duplicates): {n_train} for training and {n_test} for testing do not "
+            "fit; lower sizes or n_test of the profile"
         )
-    return Split(name, dataset.name, tuple(train), tuple(sorted(test)), tuple(sorted(val)), seed)
+    return {"train": train, "val": sorted(val), "test": sorted(test), "fresh": []}
+
+
+def _mixed(dataset: DataSet, groups: Sequence[list[str]], rng: np.random.Generator) -> list[list[str]]:
+    """Groups of files in random order, but so that every stretch of them has the same mix of pixel sizes.
+
+    Systematic sampling: those of one pixel size are spread evenly, the last of them at the very end. Training begins
+    there, so that what is rare is trained on before it is tested.
+    """
+    scale, place = _scales(dataset), np.empty(len(groups))
+    strata = np.array([scale[files[0]] for files in groups])
+    for value in np.unique(strata):
+        own = rng.permutation(np.flatnonzero(strata == value))
+        reached = np.cumsum([len(groups[k]) for k in own])
+        place[own] = reached / reached[-1]
+    return [groups[k] for k in np.argsort(place, kind="stable")]
 
 
 def _take(groups: Sequence[list[str]], number: int) -> tuple[list[str], list[list[str]]]:
     """Files of the first groups that fit into `number`, and the groups that are left, in their order."""
     taken: list[str] = []
     left = []
-    for group in groups:
-        if len(taken) + len(group) <= number:
-            taken.extend(group)
+    for files in groups:
+        if len(taken) + len(files) <= number:
+            taken += files
         else:
-            left.append(group)
+            left.append(files)
     return taken, left
 
 
-def groups(dataset: DataSet, files: Sequence[str], group_by: str | None) -> list[str]:
-    """The group of each file: micrographs of one group stay on one side of a split.
+def _inseparable(dataset: DataSet, files: Sequence[str], group_by: str | None) -> list[list[str]]:
+    """Files that a split must keep together: of one group, or near-duplicates, directly or by way of others."""
+    place, first = {file: k for k, file in enumerate(files)}, {}
+    links = [(first.setdefault(group_of(dataset.micrograph(file), group_by), k), k) for file, k in place.items()]
+    links += [(place[a], place[b]) for a, b in near_duplicates(dataset, files, files)]
+    linked = coo_array((np.ones(len(links)), np.transpose(links)), shape=(len(files), len(files)))
+    number, component = connected_components(linked, directed=False)
+    return [[files[k] for k in np.flatnonzero(component == c)] for c in range(number)]
+
+
+def group_of(micrograph: Micrograph, group_by: str | None) -> str:
+    """The group of a micrograph: those of one group stay on one side of a split.
 
     Parameters
     ----------
     group_by : an entry of ``images`` in the annotation file, e.g. grain or magnification; or a regular expression
         for the file name, whose first parenthesis (or whole match) is the group; None: every file for itself
     """
-    if group_by is None:
-        return list(files)
-    micrographs = [dataset.micrograph(file) for file in files]
-    if all(group_by in m.attributes for m in micrographs):
-        return [str(m.attributes[group_by]) for m in micrographs]
-    known = sorted(set.intersection(*(set(m.attributes) for m in micrographs)))
+    if group_by is None or group_by in micrograph.attributes:
+        return str(micrograph.attributes[group_by] if group_by else micrograph.file_name)
     try:
-        found = [re.search(group_by, file) for file in files]
+        match = re.search(group_by, micrograph.file_name)
     except re.error as error:
         raise CompanionError(f"group_by '{group_by}' is not a regular expression: {error}") from None
-    if unmatched := [file for file, match in zip(files, found, strict=True) if match is None]:
+    if match is None:
         raise CompanionError(
-            f"group_by '{group_by}' is neither an entry of every image ({', '.join(known) or 'there is none'}) nor "
-            f"found in the file name of {', '.join(unmatched[:5])}"
+            f"group_by '{group_by}' is neither an entry of {micrograph.file_name} in the annotation file "
+            f"({', '.join(micrograph.attributes) or 'it has none'}) nor found in its name"
         )
-    return [match[1] if match.re.groups else match[0] for match in found if match]
+    return match[match.lastindex or 0]
 
 
-def _from_file(dataset: DataSet, path: Path, sizes: Sequence[int], held_out: tuple[int, int], root_seed: int) -> Split:
+def near_duplicates(dataset: DataSet, some: Sequence[str], others: Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs of files, one of each list, whose perceptual hashes differ in at most `NEAR_DUPLICATE_BITS` of 64 bits.
+
+    A file is not its own duplicate, and of two equal lists each pair is given once.
+    """
+    paths = {m.file_name: m.path for m in dataset.micrographs}
+    a, b = (np.array([_hash(paths[file], paths[file].stat().st_mtime_ns) for file in files]).reshape(-1, 64)
+            for files in (some, others))  # fmt: skip
+    alike = np.argwhere((a[:, None] != b[None]).sum(axis=2) <= NEAR_DUPLICATE_BITS)
+    pairs = dict.fromkeys((some[i], others[j]) for i, j in alike if some[i] != others[j])
+    return [pair for k, pair in enumerate(pairs) if pair[::-1] not in list(pairs)[:k]]
+
+
+@lru_cache(maxsize=4096)
+def _hash(path: Path, _modified: int) -> NDArray[np.bool_]:
+    """Perceptual hash, bool [64], of an image file."""
+    return imagehash.phash(Image.fromarray(to_uint8(read_grey(path)))).hash.ravel()
+
+
+def _scales(dataset: DataSet) -> dict[str, float]:
+    return {m.file_name: m.pixel_size_nm for m in dataset.micrographs}
+
+
+def _warnings(dataset: DataSet, lists: dict[str, tuple[str, ...]], sizes: Sequence[int]) -> list[str]:
+    scale = _scales(dataset)
+    tested = Counter(scale[file] for file in lists["test"])
+    found = [
+        f"{number} test micrograph(s) have {size:g} nm per px, which none of the first {n} training micrographs has"
+        for n in sorted(sizes) for size, number in tested.items() if size not in {scale[f] for f in lists["train"][:n]}
+    ]  # fmt: skip
+    for one, other in (("train", "test"), ("train", "val"), ("val", "test")):
+        alike = near_duplicates(dataset, lists[one], lists[other])
+        found += [f"{a} ({one}) and {b} ({other}) look like the same field" for a, b in alike]
+    return found
+
+
+class _File(Section):
+    """A split file."""
+
+    name: str = ""
+    dataset: str | None = None
+    train: Annotated[list[str], Field(min_length=1)]
+    val: tuple[str, ...] = ()
+    test: Annotated[list[str], Field(min_length=1)]
+    fresh: tuple[str, ...] = ()
+
+
+def _read(dataset: DataSet, path: Path, n_train: int) -> dict[str, list[str]]:
+    """The lists of a split file that can be used with the data set."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -206,37 +248,18 @@ def _from_file(dataset: DataSet, path: Path, sizes: Sequence[int], held_out: tup
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise CompanionError(f"{path} is not a split file: {error}") from None
     if not isinstance(content, dict):
-        raise CompanionError(f"{path} is not a split file: it should map {', '.join(KEYS)} to values")
-    found = [f"{key}: no such entry; {nearest(str(key), KEYS)}" for key in content if key not in KEYS]
-    if (named := content.get("dataset", dataset.name)) != dataset.name:
-        found.append(f"it is for data set '{named}', not '{dataset.name}'")
-    name = str(content.get("name", path.stem))
-    if "train" not in content and "test" not in content and isinstance(content.get("seed"), int) and not found:
-        return _drawn(dataset, name, content["seed"], sizes, held_out, root_seed, content.get("group_by"), f"{path}: ")
-    if "group_by" in content:
-        found.append("group_by goes with a seed, not with lists")
-    lists = {key: content.get(key, []) for key in ("train", "test", "val")}
-    for key, files in lists.items():
-        if not isinstance(files, list) or not all(isinstance(file, str) for file in files):
-            found.append(f"{key} should be a list of file names, is {files!r}")
-            lists[key] = []
-        elif not files and key != "val":
-            found.append(f"{key} is missing or empty (and there is no seed to draw it with)")
-    found += _list_problems(dataset, lists, max(sizes))
+        raise CompanionError(f"{path} is not a split file: it should map {', '.join(_File.model_fields)} to values")
+    given, found = validate(_File, content, source=str(path)), []
+    if given.dataset not in (None, dataset.name):
+        found.append(f"it is for data set '{given.dataset}', not '{dataset.name}'")
+    lists = {part: list(getattr(given, part)) for part in LISTS}
+    named = Counter(file for files in lists.values() for file in files)
+    found += [f"{file} is not in {dataset.name}; {nearest(file, dataset.files)}" for file in named
+              if file not in dataset.files]  # fmt: skip
+    found += [f"{file} is named {times} times, in {', '.join(part for part in LISTS if file in lists[part])}"
+              for file, times in named.items() if times > 1]  # fmt: skip
+    if len(given.train) < n_train:
+        found.append(f"train lists {len(given.train)} micrographs; the profile asks for N = {n_train}")
     if found:
         raise problems(f"{path}: {len(found)} problem(s)", found)
-    return Split(name, dataset.name, *(tuple(lists[key]) for key in ("train", "test", "val")))
-
-
-def _list_problems(dataset: DataSet, lists: dict[str, list[str]], n_train: int) -> list[str]:
-    found = []
-    for key, files in lists.items():
-        for file in sorted(set(files) - set(dataset.files)):
-            found.append(f"{key} names {file}, which {dataset.name} does not have; {nearest(file, dataset.files)}")
-        found += [f"{key} names {file} twice" for file in sorted({f for f in files if files.count(f) > 1})]
-    for a, b in (("train", "test"), ("train", "val"), ("test", "val")):
-        if both := sorted(set(lists[a]) & set(lists[b])):
-            found.append(f"{a} and {b} overlap: {', '.join(both)}")
-    if lists["train"] and len(lists["train"]) < n_train:
-        found.append(f"train lists {len(lists['train'])} micrographs; the profile asks for N = {n_train}")
-    return found
+    return lists

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from companion.geometry import ellipse_radius
 from companion.config.phantom import Annotator
+from companion.geometry import ellipse_radius
 from companion.phantom.crystal import BLACK_DOT, LOOP_100, LOOP_111
 from companion.phantom.scene import SMALL_NM, Defect, Scene, Window
 
@@ -72,21 +72,17 @@ def confusable(defect: Defect, pixel_size_nm: float, pick: float) -> int:
 
 
 def drawn_mask(scene: Scene, defect: Defect, annotator: Annotator, waves: NDArray) -> tuple[NDArray[np.bool_], Window]:
-    """Mask inside a hand-drawn outline: the ellipse, scaled by bias and by undulations around it."""
-    if annotator.outline_jitter == 0 and annotator.outline_bias == 0:
+    """Mask inside a hand-drawn outline: the ellipse, scaled by undulations around it."""
+    if annotator.outline_jitter == 0:
         return scene.mask(defect)
-    reach = 1 + abs(annotator.outline_bias) + 4 * annotator.outline_jitter
-    shape = (scene.size_px, scene.size_px)
+    reach, turn = 1 + 4 * annotator.outline_jitter, np.deg2rad(defect.angle_deg)
     axes = defect.major_px * reach, defect.minor_px * reach
-    radius, window = ellipse_radius(shape, defect.x, defect.y, *axes, defect.angle_deg)
+    radius, window = ellipse_radius((scene.size_px, scene.size_px), defect.x, defect.y, *axes, defect.angle_deg)
     rows, columns = (np.arange(part.start, max(part.start, part.stop)) + 0.5 for part in window)
     dx, dy = columns[None, :] - defect.x, rows[:, None] - defect.y
-    turn = np.deg2rad(defect.angle_deg)
     around = np.arctan2((dx * np.sin(turn) + dy * np.cos(turn)) / defect.minor_px,
                         (dx * np.cos(turn) - dy * np.sin(turn)) / defect.major_px)  # fmt: skip
-    outline = np.full(radius.shape, 1 + annotator.outline_bias)
+    outline = np.zeros(radius.shape)
     for k, cosine, sine in zip(WAVES, *waves, strict=True):
-        outline += (
-            annotator.outline_jitter / np.sqrt(len(WAVES)) * (cosine * np.cos(k * around) + sine * np.sin(k * around))
-        )
-    return radius * reach <= outline, window
+        outline += cosine * np.cos(k * around) + sine * np.sin(k * around)
+    return radius * reach <= 1 + annotator.outline_jitter / np.sqrt(len(WAVES)) * outline, window

@@ -10,27 +10,25 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from companion import seeds
 from companion.config.phantom import Phantom
-from companion.phantom.scene import Defect, Line, Scene, Session
+from companion.phantom.scene import Defect, Line, Scene, Session, Window
+from companion.seeds import Seeds
 
 SUBPIXEL_BITS = 4  # cv2 draws lines at 1/16 px
 
 
-def render(scene: Scene, parameters: Phantom, root_seed: int, number: int) -> NDArray[np.uint8]:
+def image(scene: Scene, phantom: Phantom, seeds: Seeds, number: int) -> NDArray[np.uint8]:
     """Micrograph `number` of a scene, uint8 [S, S]; frames of one field share their background, not their scan."""
-    foil = seeds.generator(root_seed, "phantom", "foil", scene.same_field_as or number)
-    scan = seeds.generator(root_seed, "phantom", "scan", number)
-    size = scene.size_px
-    signal = background(size, scene.pixel_size_nm, parameters, foil)  # transmitted share of the mean, around 1
-    signal *= 1 - np.minimum(draw_lines(scene.lines, size), 0.8)
+    size, foil = scene.size_px, seeds.rng("foil", scene.same_field_as or number)
+    signal = background(size, scene.pixel_size_nm, phantom, foil)  # transmitted share of the mean, around 1
+    signal *= 1 - draw_lines(scene.lines, size)
     for defect in scene.defects:
         stamp, window = defect_contrast(defect, size)
         signal[window] *= 1 - stamp
-    return record(signal, parameters, scene.session, scan)
+    return record(signal, phantom, scene.session, seeds.rng("scan", number))
 
 
-def defect_contrast(defect: Defect, size: int) -> tuple[NDArray[np.float64], tuple[slice, slice]]:
+def defect_contrast(defect: Defect, size: int) -> tuple[NDArray[np.float64], Window]:
     """Loss of signal by one defect, [h, w] in [0, 1), and its window in the image of side `size` px."""
     blur = max(defect.blur_px, 0.3)
     reach = defect.major_px / 2 + 4 * blur + 1
@@ -70,7 +68,7 @@ def defect_contrast(defect: Defect, size: int) -> tuple[NDArray[np.float64], tup
 
 
 def draw_lines(lines: tuple[Line, ...], size: int) -> NDArray[np.float64]:
-    """Loss of signal by unlabelled lines, [S, S]."""
+    """Loss of signal by unlabelled lines, [S, S] in [0, 0.8]."""
     total = np.zeros((size, size))
     for line in lines:
         layer = np.zeros((size, size), dtype=np.uint8)
@@ -80,7 +78,7 @@ def draw_lines(lines: tuple[Line, ...], size: int) -> NDArray[np.float64]:
             cv2.line(layer, start.tolist(), end.tolist(), round(255 * float(amplitude)),
                      max(1, round(line.width_px)), cv2.LINE_AA, SUBPIXEL_BITS)  # fmt: skip
         total = np.maximum(total, layer / 255.0)
-    return cv2.GaussianBlur(total, (0, 0), 1.0)
+    return np.minimum(cv2.GaussianBlur(total, (0, 0), 1.0), 0.8)
 
 
 def smooth_field(size: int, order: int, rng: np.random.Generator) -> NDArray[np.float64]:

@@ -1,81 +1,103 @@
-"""Given defects painted with the phantom's optics: simulated masks become micrograph patches without any network.
+"""Given masks painted with the phantom's optics: simulated masks become micrograph patches without any network.
 
 What a mask does not say (depth, strength, rim, background, unlabelled lines, noise) is drawn as for a micrograph.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+import cv2
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
+from skimage.measure import find_contours, regionprops
 
-from companion import seeds
 from companion.config.phantom import Phantom
+from companion.errors import CompanionError
 from companion.phantom.optics import background, defect_contrast, draw_lines, record
-from companion.phantom.scene import CLASSES, EDGE_ON_RATIO, dressed, empty_scene
+from companion.phantom.scene import CLASSES, EDGE_ON_RATIO, Ellipse, dressed, empty_scene
+from companion.seeds import Seeds
+
+if TYPE_CHECKING:
+    from companion.micrographs.patches import Patches
+
+ARC_POINTS = 10  # an ellipse has five parameters; part of one needs more points
+SMALLEST_MINOR_PX, LARGEST_MAJOR = 0.5, 2.0  # beyond them a fit has failed; the latter in diagonals of its box
 
 
-def paint(
-    ellipses: pd.DataFrame,
-    pixel_sizes_nm: NDArray[np.floating],
-    size: int,
-    classes: Sequence[str],
-    parameters: Phantom,
-    root_seed: int,
-    *names: str | int,
-) -> NDArray[np.uint8]:
-    """Micrograph patches in which the given defects lie.
+def paint_masks(patches: Patches, phantom: Phantom, seeds: Seeds) -> NDArray[np.uint8]:
+    """Images of the given masks as a perfect image model would make them.
 
     Patches are painted as tiles of whole micrographs of one pixel size each, so that neighbours share foil, scan
     and gain as cut patches do; a defect that a border cuts does not reach into the next tile.
 
     Parameters
     ----------
-    ellipses : one row per defect: patch, class, x, y, major_px, minor_px, angle_deg (the ellipse may leave the patch)
-    pixel_sizes_nm : [P]
-    size : side of a patch, px; at most ``parameters.size_px``
-    classes : names of the classes; must be the phantom's
-    root_seed, names : where the random draws come from
+    patches : masks; their images, if any, are not looked at
+    phantom : whose optics; what it says of the number of micrographs and of their defects does not matter
 
     Returns
     -------
-    uint8 [P, size, size]
+    uint8 [P, S, S]
 
     Raises
     ------
-    ValueError
+    CompanionError
         When the classes are not the phantom's or a patch is larger than a micrograph.
     """
-    if tuple(classes) != CLASSES or size > parameters.size_px:
-        raise ValueError(f"the phantom paints classes {CLASSES} in {parameters.size_px} px, not {classes} in {size} px")
-    images = np.empty((len(pixel_sizes_nm), size, size), dtype=np.uint8)
-    columns = ["class", "x", "y", "major_px", "minor_px", "angle_deg"]
-    by_patch = {patch: rows[columns].to_numpy(dtype=float).tolist() for patch, rows in ellipses.groupby("patch")}
-    side = parameters.size_px // size  # tiles along a micrograph
-    for pixel_size in np.unique(pixel_sizes_nm):
-        own = np.flatnonzero(pixel_sizes_nm == pixel_size)
-        for start in range(0, len(own), side**2):
-            chosen = own[start : start + side**2]
+    size = patches.size
+    if tuple(patches.classes) != CLASSES:
+        raise CompanionError(f"masks are painted with the phantom's optics, for classes {CLASSES}: {patches.classes}")
+    if size > phantom.size_px:
+        raise CompanionError(f"patches of {size} px are larger than phantom.size_px = {phantom.size_px}")
+    images = np.empty(patches.instances.shape, dtype=np.uint8)
+    codes = {(p, i): c for p, i, c in patches.table[["patch", "instance", "class"]].itertuples(index=False)}
+    scales, side = patches.index["pixel_size_nm"].to_numpy(), phantom.size_px // size  # tiles along a micrograph
+    for scale in np.unique(scales):
+        own = np.flatnonzero(scales == scale)
+        for chosen in np.split(own, range(side**2, len(own), side**2)):
             # One each, so that foil and scan do not depend on how many defects there are.
-            foil, looks, scan = (
-                seeds.generator(root_seed, *names, int(chosen[0]), n) for n in ("foil", "looks", "scan")
-            )
-            scene = empty_scene(parameters, float(pixel_size), foil)
-            signal = background(scene.size_px, scene.pixel_size_nm, parameters, foil)
-            signal *= 1 - np.minimum(draw_lines(scene.lines, scene.size_px), 0.8)
-            corners = [(size * (k // side), size * (k % side)) for k in range(len(chosen))]
-            tiles = [(slice(y, y + size), slice(x, x + size)) for y, x in corners]
+            foil, looks, scan = (seeds.rng(int(chosen[0]), name) for name in ("foil", "looks", "scan"))
+            scene = empty_scene(phantom, float(scale), foil)
+            signal = background(scene.size_px, scene.pixel_size_nm, phantom, foil)
+            signal *= 1 - draw_lines(scene.lines, scene.size_px)
+            tiles = [np.s_[size * y : size * (y + 1), size * x : size * (x + 1)]
+                     for y, x in (divmod(k, side) for k in range(len(chosen)))]  # fmt: skip
             for patch, tile in zip(chosen, tiles, strict=True):
-                for code, *ellipse in by_patch.get(patch, []):
+                for instance, ellipse in ellipses(np.asarray(patches.instances[patch])).items():
                     # A loop is edge-on by its aspect, or by being no wider than edge-on loops are.
-                    major, minor = ellipse[2:4]
-                    thin = minor < EDGE_ON_RATIO * major or minor * pixel_size <= parameters.edge_on_nm[1]
-                    defect = dressed(int(code), tuple(ellipse), thin, looks.uniform(size=6), scene, parameters)
+                    thin = ellipse[3] < EDGE_ON_RATIO * ellipse[2] or ellipse[3] * scale <= phantom.edge_on_nm[1]
+                    code = codes[int(patch), instance]
+                    defect = dressed(code, ellipse, thin, looks.uniform(size=6), scene, phantom)
                     stamp, window = defect_contrast(defect, size)
                     signal[tile][window] *= 1 - stamp
-            micrograph = record(signal, parameters, scene.session, scan)
-            for patch, tile in zip(chosen, tiles, strict=True):
-                images[patch] = micrograph[tile]
+            micrograph = record(signal, phantom, scene.session, scan)
+            images[chosen] = [micrograph[tile] for tile in tiles]
     return images
+
+
+def ellipses(ids: NDArray[np.integer]) -> dict[int, Ellipse]:
+    """Ellipse of every instance of a patch [S, S] by its id.
+
+    That of the second moments of its pixels; of an instance that the border cuts, the one through its outline inside
+    the patch (cv2.fitEllipse), which continues beyond the border, unless that outline is too short.
+    """
+    found = {}
+    for region in regionprops(ids):
+        y, x = region.centroid
+        # A pixel is a square: its sides add 1/12 to the variance of its centre, which is L^2 / 16 for an axis L.
+        major, minor = np.hypot((region.axis_major_length, region.axis_minor_length), np.sqrt(16 / 12)).tolist()
+        found[region.label] = (x + 0.5, y + 0.5, major, minor, np.rad2deg(region.orientation) + 90.0)
+        y1, x1, y2, x2 = region.bbox
+        if min(y1, x1) > 0 and max(y2, x2) < len(ids):
+            continue
+        outlines = find_contours(ids == region.label, 0.5)  # open where the border cuts
+        arc = max(outlines, key=len, default=np.zeros((0, 2)))[:, ::-1].astype(np.float32)
+        if len(arc) >= ARC_POINTS:
+            (x, y), (width, height), turned = cv2.fitEllipse(arc)
+            minor, major = sorted((width, height))
+            if minor >= SMALLEST_MINOR_PX and major <= LARGEST_MAJOR * np.hypot(y2 - y1, x2 - x1):
+                # OpenCV turns clockwise as displayed, and its angle is that of the first side.
+                angle = -turned if width >= height else 90.0 - turned
+                found[region.label] = (x + 0.5, y + 0.5, major, minor, angle)
+    return found

@@ -13,14 +13,15 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from companion import seeds
-from companion.geometry import ellipse_radius
 from companion.config.phantom import Phantom
+from companion.geometry import ellipse_radius
 from companion.phantom.crystal import BLACK_DOT, LOOP_111, random_loop, zone_axis
+from companion.seeds import Seeds
 
 CLASSES = ("<100> loop", "<111> loop", "black dot")
 Look = Literal["rim", "filled", "coffee-bean", "edge-on", "dot"]
-Window = tuple[slice, slice]
+Window = tuple[slice, slice]  # (rows, columns)
+Ellipse = tuple[float, float, float, float, float]  # x, y, major_px, minor_px, angle_deg
 
 EDGE_ON_RATIO = 0.25  # below this minor/major a loop looks like a bar
 SMALL_NM = 11.0  # loops below this diameter have no room for a rim
@@ -115,42 +116,39 @@ class Scene:
         return radius <= 1, window
 
 
-def draw_scene(parameters: Phantom, root_seed: int, number: int) -> Scene:
+def draw_scene(phantom: Phantom, seeds: Seeds, number: int) -> Scene:
     """Draw the content of micrograph `number` (1, 2, ...) of a data set.
 
     The density is per px, not per nm: microscopists choose the magnification by what they want to see.
     """
-    p, rng = parameters, seeds.generator(root_seed, "phantom", "scene", number)
+    p, rng = phantom, seeds.rng("scene", number)
     if number > 1 and rng.uniform() < p.duplicate_share:
-        earlier = draw_scene(p, root_seed, number - 1)
+        earlier = draw_scene(p, seeds, number - 1)
         source = earlier.same_field_as or number - 1
         return replace(_moved(earlier, rng.normal(0, DRIFT * p.size_px, 2)), same_field_as=source)
     names = sorted(p.magnifications)
     name = names[rng.choice(len(names), p=[p.magnifications[n][1] for n in names])]
     grain = 1 + (number - 1) // p.frames_per_grain
-    crystal = seeds.generator(root_seed, "phantom", "grain", grain)
-    beam = zone_axis(p.beam, p.zone_error_deg, crystal)
-    azimuth, pixel_size = float(crystal.uniform(0, 360)), p.magnifications[name][0]
-    session = _draw_session(p, pixel_size, seeds.generator(root_seed, "phantom", "session", grain))
-    empty = Scene(p.size_px, name, pixel_size, grain, beam, azimuth, session, (), ())
-    defects = _place_defects(empty, p, rng)
-    return replace(empty, defects=tuple(defects), lines=tuple(_draw_lines(empty, p, rng)))
+    empty = _crystal(p, p.magnifications[name][0], seeds.rng("grain", grain), seeds.rng("session", grain))
+    empty = replace(empty, magnification=name, grain=grain)
+    return replace(empty, defects=_place_defects(empty, p, rng), lines=_draw_lines(empty, p, rng))
 
 
-def empty_scene(parameters: Phantom, pixel_size_nm: float, rng: np.random.Generator) -> Scene:
+def empty_scene(phantom: Phantom, pixel_size_nm: float, rng: np.random.Generator) -> Scene:
     """A micrograph of a crystal of its own with the unlabelled lines, but without a defect."""
-    p, beam = parameters, zone_axis(parameters.beam, parameters.zone_error_deg, rng)
-    azimuth = float(rng.uniform(0, 360))
-    empty = Scene(p.size_px, "", pixel_size_nm, 0, beam, azimuth, _draw_session(p, pixel_size_nm, rng), (), ())
-    return replace(empty, lines=tuple(_draw_lines(empty, p, rng)))
+    empty = _crystal(phantom, pixel_size_nm, rng, rng)
+    return replace(empty, lines=_draw_lines(empty, phantom, rng))
 
 
-def _draw_session(p: Phantom, pixel_size_nm: float, rng: np.random.Generator) -> Session:
-    return Session(
+def _crystal(p: Phantom, pixel_size_nm: float, crystal: np.random.Generator, rng: np.random.Generator) -> Scene:
+    """A scene with nothing in it: orientation drawn from `crystal`, recording conditions from `rng`."""
+    beam, azimuth = zone_axis(p.beam, p.zone_error_deg, crystal), float(crystal.uniform(0, 360))
+    session = Session(
         dose_electrons=float(p.dose_electrons * np.exp(p.dose_spread * rng.standard_normal())),
         contrast=float(np.exp(p.contrast_spread * rng.standard_normal())),
         defocus_px=float(rng.uniform(0, p.defocus_nm)) / pixel_size_nm,
     )
+    return Scene(p.size_px, "", pixel_size_nm, 0, beam, azimuth, session, (), ())
 
 
 def _moved(scene: Scene, by: NDArray) -> Scene:
@@ -169,11 +167,17 @@ def _place_defects(scene: Scene, p: Phantom, rng: np.random.Generator) -> tuple[
     density = p.defects_per_megapixel * np.exp(p.density_spread * rng.standard_normal())
     codes = 1 + rng.choice(3, size=rng.poisson(density * area), p=np.array(p.class_shares) / sum(p.class_shares))
     defects: list[Defect] = []
+    taken = np.zeros((0, 3))  # x, y, mean radius
     for code in codes:
         shape = _draw_defect(int(code), scene, p, rng)
-        place = _free_place(shape, defects, scene.size_px, margin, p.crowding, rng)
-        if place is not None:
-            defects.append(replace(shape, x=place[0], y=place[1]))
+        # The first of many centres whose circle of equal area keeps its distance from the others; none: left out.
+        places = rng.uniform(-margin, scene.size_px + margin, size=(PLACEMENT_TRIES, 2))
+        gaps = ((places[:, None] - taken[:, :2]) ** 2).sum(axis=2)
+        free = (gaps >= ((1 - p.crowding) * (taken[:, 2] + shape.mean_radius_px)) ** 2).all(axis=1)
+        if free.any():
+            x, y = places[free.argmax()].tolist()
+            defects.append(replace(shape, x=x, y=y))
+            taken = np.vstack([taken, (x, y, shape.mean_radius_px)])
     return _visible(scene, defects)
 
 
@@ -193,19 +197,11 @@ def _draw_defect(code: int, scene: Scene, p: Phantom, rng: np.random.Generator) 
     return dressed(code, ellipse, ratio < EDGE_ON_RATIO, (*looks, uneven), scene, p)
 
 
-def dressed(
-    code: int,
-    ellipse: tuple[float, float, float, float, float],
-    edge_on: bool,
-    draws: Sequence[float],
-    scene: Scene,
-    p: Phantom,
-) -> Defect:
+def dressed(code: int, ellipse: Ellipse, edge_on: bool, draws: Sequence[float], scene: Scene, p: Phantom) -> Defect:
     """A defect of given outline with everything else that decides how it looks.
 
     Parameters
     ----------
-    ellipse : x, y, major_px, minor_px, angle_deg
     edge_on : whether a loop is seen along its plane
     draws : six uniform numbers in 0-1, for depth, strength, rim, inside, kind of look and unevenness
     """
@@ -223,40 +219,18 @@ def dressed(
     amplitude = scene.session.contrast * p.contrast[0] * (p.contrast[1] / p.contrast[0]) ** strength
     amplitude *= 1 - p.depth_fade * depth
     return Defect(
-        code=code,
-        look=look,
-        x=x,
-        y=y,
-        major_px=major_px,
-        minor_px=minor_px,
-        angle_deg=angle_deg % 180,
-        rim_px=_between(p.rim_nm, rim) / scene.pixel_size_nm,
-        inner=_between(p.inner_contrast, inner),
-        depth=depth,
-        amplitude=min(amplitude, 0.9),
-        blur_px=_between(p.depth_blur_nm, depth) / scene.pixel_size_nm,
-        unevenness=uneven * p.rim_unevenness,
+        code, look, x, y, major_px, minor_px, angle_deg % 180, rim_px=_between(p.rim_nm, rim) / scene.pixel_size_nm,
+        inner=_between(p.inner_contrast, inner), depth=depth, amplitude=min(amplitude, 0.9),
+        blur_px=_between(p.depth_blur_nm, depth) / scene.pixel_size_nm, unevenness=uneven * p.rim_unevenness,
         uneven_deg=scene.azimuth_deg % 180,
-    )
+    )  # fmt: skip
 
 
 def _between(limits: tuple[float, float], share: float) -> float:
     return limits[0] + (limits[1] - limits[0]) * share
 
 
-def _free_place(
-    shape: Defect, others: Sequence[Defect], size: int, margin: float, crowding: float, rng: np.random.Generator
-) -> tuple[float, float] | None:
-    """A centre whose mean-radius circle keeps its distance from the others; None after many tries."""
-    taken = np.array([(d.x, d.y, d.mean_radius_px) for d in others]).reshape(-1, 3)
-    for x, y in rng.uniform(-margin, size + margin, size=(PLACEMENT_TRIES, 2)):
-        gap = (taken[:, 0] - x) ** 2 + (taken[:, 1] - y) ** 2
-        if (gap >= ((1 - crowding) * (taken[:, 2] + shape.mean_radius_px)) ** 2).all():
-            return float(x), float(y)
-    return None
-
-
-def _draw_lines(scene: Scene, p: Phantom, rng: np.random.Generator) -> list[Line]:
+def _draw_lines(scene: Scene, p: Phantom, rng: np.random.Generator) -> tuple[Line, ...]:
     size, scale = scene.size_px, scene.pixel_size_nm
     megapixels = size * size / 2**20
     lines: list[Line] = []
@@ -281,7 +255,7 @@ def _draw_lines(scene: Scene, p: Phantom, rng: np.random.Generator) -> list[Line
         outline = np.stack([x + along * np.cos(turn) + across * np.sin(turn),
                             y - along * np.sin(turn) + across * np.cos(turn)], axis=1)  # fmt: skip
         lines.append(Line(outline, rng.uniform(1.5, 3.5) / scale, _uneven(72, scene, p, rng)))
-    return lines
+    return tuple(lines)
 
 
 def _uneven(n: int, scene: Scene, p: Phantom, rng: np.random.Generator) -> NDArray[np.float64]:

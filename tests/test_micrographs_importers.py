@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from companion.errors import CompanionError
 from companion.micrographs.dataset import load_dataset
 from companion.micrographs.formats import FORMATS
 from companion.micrographs.importers import import_dataset, import_record, parse_merge
-from companion.errors import CompanionError
 
 SQUARE = [10, 10, 20, 10, 20, 20, 10, 20]
 CLASSES = ("loop", "dot")
@@ -172,13 +172,6 @@ def test_16_bit_label_maps_and_regions_that_touch_at_a_corner(images, tmp_path):
     assert truths(dataset)["a_70kx.png"] == [(1, 8), (2, 25)]
 
 
-def test_label_maps_of_another_size_are_named(images, tmp_path):
-    labels = labels_of("labelmap", tmp_path)
-    Image.fromarray(np.zeros((50, 64), np.uint8)).save(labels / "a_70kx.png")
-    with pytest.raises(CompanionError, match=r"a_70kx.png: is 64 x 48 px, annotated as 64 x 50"):
-        import_dataset("labelmap", images, labels, CLASSES, 1, tmp_path / "out")
-
-
 def test_via_shapes_and_their_problems(images, tmp_path):
     def region(shape, kind="loop"):
         return {"shape_attributes": shape, "region_attributes": {"kind": kind}}
@@ -269,30 +262,11 @@ def test_sub_labels_of_a_coco_file_are_merged(images, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("edge-on", "is not sub-labels=class"),
-        ("a,=b", "is not sub-labels=class"),
-        ("a=b=c", "is not sub-labels=class"),
-        ("a=b;a=c", "sub-label 'a' to both 'b' and 'c'"),
-    ],
-)
-def test_merges_that_say_nothing_clear(text, said):
-    with pytest.raises(CompanionError, match=said):
-        parse_merge(text)
-
-
-def test_a_4096_px_image_is_imported(tmp_path):
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    Image.fromarray(np.zeros((4096, 4096), np.uint8)).save(folder / "big.png")
-    squares = [
-        {"category_id": 0, "segmentation": [[x, x, x + 9, x, x + 9, x + 9, x, x + 9]]} for x in range(0, 4000, 40)
-    ]
-    labels = written(tmp_path / "d2.json", [{"file_name": "big.png", "annotations": squares}])
-    dataset = import_dataset("detectron2", folder, labels, ["dot"], 1, tmp_path / "out")
-    assert {area for _, area in truths(dataset)["big.png"]} == {81}
+def test_merges_that_say_nothing_clear():
+    said = "is not sub-labels=class"
+    for text, message in (("edge-on", said), ("a,=b", said), ("a=b=c", said), ("a=b;a=c", "'a' to both 'b' and 'c'")):
+        with pytest.raises(CompanionError, match=message):
+            parse_merge(text)
 
 
 def test_a_downloaded_record_with_one_coco_file(images, tmp_path):
@@ -302,11 +276,38 @@ def test_a_downloaded_record_with_one_coco_file(images, tmp_path):
     record = tmp_path / "record"
     record.mkdir()
     shutil.make_archive(str(record / "data"), "zip", images)
-    (tmp_path / "out").mkdir()
     import_record(record, tmp_path / "out", {"name": "made"})
     dataset = load_dataset(tmp_path / "out")
-    assert dataset.classes == ("dot", "loop") and truths(dataset)["a_70kx.png"] == [(2, 100), (1, 100)]
+    assert dataset.classes == ("dot", "loop") and truths(dataset)["data/a_70kx.png"] == [(2, 100), (1, 100)]
     assert dataset.micrographs[0].pixel_size_nm == pytest.approx(0.8805 * 1024 / 64)
     written(record / "second.json", (record / "data" / "coco.json").read_text())
     with pytest.raises(CompanionError, match=r"holds 2 COCO files"):
         import_record(record, tmp_path / "again", {})
+
+
+def test_coco_keeps_the_classes_asked_for_and_ids_and_folders(images, tmp_path):
+    (images / "deep").mkdir()
+    (images / "a_70kx.png").rename(images / "deep" / "a_70kx.png")
+    document = json.loads(labels_of("coco", tmp_path).read_text())
+    document["images"][0]["file_name"] = "deep/a_70kx.png"
+    labels = written(tmp_path / "coco.json", document)
+    dataset = import_dataset("coco", images, labels, ["dot"], 0.25, tmp_path / "out")
+    assert dataset.classes == ("dot",) and dataset.files == ["deep/a_70kx.png", "b_300kx.tif"]
+    assert [a["id"] for a in dataset.micrographs[0].annotations] == [2]
+    again = json.loads((tmp_path / "out" / "annotations.json").read_text())
+    assert [image["id"] for image in again["images"]] == [5, 6]
+    with pytest.raises(CompanionError, match=r"class 'loops' is not among"):
+        import_dataset("coco", images, labels, ["loops"], 0.25, tmp_path / "none")
+    with pytest.raises(CompanionError, match=r"exists already"):
+        import_dataset("coco", images, labels, None, 0.25, tmp_path / "out")
+    document["images"][1]["file_name"] = "../pictures/deep/a_70kx.png"  # a name may not lead out of the folder
+    with pytest.raises(CompanionError, match=r"a_70kx.png: missing from"):
+        import_dataset("coco", images, written(labels, document), None, 0.25, tmp_path / "none")
+    assert not (tmp_path / "none").exists() and not list(tmp_path.glob(".tmp*"))
+
+
+def test_two_images_that_would_become_one_file_are_refused(images, tmp_path):
+    Image.open(images / "a_70kx.png").convert("RGB").save(images / "a_70kx.bmp")
+    (tmp_path / "yolo").mkdir()
+    with pytest.raises(CompanionError, match=r"another image becomes a_70kx.png, too"):
+        import_dataset("yolo-seg", images, tmp_path / "yolo", CLASSES, 1, tmp_path / "out")

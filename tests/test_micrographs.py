@@ -1,0 +1,284 @@
+"""The one format, cutting and splits: hand-made data, and what bad input gets."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+
+from companion.errors import CompanionError
+from companion.geometry import encode_rle
+from companion.micrographs.check import check_dataset
+from companion.micrographs.cutting import cut_patches, describe, grid
+from companion.micrographs.dataset import load_dataset, read_coco
+from companion.micrographs.images import segmentation_mask
+from companion.micrographs.patches import load_patches
+
+
+def square(x: float, y: float, side: float) -> list[list[float]]:
+    return [[x, y, x + side, y, x + side, y + side, x, y + side]]
+
+
+def make_dataset(folder, n: int = 3, size: int = 64, dtype=np.uint8, **changes):
+    """`n` noise images; the first has two overlapping squares and a run-length mask, the rest one square."""
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    images, annotations = [], []
+    for k in range(1, n + 1):
+        top = 255 if dtype == np.uint8 else 4000
+        Image.fromarray(rng.integers(0, top, (size, size)).astype(dtype)).save(folder / "images" / f"m{k}.png")
+        images.append({"id": k, "file_name": f"m{k}.png", "width": size, "height": size, "pixel_size_nm": 0.5,
+                       "film": "a" if k % 2 else "b"})  # fmt: skip
+        annotations.append({"id": 10 * k, "image_id": k, "category_id": 7, "segmentation": square(4, 4, 10),
+                            "bbox": [4, 4, 10, 10], "iscrowd": 0})  # fmt: skip
+    mask = np.zeros((1, size, size), bool)
+    mask[0, 40:50, 40:60] = True
+    run_lengths = {"size": [size, size], "counts": encode_rle(mask)[0].decode()}
+    annotations += [
+        {"id": 901, "image_id": 1, "category_id": 3, "segmentation": square(9, 4, 10)},
+        {"id": 902, "image_id": 1, "category_id": 7, "segmentation": run_lengths},
+    ]
+    document = {"images": images, "annotations": annotations,
+                "categories": [{"id": 7, "name": "dot"}, {"id": 3, "name": "loop"}], **changes}  # fmt: skip
+    (folder / "annotations.json").write_text(json.dumps(document))
+    return document
+
+
+def test_categories_become_codes_in_order_of_id_and_later_instances_lie_on_top(tmp_path):
+    make_dataset(tmp_path)
+    dataset = load_dataset(tmp_path)
+    assert dataset.classes == ("loop", "dot")
+    first = dataset.micrographs[0].instances()
+    assert first.codes.tolist() == [0, 2, 1, 2]
+    assert first.ids.dtype == np.uint8
+    assert np.bincount(first.ids.ravel())[1:].tolist() == [50, 100, 200]
+    assert first.overlap_share == pytest.approx(50 / 400)
+    assert first.ids[45, 45] == 3 and first.ids[5, 12] == 2 and first.ids[5, 5] == 1
+
+
+def test_uncompressed_run_lengths_and_several_polygons(tmp_path):
+    document = make_dataset(tmp_path, n=1)
+    counts = [64 * 2 + 3, 5, 64 * 64 - 64 * 2 - 8]  # column-major: column 2, rows 3-7
+    document["annotations"] = [
+        {"id": 1, "image_id": 1, "category_id": 3, "segmentation": {"size": [64, 64], "counts": counts}, "iscrowd": 1},
+        {"id": 2, "image_id": 1, "category_id": 7, "segmentation": [*square(10, 10, 4), *square(30, 40, 5)]},
+    ]
+    (tmp_path / "annotations.json").write_text(json.dumps(document))
+    ids = load_dataset(tmp_path).micrographs[0].instances().ids
+    assert (np.argwhere(ids == 1) == [[row, 2] for row in range(3, 8)]).all()
+    assert (ids == 2).sum() == 16 + 25
+    assert ids[11, 11] == ids[42, 32] == 2
+
+
+def test_an_image_without_annotations_is_an_empty_micrograph(tmp_path):
+    make_dataset(tmp_path, annotations=[])
+    truth = load_dataset(tmp_path).micrographs[2].instances()
+    assert truth.ids.max() == 0 and truth.overlap_share == 0 and truth.codes.tolist() == [0]
+
+
+def test_16_bit_is_scaled_by_percentiles(tmp_path):
+    make_dataset(tmp_path, dtype=np.uint16)
+    pixels = load_dataset(tmp_path).micrographs[0].read()
+    assert pixels.dtype == np.uint8
+    assert pixels.min() == 0 and pixels.max() == 255
+    assert 0.001 < (pixels == 0).mean() < 0.02
+
+
+def test_more_than_255_instances_need_16_bit_ids(tmp_path):
+    document = make_dataset(tmp_path, n=1, size=128)
+    document["annotations"] = [
+        {"id": k, "image_id": 1, "category_id": 3, "segmentation": square(4 * (k % 30), 4 * (k // 30), 3)}
+        for k in range(300)
+    ]
+    (tmp_path / "annotations.json").write_text(json.dumps(document))
+    dataset = load_dataset(tmp_path)
+    assert dataset.micrographs[0].instances().ids.dtype == np.uint16
+    patches, _ = cut_patches(dataset, ["m1.png"], 128, 128, 0.5)
+    assert len(patches.table) == 300 and patches.instances.dtype == np.uint16
+
+
+BAD = {
+    "unknown category": ({"category_id": 99}, r"m1.png, annotation 10: unknown category_id 99; known: \[3, 7\]"),
+    "no category": ({"category_id": None}, r"annotations\[0\] needs image_id and category_id, is "),
+    "polygon outside": ({"segmentation": square(60, 4, 10)}, "a polygon reaches outside"),
+    "no segmentation": ({"segmentation": []}, "a box alone does not say which pixels"),
+    "run lengths of another size": (
+        {"segmentation": {"size": [9, 9], "counts": "1"}},
+        r"run lengths are for size \[9, 9\]",
+    ),
+    "run lengths that do not add up": ({"segmentation": {"size": [64, 64], "counts": [5, 5]}}, "run lengths"),
+    "unknown image": ({"image_id": 50}, "image_id 50 is not among the images"),
+    "two points": ({"segmentation": [[1, 2, 3, 4]]}, "at least three x, y pairs"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), BAD.values(), ids=BAD)
+def test_bad_annotations_are_named(tmp_path, change, message):
+    document = make_dataset(tmp_path)
+    document["annotations"][0].update(change)
+    (tmp_path / "annotations.json").write_text(json.dumps(document))
+    with pytest.raises(CompanionError, match=message):
+        load_dataset(tmp_path)
+
+
+def test_every_problem_is_reported_at_once(tmp_path):
+    document = make_dataset(tmp_path)
+    document["images"][0]["width"] = 63
+    document["images"][1]["pixel_size_nm"] = 0
+    document["images"].append({"id": 9, "file_name": "gone.png", "width": 8, "height": 8, "pixel_size_nm": 1})
+    document["annotations"][1]["category_id"] = 5
+    Image.new("RGB", (64, 64)).save(tmp_path / "images" / "m3.png")
+    (tmp_path / "annotations.json").write_text(json.dumps(document))
+    with pytest.raises(CompanionError) as caught:
+        load_dataset(tmp_path)
+    for part in (
+        "6 problem(s)", "m1.png: is 64 x 64 px, annotated as 63 x 64", "m2.png: pixel_size_nm",
+        "gone.png: missing", "m2.png, annotation 20: unknown category_id 5", "m3.png: is not an 8 or",
+    ):  # fmt: skip
+        assert part in str(caught.value)
+
+
+def test_what_is_not_coco_is_said_to_be_so(tmp_path):
+    with pytest.raises(CompanionError, match=r"no annotation file"):
+        load_dataset(tmp_path)
+    for content in ("{", "[]", '{"images": []}', '{"images": [], "annotations": {}, "categories": []}'):
+        (tmp_path / "annotations.json").write_text(content)
+        with pytest.raises(CompanionError, match=r"is not a COCO annotation file"):
+            load_dataset(tmp_path)
+    make_dataset(tmp_path, images=[], annotations=[], categories=[])
+    with pytest.raises(CompanionError, match=r"(?s)data set is empty.*a class to learn is needed"):
+        load_dataset(tmp_path)
+    document = make_dataset(tmp_path)
+    document["images"] += [{"id": 1, "file_name": "m9.png"}, {"id": "x", "file_name": "m8.png"}]
+    document["categories"] = [{"id": True, "name": "dot"}, 7]
+    (tmp_path / "annotations.json").write_text(json.dumps(document))
+    with pytest.raises(CompanionError) as caught:
+        read_coco(tmp_path / "annotations.json")
+    for part in ("two have the id 1", "images[4] needs id and file_name, is {'id': 'x'", "categories[0] needs id and",
+                 "categories[1] needs id and name, is 7"):  # fmt: skip
+        assert part in str(caught.value)
+
+
+def test_the_paper_s_grid():
+    assert list(grid(1024, 256, 192)) == [0, 192, 384, 576, 768]
+    assert 100 * len(grid(1024, 256, 192)) ** 2 * 4 == 10_000
+    assert 22 * len(grid(1024, 256, 192)) ** 2 == 550
+
+
+def test_cutting_keeps_what_is_visible_enough_and_flags_what_is_cut(tmp_path):
+    document = make_dataset(tmp_path, n=1)
+    document["annotations"] = [
+        {"id": 1, "image_id": 1, "category_id": 3, "segmentation": square(28, 8, 10)},  # 40 % left of x = 32
+        {"id": 2, "image_id": 1, "category_id": 7, "segmentation": square(40, 40, 6)},
+    ]
+    (tmp_path / "annotations.json").write_text(json.dumps(document))
+    dataset = load_dataset(tmp_path)
+    patches, report = cut_patches(dataset, ["m1.png"], 32, 32, 0.5, (0, 1, 2, 3))
+    assert patches.table[["patch", "instance", "class", "area_px", "touches_border"]].values.tolist() == [
+        [1, 1, 1, 60, True],
+        [3, 1, 2, 36, False],
+    ]
+    assert patches.table.loc[0, ["x1", "y1", "x2", "y2"]].tolist() == [0, 8, 6, 18]
+    assert (patches.instances[0] == 0).all()
+    assert report[["patches", "instances", "empty_patches", "cut_away"]].values.tolist() == [[4, 2, 2, 1]]
+    assert patches.symmetries == (0, 1, 2, 3) and patches.index["symmetry"].eq(0).all()
+    assert patches.index[["x0", "y0"]].values.tolist() == [[0, 0], [32, 0], [0, 32], [32, 32]]
+    np.testing.assert_array_equal(patches.images[3], dataset.micrographs[0].read()[32:, 32:])
+    loose, _ = cut_patches(dataset, ["m1.png"], 32, 32, 0.4)
+    assert len(loose.table) == 3
+    found = describe(loose)
+    assert (found["patches"], found["empty patches"], found["most in a patch"]) == (4, 1, 1)
+    assert found["share cut by a border"] == found["share of loop"] == pytest.approx(2 / 3)
+    assert describe(patches)["patches with symmetries"] == 16
+
+
+def test_patches_larger_than_micrographs_are_refused(tmp_path):
+    make_dataset(tmp_path)
+    with pytest.raises(CompanionError, match=r"m1.png is 64 x 64 px"):
+        cut_patches(load_dataset(tmp_path), ["m1.png"], 96, 32, 0.5)
+
+
+def test_check_describes_a_data_set(tmp_path):
+    document = make_dataset(tmp_path, n=3, info={"dataset_card": {"name": "mine", "source": "here"}})
+    shutil.copyfile(tmp_path / "images" / "m1.png", tmp_path / "images" / "m3.png")
+    document["annotations"] = [a for a in document["annotations"] if a["image_id"] != 3]
+    document["categories"].append({"id": 9, "name": "void"})
+    (tmp_path / "annotations.json").write_text(json.dumps(document))
+    check = check_dataset(tmp_path)
+    assert check.card["name"] == "mine" and check.card["size, px"] == "64 x 64 (3)"
+    assert check.card["micrographs"] == "3, of which 1 without a labelled defect"
+    assert check.classes["instances"].tolist() == [1, 3, 0]
+    assert check.classes["median_nm"][0] == pytest.approx(2 * (100 / np.pi) ** 0.5 * 0.5)
+    assert check.card["near-duplicates"] == "1 pair(s)"
+    notes = "\n".join(check.notes)
+    for part in ("class 'void' has no instance", "m1.png and m3.png look like", "states no licence", "m1.png: 12% of"):
+        assert part in notes
+
+
+shapes = st.tuples(st.integers(8, 40), st.integers(8, 40))
+
+
+@given(shape=shapes, data=st.data())
+@settings(max_examples=40)
+def test_run_lengths_come_back_as_the_mask_in_its_window(shape, data):
+    full = data.draw(arrays(bool, shape))
+    counts = encode_rle(full[None])[0].decode("ascii")
+    found, window = segmentation_mask({"size": list(shape), "counts": counts}, *shape)
+    again = np.zeros(shape, bool)
+    again[window] = found
+    np.testing.assert_array_equal(again, full)
+
+
+@given(points=st.lists(st.tuples(st.floats(-1, 41), st.floats(-1, 33)), min_size=3, max_size=9))
+@settings(max_examples=60)
+def test_a_polygon_in_its_window_is_the_library_s(points):
+    from pycocotools import mask as coco
+
+    ring = [float(value) for point in points for value in point]
+    found, window = segmentation_mask([ring], 32, 40)
+    again = np.zeros((32, 40), bool)
+    again[window] = found
+    whole = coco.decode(coco.merge(coco.frPyObjects([ring], 32, 40))).astype(bool)
+    np.testing.assert_array_equal(again, whole)
+
+
+def test_patches_come_back_as_saved_and_broken_folders_are_named(patches, tmp_path):
+    patches.save(tmp_path / "p")
+    again = load_patches(tmp_path / "p")
+    np.testing.assert_array_equal(again.images, patches.images)
+    np.testing.assert_array_equal(again.instances, patches.instances)
+    assert again.table.equals(patches.table) and again.index.equals(patches.index)
+    assert (again.classes, again.symmetries, again.size) == (patches.classes, patches.symmetries, 64)
+    masks = patches.only(np.array([5, 2]))
+    assert masks.of(0)[["x1", "y2"]].values.tolist() == patches.of(5)[["x1", "y2"]].values.tolist()
+    replace(masks, images=None).save(tmp_path / "masks")
+    assert load_patches(tmp_path / "masks").images is None
+    np.save(tmp_path / "p" / "images.npy", patches.images[:3])
+    with pytest.raises(CompanionError, match=r"images \(3, 64, 64\), instances \(12, 64, 64\) and 12 rows of"):
+        load_patches(tmp_path / "p")
+    patches.table.drop(columns="area_px").to_parquet(tmp_path / "masks" / "table.parquet")
+    with pytest.raises(CompanionError, match=r"is not a readable patches folder: .*area_px"):
+        load_patches(tmp_path / "masks")
+    (tmp_path / "masks" / "instances.npy").unlink()
+    with pytest.raises(CompanionError, match=r"instances.npy is missing"):
+        load_patches(tmp_path / "masks")
+
+
+def test_label_maps_give_every_pixel_the_class_of_its_instance(patches):
+    maps = patches.label_maps()
+    for patch in range(len(patches)):
+        expected = np.zeros((64, 64), np.uint8)
+        for row in patches.of(patch).itertuples():
+            expected[patches.instances[patch] == row.instance] = patches.of(patch).set_index("instance")["class"][
+                row.instance
+            ]
+        np.testing.assert_array_equal(maps[patch], expected)
+    np.testing.assert_array_equal(patches.label_maps(np.array([7, 2])), maps[[7, 2]])
+    assert patches.label_maps(slice(0, 0)).shape == (0, 64, 64)

@@ -1,0 +1,180 @@
+"""The registry: the cache, the mirror, and what goes wrong on the way."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import pooch
+import pytest
+from test_micrographs import make_dataset
+
+from companion.config.phantom import Phantom
+from companion.errors import CompanionError
+from companion.micrographs import registry
+from companion.micrographs.dataset import load_dataset
+
+SMALL = Phantom(n_images=2, size_px=64)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("COMPANION_DATA", str(tmp_path / "cache"))
+    monkeypatch.delenv("COMPANION_DATA_MIRROR", raising=False)
+    return tmp_path / "cache"
+
+
+def test_the_phantom_is_rendered_once_per_settings_and_root_seed(cache):
+    folder = registry.obtain("phantom", SMALL, 1)
+    assert len(load_dataset(folder).micrographs) == 2
+    before = (folder / "annotations.json").stat().st_mtime_ns
+    assert registry.obtain("phantom", SMALL, 1) == folder
+    assert (folder / "annotations.json").stat().st_mtime_ns == before
+    assert registry.obtain("phantom", Phantom(n_images=2, size_px=64, wedge=0.1), 1) != folder
+    assert registry.obtain("phantom", SMALL, 2) != folder
+
+
+def test_of_two_processes_that_render_at_once_the_first_stays(cache, monkeypatch):
+    real = registry.render_dataset
+
+    def slower(phantom, seed, target):
+        monkeypatch.setattr(registry, "render_dataset", real)
+        (registry.obtain("phantom", SMALL, 1) / "first").touch()  # the other process finishes first
+        real(phantom, seed, target)
+
+    monkeypatch.setattr(registry, "render_dataset", slower)
+    folder = registry.obtain("phantom", SMALL, 1)
+    assert (folder / "first").exists()
+    assert [path.name for path in cache.iterdir()] == [folder.name]
+
+
+@pytest.mark.parametrize(
+    ("stop", "said"),
+    [
+        (KeyboardInterrupt(), None),
+        (OSError(28, "No space left on device"), "could not be written: No space left on device"),
+    ],
+)
+def test_a_rendering_that_stops_leaves_nothing(cache, monkeypatch, stop, said):
+    def stopped(phantom, seed, target):
+        (target / "images").mkdir(parents=True)
+        raise stop
+
+    monkeypatch.setattr(registry, "render_dataset", stopped)
+    with pytest.raises(CompanionError if said else KeyboardInterrupt, match=said):
+        registry.obtain("phantom", SMALL, 1)
+    assert not list(cache.iterdir())
+
+
+def test_a_path_is_used_as_it_is_and_downloads_are_never_implicit(cache, tmp_path):
+    assert registry.obtain(str(tmp_path / "mine"), SMALL, 1) == tmp_path / "mine"
+    for call, message in (
+        (lambda: registry.obtain("loops_316L", SMALL, 1), r"run `companion data fetch loops_316L`"),
+        (lambda: registry.obtain("loops_316l", SMALL, 1), r"did you mean 'loops_316L'"),
+        (lambda: registry.fetch("fecrals"), r"did you mean 'fecral'"),
+        (lambda: registry.fetch("phantom"), r"'phantom' is not one to download"),
+    ):
+        with pytest.raises(CompanionError, match=message):
+            call()
+    assert not cache.exists()
+
+
+def test_every_entry_states_licence_and_citation(tmp_path):
+    assert [entry.name for entry in registry.entries()] == ["phantom", "loops_316L", "fecral"]
+    assert all(entry.licence and entry.citation and entry.source for entry in registry.entries())
+    files = registry._loops_files(tmp_path)
+    assert len(files.registry) == 17 and all(checksum.startswith("sha256:") for checksum in files.registry.values())
+    assert all("19e9c46d731e525fd80270d9bb602a6e94e92e70" in url for url in files.urls.values())
+
+
+@pytest.fixture
+def made(cache, tmp_path, monkeypatch):
+    """A registered data set 'made', whose files lie in this folder; its network does not exist."""
+    source = tmp_path / "source" / "made"
+    source.mkdir(parents=True)
+    make_dataset(source, n=2)
+    names = ["annotations.json", "images/m1.png", "images/m2.png"]
+    checksums = {name: f"md5:{hashlib.md5((source / name).read_bytes()).hexdigest()}" for name in names}
+
+    def files(downloads):
+        return pooch.create(path=downloads, base_url="http://127.0.0.1:9/", registry=checksums)
+
+    monkeypatch.setitem(registry._FETCHED, "made", (files, lambda here, to, card: shutil.copytree(here, to)))
+    known = (*registry.entries(), registry.Entry("made", "made", "MIT", "none", "here"))
+    monkeypatch.setattr(registry, "entries", lambda: known)
+    return source
+
+
+def test_the_mirror_serves_what_the_network_would_and_nothing_else(cache, made, monkeypatch):
+    monkeypatch.setenv("COMPANION_DATA_MIRROR", str(made.parent))
+    wrong = made / "images" / "m2.png"
+    right = wrong.read_bytes()
+    wrong.write_bytes(right[:-1])
+    with pytest.raises(CompanionError, match=r"(?s)made: a file could not be had from the mirror .*m2.png.*known hash"):
+        registry.fetch("made")
+    wrong.unlink()
+    with pytest.raises(CompanionError, match=r"mirror .*No such file or directory: .*made/images/m2.png"):
+        registry.fetch("made")
+    assert not (cache / "made").exists() and (cache / ".downloads" / "made" / "images" / "m1.png").is_file()
+    wrong.write_bytes(right)
+    assert registry.obtain("made", SMALL, 1) == cache / "made"
+    assert len(load_dataset(cache / "made").micrographs) == 2
+    assert not (cache / ".downloads" / "made").exists()
+
+
+def test_a_data_set_is_fetched_over_the_network_once(cache, made, monkeypatch):
+    """A local server that first lacks a file, then sends another, then the right one."""
+    with pytest.raises(CompanionError, match=r"from the network: .*set COMPANION_DATA_MIRROR"):
+        registry.fetch("made")  # nobody answers
+    asked = []
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            asked.append(self.path)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(made)))
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    files, convert = registry._FETCHED["made"]
+
+    def served(downloads):
+        found = files(downloads)
+        found.base_url = f"http://127.0.0.1:{server.server_port}/"
+        return found
+
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setitem(registry._FETCHED, "made", (served, convert))
+    wanted = made / "images" / "m2.png"
+    right = wanted.read_bytes()
+    wanted.unlink()
+    with pytest.raises(CompanionError, match=r"from the network: 404"):
+        registry.fetch("made")
+    wanted.write_bytes(b"something else")
+    with pytest.raises(CompanionError, match=r"does not match the known hash"):
+        registry.fetch("made")
+    assert not (cache / "made").exists()
+    wanted.write_bytes(right)
+    assert registry.fetch("made") == registry.fetch("made") == cache / "made"
+    server.shutdown()
+    server.server_close()
+    assert sum("m1.png" in path for path in asked) == 1, "what has arrived whole is not asked for again"
+    assert len(load_dataset(cache / "made").micrographs) == 2
+
+
+def test_fecral_is_imported_from_the_files_of_its_record(cache, tmp_path, monkeypatch):
+    make_dataset(tmp_path / "set", n=2)
+    mirror = tmp_path / "mirror"
+    monkeypatch.setenv("COMPANION_DATA_MIRROR", str(mirror))
+    with pytest.raises(CompanionError, match=r"has no folder fecral"):
+        registry.fetch("fecral")
+    (mirror / "fecral").mkdir(parents=True)
+    (mirror / "fecral" / "read.me").write_text("just text")
+    with pytest.raises(CompanionError, match=r"holds 0 COCO files .* `companion data import"):
+        registry.fetch("fecral")
+    assert (cache / ".downloads" / "fecral" / "read.me").read_text() == "just text" and not (cache / "fecral").exists()
+    shutil.make_archive(str(mirror / "fecral" / "data"), "zip", tmp_path / "set")
+    dataset = load_dataset(registry.fetch("fecral"))
+    assert dataset.name == "fecral" and len(dataset.micrographs) == 2 and dataset.classes == ("loop", "dot")
+    assert "figshare" in dataset.card["citation"]

@@ -54,7 +54,9 @@ def percentile_interval(resampled: Floats, level: float = 0.95) -> tuple[Floats,
     """Bootstrap percentile interval over the first axis, ignoring undefined (NaN) resamples; NaN where fewer than half
     of them are defined."""
     resampled = np.asarray(resampled, dtype=float)
-    tail, few = 100 * (1 - level) / 2, np.isnan(resampled).mean(axis=0) > 0.5 if len(resampled) else True
+    if len(resampled) == 0:
+        return np.full(resampled.shape[1:], np.nan)[()], np.full(resampled.shape[1:], np.nan)[()]
+    tail, few = 100 * (1 - level) / 2, np.isnan(resampled).mean(axis=0) > 0.5
     with np.errstate(all="ignore"):
         low, high = np.nanpercentile(np.where(few, 0.0, resampled), [tail, 100 - tail], axis=0)
     return np.where(few, np.nan, low)[()], np.where(few, np.nan, high)[()]

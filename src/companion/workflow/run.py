@@ -82,7 +82,8 @@ def _check_data(P: Profile) -> None:
 
     dataset = load_dataset(obtain(P.dataset, P.phantom, P.root_seed))
     for source, name in zip(P.splits, P.split_names, strict=True):
-        choose_split(dataset, source, name, P.sizes, P.n_test, P.n_val, P.group_by.get(P.dataset), P.root_seed)
+        group_by, fresh = P.group_by.get(P.dataset), P.n_fresh if "EXP+FRESH" in [*P.arms, *P.controls] else 0
+        choose_split(dataset, source, name, P.sizes, P.n_test, P.n_val, group_by, P.root_seed, fresh)
 
 
 def _submission(folder: Path) -> list[str]:

@@ -79,9 +79,7 @@ def bundle(P: Profile, out: Path, purpose: Literal["book", "resume"]) -> list[Pa
     if out.exists() and any(out.iterdir()) and not (out / MANIFEST).is_file():
         raise CompanionError(f"--out {out} exists and is not a bundle; give a folder that is empty or not there yet")
     tree = Layout(P).tree
-    folders = (
-        list(freshness.stages(tree)) if purpose == "resume" else [tree / each.folder for each in jobs(P, look=True)]
-    )
+    folders = list(freshness.stages(tree)) if purpose == "resume" else [tree / each.folder for each in jobs(P)]
     waiting = {folder: why for folder in folders if (why := freshness.reasons(folder, P, tree)) != []}
     if waiting and purpose == "book":
         said = (f"{f.relative_to(tree)}: {'; '.join(why or ['missing'])}" for f, why in waiting.items())

@@ -61,7 +61,7 @@ def _run(P: Profile, cores: int, console: Console, cluster: Path | None) -> int:
         if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
             signal.signal(signal.SIGHUP, lambda *_: _leave_terminal(tree / TERMINAL))
         found = jobs(P)
-        waiting = [job.folder for job in found if job.pending]
+        waiting = [job.folder for job in found if job.why != []]
         if not waiting:
             console.print(f"{title(P)}: nothing to do, every stage is fresh. {shown(tree)}")
             return 0

@@ -21,17 +21,20 @@ from companion import layout, provenance
 from companion.config import Profile, load_profile
 from companion.errors import CompanionError
 from companion.layout import Layout, shown
-from companion.workflow.freshness import ERROR, STAMP, read_stamp, states
+from companion.workflow.freshness import ERROR, STAMP, read_stamp, stages, states
 
 RESOLVED = "profile.yaml"
 
 
 class Job(NamedTuple):
-    """One stage of a run: its rule in the Snakefile, its folder below the run's, and whether Snakemake would run it."""
+    """One stage of a run: its rule in the Snakefile, its folder below the run's, and why it must run again.
+
+    `why` is None where it was never made, and empty where it is fresh.
+    """
 
     rule: str
     folder: str
-    pending: bool
+    why: list[str] | None
 
 
 # --- asking Snakemake ---------------------------------------------------------------------------------------
@@ -54,28 +57,31 @@ def snakemake(P: Profile, *options: str, look: bool = False) -> tuple[list[str],
     return command, environment
 
 
-def jobs(P: Profile, look: bool = False) -> list[Job]:
-    """Every stage of a run in the order of the paper.
+def jobs(P: Profile) -> list[Job]:
+    """Every stage of a run in the order of the paper; nothing is changed.
 
-    Parameters
-    ----------
-    look : leave the flags of the run as they are
+    Of a run with changed entries that has not begun, what the unchanged run would have to do again.
     """
-    command, environment = snakemake(P, "--summary", look=look)
+    command, environment = snakemake(P, "--summary", look=True)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=layout.root(), check=False)
     if done.returncode:
         raise CompanionError(last_error(done.stderr) or f"Snakemake stopped: {done.stderr.strip()[-500:]}")
-    found: dict[str, Job] = {}
+    known = states(P, tree_of(P))
+    rules: dict[str, str] = {}
     for line in done.stdout.splitlines()[1:]:
-        file, _, rule, *_, plan = line.split("\t")
+        file, _, rule, *_ = line.split("\t")
         folder = str(Path(file).parent)
-        owner = next(
-            (job.folder for job in found.values() if job.rule == rule and folder.startswith(f"{job.folder}/")), folder
-        )
-        before = found.get(owner)
-        found[owner] = Job(rule, owner, plan != "no update" or (before is not None and before.pending))
+        if not any(rules[owner] == rule and folder.startswith(f"{owner}/") for owner in rules):  # a part of its output
+            rules[folder] = rule
     order = re.findall(r"^ *rule (\w+):", (layout.root() / "Snakefile").read_text(encoding="utf-8"), re.M)
-    return sorted(found.values(), key=lambda job: (order.index(job.rule), job.folder))
+    found = [Job(rule, folder, known.get(folder)) for folder, rule in rules.items()]
+    return sorted(found, key=lambda job: (order.index(job.rule), job.folder))
+
+
+def tree_of(P: Profile) -> Path:
+    """The run of a profile; where its changed entries have not been run yet, that without them."""
+    place = Layout(P)
+    return place.tree if any(stages(place.tree)) else place.unchanged
 
 
 def last_error(log: str) -> str:
@@ -87,19 +93,18 @@ def last_error(log: str) -> str:
 # --- looking ------------------------------------------------------------------------------------------------
 
 
-def status(P: Profile, console: Console, tree: Path | None = None) -> bool:
+def status(P: Profile, console: Console) -> bool:
     """Print every stage as fresh, stale (and because of what), running or missing; True if all are fresh."""
-    tree = tree or Layout(P).tree
+    tree = tree_of(P)
     table = Table(title=f"{title(P)} · {shown(tree)}", title_justify="left")
     for column in ("stage", "state", "why", "wall time"):
         table.add_column(column)
     counts: Counter[str] = Counter()
-    known = states(P, tree)
-    for job in jobs(P, look=True):
-        why, stamp = known.get(job.folder), read_stamp(tree / job.folder) or {}
-        state = "missing" if why is None else "stale" if why else "fresh"
+    for job in jobs(P):
+        stamp = read_stamp(tree / job.folder) or {}
+        state = "missing" if job.why is None else "stale" if job.why else "fresh"
         counts[state] += 1
-        said = "; ".join(why or []) or progress_of(tree / job.folder) or error_of(tree / job.folder)
+        said = "; ".join(job.why or []) or progress_of(tree / job.folder) or error_of(tree / job.folder)
         colour = {"missing": "red", "stale": "yellow", "fresh": "green"}[state]
         table.add_row(job.folder, f"[{colour}]{state}", said, duration(stamp["wall_s"]) if stamp else "")
     console.print(table)
@@ -110,7 +115,7 @@ def status(P: Profile, console: Console, tree: Path | None = None) -> bool:
 
 def plan(P: Profile, cores: int, console: Console) -> None:
     """Print what is done and what is left, and how long it will take: stages left times what one took before."""
-    table = expected(P, jobs(P, look=True), cores)
+    table = expected(P, jobs(P), cores)
     listing = Table(title=f"{title(P)}, {cores} cores", title_justify="left")
     for column in ("rule", "stages", "left", "one stage", "what is left", "time from"):
         listing.add_column(column, justify="left" if column in ("rule", "time from") else "right")
@@ -134,7 +139,7 @@ def expected(P: Profile, found: list[Job], cores: int) -> pd.DataFrame:
 
     Times are those of stamps: of this run where it has any of the rule, else of the reference run.
     """
-    stamps = {"this run": Layout(P).tree, "the reference run": layout.root() / "results" / "reference" / "phantom"}
+    stamps = {"this run": tree_of(P), "the reference run": layout.root() / "results" / "reference" / "phantom"}
     walls = {
         source: pd.DataFrame(
             [(stamp["notebook"], stamp["wall_s"]) for path in tree.rglob(STAMP) if (stamp := read_stamp(path.parent))],
@@ -147,7 +152,7 @@ def expected(P: Profile, found: list[Job], cores: int) -> pd.DataFrame:
     rows = []
     for rule in dict.fromkeys(job.rule for job in found if job.rule in notebooks):
         members = [job for job in found if job.rule == rule]
-        left = sum(job.pending for job in members)
+        left = sum(job.why != [] for job in members)
         source = next((s for s in walls if notebooks[rule] in walls[s]), "")
         each = walls[source][notebooks[rule]] if source else float("nan")
         together = max(1, min(cores // P.device.threads, len(members)))

@@ -1,0 +1,219 @@
+"""Figures of notebooks 08 to 11: scores and gains of the arms, tests, class shares, image quality, and the strip."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
+
+from companion.config.arms import ARMS
+from companion.evaluation.plots import NAMES, draw_boxes
+from companion.micrographs.patches import Patches
+from companion.plots import CLASS_COLORS
+
+
+def gains(tests: pd.DataFrame, note: str) -> Figure:
+    """Detection beside classification gain of EXP+GEN, per split and N, with intervals (Fig 4)."""
+    tests = tests[tests["arm"] == "EXP+GEN"]
+    places = _conditions(tests)
+    figure, axes = plt.subplots(figsize=(max(4.6, 2.5 + 1.1 * len(places)), 3))
+    styles = {"f1_detect": ("#0072B2", "o", "detection"), "f1_class": ("#CC79A7", "D", "classification")}
+    for shift, (measure, (color, marker, name)) in zip((-0.12, 0.12), styles.items(), strict=True):
+        rows = tests[tests["measure"] == measure]
+        x = [places[condition] + shift for condition in zip(rows["split"], rows["n_train"], strict=True)]
+        axes.bar(x, rows["gain"], 0.22, color=color, alpha=0.35)
+        missing = "" if rows["gain"].notna().any() else ": undefined"
+        _intervals(axes, x, rows, fmt=marker, color=color, label=name + missing)
+    _finish(axes, places, "gain of EXP+GEN over EXP, F1")
+    axes.set_title(f"Where the gain comes from\n{note}")
+    return figure
+
+
+def sizes(chosen: pd.DataFrame, tests: pd.DataFrame, measure: str, note: str) -> Figure:
+    """Scores of all arms by N and split: means, with bars from the lowest to the highest seed (Fig 5).
+
+    Parameters
+    ----------
+    chosen : one row per run (`significance.at_thresholds`)
+    tests : `significance.paired_tests`; what EXP+GEN gains of what EXP leaves stands below each N
+    """
+    splits, numbers = sorted(set(chosen["split"])), sorted(set(chosen["n_train"]))
+    arms = [arm for arm in ARMS if (chosen["arm"] == arm).any()]
+    width = 1 + max(2.5, 0.22 * len(arms) * len(numbers)) * len(splits)
+    figure, panels = plt.subplots(1, len(splits), figsize=(width, 3.4), squeeze=False, sharey=True)
+    for panel, split in zip(panels[0], splits, strict=True):
+        sns.pointplot(
+            chosen[chosen["split"] == split], x="n_train", y=measure, hue="arm", order=numbers, hue_order=arms,
+            palette=[ARMS[arm].colour for arm in arms], markers=[ARMS[arm].marker for arm in arms], linestyle="none",
+            dodge=0.7, errorbar=("pi", 100), err_kws={"linewidth": 1.2}, markersize=5, ax=panel,
+        )  # fmt: skip
+        own = tests[(tests["split"] == split) & (tests["arm"] == "EXP+GEN") & (tests["measure"] == measure)]
+        shares = own.set_index("n_train")["share_of_left"].reindex(numbers)
+        texts = [f"N = {n}" + ("" if pd.isna(s) else f"\n{100 * s:+.1f} %") for n, s in shares.items()]
+        panel.set_xticks(range(len(numbers)), texts)
+        panel.set(title=f"split {split}", xlabel="", ylabel=f"{NAMES[measure]} at each arm's threshold")
+        panel.legend().remove()
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=min(5, len(arms)))
+    figure.suptitle(f"{NAMES[measure]} by N; below: gain of EXP+GEN, share of what EXP leaves\n{note}", fontsize=9)
+    return figure
+
+
+def paired_differences(pairs: pd.DataFrame, tests: pd.DataFrame, measure: str, note: str) -> Figure:
+    """Every pair's difference as a dot, the mean with its interval beside it, per split, N and arm."""
+    pairs, tests = pairs[pairs["measure"] == measure], tests[tests["measure"] == measure]
+    places, arms = _conditions(tests), [arm for arm in ARMS if (tests["arm"] == arm).any()]
+    figure, axes = plt.subplots(figsize=(max(4.6, 2 + 0.35 * len(places) * (1 + len(arms))), 3.2))
+    for k, arm in enumerate(arms):
+        for table, shift in ((pairs, -0.05), (tests, 0.05)):
+            own = table[table["arm"] == arm]
+            x = [places[c] + _shift(k, len(arms)) + shift for c in zip(own["split"], own["n_train"], strict=True)]
+            if table is pairs:
+                axes.plot(x, own["difference"], ".", color="#555555", ms=4, label="one pair" if k == 0 else None)
+            else:
+                label = f"{arm} minus {ARMS[arm].baseline}"
+                _intervals(axes, x, own, fmt=ARMS[arm].marker, color=ARMS[arm].colour, label=label)
+    _finish(axes, places, f"difference in {NAMES[measure]}")
+    axes.legend(bbox_to_anchor=(1, 1), loc="upper left")
+    axes.set_title(f"Differences, paired by split, N and detector seed\n{note}")
+    return figure
+
+
+def resampled(table: pd.DataFrame, measure: str, note: str) -> Figure:
+    """Intervals of one difference, by what is taken to vary: columns split, n_train, varies, gain, low, high."""
+    rows = table.sort_values(["split", "n_train"], kind="stable").reset_index(drop=True)
+    figure, axes = plt.subplots(figsize=(6.4, 1.2 + 0.35 * len(rows)))
+    for k, name in enumerate(dict.fromkeys(rows["varies"])):
+        own = rows[rows["varies"] == name]
+        _intervals(axes, own.index, own, across=True, fmt="osD"[k % 3], color=CLASS_COLORS[4 + k % 3], label=name)
+    axes.axvline(0, color="black", lw=0.8)
+    axes.set_yticks(range(len(rows)), [f"split {s}, N = {n}" for s, n in rows[["split", "n_train"]].to_numpy()])
+    axes.set(ylim=(len(rows) - 0.5, -0.5), xlabel=f"difference in {NAMES[measure]}, EXP+GEN minus EXP")
+    axes.set_title(f"The same difference; what varies differs\n{note}")
+    axes.legend(title="varies", bbox_to_anchor=(1, 1), loc="upper left")
+    return figure
+
+
+def power(table: pd.DataFrame, gain: float, note: str) -> Figure:
+    """Power of the paired t-test against the number of pairs (`significance.power_table`)."""
+    figure, axes = plt.subplots(figsize=(5, 3))
+    axes.plot(table["n"], table["power"], "o-", color="#0072B2", ms=4)
+    axes.axhline(0.8, color="black", lw=0.8, ls=":")
+    axes.set(xlabel="pairs of detectors on one split", ylabel="power", ylim=(0, 1.02), xscale="log")
+    axes.set_xticks(table["n"], [str(n) for n in table["n"]])
+    axes.minorticks_off()
+    axes.set_title(f"Chance to see a gain of {gain:g} on one split\n{note}")
+    return figure
+
+
+def class_shares(table: pd.DataFrame, note: str) -> Figure:
+    """Shares of the classes in the labelled and the simulated sets of one condition (columns set, class, share)."""
+    wide = table.pivot_table(index="set", columns="class", values="share", sort=False).fillna(0)
+    figure, axes = plt.subplots(figsize=(5.5, 0.8 + 0.5 * len(wide)))
+    wide.plot.barh(stacked=True, ax=axes, color=list(CLASS_COLORS), edgecolor="white")
+    for k, bars in enumerate(axes.containers):
+        for bar in bars:
+            bar.set_hatch(("", "//", "..")[k % 3])
+    axes.set(xlabel="share of instances", ylabel="", xlim=(0, 1), title=f"Class shares\n{note}")
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def quality_by_size(quality: pd.DataFrame, note: str) -> Figure:
+    """Measures of image quality against N, one panel each: a marker with its interval per model, beside the yardstick
+    (a short line) that the same measure gives on real images. Splits differ in colour and marker.
+
+    Parameters
+    ----------
+    quality : measure, value, low, high, yardstick, split, n_train, model
+    """
+    measures, numbers = list(dict.fromkeys(quality["measure"])), sorted(set(quality["n_train"]))
+    splits, columns = sorted(set(quality["split"])), min(4, quality["measure"].nunique())
+    rows = -(-len(measures) // columns)
+    figure, grid = plt.subplots(rows, columns, squeeze=False, figsize=(2.4 * columns, 0.6 + 2.1 * rows))
+    for panel in grid.flat[len(measures) :]:
+        panel.remove()
+    for panel, measure in zip(grid.flat, measures, strict=False):
+        for place, n_train in enumerate(numbers):
+            own = quality[(quality["measure"] == measure) & (quality["n_train"] == n_train)]
+            own = own.assign(x=place + (np.arange(len(own)) - (len(own) - 1) / 2) * 0.6 / max(1, len(own)))
+            for k, split in enumerate(splits):
+                part, label = own[own["split"] == split], f"split {split}" if place == 0 else None
+                _intervals(panel, part["x"], part.rename(columns={"value": "gain"}), ms=4, capsize=2, lw=1, label=label,
+                           fmt="osD^"[k % 4], color=CLASS_COLORS[4 - k % 5])  # fmt: skip
+            panel.hlines(own["yardstick"], place - 0.4, place + 0.4, color="black", lw=1, ls="--")
+        panel.set_xticks(range(len(numbers)), [str(n) for n in numbers])
+        panel.set(xlim=(-0.6, len(numbers) - 0.4), title=textwrap.fill(measure, 30))
+    if len(splits) > 1:
+        figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=len(splits))
+    figure.supxlabel("N")
+    figure.suptitle(f"Generated images by N, a marker per model; dashed: real images\n{note}", fontsize=9)
+    return figure
+
+
+def typical_patch(patches: Patches) -> int:
+    """The first patch with the average number of defects or more, so that nobody picks the picture."""
+    numbers = np.bincount(patches.table["patch"], minlength=len(patches))
+    return int(np.argmax(numbers >= numbers.mean()))
+
+
+def strip(
+    labels: Sequence[NDArray], images: Sequence[NDArray], found: pd.DataFrame, classes: Mapping[int, str], note: str
+) -> Figure:
+    """The method in four pictures: mask of a micrograph, simulated mask, generated image, detections on a test patch.
+
+    Parameters
+    ----------
+    labels : the two masks, uint8 [S, S] class codes, 0 for background
+    images : generated image and test patch, uint8 [S, S] grey levels
+    found : detections on the test patch: x1, y1, x2, y2 (px), label
+    classes : class code -> name
+    """
+    titles = ("mask of a labelled micrograph", "simulated mask", "image generated from it",
+              "detections on a held-out patch")  # fmt: skip
+    figure, axes = plt.subplots(1, 4, figsize=(10, 2.9))
+    palette = np.array([(0.12, 0.12, 0.12), *(plt.matplotlib.colors.to_rgb(c) for c in CLASS_COLORS)])
+    shown = [palette[np.where(mask > 0, (mask - 1) % len(CLASS_COLORS) + 1, 0)] for mask in labels]
+    for panel, title, picture in zip(axes, titles, [*shown, *images], strict=True):
+        panel.imshow(picture, vmin=0, vmax=255)
+        panel.set_title(title)
+        panel.set_axis_off()
+    draw_boxes(axes[3], found[["x1", "y1", "x2", "y2"]].to_numpy(), found["label"].tolist())
+    handles = [Rectangle((0, 0), 1, 1, fc=CLASS_COLORS[(code - 1) % len(CLASS_COLORS)]) for code in classes]
+    figure.legend(handles, classes.values(), loc="outside lower center", ncols=len(classes))
+    figure.suptitle(f"From a mask to a detector\n{note}", fontsize=9)
+    return figure
+
+
+def _conditions(table: pd.DataFrame) -> dict[tuple[str, int], int]:
+    """Position on an axis of every split and N of a table."""
+    return {condition: k for k, condition in enumerate(sorted(set(zip(table["split"], table["n_train"], strict=True))))}
+
+
+def _shift(k: int, of: int) -> float:
+    """Offset of the k-th of several arms at one position."""
+    return (k - (of - 1) / 2) * 0.8 / max(3, of)
+
+
+def _intervals(axes: Axes, places: Sequence[float], rows: pd.DataFrame, across: bool = False, **look: object) -> None:
+    """Markers at `rows`' gain with whiskers from low to high, where there is an interval."""
+    error = np.nan_to_num(np.abs(rows[["low", "high"]].sub(rows["gain"], axis=0)).to_numpy(dtype=float).T)
+    look = {"capsize": 3, "ls": "none", **look}
+    if across:
+        axes.errorbar(rows["gain"], places, xerr=error, **look)
+    else:
+        axes.errorbar(places, rows["gain"], error, **look)
+
+
+def _finish(axes: Axes, places: Mapping[tuple[str, int], int], label: str) -> None:
+    axes.axhline(0, color="black", lw=0.8)
+    axes.set_xticks(range(len(places)), [f"split {split}\nN = {n}" for split, n in places])
+    axes.set(ylabel=label, xlim=(-0.6, max(1, len(places)) - 0.4))
+    axes.legend()

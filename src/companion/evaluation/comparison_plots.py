@@ -23,17 +23,19 @@ from companion.plots import CLASS_COLORS
 def gains(tests: pd.DataFrame, note: str) -> Figure:
     """Detection beside classification gain of EXP+GEN, per split and N, with intervals (Fig 4)."""
     tests = tests[tests["arm"] == "EXP+GEN"]
-    places = _conditions(tests)
-    figure, axes = plt.subplots(figsize=(max(4.6, 2.5 + 1.1 * len(places)), 3))
+    conditions = sorted(set(zip(tests["split"], tests["n_train"], strict=True)))
+    figure, axes = plt.subplots(figsize=(max(4.6, 2.5 + 1.1 * len(conditions)), 3))
     styles = {"f1_detect": ("#0072B2", "o", "detection"), "f1_class": ("#CC79A7", "D", "classification")}
     for shift, (measure, (color, marker, name)) in zip((-0.12, 0.12), styles.items(), strict=True):
         rows = tests[tests["measure"] == measure]
-        x = [places[condition] + shift for condition in zip(rows["split"], rows["n_train"], strict=True)]
+        x = [conditions.index(place) + shift for place in zip(rows["split"], rows["n_train"], strict=True)]
         axes.bar(x, rows["gain"], 0.22, color=color, alpha=0.35)
         missing = "" if rows["gain"].notna().any() else ": undefined"
         _intervals(axes, x, rows, fmt=marker, color=color, label=name + missing)
-    _finish(axes, places, "gain of EXP+GEN over EXP, F1")
-    axes.set_title(f"Where the gain comes from\n{note}")
+    axes.axhline(0, color="black", lw=0.8)
+    axes.set_xticks(range(len(conditions)), [f"split {split}\nN = {n}" for split, n in conditions])
+    axes.set(ylabel="gain of EXP+GEN over EXP, F1", title=f"Where the gain comes from\n{note}")
+    axes.legend()
     return figure
 
 
@@ -67,22 +69,22 @@ def sizes(chosen: pd.DataFrame, tests: pd.DataFrame, measure: str, note: str) ->
 
 
 def paired_differences(pairs: pd.DataFrame, tests: pd.DataFrame, measure: str, note: str) -> Figure:
-    """Every pair's difference as a dot, the mean with its interval beside it, per split, N and arm."""
-    pairs, tests = pairs[pairs["measure"] == measure], tests[tests["measure"] == measure]
-    places, arms = _conditions(tests), [arm for arm in ARMS if (tests["arm"] == arm).any()]
-    figure, axes = plt.subplots(figsize=(max(4.6, 2 + 0.35 * len(places) * (1 + len(arms))), 3.2))
-    for k, arm in enumerate(arms):
-        for table, shift in ((pairs, -0.05), (tests, 0.05)):
-            own = table[table["arm"] == arm]
-            x = [places[c] + _shift(k, len(arms)) + shift for c in zip(own["split"], own["n_train"], strict=True)]
-            if table is pairs:
-                axes.plot(x, own["difference"], ".", color="#555555", ms=4, label="one pair" if k == 0 else None)
-            else:
-                label = f"{arm} minus {ARMS[arm].baseline}"
-                _intervals(axes, x, own, fmt=ARMS[arm].marker, color=ARMS[arm].colour, label=label)
-    _finish(axes, places, f"difference in {NAMES[measure]}")
-    axes.legend(bbox_to_anchor=(1, 1), loc="upper left")
+    """Every pair's difference as a dot, the mean with its interval below, a row per split, N and arm."""
+    tests = tests[tests["measure"] == measure].assign(order=tests["arm"].map(list(ARMS).index))
+    rows = tests.sort_values(["split", "n_train", "order"]).set_index(["split", "n_train", "arm"])
+    places, pairs = {names: k for k, names in enumerate(rows.index)}, pairs[pairs["measure"] == measure]
+    figure, axes = plt.subplots(figsize=(6.4, 1.2 + 0.3 * len(rows)))
+    heights = [places[names] - 0.2 for names in zip(pairs["split"], pairs["n_train"], pairs["arm"], strict=True)]
+    axes.plot(pairs["difference"], heights, ".", color="#555555", ms=4, label="one pair of runs")
+    for names, k in places.items():
+        look = ARMS[names[2]]
+        _intervals(axes, [k + 0.1], rows.iloc[[k]], across=True, fmt=look.marker, color=look.colour, ms=5)
+    axes.axvline(0, color="black", lw=0.8)
+    labels = [f"split {s}, N = {n}: {arm} minus {ARMS[arm].baseline}" for s, n, arm in places]
+    axes.set_yticks(range(len(rows)), labels)
+    axes.set(ylim=(len(rows) - 0.4, -0.6), xlabel=f"difference in {NAMES[measure]}")
     axes.set_title(f"Differences, paired by split, N and detector seed\n{note}")
+    axes.legend()
     return figure
 
 
@@ -192,16 +194,6 @@ def strip(
     return figure
 
 
-def _conditions(table: pd.DataFrame) -> dict[tuple[str, int], int]:
-    """Position on an axis of every split and N of a table."""
-    return {condition: k for k, condition in enumerate(sorted(set(zip(table["split"], table["n_train"], strict=True))))}
-
-
-def _shift(k: int, of: int) -> float:
-    """Offset of the k-th of several arms at one position."""
-    return (k - (of - 1) / 2) * 0.8 / max(3, of)
-
-
 def _intervals(axes: Axes, places: Sequence[float], rows: pd.DataFrame, across: bool = False, **look: object) -> None:
     """Markers at `rows`' gain with whiskers from low to high, where there is an interval."""
     error = np.nan_to_num(np.abs(rows[["low", "high"]].sub(rows["gain"], axis=0)).to_numpy(dtype=float).T)
@@ -210,10 +202,3 @@ def _intervals(axes: Axes, places: Sequence[float], rows: pd.DataFrame, across: 
         axes.errorbar(rows["gain"], places, xerr=error, **look)
     else:
         axes.errorbar(places, rows["gain"], error, **look)
-
-
-def _finish(axes: Axes, places: Mapping[tuple[str, int], int], label: str) -> None:
-    axes.axhline(0, color="black", lw=0.8)
-    axes.set_xticks(range(len(places)), [f"split {split}\nN = {n}" for split, n in places])
-    axes.set(ylabel=label, xlim=(-0.6, max(1, len(places)) - 0.4))
-    axes.legend()

@@ -23,17 +23,14 @@ PAPER_GAIN = 0.02  # its largest gain in F1HM
 WIDE = 0.05  # an interval this far to each side decides nothing: the paper's ranges of C10 are 0.05 wide
 UNDEFINED = "F1HM is undefined here (fewer than two classes), or no pair was run"
 QUALITY = {  # what each measure of quality.parquet is about: C1 asks for all three, C7 for the first two
-    "follows its mask": [
-        "darker inside its mask", "contrast of defects", "profile across defects, distance to held-out",
-    ],
+    "follows its mask": ["darker inside its mask", "contrast of defects", "profile across defects"],
     "looks real": [
-        "power spectrum, distance to held-out", "power spectrum, largest distance at any frequency",
-        "grey levels, distance to held-out", "noise autocorrelation, distance to held-out",
-        "features, kernel distance to held-out", "features, Gaussian kernel distance to held-out",
-        "told apart from held-out by a classifier",
+        "power spectrum", "power spectrum, worst frequency", "grey levels", "autocorrelation of the noise", "kid",
+        "cmmd", "c2st_auc",
     ],
-    "is no copy": ["closer to training than any held-out image"],
+    "is no copy": ["memorisation"],
 }  # fmt: skip
+LEVELS = ("darker inside its mask", "contrast of defects")  # the others are distances: closer than real is no fault
 ABOUT = {measure: about for about, measures in QUALITY.items() for measure in measures}
 
 
@@ -90,9 +87,9 @@ def image_quality(e: Evidence) -> Finding:
     if missing := set(QUALITY) - set(judged["about"]):
         return Finding("not attempted", f"no measure says whether an image {' or '.join(sorted(missing))}")
     value, yardstick = judged["value"], judged["yardstick"]
-    below = judged["yardstick_of"].str.contains("against") | judged["about"].eq("is no copy")
+    distance = ~judged["measure"].isin(LEVELS)
     inside = (judged["low"] <= yardstick) & (yardstick <= judged["high"])
-    reached = (inside & (judged["high"] - judged["low"] <= yardstick.abs())) | (below & (value <= yardstick))
+    reached = (inside & (judged["high"] - judged["low"] <= yardstick.abs())) | (distance & (value <= yardstick))
     shares = reached.groupby(judged["about"], sort=False).mean()
     verdict: Verdict = "not reproduced"
     if (shares > 0.5).all():

@@ -14,10 +14,10 @@ from test_scores import noisy
 from typer.testing import CliRunner
 
 from companion import cli
-from companion.micrographs.patches import Patches, instance_table
 from companion.errors import CompanionError
 from companion.evaluation.scores import count, evaluate_files, tabulate
 from companion.geometry import encode_rle
+from companion.micrographs.patches import Patches, instance_table
 from companion.provenance import write_table
 
 COCO = {
@@ -51,7 +51,7 @@ def test_coco_results_against_coco_truth(coco):
     first, second = table.to_dict("records")
     assert (first["tp"], first["fp"], first["fn"]) == (2, 0, 1) and (second["tp"], second["fn"]) == (1, 2)
     assert first["f1_class_2"] == pytest.approx(2 / 3) and first["f1_class_5"] == 0
-    assert first["dataset"] is None and np.isnan(second["f1_class"])
+    assert first["arm"] is None and np.isnan(second["f1_class"])
 
 
 def test_parquet_against_a_patches_folder(tmp_path):
@@ -94,10 +94,10 @@ def changed(n: int, **entries):
         ("[" + json.dumps({**RESULTS[0], "score": 0.5}).replace("0.5", "NaN") + "]", "result 1: score nan"),
         (changed(0, score=87), "score 87.0 is not in"),
         (changed(0, bbox=[1, 2, 3]), "result 1: bbox"),
-        (changed(0, image_id="7"), "image_id '7' is not a whole number"),
-        ([{"image_id": 7}], "result 1: lacks category_id, bbox, score"),
-        ({"annotations": []}, "holds dict, not a list of COCO results"),
-        ("{broken", "is not JSON"),
+        (changed(0, image_id="7"), "result 1: image_id '7': Input should be a valid integer"),
+        ([{"image_id": 7}], "result 1: lacks category_id"),
+        ({"annotations": []}, "is no list of COCO results"),
+        ("{broken", "Invalid JSON"),
     ],
 )
 def test_unusable_results_are_named(coco, results, says):
@@ -116,13 +116,13 @@ def test_every_problem_is_listed_at_once(coco):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"images": None}, r"no list\(s\) images"),
+        ({"images": None}, "needs lists named images"),
         ({"annotations": [{**COCO["annotations"][0], "image_id": 1}]}, "unknown image 1"),
         ({"annotations": [{**COCO["annotations"][0], "category_id": 9}]}, "unknown category 9"),
         ({"annotations": [{**COCO["annotations"][0], "bbox": [0, 0, -1, 4]}]}, "annotation 1: box .* inverted"),
         ({"annotations": [{**COCO["annotations"][0], "iscrowd": 1}]}, "annotation 1: iscrowd"),
         ({"images": [{"id": 7}, {"id": 7}]}, "id 7 occurs 2 times"),
-        ({"categories": ["loop"]}, "categories entry 1"),
+        ({"categories": ["loop"]}, "categories 1: 'loop'"),
         ({"images": [], "annotations": []}, "no images"),
     ],
 )
@@ -148,39 +148,32 @@ def test_files_that_are_something_else(tmp_path, coco):
         evaluate_files(tmp_path / "p.parquet", truth)
     with pytest.raises(CompanionError, match="not a patches folder"):
         evaluate_files(results, tmp_path)
-
-
-def rows_of(*arguments) -> list[dict]:
-    """What the command line prints with --json."""
-    result = CliRunner().invoke(cli.app, ["evaluate", *map(str, arguments), "--json"])
-    assert result.exit_code == 0, result.output
-    return json.loads(result.output)
+    with pytest.raises(CompanionError, match="did you mean 'truth-greedy'"):
+        evaluate_files(results, truth, matching="truth_greedy")
 
 
 def test_classes_and_unpredicted_patches_on_the_command_line(coco):
     # Image 7: a loop found, a dot found as a loop; image 9: a dot, and nothing predicted.
-    files = coco(RESULTS)
-    counts = [
-        tuple(rows_of(*files, *options)[0][name] for name in ("tp", "fp", "fn"))
-        for options in ((), ("--same-class",), ("--skip-unpredicted",), ("--same-class", "--skip-unpredicted"))
-    ]
+    files, counts = list(map(str, coco(RESULTS))), []
+    for options in ((), ("--same-class",), ("--skip-unpredicted",), ("--same-class", "--skip-unpredicted")):
+        result = CliRunner().invoke(cli.app, ["evaluate", *files, *options, "--json"])
+        row = json.loads(result.output)[0]
+        counts.append((row["tp"], row["fp"], row["fn"]))
     assert counts == [(2, 0, 1), (1, 1, 2), (2, 0, 0), (1, 1, 1)]
 
 
-def test_boxes_or_masks_on_the_command_line(tmp_path):
+def test_boxes_or_masks(tmp_path):
     instances = np.zeros((1, 20, 20), dtype=np.uint8)
     instances[0, 2:12, 2:12] = np.eye(10)  # a diagonal line: its box is 10 x 10 px, its area 10 px
     index = pd.DataFrame({"patch": [0], "image": "a", "x0": 0, "y0": 0, "symmetry": 0, "pixel_size_nm": 1.0})
-    labels = {(0, 1): 1}
-    Patches(instances, instances, index, instance_table(instances, labels), ("loop",)).save(tmp_path / "test")
+    Patches(instances, instances, index, instance_table(instances, {(0, 1): 1}), ("loop",)).save(tmp_path / "test")
     filled = np.zeros((1, 20, 20), dtype=bool)
     filled[0, 2:12, 2:12] = True
     found = {"patch": 0, "x1": 2.0, "y1": 2.0, "x2": 12.0, "y2": 12.0, "score": 0.9, "label": 1}
-    path = tmp_path / "predictions.parquet"
-    write_table(path, pd.DataFrame([found]).assign(mask=encode_rle(filled)))
-    assert rows_of(path, tmp_path / "test", "--on", "boxes")[0]["tp"] == 1
-    assert rows_of(path, tmp_path / "test", "--on", "masks")[0]["tp"] == 0  # IoU 10 / 100
-    assert rows_of(path, tmp_path / "test", "--on", "masks", "--iou", "0.1")[0]["tp"] == 1
+    write_table(tmp_path / "test.parquet", pd.DataFrame([found]).assign(mask=encode_rle(filled)))
+    files = tmp_path / "test.parquet", tmp_path / "test"
+    assert evaluate_files(*files, on="boxes")["tp"].tolist() == [1]
+    assert evaluate_files(*files, [0.5, 0.1], on="masks")["tp"].tolist() == [0, 1]  # IoU 10 / 100
 
 
 def test_masks_that_are_not_there(tmp_path, coco):
@@ -203,6 +196,6 @@ def test_thresholds_out_of_range(coco, iou, confidence):
 
 
 def test_evaluation_never_imports_torch():
-    modules = "companion.evaluation.claims, companion.evaluation.runs, companion.evaluation.plots"
+    modules = "companion.evaluation.scores, companion.evaluation.errors, companion.evaluation.plots"
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from companion.errors import CompanionError
-from companion.evaluation.matching import MATCHINGS, class_aware, kept, match, score_order
+from companion.evaluation.matching import MATCHINGS, kept, match, score_order
 
 
 def plain_match(overlap: np.ndarray, n_kept: int, iou: float, rule: str) -> dict[int, int]:
@@ -93,11 +93,6 @@ def test_equality_with_a_threshold_counts():
 @pytest.mark.parametrize("shape", [(0, 0), (0, 3), (2, 0)])
 def test_nothing_to_match(rule, shape):
     assert (match(np.zeros(shape), np.array([0, shape[1]]), [0.5], rule) == -1).all()
-
-
-def test_class_aware_overlap_never_pairs_two_classes():
-    overlap = class_aware(np.array([[0.9, 0.6]]), np.array([1]), np.array([2, 1]))
-    assert match(overlap, np.array([2]), [0.5]).tolist() == [[[1]]]
 
 
 def test_order_is_that_of_the_scores_and_never_of_the_file():

@@ -10,7 +10,7 @@ from test_matching import plain_match
 
 from companion.errors import CompanionError
 from companion.evaluation.matching import MATCHINGS
-from companion.evaluation.scores import count, harmonic_mean, mask_overlaps, pooled, tabulate
+from companion.evaluation.scores import count, mask_overlaps, pooled, tabulate
 from companion.geometry import box_iou, encode_rle
 
 BOX = ["x1", "y1", "x2", "y2"]
@@ -51,7 +51,7 @@ def noisy(patches, seed: int, misses: float = 0.2, extra: float = 1.0) -> pd.Dat
 def plain_scores(found, patches, iou, confidence, rule):
     """Counts and scores at one threshold, as one would do them by hand."""
     tp = fp = fn = 0
-    pairs = []
+    pairs, present = [], set(patches.table["class"])
     for patch in range(len(patches)):
         truth = patches.of(patch)
         here = found[(found["patch"] == patch) & (found["score"] >= confidence)].sort_values("score", ascending=False)
@@ -65,7 +65,7 @@ def plain_scores(found, patches, iou, confidence, rule):
         either = sum(int(t == code) + int(p == code) for t, p in pairs)
         per_class[code] = 2 * both / either if either else np.nan
     defined = [v for v in per_class.values() if not np.isnan(v)]
-    f1_class = float(np.mean(defined)) if len(defined) > 1 else np.nan
+    f1_class = float(np.mean(defined)) if present <= {truth for truth, _ in pairs} and len(present) > 1 else np.nan
     f1 = 2 * tp / (2 * tp + fp + fn) if tp + fp + fn else np.nan
     return {"tp": tp, "fp": fp, "fn": fn, "f1_detect": f1, "f1_class": f1_class,
             **{f"f1_class_{k}": v for k, v in per_class.items()}}  # fmt: skip
@@ -87,7 +87,7 @@ def test_columns_are_those_of_the_contract():
     patches = ellipse_patches(4)
     table = tabulate(count(noisy(patches, 0), patches.table, range(4), (1, 2, 3), [0.5], [0.5]), {"arm": "EXP"})
     assert list(table) == [
-        "dataset", "split", "n_train", "arm", "seed", "iou_threshold", "confidence", "tp", "fp", "fn", "precision",
+        "split", "n_train", "arm", "seed", "iou_threshold", "confidence", "tp", "fp", "fn", "precision",
         "recall", "f1_detect", "f1_class_1", "f1_class_2", "f1_class_3", "f1_class", "f1_hm",
     ]  # fmt: skip
     assert table["arm"].tolist() == ["EXP"] and table["seed"].isna().all()
@@ -105,7 +105,7 @@ def test_a_case_by_hand():
     assert (row["tp"], row["fp"], row["fn"]) == (2, 2, 2)
     assert (row["precision"], row["recall"], row["f1_detect"]) == (0.5, 0.5, 0.5)
     assert row["f1_class_1"] == pytest.approx(2 / 3)  # one right; one pair too many
-    assert row["f1_class_2"] == 0.0 and np.isnan(row["f1_class_3"])  # class 3 is in no pair: not averaged
+    assert row["f1_class_2"] == 0.0 and np.isnan(row["f1_class_3"])  # class 3 is not in the truth: not averaged
     assert row["f1_class"] == pytest.approx(1 / 3)
     assert row["f1_hm"] == pytest.approx(2 * 0.5 / 3 / (0.5 + 1 / 3))
     skipped = one(tabulate(counts, unpredicted="skip"))
@@ -113,11 +113,26 @@ def test_a_case_by_hand():
     assert skipped["f1_detect"] == pytest.approx(4 / 7)
 
 
+def test_a_class_of_the_truth_without_a_pair_leaves_f1_class_undefined():
+    # Every found defect has its right name, and of class 3 none is found: not a perfect classification.
+    truth = truths((0, 0, 0, 10, 10, 1), (0, 20, 0, 30, 10, 2), (1, 0, 0, 10, 10, 3))
+    found = predictions((0, 0, 0, 10, 10, 0.9, 1), (0, 20, 0, 30, 10, 0.9, 2), (1, 0, 0, 10, 10, 0.4, 3))
+    counts = count(found, truth, range(2), (1, 2, 3), [0.5], [0.3, 0.5])
+    low, high = tabulate(counts).to_dict("records")
+    assert (low["f1_class"], low["f1_hm"]) == (1, 1)
+    assert (high["f1_class_1"], high["f1_class_2"]) == (1, 1) and high["f1_detect"] == pytest.approx(4 / 5)
+    assert all(np.isnan(high[name]) for name in ("f1_class_3", "f1_class", "f1_hm"))
+    # Where patches are drawn without the one that holds class 3, the class is not in that truth.
+    assert pooled(counts, np.array([[1, 0], [1, 1]]))["f1_class"][:, 0, 1].tolist() == pytest.approx(
+        [1, np.nan], nan_ok=True
+    )
+
+
 def test_undefined_stays_undefined():
     truth, found = truths((0, 0, 0, 10, 10, 1), (0, 20, 0, 30, 10, 2)), predictions((0, 0, 0, 10, 10, 0.5, 1))
     rows = tabulate(count(found, truth, range(1), (1, 2), [0.5], [0.4, 0.6])).to_dict("records")
     assert rows[0]["f1_detect"] == pytest.approx(2 / 3)
-    assert np.isnan(rows[0]["f1_class"]) and np.isnan(rows[0]["f1_hm"])  # one class among the pairs
+    assert np.isnan(rows[0]["f1_class"]) and np.isnan(rows[0]["f1_hm"])  # class 2 is in no pair
     assert rows[1]["tp"] == 0 and rows[1]["recall"] == 0 and rows[1]["f1_detect"] == 0
     assert np.isnan(rows[1]["precision"]) and np.isnan(rows[1]["f1_class"]) and np.isnan(rows[1]["f1_hm"])
     empty = one(tabulate(count(found[:0], truth[:0], range(2), (1, 2), [0.5], [0.5])))
@@ -129,9 +144,7 @@ def test_undefined_stays_undefined():
 def test_one_class_has_no_classification_score():
     truth, found = truths((0, 0, 0, 10, 10, 1)), predictions((0, 0, 0, 10, 10, 0.5, 1))
     row = one(tabulate(count(found, truth, range(1), (1,), [0.5], [0.5])))
-    assert (
-        row["f1_detect"] == 1 and np.isnan(row["f1_class_1"]) and np.isnan(row["f1_class"]) and np.isnan(row["f1_hm"])
-    )
+    assert row["f1_detect"] == 1 and all(np.isnan(row[name]) for name in ("f1_class_1", "f1_class", "f1_hm"))
     row = one(tabulate(count(found.assign(label=2), truth, range(1), (1, 2), [0.5], [0.5])))
     assert np.isnan(row["f1_class"])  # two classes are named, but only one occurs in the data
 
@@ -174,14 +187,7 @@ def test_weights_repeat_patches():
     weights = np.array([[1, 1, 1, 1, 1, 1], [2, 2, 2, 2, 2, 2], [0, 0, 0, 0, 0, 0]])
     scores = pooled(counts, weights)
     assert scores["tp"].shape == (3, 1, 1) and scores["tp"][1] == 2 * scores["tp"][0]
-    assert scores["f1_hm"][1] == scores["f1_hm"][0] and np.isnan(scores["f1_detect"][2])
-
-
-def test_harmonic_mean():
-    assert harmonic_mean(np.array([0.5, 0, 0, np.nan]), np.array([1, 0.3, 0, 1])).tolist()[:3] == pytest.approx(
-        [2 / 3, 0, 0]
-    )
-    assert np.isnan(harmonic_mean(np.nan, 0.0))
+    assert scores["f1_detect"][1] == scores["f1_detect"][0] and np.isnan(scores["f1_detect"][2])
 
 
 def test_a_strange_class_or_patch_is_refused():

@@ -1,4 +1,4 @@
-"""Conditions (split and N) of a study: arms are compared inside one of them, never over a pool of all.
+"""Conditions (split and N) of a run: arms are compared inside one of them, never over a mixture of all.
 
 Arms need not exist at every N: the mean of an arm over all its runs is another mixture of N and splits than that of
 the next arm.
@@ -8,23 +8,15 @@ from __future__ import annotations
 
 import pandas as pd
 
-from companion.config.profile import Profile
-from companion.places import split_name
-
-Condition = tuple[str, int]  # split (as text) and N
+CONDITION = ["split", "n_train"]  # columns of every table
+RUN = [*CONDITION, "arm", "seed"]
 
 
-def headline_condition(profile: Profile) -> Condition:
-    """The condition that figures show: the profile's first split and its largest N."""
-    return split_name(profile.splits[0]), max(profile.sizes)
+def at_condition(table: pd.DataFrame, condition: tuple[str, int]) -> pd.DataFrame:
+    """Rows of `table` (columns split, n_train and more) of one split and N."""
+    return table[(table["split"] == condition[0]) & (table["n_train"] == condition[1])]
 
 
-def at_condition(table: pd.DataFrame, condition: Condition) -> pd.DataFrame:
-    """Rows of `table` (columns split, n_train and more) of one condition."""
-    split, n_train = condition
-    return table[(table["split"].astype(str) == split) & (table["n_train"] == n_train)]
-
-
-def condition_name(condition: Condition) -> str:
+def condition_name(condition: tuple[str, int]) -> str:
     """How titles and captions name a condition, e.g. 'split 1, N = 50'."""
     return f"split {condition[0]}, N = {condition[1]}"

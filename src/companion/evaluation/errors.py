@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
+from companion.evaluation.conditions import CONDITION, RUN
 from companion.evaluation.formats import BOX
 from companion.evaluation.matching import Matching, kept, match, score_order
-from companion.evaluation.resampling import mean_interval, ratio_interval
+from companion.evaluation.runs import Run
+from companion.evaluation.thresholds import confidence_of
 from companion.geometry import box_iou
+from companion.stats import cluster_weights, percentile_interval
 
 CORRECT, CLASS, DUPLICATE, LOCALISATION, BACKGROUND, MISSED = (
     "correct", "class", "duplicate", "localisation", "background", "missed")  # fmt: skip
 ERRORS = (CLASS, DUPLICATE, LOCALISATION, BACKGROUND, MISSED)
 SIZES = ("small (≤ 16 px)", "medium (≤ 32 px)", "large (> 32 px)")
+GROUPINGS = ("class", "size", "pixel size")
 BACKGROUND_IOU = 0.1  # below it a box lies on nothing, as in TIDE (Bolya et al. 2020)
 
 
@@ -43,40 +46,81 @@ def audit(
     Returns
     -------
     predictions, truths : row (in the table it came from; for predictions among those that count), patch, image,
-    pixel_size_nm, class, error, size_px (long side of the box), x1, y1, x2, y2
+    pixel_size_nm, class, error, size_px (long side of the box), x1, y1, x2, y2, score (NaN for truths)
     """
     chosen = predictions[predictions["score"] >= confidence].reset_index(drop=True)
     boxes, truth_boxes = chosen[BOX].to_numpy(dtype=float), truths[BOX].to_numpy(dtype=float)
     labels, codes = chosen["label"].to_numpy(), truths["class"].to_numpy()
-    fate, truth_fate = np.full(len(chosen), BACKGROUND, dtype=object), np.full(len(truths), MISSED, dtype=object)
+    error, truth_error = np.full(len(chosen), BACKGROUND, dtype=object), np.full(len(truths), MISSED, dtype=object)
     groups, truth_groups = chosen.groupby("patch").indices, truths.reset_index(drop=True).groupby("patch").indices
     for patch in groups.keys() & truth_groups.keys():
         rows, own = groups[patch], truth_groups[patch]
         rows = rows[score_order(chosen["score"].to_numpy()[rows], boxes[rows])]
         overlap = box_iou(truth_boxes[own], boxes[rows])  # (T, M)
         best = overlap.max(axis=0)
-        fate[rows] = np.where(best >= iou, DUPLICATE, np.where(best >= BACKGROUND_IOU, LOCALISATION, BACKGROUND))
+        error[rows] = np.where(best >= iou, DUPLICATE, np.where(best >= BACKGROUND_IOU, LOCALISATION, BACKGROUND))
         found = match(overlap, kept(np.ones(len(rows)), [0.0]), [iou], matching)[0, 0]
         for truth, prediction in zip(own[found >= 0], rows[found[found >= 0]], strict=True):
-            fate[prediction] = truth_fate[truth] = CORRECT if labels[prediction] == codes[truth] else CLASS
+            error[prediction] = truth_error[truth] = CORRECT if labels[prediction] == codes[truth] else CLASS
     named = index[["patch", "image", "pixel_size_nm"]]
-    return _described(chosen, labels, fate, named), _described(truths, codes, truth_fate, named)
+    tables = []
+    for table, sides, code, what in ((chosen, boxes, labels, error), (truths, truth_boxes, codes, truth_error)):
+        known = {"row": np.arange(len(table)), "class": code, "error": what,
+                 "size_px": (sides[:, 2:] - sides[:, :2]).max(axis=1, initial=0)}  # fmt: skip
+        described = table.reindex(columns=["patch", *BOX, "score"]).reset_index(drop=True).assign(**known)
+        tables.append(described.merge(named, on="patch", how="left"))
+    return tables[0], tables[1]
 
 
-def _described(table: pd.DataFrame, codes: NDArray, fate: NDArray, index: pd.DataFrame) -> pd.DataFrame:
-    size = (table[["x2", "y2"]].to_numpy(dtype=float) - table[["x1", "y1"]].to_numpy(dtype=float)).max(
-        axis=1, initial=0
-    )
-    columns = {"row": np.arange(len(table)), "patch": table["patch"].to_numpy()}
-    columns |= {"class": codes, "error": fate, "size_px": size}
-    boxes = {name: table[name].to_numpy() for name in BOX}
-    return pd.DataFrame({**columns, **boxes}).merge(index, on="patch", how="left")
+def audit_runs(
+    found: Sequence[Run], chosen: pd.DataFrame, iou: float, matching: Matching = "truth-greedy"
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """`audit` of every run, each arm at its own confidence (see `thresholds.operating_points`).
+
+    Returns
+    -------
+    predictions, truths : the tables of `audit` with split, n_train, arm, seed; class is a name; size and pixel size
+        (nm) are groups
+    """
+    audits = [
+        [table.assign(**run.keys) for table in audit(
+            run.predictions, run.truth.table, run.patches.index, iou, confidence_of(run, chosen), matching)]
+        for run in found
+    ]  # fmt: skip
+    classes = found[0].truth.classes
+    predictions, truths = (
+        table.assign(**{
+            "class": pd.Categorical(table["class"].map(classes), list(classes.values())),
+            "size": size_bins(table["size_px"]), "pixel size": table["pixel_size_nm"].map("{:g} nm".format),
+        })
+        for table in (pd.concat(tables, ignore_index=True) for tables in zip(*audits, strict=True))
+    )  # fmt: skip
+    return predictions, truths
 
 
-def error_shares(predictions: pd.DataFrame, truths: pd.DataFrame) -> dict[str, int]:
-    """How many errors of each kind (`ERRORS`); errors of class are counted once, at the prediction."""
-    wrong = predictions["error"].value_counts()
-    return {**{e: int(wrong.get(e, 0)) for e in ERRORS[:-1]}, MISSED: int((truths["error"] == MISSED).sum())}
+def error_counts(predictions: pd.DataFrame, truths: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
+    """Errors of each kind per run, and inside groups.
+
+    A missed defect counts in the group of the defect; every other error, those on background too, in the group of the
+    prediction: the class that it says and the size of its own box.
+
+    Parameters
+    ----------
+    predictions, truths : the tables of `audit_runs`
+    by : further columns to divide by, e.g. ["class"]
+
+    Returns
+    -------
+    split, n_train, arm, seed, columns of `by`, error, count, truths, per_truth (count over truths; NaN without any)
+    """
+    keys = [*RUN, *by]
+    wrong = pd.concat([predictions[predictions["error"] != CORRECT], truths[truths["error"] == MISSED]])
+    counts = wrong.groupby([*keys, "error"], observed=True).size().unstack("error").reindex(columns=list(ERRORS))
+    n = truths.groupby(keys, observed=True).size()
+    counts = counts.reindex(counts.index.union(n.index)).fillna(0).astype(int)
+    table = counts.stack().rename("count").reset_index()
+    table["truths"] = np.repeat(n.reindex(counts.index, fill_value=0).to_numpy(), len(ERRORS))
+    return table.assign(per_truth=table["count"] / table["truths"].where(table["truths"] > 0))
 
 
 def recall_by(truths: pd.DataFrame, by: str, rng: np.random.Generator, resamples: int, level: float) -> pd.DataFrame:
@@ -90,12 +134,33 @@ def recall_by(truths: pd.DataFrame, by: str, rng: np.random.Generator, resamples
     -------
     by, truths (distinct ones, however many runs looked for them), images, recall (over all runs), low, high
     """
-    rows = []
-    for group, table in truths.groupby(by, sort=True, observed=True):
-        per_image = table.assign(found=table["error"] != MISSED).groupby("image")["found"].agg(["sum", "count"])
-        value, low, high = ratio_interval(per_image["sum"], per_image["count"], rng, resamples, level)
-        rows.append((group, table["row"].nunique(), len(per_image), value, low, high))
-    return pd.DataFrame(rows, columns=[by, "truths", "images", "recall", "low", "high"])
+    found = truths.assign(found=truths["error"] != MISSED)
+    table = found.groupby(by, observed=True).agg(
+        truths=("row", "nunique"), images=("image", "nunique"), recall=("found", "mean"))  # fmt: skip
+    per_image = found.groupby(["image", by], observed=True)["found"].agg(["sum", "size"]).unstack(by, fill_value=0)
+    _, weights = cluster_weights(per_image.index, rng, resamples)  # (R, images)
+    hits, all_ = (weights @ per_image[name][table.index].to_numpy() for name in ("sum", "size"))  # (R, groups)
+    shares = np.divide(hits, all_, out=np.full(hits.shape, np.nan), where=all_ > 0)
+    low, high = percentile_interval(shares, level)
+    several = table["images"].to_numpy() > 1  # of one micrograph nothing varies
+    return table.assign(low=np.where(several, low, np.nan), high=np.where(several, high, np.nan)).reset_index()
+
+
+def recall_table(truths: pd.DataFrame, rng: np.random.Generator, resamples: int, level: float) -> pd.DataFrame:
+    """`recall_by` each of `GROUPINGS` in which defects differ, per split, N and arm.
+
+    Returns
+    -------
+    by, split, n_train, arm, group, truths (distinct defects), images, recall (over seeds), low, high
+    """
+    tables = [
+        recall_by(own, by, rng, resamples, level).rename(columns={by: "group"}).astype({"group": str})
+        .assign(by=by, **dict(zip((*CONDITION, "arm"), keys, strict=True)))
+        for by in GROUPINGS if by == "class" or truths[by].nunique() > 1
+        for keys, own in truths.groupby([*CONDITION, "arm"])
+    ]  # fmt: skip
+    columns = ["by", *CONDITION, "arm", "group", "truths", "images", "recall", "low", "high"]
+    return pd.concat(tables, ignore_index=True)[columns]
 
 
 def size_bins(size_px: Iterable[float]) -> pd.Series:
@@ -104,13 +169,9 @@ def size_bins(size_px: Iterable[float]) -> pd.Series:
 
 
 def image_errors(
-    predictions: pd.DataFrame,
-    truths: pd.DataFrame,
-    index: pd.DataFrame,
-    classes: dict[int, str],
-    confidence: float,
-    size: int,
-) -> pd.DataFrame:
+    predictions: pd.DataFrame, truths: pd.DataFrame, index: pd.DataFrame, classes: Mapping[int, str],
+    confidence: float, size: int,
+) -> pd.DataFrame:  # fmt: skip
     """Errors of defect size and areal density, image by image, without any matching.
 
     Size is the mean long side of the boxes that no patch border cuts; density is the number per area, cut ones
@@ -118,47 +179,46 @@ def image_errors(
 
     Parameters
     ----------
+    predictions, truths, index, classes : see `audit` and `scores.count`
     size : side of a patch, px
 
     Returns
     -------
     image, class (name, or "all"), truths, found, density_error and size_error (relative, signed; NaN where the truth
     has none of the class, or either has no uncut box)
-    """  # fmt: skip
+    """
+    names = ["all", *classes.values()] if len(classes) > 1 else ["all"]
+    every = pd.MultiIndex.from_product([index["image"].unique(), names], names=["image", "class"])
     chosen = predictions[predictions["score"] >= confidence].rename(columns={"label": "class"})
-    tables = [_measured(t, index, size) for t in (truths, chosen)]
-    groups = {"all": list(classes), **{name: [code] for code, name in classes.items()}}
-    if len(classes) == 1:
-        groups = {"all": list(classes)}
-    rows = []
-    for image in index["image"].unique():
-        for name, codes in groups.items():
-            true, found = (t[(t["image"] == image) & t["class"].isin(codes)] for t in tables)
-            size_true, size_found = (t.loc[~t["cut"], "size_nm"].mean() for t in (true, found))
-            density = (len(found) - len(true)) / len(true) if len(true) else np.nan
-            rows.append((image, name, len(true), len(found), density, (size_found - size_true) / size_true))
-    return pd.DataFrame(rows, columns=["image", "class", "truths", "found", "density_error", "size_error"])
+    columns = {}
+    for name, table in (("truths", truths), ("found", chosen)):
+        boxes = table[BOX].to_numpy(dtype=float)
+        cut = (boxes[:, :2] < 1).any(axis=1) | (boxes[:, 2:] > size - 1).any(axis=1)
+        own = table[["patch", "class"]].merge(index[["patch", "image", "pixel_size_nm"]], on="patch", how="left")
+        long_nm = (boxes[:, 2:] - boxes[:, :2]).max(axis=1, initial=0) * own["pixel_size_nm"]
+        own = own.assign(nm=long_nm.where(~cut), **{"class": own["class"].map(classes)})
+        groups = pd.concat([own, own.assign(**{"class": "all"})]).groupby(["image", "class"])["nm"]
+        columns[name] = groups.size().reindex(every, fill_value=0)
+        columns[f"{name}_nm"] = groups.mean().reindex(every)
+    table = pd.DataFrame(columns)
+    number, nm = table["truths"].where(table["truths"] > 0), table["truths_nm"]
+    table = table.assign(density_error=table["found"] / number - 1, size_error=table["found_nm"] / nm - 1)
+    return table.drop(columns=["truths_nm", "found_nm"]).reset_index()
 
 
-def _measured(table: pd.DataFrame, index: pd.DataFrame, size: int) -> pd.DataFrame:
-    boxes = table[BOX].to_numpy(dtype=float)
-    cut = (boxes[:, :2] < 1).any(axis=1) | (boxes[:, 2:] > size - 1).any(axis=1)
-    long_side = (boxes[:, 2:] - boxes[:, :2]).max(axis=1, initial=0)
-    own = (
-        table[["patch", "class"]]
-        .assign(cut=cut)
-        .merge(index[["patch", "image", "pixel_size_nm"]], on="patch", how="left")
-    )
-    return own.assign(size_nm=long_side * own["pixel_size_nm"].to_numpy())
+def materials_runs(found: Sequence[Run], chosen: pd.DataFrame) -> pd.DataFrame:
+    """`image_errors` of every run, each arm at its own confidence, with split, n_train, arm, seed."""
+    return pd.concat([
+        image_errors(run.predictions, run.truth.table, run.patches.index, run.truth.classes, confidence_of(run, chosen),
+                     run.patches.size).assign(**run.keys)
+        for run in found
+    ], ignore_index=True)  # fmt: skip
 
 
 def materials_table(
-    errors: pd.DataFrame,
-    rng: np.random.Generator,
-    resamples: int,
-    level: float,
-    by: Sequence[str] = ("split", "n_train", "arm", "class"),
-) -> pd.DataFrame:
+    errors: pd.DataFrame, rng: np.random.Generator, resamples: int, level: float,
+    by: Sequence[str] = (*CONDITION, "arm", "class"),
+) -> pd.DataFrame:  # fmt: skip
     """Mean absolute and signed relative errors over images, with bootstrap intervals over images.
 
     Parameters
@@ -169,12 +229,14 @@ def materials_table(
     -------
     by..., quantity ("density", "size"), images, error, low, high (mean absolute), bias (mean signed)
     """
+    long = errors.melt([*by, "image"], ["density_error", "size_error"], "quantity", "bias")
+    long = long.assign(error=long["bias"].abs(), quantity=long["quantity"].str.removesuffix("_error"))
+    per_image = long.groupby([*by, "quantity", "image"])[["error", "bias"]].mean()
     rows = []
-    for keys, table in errors.groupby(list(by), sort=True):
-        for quantity in ("density", "size"):
-            values = table.dropna(subset=[f"{quantity}_error"])
-            per_image = values.assign(absolute=values[f"{quantity}_error"].abs()).groupby("image")
-            absolute, signed = per_image["absolute"].mean(), per_image[f"{quantity}_error"].mean()
-            value, low, high = mean_interval(absolute, rng, resamples, level)
-            rows.append((*keys, quantity, len(absolute), value, low, high, float(signed.mean())))
+    for keys, table in per_image.groupby([*by, "quantity"]):
+        own = table.dropna()
+        _, weights = cluster_weights(np.arange(len(own)), rng, resamples)
+        means = weights @ own["error"].to_numpy() / len(own) if len(own) > 1 else np.full(resamples, np.nan)
+        interval = percentile_interval(means, level)
+        rows.append((*keys, len(own), own["error"].mean(), *interval, own["bias"].mean()))
     return pd.DataFrame(rows, columns=[*by, "quantity", "images", "error", "low", "high", "bias"])

@@ -2,7 +2,7 @@
 
 The authors' rule lets each truth, in file order, take its best unused prediction; COCO's lets each prediction,
 in order of its score, take its best unused truth; the optimal one makes as many pairs as there can be. They
-differ only where defects crowd. Class is ignored unless a class-aware matrix is given (`class_aware`).
+differ only where defects crowd. Classes are ignored: where a pair must not be, its overlap is given as -1.
 """
 
 from __future__ import annotations
@@ -39,11 +39,6 @@ def kept(scores: NDArray, confidence: Sequence[float]) -> NDArray[np.intp]:
     scores = np.asarray(scores)
     thresholds = np.asarray(confidence).astype(scores.dtype if scores.dtype.kind == "f" else float)
     return (scores[None, :] >= thresholds[:, None]).sum(axis=1)
-
-
-def class_aware(overlap: NDArray[np.float64], truth_class: NDArray, label: NDArray) -> NDArray[np.float64]:
-    """`overlap` [T, M] in which pairs of different class can never match (-1)."""
-    return np.where(np.asarray(truth_class)[:, None] == np.asarray(label)[None, :], overlap, -1.0)
 
 
 def match(

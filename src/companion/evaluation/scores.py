@@ -2,12 +2,12 @@
 
 F1_detect pools the counts of all test patches (micro); F1_class is the unweighted mean of the per-class F1 among
 matched pairs only; F1HM is the harmonic mean of the two (the authors' definitions). What is undefined is NaN,
-never a silent 0 or 1.
+never a silent 0 or 1: F1_class where a class of the truth has no matched pair, or where the truth has one class.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -16,16 +16,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from companion.micrographs.patches import load_patches
 from companion.errors import CompanionError, nearest, problems
+from companion.evaluation.conditions import RUN
 from companion.evaluation.formats import BOX, read_predictions, read_truth
-from companion.evaluation.matching import Matching, class_aware, kept, match, score_order
+from companion.evaluation.matching import Matching, kept, match, score_order
 from companion.geometry import box_iou
+from companion.micrographs.patches import load_patches
 
-RUN_KEYS = ["dataset", "split", "n_train", "arm", "seed"]
 Unpredicted = Literal["count", "skip"]
 On = Literal["boxes", "masks"]
-Overlaps = Callable[[NDArray[np.intp], NDArray[np.intp]], NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,6 @@ class Counts:
     truths : int32 [P, K] truths by class
     iou, confidence : the thresholds, I and C of them
     classes : the K class codes
-    patches : [P] patch numbers, in the order of the first axis
     """
 
     pairs: NDArray[np.int32]
@@ -48,19 +46,18 @@ class Counts:
     iou: tuple[float, ...]
     confidence: tuple[float, ...]
     classes: tuple[int, ...]
-    patches: tuple[int, ...]
 
 
 def count(
     predictions: pd.DataFrame,
     truths: pd.DataFrame,
     patches: Sequence[int],
-    classes: Sequence[int],
+    classes: Iterable[int],
     iou: Sequence[float],
     confidence: Sequence[float],
     matching: Matching = "truth-greedy",
     same_class: bool = False,
-    overlaps: Overlaps | None = None,
+    overlaps: Sequence[NDArray[np.float64]] | None = None,
 ) -> Counts:
     """Match every patch at every threshold.
 
@@ -73,38 +70,56 @@ def count(
     iou, confidence : thresholds; a pair or a score equal to them counts
     matching : see `matching`
     same_class : only pairs of one class can match (the paper ignores class in matching)
-    overlaps : IoU of some truths and predictions, given by row; of boxes by default (see `mask_overlaps`)
+    overlaps : per patch, IoU [T, M] of its truths and predictions in file order; of the boxes by default
+
+    Raises
+    ------
+    CompanionError
+        If a class or a patch occurs that is not among those evaluated, or the rule is unknown.
     """
     codes = np.asarray(sorted(classes))
     strange = set(predictions["label"]) | set(truths["class"])
     if strange := sorted(int(code) for code in strange - set(codes.tolist())):
         raise CompanionError(f"class code(s) {strange} occur, but the classes are {codes.tolist()}")
-    scores = predictions["score"].to_numpy()
-    boxes = predictions[BOX].to_numpy(dtype=float)
-    labels = np.searchsorted(codes, predictions["label"].to_numpy())
-    truth_boxes, truth_labels = truths[BOX].to_numpy(dtype=float), np.searchsorted(codes, truths["class"].to_numpy())
-    prediction_rows, truth_rows = _rows(predictions["patch"], patches), _rows(truths["patch"], patches)
-    K = len(codes)
+    scores, boxes = predictions["score"].to_numpy(), predictions[BOX].to_numpy(dtype=float)
+    labels, truth_labels = (np.searchsorted(codes, c) for c in (predictions["label"], truths["class"]))
+    K, truth_rows = len(codes), rows_of(truths, patches)
     pairs = np.zeros((len(patches), len(iou), len(confidence), K, K), dtype=np.int32)
     predicted = np.zeros((len(patches), len(confidence)), dtype=np.int32)
-    for p, (rows, truth) in enumerate(zip(prediction_rows, truth_rows, strict=True)):
-        rows = rows[score_order(scores[rows], boxes[rows])]
-        predicted[p] = n_kept = kept(scores[rows], confidence)
-        if len(rows) == 0 or len(truth) == 0:
-            continue
-        overlap = overlaps(truth, rows) if overlaps else box_iou(truth_boxes[truth], boxes[rows])  # (T, M)
+    overlaps = box_overlaps(predictions, truths, patches) if overlaps is None else overlaps
+    for p, (rows, truth) in enumerate(zip(rows_of(predictions, patches), truth_rows, strict=True)):
+        order = score_order(scores[rows], boxes[rows])
+        rows, overlap = rows[order], overlaps[p][:, order]  # (T, M)
+        predicted[p] = kept(scores[rows], confidence)
         if same_class:
-            overlap = class_aware(overlap, truth_labels[truth], labels[rows])
-        i, c, t = np.nonzero((found := match(overlap, n_kept, iou, matching)) >= 0)
+            overlap = np.where(truth_labels[truth][:, None] == labels[rows], overlap, -1.0)
+        found = match(overlap, predicted[p], iou, matching)  # (I, C, T)
+        i, c, t = np.nonzero(found >= 0)
         np.add.at(pairs[p], (i, c, truth_labels[truth[t]], labels[rows[found[i, c, t]]]), 1)
-    return Counts(
-        pairs, predicted, np.stack([np.bincount(truth_labels[t], minlength=K) for t in truth_rows]).astype(np.int32),
-        tuple(map(float, iou)), tuple(map(float, confidence)), tuple(codes.tolist()), tuple(patches),
-    )  # fmt: skip
+    known = np.array([np.bincount(truth_labels[rows], minlength=K) for rows in truth_rows], dtype=np.int32)
+    thresholds = tuple(map(float, iou)), tuple(map(float, confidence))
+    return Counts(pairs, predicted, known.reshape(len(patches), K), *thresholds, tuple(codes.tolist()))
 
 
-def mask_overlaps(predictions: pd.DataFrame, truths: pd.DataFrame, instances: NDArray[np.integer]) -> Overlaps:
-    """Overlap of masks instead of boxes, for `count`.
+def rows_of(table: pd.DataFrame, patches: Sequence[int]) -> list[NDArray[np.intp]]:
+    """Row numbers of each patch, in file order."""
+    groups = table["patch"].reset_index(drop=True).groupby(table["patch"].to_numpy()).indices
+    if strange := set(groups) - set(patches):
+        raise CompanionError(f"patch {min(strange)} is not among the {len(patches)} evaluated patches")
+    return [groups.get(patch, np.zeros(0, dtype=np.intp)) for patch in patches]
+
+
+def box_overlaps(predictions: pd.DataFrame, truths: pd.DataFrame, patches: Sequence[int]) -> list[NDArray[np.float64]]:
+    """Per patch, IoU [T, M] of the boxes of its truths and predictions."""
+    found, true = (table[BOX].to_numpy(dtype=float) for table in (predictions, truths))
+    rows = zip(rows_of(truths, patches), rows_of(predictions, patches), strict=True)
+    return [box_iou(true[t], found[m]) for t, m in rows]
+
+
+def mask_overlaps(
+    predictions: pd.DataFrame, truths: pd.DataFrame, instances: NDArray[np.integer]
+) -> list[NDArray[np.float64]]:
+    """Per patch, IoU [T, M] of masks instead of boxes.
 
     Parameters
     ----------
@@ -121,26 +136,16 @@ def mask_overlaps(predictions: pd.DataFrame, truths: pd.DataFrame, instances: ND
 
     if "mask" not in predictions or predictions["mask"].isna().any():
         raise CompanionError(
-            "matching on masks needs predictions with masks (column mask of predictions.parquet); these have boxes "
+            "matching on masks needs predictions with masks (column mask of the parquet file); these have boxes "
             "only: match on boxes"
         )
-    size = list(instances.shape[1:])
-    found = [{"size": size, "counts": counts} for counts in predictions["mask"]]
-    ids = zip(truths["patch"], truths["instance"], strict=True)
-    true = [coco.encode(np.asfortranarray(instances[patch] == instance, dtype=np.uint8)) for patch, instance in ids]
-
-    def overlaps(truth: NDArray[np.intp], rows: NDArray[np.intp]) -> NDArray[np.float64]:
-        return coco.iou([found[r] for r in rows], [true[t] for t in truth], [0] * len(truth)).T
-
+    size, patches, overlaps = list(instances.shape[1:]), range(len(instances)), []
+    for p, t, m in zip(patches, rows_of(truths, patches), rows_of(predictions, patches), strict=True):
+        ids = truths["instance"].to_numpy()[t]
+        true = [coco.encode(np.asfortranarray(instances[p] == instance, dtype=np.uint8)) for instance in ids]
+        found = [{"size": size, "counts": counts} for counts in predictions["mask"].to_numpy()[m]]
+        overlaps.append(np.reshape(coco.iou(found, true, [0] * len(true)), (len(m), len(t))).T)
     return overlaps
-
-
-def _rows(column: pd.Series, patches: Sequence[int]) -> list[NDArray[np.intp]]:
-    """Row numbers of each patch, in file order."""
-    groups = pd.Series(np.arange(len(column))).groupby(column.to_numpy()).indices
-    if strange := set(groups) - set(patches):
-        raise CompanionError(f"patch {min(strange)} is not among the {len(patches)} evaluated patches")
-    return [groups.get(patch, np.zeros(0, dtype=np.intp)) for patch in patches]
 
 
 def pooled(counts: Counts, weights: NDArray | None = None, unpredicted: Unpredicted = "count") -> dict[str, NDArray]:
@@ -165,18 +170,17 @@ def pooled(counts: Counts, weights: NDArray | None = None, unpredicted: Unpredic
     n_predicted = (weights @ counts.predicted.astype(float))[..., None, :]  # (..., 1, C)
     n_truths = (weights @ truths.astype(float))[..., None, :]
     tp = confusion.sum(axis=(-2, -1))
-    fp, fn = n_predicted - tp, n_truths - tp
-    correct = np.diagonal(confusion, axis1=-2, axis2=-1)
-    involved = confusion.sum(axis=-1) + confusion.sum(axis=-2)  # (..., I, C, K) times a class is in a pair
-    per_class = _ratio(2 * correct, involved)
-    if (counts.truths.sum(axis=0) > 0).sum() < 2:  # with one class every pair agrees: not a score
-        per_class = np.full_like(per_class, np.nan)
+    correct, matched = np.diagonal(confusion, axis1=-2, axis2=-1), confusion.sum(axis=-1)  # (..., I, C, K)
+    present = (weights @ counts.truths.astype(float) > 0)[..., None, None, :]  # (..., 1, 1, K) classes of the truth
+    per_class = _ratio(2 * correct, matched + confusion.sum(axis=-2))
+    per_class = np.where(present.sum(axis=-1, keepdims=True) > 1, per_class, np.nan)  # of one class all pairs agree
     n_classes = (~np.isnan(per_class)).sum(axis=-1)
-    f1_class = np.where(n_classes >= 2, np.nansum(per_class, axis=-1) / np.maximum(n_classes, 1), np.nan)
+    defined = (n_classes > 1) & ((matched > 0) | ~present).all(axis=-1)
+    f1_class = np.where(defined, np.nansum(per_class, axis=-1) / np.maximum(n_classes, 1), np.nan)
     f1_detect = _ratio(2 * tp, n_predicted + n_truths)
     return {
-        "tp": tp, "fp": fp, "fn": fn, "precision": _ratio(tp, tp + fp), "recall": _ratio(tp, tp + fn),
-        "f1_detect": f1_detect, "f1_per_class": per_class, "f1_class": f1_class,
+        "tp": tp, "fp": n_predicted - tp, "fn": n_truths - tp, "precision": _ratio(tp, n_predicted),
+        "recall": _ratio(tp, n_truths), "f1_detect": f1_detect, "f1_per_class": per_class, "f1_class": f1_class,
         "f1_hm": harmonic_mean(f1_detect, f1_class),
     }  # fmt: skip
 
@@ -184,8 +188,7 @@ def pooled(counts: Counts, weights: NDArray | None = None, unpredicted: Unpredic
 def harmonic_mean(a: NDArray, b: NDArray) -> NDArray:
     """Harmonic mean; NaN where either is NaN, 0 where either is 0."""
     a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
-    mean = _ratio(2 * a * b, a + b)
-    return np.where((a + b) == 0, 0.0, mean)
+    return np.where((a + b) == 0, 0.0, _ratio(2 * a * b, a + b))
 
 
 def _ratio(a: NDArray, b: NDArray) -> NDArray:
@@ -194,21 +197,17 @@ def _ratio(a: NDArray, b: NDArray) -> NDArray:
 
 
 def tabulate(counts: Counts, keys: Mapping[str, Any] | None = None, unpredicted: Unpredicted = "count") -> pd.DataFrame:
-    """Rows of scores.parquet: run keys (None where not given), thresholds, counts, scores."""
+    """Rows of scores.parquet: split, n_train, arm and seed (None where not given), thresholds, counts, scores."""
     scores = pooled(counts, unpredicted=unpredicted)
-    i, c = (axis.ravel() for axis in np.indices((len(counts.iou), len(counts.confidence))))
-    table = pd.DataFrame({"iou_threshold": np.take(counts.iou, i), "confidence": np.take(counts.confidence, c)})
-    for name in ("tp", "fp", "fn"):
-        table[name] = scores[name].ravel().astype(np.int64)
-    for name in ("precision", "recall", "f1_detect"):
-        table[name] = scores[name].ravel()
+    per_class = scores.pop("f1_per_class")
+    table = pd.DataFrame({name: values.ravel() for name, values in scores.items()})
+    table = table.astype(dict.fromkeys(("tp", "fp", "fn"), np.int64))
     for k, code in enumerate(counts.classes):
-        table[f"f1_class_{code}"] = scores["f1_per_class"][..., k].ravel()
-    for name in ("f1_class", "f1_hm"):
-        table[name] = scores[name].ravel()
-    for position, key in enumerate(RUN_KEYS):
-        table.insert(position, key, [(keys or {}).get(key)] * len(table))
-    return table
+        table.insert(table.columns.get_loc("f1_class"), f"f1_class_{code}", per_class[..., k].ravel())
+    thresholds = np.meshgrid(counts.iou, counts.confidence, indexing="ij")
+    known = {key: [(keys or {}).get(key)] * len(table) for key in RUN}
+    known |= dict(zip(("iou_threshold", "confidence"), (t.ravel() for t in thresholds), strict=True))
+    return pd.concat([pd.DataFrame(known), table], axis=1)
 
 
 def evaluate_files(
@@ -225,17 +224,16 @@ def evaluate_files(
 
     Parameters
     ----------
-    predictions : predictions.parquet, a COCO results JSON, or detectron2's coco_instances_results.json
+    predictions : parquet of this package, a COCO results JSON, or detectron2's coco_instances_results.json
     truth : a patches folder, or a COCO annotations JSON (then `patch` is the COCO image id)
     iou, confidence : thresholds; every combination is scored
-    matching : rule of `matching`
+    matching, same_class : see `count`
     on : what must overlap; masks need predictions with masks and a patches folder as truth
-    same_class : see `count`
     unpredicted : see `pooled`
 
     Returns
     -------
-    One row per combination, with the columns of scores.parquet; the run keys are None.
+    One row per combination, with the columns of scores.parquet; split, n_train, arm and seed are None.
 
     Raises
     ------

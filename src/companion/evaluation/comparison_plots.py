@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from companion.config.arms import ARMS
-from companion.evaluation.plots import NAMES, draw_boxes
+from companion.evaluation.plots import NAMES, arms_in, draw_boxes
 from companion.micrographs.patches import Patches
 from companion.plots import CLASS_COLORS
 
@@ -48,7 +48,7 @@ def sizes(chosen: pd.DataFrame, tests: pd.DataFrame, measure: str, note: str) ->
     tests : `significance.paired_tests`; what EXP+GEN gains of what EXP leaves stands below each N
     """
     splits, numbers = sorted(set(chosen["split"])), sorted(set(chosen["n_train"]))
-    arms = [arm for arm in ARMS if (chosen["arm"] == arm).any()]
+    arms = arms_in(chosen)
     width = 1 + max(2.5, 0.22 * len(arms) * len(numbers)) * len(splits)
     figure, panels = plt.subplots(1, len(splits), figsize=(width, 3.4), squeeze=False, sharey=True)
     for panel, split in zip(panels[0], splits, strict=True):
@@ -136,23 +136,23 @@ def quality_by_size(quality: pd.DataFrame, note: str) -> Figure:
     ----------
     quality : measure, value, low, high, yardstick, split, n_train, model
     """
-    measures, numbers = list(dict.fromkeys(quality["measure"])), sorted(set(quality["n_train"]))
-    splits, columns = sorted(set(quality["split"])), min(4, quality["measure"].nunique())
-    rows = -(-len(measures) // columns)
+    numbers, splits = sorted(set(quality["n_train"])), sorted(set(quality["split"]))
+    beside = quality.sort_values(["split", "model"]).groupby(["measure", "n_train"])
+    many = beside["n_train"].transform("size")
+    shift = (beside.cumcount() - (many - 1) / 2) * 0.6 / many  # models of one N stand side by side
+    quality = quality.assign(place=quality["n_train"].map(numbers.index), gain=quality["value"])
+    panels = list(quality.groupby("measure", sort=False))
+    columns, rows = min(4, len(panels)), -(-len(panels) // 4)
     figure, grid = plt.subplots(rows, columns, squeeze=False, figsize=(2.4 * columns, 0.6 + 2.1 * rows))
-    for panel in grid.flat[len(measures) :]:
-        panel.remove()
-    for panel, measure in zip(grid.flat, measures, strict=False):
-        for place, n_train in enumerate(numbers):
-            own = quality[(quality["measure"] == measure) & (quality["n_train"] == n_train)]
-            own = own.assign(x=place + (np.arange(len(own)) - (len(own) - 1) / 2) * 0.6 / max(1, len(own)))
-            for k, split in enumerate(splits):
-                part, label = own[own["split"] == split], f"split {split}" if place == 0 else None
-                _intervals(panel, part["x"], part.rename(columns={"value": "gain"}), ms=4, capsize=2, lw=1, label=label,
-                           fmt="osD^"[k % 4], color=CLASS_COLORS[4 - k % 5])  # fmt: skip
-            panel.hlines(own["yardstick"], place - 0.4, place + 0.4, color="black", lw=1, ls="--")
-        panel.set_xticks(range(len(numbers)), [str(n) for n in numbers])
-        panel.set(xlim=(-0.6, len(numbers) - 0.4), title=textwrap.fill(measure, 30))
+    for unused in grid.flat[len(panels) :]:
+        unused.remove()
+    for axes, (measure, own) in zip(grid.flat, panels, strict=False):
+        for k, split in enumerate(splits):
+            part, look = own[own["split"] == split], {"fmt": "osD^"[k % 4], "color": CLASS_COLORS[4 - k % 5]}
+            _intervals(axes, part["place"] + shift[part.index], part, ms=4, label=f"split {split}", **look)
+        axes.hlines(own["yardstick"], own["place"] - 0.4, own["place"] + 0.4, color="black", lw=1, ls="--")
+        axes.set_xticks(range(len(numbers)), [str(n) for n in numbers])
+        axes.set(xlim=(-0.6, len(numbers) - 0.4), title=textwrap.fill(measure, 30))
     if len(splits) > 1:
         figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=len(splits))
     figure.supxlabel("N")

@@ -9,7 +9,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
@@ -31,7 +30,7 @@ def gains(tests: pd.DataFrame, note: str) -> Figure:
         x = [conditions.index(place) + shift for place in zip(rows["split"], rows["n_train"], strict=True)]
         axes.bar(x, rows["gain"], 0.22, color=color, alpha=0.35)
         missing = "" if rows["gain"].notna().any() else ": undefined"
-        _intervals(axes, x, rows, fmt=marker, color=color, label=name + missing)
+        axes.errorbar(x, rows["gain"], _whiskers(rows), fmt=marker, color=color, capsize=3, label=name + missing)
     axes.axhline(0, color="black", lw=0.8)
     axes.set_xticks(range(len(conditions)), [f"split {split}\nN = {n}" for split, n in conditions])
     axes.set(ylabel="gain of EXP+GEN over EXP, F1", title=f"Where the gain comes from\n{note}")
@@ -77,8 +76,8 @@ def paired_differences(pairs: pd.DataFrame, tests: pd.DataFrame, measure: str, n
     heights = [places[names] - 0.2 for names in zip(pairs["split"], pairs["n_train"], pairs["arm"], strict=True)]
     axes.plot(pairs["difference"], heights, ".", color="#555555", ms=4, label="one pair of runs")
     for names, k in places.items():
-        look = ARMS[names[2]]
-        _intervals(axes, [k + 0.1], rows.iloc[[k]], across=True, fmt=look.marker, color=look.colour, ms=5)
+        own, look = rows.iloc[[k]], {"fmt": ARMS[names[2]].marker, "color": ARMS[names[2]].colour}
+        axes.errorbar(own["gain"], [k + 0.1], xerr=_whiskers(own), capsize=3, ms=5, **look)
     axes.axvline(0, color="black", lw=0.8)
     labels = [f"split {s}, N = {n}: {arm} minus {ARMS[arm].baseline}" for s, n, arm in places]
     axes.set_yticks(range(len(rows)), labels)
@@ -93,8 +92,8 @@ def resampled(table: pd.DataFrame, measure: str, note: str) -> Figure:
     rows = table.sort_values(["split", "n_train"], kind="stable").reset_index(drop=True)
     figure, axes = plt.subplots(figsize=(6.4, 1.2 + 0.35 * len(rows)))
     for k, name in enumerate(dict.fromkeys(rows["varies"])):
-        own = rows[rows["varies"] == name]
-        _intervals(axes, own.index, own, across=True, fmt="osD"[k % 3], color=CLASS_COLORS[4 + k % 3], label=name)
+        own, look = rows[rows["varies"] == name], {"fmt": "osD"[k % 3], "color": CLASS_COLORS[(4, 5, 2)[k % 3]]}
+        axes.errorbar(own["gain"], own.index, xerr=_whiskers(own), capsize=3, label=name, **look)
     axes.axvline(0, color="black", lw=0.8)
     axes.set_yticks(range(len(rows)), [f"split {s}, N = {n}" for s, n in rows[["split", "n_train"]].to_numpy()])
     axes.set(ylim=(len(rows) - 0.5, -0.5), xlabel=f"difference in {NAMES[measure]}, EXP+GEN minus EXP")
@@ -149,7 +148,8 @@ def quality_by_size(quality: pd.DataFrame, note: str) -> Figure:
     for axes, (measure, own) in zip(grid.flat, panels, strict=False):
         for k, split in enumerate(splits):
             part, look = own[own["split"] == split], {"fmt": "osD^"[k % 4], "color": CLASS_COLORS[4 - k % 5]}
-            _intervals(axes, part["place"] + shift[part.index], part, ms=4, label=f"split {split}", **look)
+            places = part["place"] + shift[part.index]
+            axes.errorbar(places, part["gain"], _whiskers(part), capsize=3, ms=4, label=f"split {split}", **look)
         axes.hlines(own["yardstick"], own["place"] - 0.4, own["place"] + 0.4, color="black", lw=1, ls="--")
         axes.set_xticks(range(len(numbers)), [str(n) for n in numbers])
         axes.set(xlim=(-0.6, len(numbers) - 0.4), title=textwrap.fill(measure, 30))
@@ -194,11 +194,6 @@ def strip(
     return figure
 
 
-def _intervals(axes: Axes, places: Sequence[float], rows: pd.DataFrame, across: bool = False, **look: object) -> None:
-    """Markers at `rows`' gain with whiskers from low to high, where there is an interval."""
-    error = np.nan_to_num(np.abs(rows[["low", "high"]].sub(rows["gain"], axis=0)).to_numpy(dtype=float).T)
-    look = {"capsize": 3, "ls": "none", **look}
-    if across:
-        axes.errorbar(rows["gain"], places, xerr=error, **look)
-    else:
-        axes.errorbar(places, rows["gain"], error, **look)
+def _whiskers(rows: pd.DataFrame) -> NDArray[np.float64]:
+    """[2, n] distances from the gain down to low and up to high; 0 where there is no interval."""
+    return np.nan_to_num(rows[["low", "high"]].sub(rows["gain"], axis=0).abs().to_numpy(dtype=float).T)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -124,26 +126,28 @@ def test_recall_of_all_runs_counts_each_defect_once():
 def test_size_and_density_errors_by_hand():
     truth = truths((0, 10, 10, 20, 20, 1), (0, 30, 30, 40, 50, 1), (0, 0, 30, 8, 36, 2))  # the last touches the border
     found = predictions((0, 10, 10, 20, 22, 0.9, 1), (0, 30, 30, 60, 60, 0.2, 1), (0, 1, 30, 9, 36, 0.9, 2))
-    table = errors.image_errors(found, truth, index(1), {1: "loop", 2: "dot"}, 0.5, 64).set_index("class")
+    patches = replace(ellipse_patches(1), index=index(1))
+
+    def signed(truth, found, classes):
+        run = Run(KEYS, found, Truth(truth, [0], classes, "test"), patches)
+        return errors.image_errors([run], CHOSEN).set_index("class")
+
+    table = signed(truth, found, {1: "loop", 2: "dot"})
     assert table.loc["loop", "density_error"] == -0.5 and table.loc["dot", "density_error"] == 0
     assert table.loc["loop", "size_error"] == pytest.approx(12 / 15 - 1)
     assert np.isnan(table.loc["dot", "size_error"])  # the truth has no uncut dot
     assert table.loc["all", "density_error"] == pytest.approx(-1 / 3)
-    one = errors.image_errors(found.assign(label=1), truth.assign(**{"class": 1}), index(1), {1: "loop"}, 0.5, 64)
-    assert one["class"].tolist() == ["all"]
+    assert signed(truth.assign(**{"class": 1}), found.assign(label=1), {1: "loop"}).index.tolist() == ["all"]
 
 
 def test_micrographs_are_the_units_of_size_and_density():
     columns = {"image": ["a", "a", "b"], "density_error": [0.1, -0.3, 0.4], "size_error": np.nan}
-    signed = pd.DataFrame({"arm": "EXP", "class": "all", **columns})
-    table = errors.materials_table(signed, RNG(0), 500, 0.95, ("arm", "class")).set_index("quantity")
+    signed = pd.DataFrame({**columns, **KEYS, "class": "all"})
+    table = errors.materials_table(signed, RNG(0), 500, 0.95).set_index("quantity")
     assert table.loc["density", "images"] == 2 and table.loc["density", "error"] == pytest.approx((0.2 + 0.4) / 2)
     assert table.loc["density", ["low", "high"]].tolist() == pytest.approx([0.2, 0.4])
     assert table.loc["density", "bias"] == pytest.approx((-0.1 + 0.4) / 2)
     assert table.loc["size", "images"] == 0 and np.isnan(table.loc["size", "error"])
-    patches = ellipse_patches(24, seed=1)
-    every = errors.materials_runs([run_of(patches, noisy(patches, 1))], CHOSEN)
-    assert set(every["image"]) == {f"{k}.png" for k in range(6)} and every["arm"].eq("EXP").all()
 
 
 def test_average_precision():
@@ -152,7 +156,7 @@ def test_average_precision():
     classes = {1: "a", 2: "b", 3: "c", 4: "absent"}
 
     def scored(found):
-        return coco_average_precision(found, patches.table, range(12), classes).set_index("class")
+        return coco_average_precision(found, Truth(patches.table, [*range(12)], classes, "")).set_index("class")
 
     table = scored(perfect)
     assert list(table.index) == [*classes.values(), IGNORED]
@@ -169,5 +173,5 @@ def test_average_precision_by_hand():
     # Two truths; the better score is false, the next right: precision 1/2 up to recall 1/2, which are 51 of 101 points.
     truth = truths((0, 0, 0, 10, 10, 1), (0, 30, 30, 40, 40, 1))
     found = predictions((0, 50, 50, 60, 60, 0.9, 1), (0, 0, 0, 10, 10, 0.8, 1))
-    table = coco_average_precision(found, truth, range(1), {1: "a"}).set_index("class")
+    table = coco_average_precision(found, Truth(truth, [0], {1: "a"}, "")).set_index("class")
     assert table.loc["a", "AP50"] == pytest.approx(0.5 * 51 / 101)

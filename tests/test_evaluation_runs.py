@@ -15,7 +15,7 @@ from test_scores import BOX, noisy
 from companion.errors import CompanionError
 from companion.evaluation import runs, sliders, thresholds
 from companion.evaluation.scores import Counts
-from companion.evaluation.threshold_page import COLUMNS, threshold_page
+from companion.evaluation.sliders import COLUMNS
 from companion.geometry import encode_rle
 from companion.provenance import write_table
 
@@ -147,21 +147,21 @@ def test_thresholds_are_chosen_on_validation_patches(study):
 
 def test_the_page_with_sliders_is_one_piece(study):
     found, counts, _, measure = study
-    arms, pictures = sliders.slider_data(found, counts)
-    page = threshold_page(arms, pictures, IOU, CONFIDENCE, (0.5, 0.5), found[0].truth.classes, "a < b", "six")
-    assert 4 <= len(pictures) <= 6 and "a &lt; b" in page and page.count("<script>") == 1
-    assert not re.search(r"(src|href)\s*=\s*[\"']?(https?:)?//", page) and "NaN" not in page
+    page = sliders.explorer(found, counts, "truth-greedy", (0.5, 0.5), "a < b")
+    assert "a &lt; b" in page and page.count("<script>") == 1 and "NaN" not in page
+    assert not re.search(r"(src|href)\s*=\s*[\"']?(https?:)?//", page)
     data = json.loads(re.search(r"const data = (.*), root =", page)[1])
-    patch = int(pictures[0]["name"].split()[-1])
+    assert data["start"] == [1, 2] and list(data["arms"]) == ["EXP", "EXP+GEN"] and len(data["pictures"]) == 6
+    patch = int(re.search(r"patch (\d+)", page)[1])
     scores = found[0].predictions.loc[found[0].predictions["patch"] == patch, "score"]
     assert data["pictures"][0]["found"]["EXP"]["kept"] == [(scores >= c).sum() for c in CONFIDENCE]
     # Without scripts: the table, and the detections of the first arm where the sliders start.
-    still = page.split("<script>")[0]
-    assert still.count("<svg") == len(pictures) and still.count("<tr>") == 1 + len(arms)
-    assert (still.count("undefined") == 0) == (measure == "f1_hm") and all(name in still for _, name, _ in COLUMNS)
-    assert still.count("<rect") == sum(picture["kept"]["EXP"][2] for picture in pictures) > 0
-    assert still.count('dasharray="none"') == sum((p["pairs"]["EXP"][1, 2] >= 0).sum() for p in pictures)
-    assert still.count("<circle") == sum((p["pairs"]["EXP"][1, 2] < 0).sum() for p in pictures)
+    still, shown = page.split("<script>")[0], [picture["found"]["EXP"] for picture in data["pictures"]]
+    assert still.count("<svg") == 6 and still.count("<tr>") == 3 and all(name in still for _, name, _ in COLUMNS)
+    assert (still.count("undefined") == 0) == (measure == "f1_hm")
+    matched = [pair >= 0 for picture in shown for pair in picture["pairs"][1][2]]
+    assert still.count("<rect") == sum(picture["kept"][2] for picture in shown) > 0
+    assert still.count('dasharray="none"') == sum(matched) and still.count("<circle") == len(matched) - sum(matched)
 
 
 def test_patches_that_change_under_both_sliders_come_first_and_from_every_micrograph():

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
-from companion.evaluation.formats import BOX
+from companion.evaluation.formats import BOX, Truth
 from companion.evaluation.runs import Run
 
 IGNORED = "class ignored"
@@ -17,11 +17,7 @@ IGNORED = "class ignored"
 
 def precision_runs(found: Sequence[Run]) -> pd.DataFrame:
     """`coco_average_precision` of every run, with split, n_train, arm, seed."""
-    tables = []
-    for run in found:
-        truth = run.truth
-        table = coco_average_precision(run.predictions, truth.table, truth.patches, truth.classes)
-        tables.append(table.assign(**run.keys))
+    tables = [coco_average_precision(run.predictions, run.truth).assign(**run.keys) for run in found]
     return pd.concat(tables, ignore_index=True)
 
 
@@ -30,17 +26,8 @@ def mean_precision(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     return table[table["class"] != IGNORED].groupby(list(by))[["AP", "AP50", "AP75"]].mean().add_prefix("m")
 
 
-def coco_average_precision(
-    predictions: pd.DataFrame, truths: pd.DataFrame, patches: Sequence[int], classes: Mapping[int, str]
-) -> pd.DataFrame:
+def coco_average_precision(predictions: pd.DataFrame, truth: Truth) -> pd.DataFrame:
     """AP over box IoU 0.50 to 0.95, at 0.50 and at 0.75, per class, and with class ignored.
-
-    Parameters
-    ----------
-    predictions : patch, x1, y1, x2, y2 (px), score, label
-    truths : patch, x1, y1, x2, y2 (px), class
-    patches : every evaluated patch
-    classes : class code -> name
 
     Returns
     -------
@@ -49,18 +36,22 @@ def coco_average_precision(
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    rows = []
+    sets, rows = [], []
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports progress by printing
-        sets = []
-        for annotations in (_boxes(truths, truths["class"]), _boxes(predictions, predictions["label"])):
+        for table in (truth.table, predictions.rename(columns={"label": "class"})):
+            boxes, scores = table[BOX].to_numpy(dtype=float), table.get("score", pd.Series(1.0, table.index))
+            boxes[:, 2:] -= boxes[:, :2]  # COCO has width and height
+            entries = enumerate(zip(table["patch"], table["class"], scores, boxes.tolist(), strict=True), start=1)
             sets.append(COCO())
             sets[-1].dataset = {
-                "images": [{"id": int(patch)} for patch in patches], "annotations": annotations,
-                "categories": [{"id": int(code), "name": name} for code, name in classes.items()],
+                "images": [{"id": int(patch)} for patch in truth.patches],
+                "categories": [{"id": int(code)} for code in truth.classes],
+                "annotations": [
+                    {"id": k, "image_id": int(patch), "category_id": int(code), "score": float(score), "bbox": box,
+                     "area": box[2] * box[3], "iscrowd": 0} for k, (patch, code, score, box) in entries
+                ],
             }  # fmt: skip
             sets[-1].createIndex()
-        for annotation, score in zip(sets[1].dataset["annotations"], predictions["score"], strict=True):
-            annotation["score"] = float(score)
         for use_classes in (1, 0):
             evaluation = COCOeval(*sets, "bbox")
             evaluation.params.useCats, evaluation.params.maxDets = use_classes, [1, 10, 1000]
@@ -68,15 +59,6 @@ def coco_average_precision(
             evaluation.accumulate()
             precision = evaluation.eval["precision"][:, :, :, 0, -1]  # (10 IoU, 101 recalls, K); -1: no truths
             over_recall = np.where(precision < 0, np.nan, precision).mean(axis=1)  # (10, K)
-            names = [classes[code] for code in evaluation.params.catIds] if use_classes else [IGNORED]
+            names = [truth.classes[code] for code in evaluation.params.catIds] if use_classes else [IGNORED]
             rows += [(name, ap.mean(), ap[0], ap[5]) for name, ap in zip(names, over_recall.T, strict=True)]
     return pd.DataFrame(rows, columns=["class", "AP", "AP50", "AP75"])
-
-
-def _boxes(table: pd.DataFrame, codes: pd.Series) -> list[dict]:
-    boxes = table[BOX].to_numpy(dtype=float)
-    return [
-        {"id": k, "image_id": int(patch), "category_id": int(code), "bbox": [x1, y1, x2 - x1, y2 - y1],
-         "area": (x2 - x1) * (y2 - y1), "iscrowd": 0}
-        for k, (patch, code, (x1, y1, x2, y2)) in enumerate(zip(table["patch"], codes, boxes, strict=True), 1)
-    ]  # fmt: skip

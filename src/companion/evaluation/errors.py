@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
 
 from companion.evaluation.conditions import CONDITION, RUN
 from companion.evaluation.formats import BOX
-from companion.evaluation.matching import Matching, kept, match, score_order
+from companion.evaluation.matching import Matching, match_once
 from companion.evaluation.runs import Run
 from companion.evaluation.thresholds import confidence_of
 from companion.geometry import box_iou
@@ -55,12 +55,11 @@ def audit(
     groups, truth_groups = chosen.groupby("patch").indices, truths.reset_index(drop=True).groupby("patch").indices
     for patch in groups.keys() & truth_groups.keys():
         rows, own = groups[patch], truth_groups[patch]
-        rows = rows[score_order(chosen["score"].to_numpy()[rows], boxes[rows])]
         overlap = box_iou(truth_boxes[own], boxes[rows])  # (T, M)
         best = overlap.max(axis=0)
         error[rows] = np.where(best >= iou, DUPLICATE, np.where(best >= BACKGROUND_IOU, LOCALISATION, BACKGROUND))
-        found = match(overlap, kept(np.ones(len(rows)), [0.0]), [iou], matching)[0, 0]
-        for truth, prediction in zip(own[found >= 0], rows[found[found >= 0]], strict=True):
+        pairs = match_once(overlap, chosen["score"].to_numpy()[rows], boxes[rows], iou, matching)
+        for truth, prediction in zip(own[pairs >= 0], rows[pairs[pairs >= 0]], strict=True):
             error[prediction] = truth_error[truth] = CORRECT if labels[prediction] == codes[truth] else CLASS
     named = index[["patch", "image", "pixel_size_nm"]]
     tables = []
@@ -147,20 +146,13 @@ def recall_by(truths: pd.DataFrame, by: str, rng: np.random.Generator, resamples
 
 
 def recall_table(truths: pd.DataFrame, rng: np.random.Generator, resamples: int, level: float) -> pd.DataFrame:
-    """`recall_by` each of `GROUPINGS` in which defects differ, per split, N and arm.
-
-    Returns
-    -------
-    by, split, n_train, arm, group, truths (distinct defects), images, recall (over seeds), low, high
-    """
-    tables = [
-        recall_by(own, by, rng, resamples, level).rename(columns={by: "group"}).astype({"group": str})
-        .assign(by=by, **dict(zip((*CONDITION, "arm"), keys, strict=True)))
-        for by in GROUPINGS if by == "class" or truths[by].nunique() > 1
-        for keys, own in truths.groupby([*CONDITION, "arm"])
-    ]  # fmt: skip
-    columns = ["by", *CONDITION, "arm", "group", "truths", "images", "recall", "low", "high"]
-    return pd.concat(tables, ignore_index=True)[columns]
+    """`recall_by` each of `GROUPINGS` in which defects differ: by, split, n_train, arm, group, then its columns."""
+    tables = {}
+    for by in (by for by in GROUPINGS if by == "class" or truths[by].nunique() > 1):
+        groups = truths.groupby([*CONDITION, "arm"])[["row", "image", "error", by]]
+        table = groups.apply(recall_by, by, rng, resamples, level).droplevel(-1).reset_index()
+        tables[by] = table.rename(columns={by: "group"}).astype({"group": str})
+    return pd.concat(tables, names=["by", None]).reset_index("by").reset_index(drop=True)
 
 
 def size_bins(size_px: Iterable[float]) -> pd.Series:
@@ -168,75 +160,56 @@ def size_bins(size_px: Iterable[float]) -> pd.Series:
     return pd.Series(pd.cut(list(size_px), [0, 16, 32, np.inf], labels=list(SIZES), include_lowest=True))
 
 
-def image_errors(
-    predictions: pd.DataFrame, truths: pd.DataFrame, index: pd.DataFrame, classes: Mapping[int, str],
-    confidence: float, size: int,
-) -> pd.DataFrame:  # fmt: skip
-    """Errors of defect size and areal density, image by image, without any matching.
+def image_errors(found: Sequence[Run], chosen: pd.DataFrame) -> pd.DataFrame:
+    """Errors of defect size and areal density, image by image, without any matching; each arm at its own confidence.
 
     Size is the mean long side of the boxes that no patch border cuts; density is the number per area, cut ones
     included. Both are what a reader of the micrograph would tabulate.
 
-    Parameters
-    ----------
-    predictions, truths, index, classes : see `audit` and `scores.count`
-    size : side of a patch, px
-
     Returns
     -------
-    image, class (name, or "all"), truths, found, density_error and size_error (relative, signed; NaN where the truth
-    has none of the class, or either has no uncut box)
+    split, n_train, arm, seed, image, class (name, or "all"), truths, found, density_error and size_error (relative,
+    signed; NaN where the truth has none of the class, or either has no uncut box)
     """
-    names = ["all", *classes.values()] if len(classes) > 1 else ["all"]
-    every = pd.MultiIndex.from_product([index["image"].unique(), names], names=["image", "class"])
-    chosen = predictions[predictions["score"] >= confidence].rename(columns={"label": "class"})
-    columns = {}
-    for name, table in (("truths", truths), ("found", chosen)):
-        boxes = table[BOX].to_numpy(dtype=float)
-        cut = (boxes[:, :2] < 1).any(axis=1) | (boxes[:, 2:] > size - 1).any(axis=1)
-        own = table[["patch", "class"]].merge(index[["patch", "image", "pixel_size_nm"]], on="patch", how="left")
-        long_nm = (boxes[:, 2:] - boxes[:, :2]).max(axis=1, initial=0) * own["pixel_size_nm"]
-        own = own.assign(nm=long_nm.where(~cut), **{"class": own["class"].map(classes)})
-        groups = pd.concat([own, own.assign(**{"class": "all"})]).groupby(["image", "class"])["nm"]
-        columns[name] = groups.size().reindex(every, fill_value=0)
-        columns[f"{name}_nm"] = groups.mean().reindex(every)
-    table = pd.DataFrame(columns)
-    number, nm = table["truths"].where(table["truths"] > 0), table["truths_nm"]
-    table = table.assign(density_error=table["found"] / number - 1, size_error=table["found_nm"] / nm - 1)
-    return table.drop(columns=["truths_nm", "found_nm"]).reset_index()
+    tables = []
+    for run in found:
+        names, patches, columns = run.truth.classes, run.patches, {}
+        every = [patches.index["image"].unique(), ["all", *names.values()] if len(names) > 1 else ["all"]]
+        every = pd.MultiIndex.from_product(every, names=["image", "class"])
+        counted = run.predictions[run.predictions["score"] >= confidence_of(run, chosen)]
+        for name, table in (("truths", run.truth.table), ("found", counted.rename(columns={"label": "class"}))):
+            boxes = table[BOX].to_numpy(dtype=float)
+            cut = (boxes[:, :2] < 1).any(axis=1) | (boxes[:, 2:] > patches.size - 1).any(axis=1)
+            own = table[["patch", "class"]].merge(patches.index[["patch", "image", "pixel_size_nm"]], how="left")
+            long_nm = (boxes[:, 2:] - boxes[:, :2]).max(axis=1, initial=0) * own["pixel_size_nm"]
+            own = own.assign(nm=long_nm.where(~cut), **{"class": own["class"].map(names)})
+            groups = pd.concat([own, own.assign(**{"class": "all"})]).groupby(["image", "class"])["nm"]
+            columns |= {name: groups.size().reindex(every, fill_value=0), f"{name}_nm": groups.mean().reindex(every)}
+        table = pd.DataFrame(columns)
+        density = table["found"] / table["truths"].where(table["truths"] > 0) - 1
+        table = table.assign(density_error=density, size_error=table["found_nm"] / table["truths_nm"] - 1)
+        tables.append(table.drop(columns=["truths_nm", "found_nm"]).reset_index().assign(**run.keys))
+    return pd.concat(tables, ignore_index=True)
 
 
-def materials_runs(found: Sequence[Run], chosen: pd.DataFrame) -> pd.DataFrame:
-    """`image_errors` of every run, each arm at its own confidence, with split, n_train, arm, seed."""
-    return pd.concat([
-        image_errors(run.predictions, run.truth.table, run.patches.index, run.truth.classes, confidence_of(run, chosen),
-                     run.patches.size).assign(**run.keys)
-        for run in found
-    ], ignore_index=True)  # fmt: skip
-
-
-def materials_table(
-    errors: pd.DataFrame, rng: np.random.Generator, resamples: int, level: float,
-    by: Sequence[str] = (*CONDITION, "arm", "class"),
-) -> pd.DataFrame:  # fmt: skip
+def materials_table(errors: pd.DataFrame, rng: np.random.Generator, resamples: int, level: float) -> pd.DataFrame:
     """Mean absolute and signed relative errors over images, with bootstrap intervals over images.
 
     Parameters
     ----------
-    errors : rows of `image_errors`, with the columns `by`; an image that several runs scored counts once, as their mean
+    errors : of `image_errors`; an image that several seeds scored counts once, as their mean
 
     Returns
     -------
-    by..., quantity ("density", "size"), images, error, low, high (mean absolute), bias (mean signed)
+    split, n_train, arm, class, quantity ("density", "size"), images, error, low, high (mean absolute), bias (signed)
     """
-    long = errors.melt([*by, "image"], ["density_error", "size_error"], "quantity", "bias")
+    by = [*CONDITION, "arm", "class", "quantity"]
+    long = errors.melt([*by[:-1], "image"], ["density_error", "size_error"], "quantity", "bias")
     long = long.assign(error=long["bias"].abs(), quantity=long["quantity"].str.removesuffix("_error"))
-    per_image = long.groupby([*by, "quantity", "image"])[["error", "bias"]].mean()
     rows = []
-    for keys, table in per_image.groupby([*by, "quantity"]):
+    for keys, table in long.groupby([*by, "image"], sort=False)[["error", "bias"]].mean().groupby(by, sort=False):
         own = table.dropna()
         _, weights = cluster_weights(np.arange(len(own)), rng, resamples)
         means = weights @ own["error"].to_numpy() / len(own) if len(own) > 1 else np.full(resamples, np.nan)
-        interval = percentile_interval(means, level)
-        rows.append((*keys, len(own), own["error"].mean(), *interval, own["bias"].mean()))
-    return pd.DataFrame(rows, columns=[*by, "quantity", "images", "error", "low", "high", "bias"])
+        rows.append((*keys, len(own), own["error"].mean(), *percentile_interval(means, level), own["bias"].mean()))
+    return pd.DataFrame(rows, columns=[*by, "images", "error", "low", "high", "bias"])

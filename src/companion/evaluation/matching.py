@@ -74,19 +74,18 @@ def match(
     candidates = overlap[:, columns]
     allowed = candidates[None] >= thresholds[:, None, None]  # (I, T, M)
     prefix = np.searchsorted(columns, kept)  # (C,) kept predictions among the candidates
-    widest = allowed[thresholds.argmin()]
-    if widest.sum(axis=0).max() <= 1 and widest.sum(axis=1).max() <= 1:
-        pairs = _only_choice(allowed, prefix)
-    else:
-        pairs = rules[matching](candidates, allowed, prefix)
+    pairs = rules[matching](candidates, allowed, prefix)
     found[pairs >= 0] = columns[pairs[pairs >= 0]]
     return found
 
 
-def _only_choice(allowed: NDArray[np.bool_], prefix: NDArray[np.intp]) -> NDArray[np.intp]:
-    """Every rule's answer where no truth and no prediction has a choice."""
-    best = np.where(allowed.any(axis=2), allowed.argmax(axis=2), -1)[:, None, :]  # (I, 1, T)
-    return np.where((best >= 0) & (best < prefix[None, :, None]), best, -1)
+def match_once(
+    overlap: NDArray[np.float64], scores: NDArray, boxes: NDArray, iou: float, matching: Matching = "truth-greedy"
+) -> NDArray[np.intp]:
+    """Position of the prediction of every truth [T] in one patch, or -1; predictions [M] in file order."""
+    order = score_order(scores, boxes)
+    found = match(overlap[:, order], np.array([len(order)]), [iou], matching)[0, 0]
+    return np.append(order, -1)[found]
 
 
 def _truth_greedy(candidates: NDArray, allowed: NDArray[np.bool_], prefix: NDArray[np.intp]) -> NDArray[np.intp]:

@@ -79,15 +79,15 @@ def _curve(axes: Axes, table: pd.DataFrame, measure: str, arm: str) -> None:
 
 def iou_sweep(scores: pd.DataFrame, measure: str, note: str) -> Figure:
     """`measure` against confidence at every IoU threshold: one panel per arm, mean over the seeds of one condition."""
-    table = scores.rename(columns={"iou_threshold": "IoU ≥", "confidence": "confidence threshold"})
-    grid = sns.relplot(
-        table, x="confidence threshold", y=measure, hue="IoU ≥", style="IoU ≥", kind="line", errorbar=None, col="arm",
-        col_order=arms_in(table), col_wrap=min(4, len(arms_in(table))), palette="viridis", legend="full", height=2.6,
-        facet_kws={"ylim": (0, 1)},
-    )  # fmt: skip
-    grid.set_titles("{col_name}").set_ylabels(NAMES[measure])
-    grid.figure.suptitle(f"{NAMES[measure]} and the IoU that makes a match, mean over seeds\n{note}", fontsize=9)
-    return grid.figure
+    arms = arms_in(scores)
+    figure, panels = plt.subplots(1, len(arms), figsize=(1.8 + 2.4 * len(arms), 3), squeeze=False, sharey=True)
+    for panel, arm in zip(panels[0], arms, strict=True):
+        sns.lineplot(scores[scores["arm"] == arm], x="confidence", y=measure, hue="iou_threshold",
+                     style="iou_threshold", palette="viridis", errorbar=None, legend="full", ax=panel)  # fmt: skip
+        panel.set(title=arm, xlabel="confidence threshold", ylabel=NAMES[measure], ylim=(0, 1))
+        panel.legend(title="IoU ≥", loc="center left", bbox_to_anchor=(1, 0.5)).set_visible(arm == arms[-1])
+    figure.suptitle(f"{NAMES[measure]} and the IoU that makes a match, mean over seeds\n{note}", fontsize=9)
+    return figure
 
 
 def skipping_effect(counted: pd.DataFrame, skipped: pd.DataFrame, note: str) -> Figure:
@@ -129,7 +129,7 @@ def recall_groups(table: pd.DataFrame, note: str) -> Figure:
         _intervals(panel, own, "group", "recall", arms_in(table))
         panel.set(title=f"by {by}", ylim=(0, 1.02))
     panels[0][0].set_ylabel("share of defects found")
-    panels[0][-1].legend()
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
     figure.suptitle(f"What is found, with intervals over micrographs\n{note}", fontsize=9)
     return figure
 
@@ -144,7 +144,7 @@ def materials(table: pd.DataFrame, published: Mapping[str, tuple[float, float]],
         _intervals(panel, percent[percent["quantity"] == quantity], "class", "error", arms_in(table))
         panel.set(title=f"error of {quantity}", ylabel="mean absolute error, %")
         panel.set_ylim(bottom=0)
-    panels[0].legend()
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
     figure.suptitle(f"What a materials scientist reads, with intervals over micrographs\n{note}", fontsize=9)
     return figure
 

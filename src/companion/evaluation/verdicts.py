@@ -86,10 +86,9 @@ def image_quality(e: Evidence) -> Finding:
     judged = e.quality.assign(about=e.quality["measure"].map(ABOUT)).dropna(subset=["value", "yardstick", "about"])
     if missing := set(QUALITY) - set(judged["about"]):
         return Finding("not attempted", f"no measure says whether an image {' or '.join(sorted(missing))}")
-    value, yardstick = judged["value"], judged["yardstick"]
-    distance = ~judged["measure"].isin(LEVELS)
-    inside = (judged["low"] <= yardstick) & (yardstick <= judged["high"])
-    reached = (inside & (judged["high"] - judged["low"] <= yardstick.abs())) | (distance & (value <= yardstick))
+    low, high, yardstick = judged[["low", "value"]].min(axis=1), judged["high"], judged["yardstick"]
+    within = (yardstick <= high) & (high - low <= yardstick)
+    reached = (low <= yardstick) & (within | ~judged["measure"].isin(LEVELS))
     shares = reached.groupby(judged["about"], sort=False).mean()
     verdict: Verdict = "not reproduced"
     if (shares > 0.5).all():

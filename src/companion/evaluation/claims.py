@@ -41,9 +41,9 @@ CLAIMS = (
         "C1", "a mask-conditioned LDM makes realistic STEM images from simulated masks, without manual labels",
         "shown in pictures", "Figs 1, 2", "05_generated_images", verdicts.image_quality,
         "A distance is reached where its interval comes down to that of real images; a level (contrast, share darker) "
-        "where its interval holds that of real images and is no wider than it. Reproduced: every measure of every model "
-        "is reached. Partly: more than half of those of following the mask, of looking real and of not being a copy, "
-        "each. Else not reproduced.",
+        "where its interval holds that of real images and is no wider than it. Reproduced: every measure of every "
+        "model is reached. Partly: more than half of those of following the mask, of looking real and of not being a "
+        "copy, each. Else not reproduced.",
     ),
     Claim(
         "C2", "generated data raise F1HM over EXP", "by up to 0.02", "Figs 3, 5", "08_sizes_and_splits",

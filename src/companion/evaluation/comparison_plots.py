@@ -48,7 +48,7 @@ def sizes(chosen: pd.DataFrame, tests: pd.DataFrame, measure: str, note: str) ->
     """
     splits, numbers = sorted(set(chosen["split"])), sorted(set(chosen["n_train"]))
     arms = arms_in(chosen)
-    width = 1 + max(2.5, 0.22 * len(arms) * len(numbers)) * len(splits)
+    width = 1 + max(4.5 / len(splits), 0.22 * len(arms) * len(numbers)) * len(splits)
     figure, panels = plt.subplots(1, len(splits), figsize=(width, 3.4), squeeze=False, sharey=True)
     for panel, split in zip(panels[0], splits, strict=True):
         sns.pointplot(
@@ -74,7 +74,7 @@ def paired_differences(pairs: pd.DataFrame, tests: pd.DataFrame, measure: str, n
     places, pairs = {names: k for k, names in enumerate(rows.index)}, pairs[pairs["measure"] == measure]
     figure, axes = plt.subplots(figsize=(6.4, 1.2 + 0.3 * len(rows)))
     heights = [places[names] - 0.2 for names in zip(pairs["split"], pairs["n_train"], pairs["arm"], strict=True)]
-    axes.plot(pairs["difference"], heights, ".", color="#555555", ms=4, label="one pair of runs")
+    axes.plot(pairs["difference"], heights, ".", color="#555555", ms=4)
     for names, k in places.items():
         own, look = rows.iloc[[k]], {"fmt": ARMS[names[2]].marker, "color": ARMS[names[2]].colour}
         axes.errorbar(own["gain"], [k + 0.1], xerr=_whiskers(own), capsize=3, ms=5, **look)
@@ -82,8 +82,7 @@ def paired_differences(pairs: pd.DataFrame, tests: pd.DataFrame, measure: str, n
     labels = [f"split {s}, N = {n}: {arm} minus {ARMS[arm].baseline}" for s, n, arm in places]
     axes.set_yticks(range(len(rows)), labels)
     axes.set(ylim=(len(rows) - 0.4, -0.6), xlabel=f"difference in {NAMES[measure]}")
-    axes.set_title(f"Differences, paired by split, N and detector seed\n{note}")
-    axes.legend()
+    axes.set_title(f"Differences: dots are pairs of runs, markers means with intervals\n{note}")
     return figure
 
 

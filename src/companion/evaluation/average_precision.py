@@ -39,7 +39,7 @@ def coco_average_precision(predictions: pd.DataFrame, truth: Truth) -> pd.DataFr
     sets, rows = [], []
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports progress by printing
         for table in (truth.table, predictions.rename(columns={"label": "class"})):
-            boxes, scores = table[BOX].to_numpy(dtype=float), table.get("score", pd.Series(1.0, table.index))
+            boxes, scores = np.array(table[BOX], dtype=float), table.get("score", pd.Series(1.0, table.index))
             boxes[:, 2:] -= boxes[:, :2]  # COCO has width and height
             entries = enumerate(zip(table["patch"], table["class"], scores, boxes.tolist(), strict=True), start=1)
             sets.append(COCO())

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 from pydantic import BaseModel, BeforeValidator, Field, StrictInt, TypeAdapter, ValidationError
 
 from companion.errors import CompanionError, problems
@@ -48,17 +48,14 @@ class _Named(BaseModel):
     id: StrictInt
 
 
-class _Boxed(BaseModel):
+class _Annotation(BaseModel):
     image_id: StrictInt
     category_id: StrictInt
     bbox: list[_Number] = Field(min_length=4, max_length=4)
-
-
-class _Annotation(_Boxed):
     iscrowd: Annotated[Literal[0], BeforeValidator(int)] = 0  # crowd regions are not scored
 
 
-class _Result(_Boxed):
+class _Result(_Annotation):
     score: _Number
 
 
@@ -77,22 +74,19 @@ def read_truth(path: Path) -> Truth:
     for name in ("images", "categories"):
         ids = [item.id for item in _valid(_Named, document[name], name, path)]
         found += [f"{name}: id {i} occurs {ids.count(i)} times" for i in sorted({i for i in ids if ids.count(i) > 1})]
-    images = [image["id"] for image in document["images"]]
     names = {category["id"]: str(category.get("name", category["id"])) for category in document["categories"]}
-    items = _valid(_Annotation, document["annotations"], "annotation", path)
-    table = _table(items, {"image_id": "patch", "category_id": "class"})
-    found += _unusable(table, images, names, "class", ("annotation", "image", "category"))
-    if found or not images:
-        raise problems(f"{path}: truths that cannot be used", _shorten(found) or ["there are no images to score"])
-    return Truth(table, images, names, str(path))
+    table = _table(_valid(_Annotation, document["annotations"], "annotation", path), "class")
+    truth = Truth(table, [image["id"] for image in document["images"]], names, str(path))
+    found += [] if truth.patches else ["there are no images to score"]
+    _refuse(f"{path}: truths that cannot be used", found + _unusable(table, truth, "annotation", "image", "category"))
+    return truth
 
 
 def truth_of(patches: Patches, source: str) -> Truth:
     """Truths of patches; instances that cannot be used raise a `CompanionError`."""
     table = patches.table[[*TRUTH_COLUMNS, "instance"]].reset_index(drop=True)
     truth = Truth(table, patches.index["patch"].tolist(), dict(enumerate(patches.classes, start=1)), source)
-    if found := _unusable(table, truth.patches, truth.classes, "class", ("instance", "patch", "class")):
-        raise problems(f"{source}: instances that cannot be used", _shorten(found))
+    _refuse(f"{source}: instances that cannot be used", _unusable(table, truth, "instance", "patch", "class"))
     return truth
 
 
@@ -116,17 +110,16 @@ def read_predictions(path: Path, truth: Truth) -> pd.DataFrame:
         )
     if not path.is_file():
         raise CompanionError(f"{path}: no such file; {_EXPECTED}")
+    words = ("result", "image", "category") if path.suffix == ".json" else ("row", "patch", "class")
     if path.suffix == ".json":
         items = _valid(_Result, path.read_bytes(), "result", path)
-        table = _table(items, {"image_id": "patch", "category_id": "label", "score": "score"})
-        words = ("result", "image", "category")
+        table = _table(items, "label").assign(score=np.array([item.score for item in items], dtype=float))
     else:
-        table, words = _parquet_predictions(path), ("row", "patch", "class")
-    found = _unusable(table, truth.patches, truth.classes, "label", words)
-    wrong = ~table["score"].between(0, 1)  # NaN is wrong too
-    found += [f"{words[0]} {n + 1}: score {table['score'].iloc[n]} is not in [0, 1]" for n in np.flatnonzero(wrong)]
-    if found:
-        raise problems(f"{path}: predictions that cannot be used (truths: {truth.source})", _shorten(found))
+        table = _parquet_predictions(path)
+    wrong = np.flatnonzero(~table["score"].between(0, 1))  # NaN is wrong too
+    found = [f"{words[0]} {n + 1}: score {table['score'].iloc[n]} is not in [0, 1]" for n in wrong]
+    title = f"{path}: predictions that cannot be used (truths: {truth.source})"
+    _refuse(title, _unusable(table.rename(columns={"label": "class"}), truth, *words) + found)
     return table
 
 
@@ -142,48 +135,46 @@ def _parquet_predictions(path: Path) -> pd.DataFrame:
     table = table[[*PREDICTION_COLUMNS, *(["mask"] if "mask" in table else [])]].reset_index(drop=True)
     if len(table) == 0:
         table = table.astype(dict.fromkeys(PREDICTION_COLUMNS, float))
-    wrong = [c for c in PREDICTION_COLUMNS if not pd.api.types.is_numeric_dtype(table[c])]
-    wrong += [c for c in ("patch", "label") if c not in wrong and not (table[c] % 1 == 0).all()]
-    if wrong:
-        types = {"patch": "whole numbers", "label": "whole numbers"}
-        found = [f"{c} ({table[c].dtype}) should hold {types.get(c, 'numbers')}" for c in wrong]
-        raise problems(f"{path}: columns of the wrong type", found)
+    found = [
+        f"{c} ({table[c].dtype}) should hold numbers" for c in PREDICTION_COLUMNS if not is_numeric_dtype(table[c])
+    ]
+    if not found:
+        fractions = [c for c in ("patch", "label") if (table[c] % 1 != 0).any()]
+        found = [f"{c} ({table[c].dtype}) should hold whole numbers" for c in fractions]
+    _refuse(f"{path}: columns of the wrong type", found)
     return table.astype({"patch": "int64", "label": "int64"})
 
 
 def _valid(model: type[BaseModel], items: Any, what: str, path: Path) -> list[Any]:
     """Items of a JSON list, given as text or as read; everything that is not as `model` says in one error."""
     adapter = TypeAdapter(list[model])  # type: ignore[valid-type]
+    found = []
     try:
         return adapter.validate_json(items) if isinstance(items, bytes) else adapter.validate_python(items)
     except ValidationError as error:
-        if error.errors()[0]["loc"] == ():
-            why = error.errors()[0]["msg"]
-            raise CompanionError(f"{path} is no list of COCO {what}s: {why}; {_EXPECTED}") from None
-        found = []
         for item in error.errors():
+            if not item["loc"]:
+                raise CompanionError(f"{path} is no list of COCO {what}s: {item['msg']}; {_EXPECTED}") from None
             number, *name = item["loc"]
             says = f"lacks {name[0]}" if item["type"] == "missing" else f"{item['input']!r:.60}: {item['msg']}"
             found.append(
                 f"{what} {int(number) + 1}: {f'{name[0]} ' if name and item['type'] != 'missing' else ''}{says}"
             )
-        raise problems(f"{path}: entries that cannot be used", _shorten(found)) from None
+    _refuse(f"{path}: entries that cannot be used", found)
+    return []
 
 
-def _table(items: list[Any], columns: dict[str, str]) -> pd.DataFrame:
+def _table(items: list[Any], code: str) -> pd.DataFrame:
     boxes = np.array([item.bbox for item in items], dtype=float).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]  # COCO writes width and height
-    table = pd.DataFrame({column: [getattr(item, name) for item in items] for name, column in columns.items()})
-    types = {column: "float64" if column == "score" else "int64" for column in table}
-    return pd.concat([table.astype(types), pd.DataFrame(boxes, columns=BOX)], axis=1)
+    ids = np.array([(item.image_id, item.category_id) for item in items], dtype=np.int64).reshape(-1, 2)
+    return pd.concat([pd.DataFrame(ids, columns=["patch", code]), pd.DataFrame(boxes, columns=BOX)], axis=1)
 
 
-def _unusable(
-    table: pd.DataFrame, patches: Iterable[int], classes: Iterable[int], column: str, words: tuple[str, str, str]
-) -> list[str]:
-    """Unknown patches and classes, and boxes that are not finite or have a negative side; an empty box is one."""
+def _unusable(table: pd.DataFrame, truth: Truth, row: str, patch: str, category: str) -> list[str]:
+    """Unknown patches and classes, and boxes that are not finite or have a negative side; an empty box is a box."""
     found = []
-    for name, known, what in (("patch", sorted(patches), words[1]), (column, sorted(classes), words[2])):
+    for name, known, what in (("patch", truth.patches, patch), ("class", sorted(truth.classes), category)):
         if strange := sorted(set(table[name].tolist()) - set(known)):
             shown = ", ".join(map(str, known[:10])) + (f" … ({len(known)} in all)" if len(known) > 10 else "")
             found.append(f"unknown {what} {', '.join(map(str, strange[:10]))}: the truths have {shown or 'none'}")
@@ -191,10 +182,10 @@ def _unusable(
     finite = np.isfinite(boxes).all(axis=1)
     for n in np.flatnonzero(~finite | (boxes[:, 2] < boxes[:, 0]) | (boxes[:, 3] < boxes[:, 1])):
         what = "inverted: a side is negative" if finite[n] else "not finite"
-        shown = ", ".join(f"{v:g}" for v in boxes[n])
-        found.append(f"{words[0]} {n + 1}: box (x1, y1, x2, y2) = ({shown}) is {what}")
+        found.append(f"{row} {n + 1}: box (x1, y1, x2, y2) = {tuple(boxes[n].tolist())} is {what}")
     return found
 
 
-def _shorten(found: list[str]) -> list[str]:
-    return found if len(found) <= _SHOWN else [*found[:_SHOWN], f"… and {len(found) - _SHOWN} more"]
+def _refuse(title: str, found: list[str]) -> None:
+    if found:
+        raise problems(title, found if len(found) <= _SHOWN else [*found[:_SHOWN], f"… and {len(found) - _SHOWN} more"])

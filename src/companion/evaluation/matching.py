@@ -62,7 +62,7 @@ def match(
     CompanionError
         If `matching` is not a rule.
     """
-    rules = {"truth-greedy": _truth_greedy, "score-greedy": _score_greedy, "optimal": _optimal}
+    rules = dict(zip(MATCHINGS, (_truth_greedy, _score_greedy, _optimal), strict=True))
     if matching not in rules:
         raise CompanionError(f"no matching rule '{matching}': {nearest(str(matching), MATCHINGS)}")
     thresholds = np.asarray(iou, dtype=float)

@@ -115,51 +115,48 @@ def error_kinds(counts: pd.DataFrame, note: str) -> Figure:
 
 
 def recall_groups(table: pd.DataFrame, note: str) -> Figure:
-    """Recall of each group with its interval over micrographs: one panel per grouping, arms of one condition beside.
+    """Recall of each group with its interval over micrographs: a panel per grouping, the arms of one condition beside.
 
     Parameters
     ----------
     table : columns by, arm, group, recall, low, high
     """
-    widths = table.groupby("by", sort=False)["group"].nunique()
-    figure, panels = plt.subplots(
-        1, len(widths), figsize=(1.5 + 1.1 * widths.sum(), 3), sharey=True, squeeze=False, width_ratios=widths
-    )
-    for panel, (by, own) in zip(panels[0], table.groupby("by", sort=False), strict=True):
-        _intervals(panel, own, "group", "recall", arms_in(table))
-        panel.set(title=f"by {by}", ylim=(0, 1.02))
-    panels[0][0].set_ylabel("share of defects found")
-    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    parts = {f"by {by}": own.assign(value=own["recall"]) for by, own in table.groupby("by", sort=False)}
+    figure, panels = _intervals(parts, "group")
+    panels[0].set(ylabel="share of defects found")
     figure.suptitle(f"What is found, with intervals over micrographs\n{note}", fontsize=9)
     return figure
 
 
 def materials(table: pd.DataFrame, published: Mapping[str, tuple[float, float]], note: str) -> Figure:
     """Mean absolute error of defect size and areal density per class in one condition, and published (mean, spread)."""
-    figure, panels = plt.subplots(1, 2, figsize=(7.4, 3))
-    percent = table.assign(**{name: 100 * table[name] for name in ("error", "low", "high")})
-    for panel, (quantity, (mean, spread)) in zip(panels, published.items(), strict=True):
-        panel.axhspan(100 * (mean - spread), 100 * (mean + spread), color="#999999", alpha=0.25, lw=0)
-        panel.axhline(100 * mean, color="#666666", lw=1, label="Jacobs et al. 2022")
-        _intervals(panel, percent[percent["quantity"] == quantity], "class", "error", arms_in(table))
-        panel.set(title=f"error of {quantity}", ylabel="mean absolute error, %")
-        panel.set_ylim(bottom=0)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    parts = {f"error of {name}": table[table["quantity"] == name].assign(value=table["error"]) for name in published}
+    figure, panels = _intervals(parts, "class")
+    for panel, (mean, spread) in zip(panels, published.values(), strict=True):
+        panel.axhspan(mean - spread, mean + spread, color="#999999", alpha=0.25, lw=0)
+        panel.axhline(mean, color="#666666", lw=1)
+    panels[0].set(ylabel="mean absolute relative error; grey: Jacobs et al. 2022")
     figure.suptitle(f"What a materials scientist reads, with intervals over micrographs\n{note}", fontsize=9)
     return figure
 
 
-def _intervals(axes: Axes, table: pd.DataFrame, group: str, value: str, arms: Sequence[str]) -> None:
-    """`value` of each group with its interval (low, high), arms side by side."""
-    groups = list(dict.fromkeys(table[group]))
-    for k, arm in enumerate(arms):
-        own = table[table["arm"] == arm].set_index(group).reindex(groups)
-        x = np.arange(len(groups)) + (k - (len(arms) - 1) / 2) * 0.8 / max(4, len(arms))
-        error = np.nan_to_num(np.stack([own[value] - own["low"], own["high"] - own[value]]).astype(float))
-        axes.errorbar(x, own[value], np.clip(error, 0, None), fmt=ARMS[arm].marker, color=ARMS[arm].colour, capsize=3,
-                      ms=5, label=arm)  # fmt: skip
-    axes.set_xticks(range(len(groups)), [str(name).replace(" (", "\n(") for name in groups])
-    axes.set_xlim(-0.5, len(groups) - 0.5)
+def _intervals(parts: Mapping[str, pd.DataFrame], group: str) -> tuple[Figure, NDArray]:
+    """A panel per table: its value with the interval (low, high), groups along x, arms side by side."""
+    widths = [max(1, table[group].nunique()) for table in parts.values()]
+    size = (1.5 + 1.1 * sum(widths), 3.2)
+    figure, panels = plt.subplots(1, len(parts), figsize=size, squeeze=False, width_ratios=widths)
+    for panel, (title, table) in zip(panels[0], parts.items(), strict=True):
+        groups, arms = list(dict.fromkeys(table[group])), arms_in(table)
+        for k, arm in enumerate(arms):
+            own = table[table["arm"] == arm].set_index(group).reindex(groups)
+            x = np.arange(len(groups)) + (k - (len(arms) - 1) / 2) * 0.8 / max(4, len(arms))
+            error = np.nan_to_num(np.stack([own["value"] - own["low"], own["high"] - own["value"]]).astype(float))
+            panel.errorbar(x, own["value"], np.clip(error, 0, None), fmt=ARMS[arm].marker, color=ARMS[arm].colour,
+                           capsize=3, ms=5, label=arm)  # fmt: skip
+        panel.set_xticks(range(len(groups)), [str(name).replace(" ", "\n", 1) for name in groups])
+        panel.set(title=title, xlim=(-0.5, len(groups) - 0.5), ylim=(0, None))
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    return figure, panels[0]
 
 
 def close_ups(

@@ -45,13 +45,12 @@ def read_run(keys: Mapping[str, Any], folder: Path, test: Patches, val: Patches 
     folder : its predictions: test.parquet, and val.parquet where there are validation patches
     test, val : patches of its split
     """
-    runs = {}
-    for part, patches in (("test", test), ("val", val)):
-        if patches is not None:
-            truth = truth_of(patches, f"{part} patches of split {keys['split']}")
-            runs[part] = Run(dict(keys), read_predictions(folder / f"{part}.parquet", truth), truth, patches)
-    test_run = runs["test"]
-    return Run(test_run.keys, test_run.predictions, test_run.truth, test, runs.get("val"))
+    truth = truth_of(test, f"patches of split {keys['split']}")
+    held_back = None
+    if val is not None:
+        val_truth = truth_of(val, f"validation patches of split {keys['split']}")
+        held_back = Run(dict(keys), read_predictions(folder / "val.parquet", val_truth), val_truth, val)
+    return Run(dict(keys), read_predictions(folder / "test.parquet", truth), truth, test, held_back)
 
 
 def count_runs(

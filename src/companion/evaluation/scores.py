@@ -49,16 +49,10 @@ class Counts:
 
 
 def count(
-    predictions: pd.DataFrame,
-    truths: pd.DataFrame,
-    patches: Sequence[int],
-    classes: Iterable[int],
-    iou: Sequence[float],
-    confidence: Sequence[float],
-    matching: Matching = "truth-greedy",
-    same_class: bool = False,
+    predictions: pd.DataFrame, truths: pd.DataFrame, patches: Sequence[int], classes: Iterable[int],
+    iou: Sequence[float], confidence: Sequence[float], matching: Matching = "truth-greedy", same_class: bool = False,
     overlaps: Sequence[NDArray[np.float64]] | None = None,
-) -> Counts:
+) -> Counts:  # fmt: skip
     """Match every patch at every threshold.
 
     Parameters
@@ -82,7 +76,7 @@ def count(
     if strange := sorted(int(code) for code in strange - set(codes.tolist())):
         raise CompanionError(f"class code(s) {strange} occur, but the classes are {codes.tolist()}")
     scores, boxes = predictions["score"].to_numpy(), predictions[BOX].to_numpy(dtype=float)
-    labels, truth_labels = (np.searchsorted(codes, c) for c in (predictions["label"], truths["class"]))
+    labels, truth_labels = (np.searchsorted(codes, column) for column in (predictions["label"], truths["class"]))
     K, truth_rows = len(codes), rows_of(truths, patches)
     pairs = np.zeros((len(patches), len(iou), len(confidence), K, K), dtype=np.int32)
     predicted = np.zeros((len(patches), len(confidence)), dtype=np.int32)
@@ -103,7 +97,7 @@ def count(
 
 def rows_of(table: pd.DataFrame, patches: Sequence[int]) -> list[NDArray[np.intp]]:
     """Row numbers of each patch, in file order."""
-    groups = table["patch"].reset_index(drop=True).groupby(table["patch"].to_numpy()).indices
+    groups = pd.Series(range(len(table))).groupby(table["patch"].to_numpy()).indices
     if strange := set(groups) - set(patches):
         raise CompanionError(f"patch {min(strange)} is not among the {len(patches)} evaluated patches")
     return [groups.get(patch, np.zeros(0, dtype=np.intp)) for patch in patches]
@@ -123,27 +117,21 @@ def mask_overlaps(
 
     Parameters
     ----------
-    predictions : with column mask (COCO compressed run-length bytes)
+    predictions : with column mask (COCO compressed run-length bytes); without, a `CompanionError`
     truths : with columns patch and instance
     instances : [P, S, S] instance ids; of overlapping instances only what is on top counts
-
-    Raises
-    ------
-    CompanionError
-        If a prediction has no mask.
     """
     from pycocotools import mask as coco
 
     if "mask" not in predictions or predictions["mask"].isna().any():
         raise CompanionError(
-            "matching on masks needs predictions with masks (column mask of the parquet file); these have boxes "
-            "only: match on boxes"
+            "matching on masks needs a mask of every prediction; these have boxes only: match on boxes"
         )
-    size, patches, overlaps = list(instances.shape[1:]), range(len(instances)), []
-    for p, t, m in zip(patches, rows_of(truths, patches), rows_of(predictions, patches), strict=True):
-        ids = truths["instance"].to_numpy()[t]
-        true = [coco.encode(np.asfortranarray(instances[p] == instance, dtype=np.uint8)) for instance in ids]
-        found = [{"size": size, "counts": counts} for counts in predictions["mask"].to_numpy()[m]]
+    rows = (rows_of(table, range(len(instances))) for table in (truths, predictions))
+    ids, masks, overlaps = truths["instance"].to_numpy(), predictions["mask"].to_numpy(), []
+    for patch, t, m in zip(instances, *rows, strict=True):
+        true = [coco.encode(np.asfortranarray(patch == instance, dtype=np.uint8)) for instance in ids[t]]
+        found = [{"size": list(patch.shape), "counts": counts} for counts in masks[m]]
         overlaps.append(np.reshape(coco.iou(found, true, [0] * len(true)), (len(m), len(t))).T)
     return overlaps
 
@@ -211,15 +199,9 @@ def tabulate(counts: Counts, keys: Mapping[str, Any] | None = None, unpredicted:
 
 
 def evaluate_files(
-    predictions: Path,
-    truth: Path,
-    iou: Sequence[float] = (0.5,),
-    confidence: Sequence[float] = (0.5,),
-    matching: Matching = "truth-greedy",
-    on: On = "boxes",
-    same_class: bool = False,
-    unpredicted: Unpredicted = "count",
-) -> pd.DataFrame:
+    predictions: Path, truth: Path, iou: Sequence[float] = (0.5,), confidence: Sequence[float] = (0.5,),
+    matching: Matching = "truth-greedy", on: On = "boxes", same_class: bool = False, unpredicted: Unpredicted = "count",
+) -> pd.DataFrame:  # fmt: skip
     """Scores of anyone's predictions: the function behind ``companion evaluate``.
 
     Parameters
@@ -238,12 +220,11 @@ def evaluate_files(
     Raises
     ------
     CompanionError
-        A threshold out of range or an unknown rule; masks asked for where there are none; a file that is missing,
-        broken or not what it should be (every problem of it listed).
+        A threshold out of range, an unknown rule, masks where there are none, or a file that cannot be used.
     """
     found = [f"IoU threshold {v!r} is not in (0, 1]" for v in iou if not 0 < v <= 1]
     found += [f"confidence {v!r} is not in [0, 1]" for v in confidence if not 0 <= v <= 1]
-    found += [f"no {name} threshold given" for name, v in (("IoU", iou), ("confidence", confidence)) if len(v) == 0]
+    found += [] if len(iou) and len(confidence) else ["no threshold given"]
     if found:
         raise problems("thresholds that cannot be used:", found)
     match(np.zeros((0, 0)), np.zeros(1, dtype=np.intp), [0.5], matching)  # refuses an unknown rule before reading

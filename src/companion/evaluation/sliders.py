@@ -81,13 +81,12 @@ COLUMNS = (
 
 
 def explorer(
-    found: Sequence[Run], counts: Sequence[Counts], matching: Matching, start: tuple[float, float], note: str,
-    pictures: int = 6,
-) -> str:  # fmt: skip
+    found: Sequence[Run], counts: Sequence[Counts], matching: Matching, start: tuple[float, float], note: str
+) -> str:
     """HTML with two sliders (confidence, IoU), the scores of every arm and the detections on some test patches.
 
     Shown are the runs of the first one's split and N: scores are means over seeds, undefined where any seed is;
-    detections are those of each arm's first seed, on the first of `lively_patches`.
+    detections are those of each arm's first seed, on the first six of `lively_patches`.
 
     Parameters
     ----------
@@ -102,7 +101,7 @@ def explorer(
             by_arm.setdefault(run.keys["arm"], []).append((run, counted))
     test, swept, classes = found[0].patches, counts[0], found[0].truth.classes
     colors = {code: CLASS_COLORS[(code - 1) % len(CLASS_COLORS)] for code in classes}
-    chosen = lively_patches([own[0][1] for own in by_arm.values()], test.index["image"])[:pictures].tolist()
+    chosen = lively_patches([own[0][1] for own in by_arm.values()], test.index["image"])[:6].tolist()
     drawn = [{
         "truths": [f'<circle cx="{(x1 + x2) / 2:.1f}" cy="{(y1 + y2) / 2:.1f}" r="{test.size / 50:g}"/>'
                    for x1, y1, x2, y2 in test.of(p)[BOX].to_numpy(dtype=float)],
@@ -130,12 +129,8 @@ def explorer(
 
 
 def lively_patches(swept: Sequence[Counts], images: Sequence[str]) -> NDArray[np.intp]:
-    """Patches in the order in which they are worth looking at under two sliders.
-
-    First those in which the number of pairs changes with the IoU and with the confidence, for every one of `swept`
-    (counts of the same patches by several detectors); of these the first of each micrograph, then the second of each,
-    and so on. Then the others, likewise.
-    """
+    """Patches [P] in the order in which they are worth looking at: first those in which the number of pairs changes
+    with both sliders for every detector; of these the first of each micrograph, then the second of each, and so on."""
     lively = np.ones(len(images), dtype=bool)
     for counts in swept:
         pairs = counts.pairs.sum(axis=(-2, -1))  # (P, I, C)

@@ -58,21 +58,17 @@ def optimism(
 ) -> pd.DataFrame:  # fmt: skip
     """Test scores at the confidence chosen on validation patches, beside those at the one that is best on test.
 
-    Both are chosen once per split, N and arm, as the highest mean over seeds (see `operating_points`). For the
-    interval, test and validation micrographs are drawn with replacement and both confidences are chosen anew in every
-    draw. The optimism is never negative, by construction; it holds the luck of the one choice as well as the bad luck
-    of the other.
+    Both are chosen once per split, N and arm, as in `operating_points`. For the interval, test and validation
+    micrographs are drawn with replacement and both confidences are chosen anew in every draw. The optimism is never
+    negative, by construction; it holds the luck of the one choice as well as the bad luck of the other.
 
-    Without validation patches, random halves of the test micrographs stand in: one half chooses, the other is scored,
-    and its own best confidence is the comparison (mean of `resamples` halvings; an upper estimate, for a half's best
-    is luckier than that of all).
+    Without validation patches, `resamples` random halves of the test micrographs stand in: one half chooses, the other
+    is scored, and its own best confidence is the comparison: an upper estimate, for a half's best is luckier.
 
     Parameters
     ----------
     found, counts : runs and their counts on test patches
     val_counts : counts of the runs that have validation patches, in their order
-    measure : e.g. "f1_hm"
-    resamples, level : of the interval
 
     Returns
     -------
@@ -88,23 +84,24 @@ def optimism(
     for keys, own in sorted(groups.items()):
         runs, test, val = zip(*own, strict=True)
         images, confidence = runs[0].patches.index["image"], np.append(test[0].confidence, np.nan)  # -1: nowhere
-        whole, val_images = _curves(test, iou, measure, np.ones((1, len(images)))), pd.Series(dtype=str)
+        on_test = confidence[_best(_curves(test, iou, measure, np.ones((1, len(images)))))[0]]
         if runs[0].val:
             val_images = runs[0].val.patches.index["image"]
-            scored = _curves(test, iou, measure, _draws(images, rng, resamples))
+            scored = _curves(test, iou, measure, _draws(images, rng, resamples))  # (1 + R, C)
             choosing = _curves(val, iou, measure, _draws(val_images, rng, resamples))
-            on_validation = confidence[_best(choosing)[0]]
+            ends = np.stack([_at_best(scored, scored), _at_best(scored, choosing)])
+            low, high = percentile_interval(ends[0, 1:] - ends[1, 1:], level)
+            values, on_validation, n_val = ends[:, 0], confidence[_best(choosing)[0]], val_images.nunique()
         else:
             half = rng.permuted(np.tile(np.arange(images.nunique()) % 2, (resamples, 1)), axis=1)
             half = half[:, np.unique(images, return_inverse=True)[1]]
-            scored, choosing = (_curves(test, iou, measure, weights) for weights in (half, 1 - half))
-            on_validation = np.nan
-        best, elsewhere = _at_best(scored, scored), _at_best(scored, choosing)  # (1 + R,) or (R,)
-        low, high = percentile_interval((best - elsewhere)[1:], level) if runs[0].val else (np.nan, np.nan)
-        defined = np.flatnonzero(~np.isnan(best - elsewhere)) if not runs[0].val else [0]
-        at_test, at_other = (v[defined].mean() if len(defined) else np.nan for v in (best, elsewhere))
-        chosen = confidence[_best(whole)[0]], on_validation, at_test, at_other, at_test - at_other, low, high
-        rows.append((*keys, *chosen, len(own), images.nunique(), val_images.nunique()))
+            scored, choosing = (_curves(test, iou, measure, weights) for weights in (half, 1 - half))  # (R, C)
+            ends = np.stack([_at_best(scored, scored), _at_best(scored, choosing)])
+            ends = ends[:, ~np.isnan(ends).any(axis=0)]
+            values = ends.mean(axis=1) if ends.size else np.full(2, np.nan)
+            low, high, on_validation, n_val = np.nan, np.nan, np.nan, 0
+        optimism = values[0] - values[1], low, high
+        rows.append((*keys, on_test, on_validation, *values, *optimism, len(own), images.nunique(), n_val))
     columns = ["on_test", "on_validation", "best_on_test", "chosen_on_validation", "optimism", "low", "high", "seeds",
                "test_micrographs", "validation_micrographs"]  # fmt: skip
     return pd.DataFrame(rows, columns=[*CONDITION, "arm", *columns])

@@ -53,13 +53,10 @@ CLAIMS = (
         "conditions gained than lost (intervals beside zero). Not reproduced: as many lost, or an interval that "
         "holds zero and ends below 0.02. Cannot be compared: an interval that is wider than ±0.02 or holds both.",
     ),
-    Claim(
-        "C3", "the gain at N=50 is significant", "p = 0.0008 (paired t-test, split 1, 4 runs)", "text",
-        "09_significance", verdicts.significance_at(50, True), SIGNIFICANT,
-    ),
-    Claim(
-        "C4", "the gain at N=100 is significant", "p = 0.0013 (same test)", "text", "09_significance",
-        verdicts.significance_at(100, True), SIGNIFICANT,
+    *(
+        Claim(name, f"the gain at N={n_train} is significant", f"{p} (paired t-test, split 1, 4 runs)", "text",
+              "09_significance", verdicts.significance_at(n_train, True), SIGNIFICANT)
+        for name, n_train, p in (("C3", 50, "p = 0.0008"), ("C4", 100, "p = 0.0013"))
     ),
     Claim(
         "C5", "the gain at N=10 is not conclusive", "p = 0.069 (same test)", "text", "09_significance",
@@ -125,11 +122,6 @@ def judge_claims(e: Evidence) -> pd.DataFrame:
     id, claim, paper, where (in the paper), rule, verdict, reason, ours (in words), value, low, high, n, tolerance
     (undefined where there is none), notebook
     """
-    rows = []
-    for claim in CLAIMS:
-        row = asdict(claim) | asdict(claim.judge(e))
-        del row["judge"]
-        rows.append(row)
-    order = ["id", "claim", "paper", "where", "rule", "verdict", "reason", "ours", "value", "low", "high", "n",
-             "tolerance", "notebook"]  # fmt: skip
-    return pd.DataFrame(rows)[order]
+    rows = [asdict(claim) | asdict(claim.judge(e)) for claim in CLAIMS]
+    said = ["id", "claim", "paper", "where", "rule", "verdict", "reason", "ours"]
+    return pd.DataFrame(rows)[[*said, "value", "low", "high", "n", "tolerance", "notebook"]]

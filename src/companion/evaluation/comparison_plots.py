@@ -81,8 +81,8 @@ def paired_differences(pairs: pd.DataFrame, tests: pd.DataFrame, measure: str, n
     axes.axvline(0, color="black", lw=0.8)
     labels = [f"split {s}, N = {n}: {arm} minus {ARMS[arm].baseline}" for s, n, arm in places]
     axes.set_yticks(range(len(rows)), labels)
-    axes.set(ylim=(len(rows) - 0.4, -0.6), xlabel=f"difference in {NAMES[measure]}")
-    axes.set_title(f"Differences: dots are pairs of runs, markers means with intervals\n{note}")
+    title = f"Differences: dots are pairs of runs, markers means with intervals\n{note}"
+    axes.set(ylim=(len(rows) - 0.4, -0.6), xlabel=f"difference in {NAMES[measure]}", title=title)
     return figure
 
 
@@ -106,9 +106,7 @@ def power(table: pd.DataFrame, gain: float, note: str) -> Figure:
     figure, axes = plt.subplots(figsize=(5, 3))
     axes.plot(table["n"], table["power"], "o-", color="#0072B2", ms=4)
     axes.axhline(0.8, color="black", lw=0.8, ls=":")
-    axes.set(xlabel="pairs of detectors on one split", ylabel="power", ylim=(0, 1.02), xscale="log")
-    axes.set_xticks(table["n"], [str(n) for n in table["n"]])
-    axes.minorticks_off()
+    axes.set(xlabel="pairs of detectors on one split", ylabel="power", ylim=(0, 1.02), xticks=table["n"])
     axes.set_title(f"Chance to see a gain of {gain:g} on one split\n{note}")
     return figure
 

@@ -46,8 +46,8 @@ def paired_t(differences: ArrayLike, level: float = 0.95) -> dict[str, Any]:
     from scipy.special import gamma
 
     values = np.asarray(differences, dtype=float)
-    used = values[np.isfinite(values)]
-    n, nan = len(used), float("nan")
+    used, nan = values[np.isfinite(values)], float("nan")
+    n = len(used)
     result: dict[str, Any] = {"n": n, "left_out": len(values) - n, "mean": float(used.mean()) if n else nan}
     result |= dict.fromkeys(("low", "high", "sd", "t", "df", "p", "hedges_g"), nan)
     if n < 2:
@@ -73,17 +73,16 @@ def sign_flip(differences: ArrayLike) -> tuple[float, float]:
 
     Returns
     -------
-    p and the smallest p that as many pairs can give; NaN for no pair, and for more than 20 (too many patterns)
+    p and the smallest p that as many pairs can give; NaN for one pair, and for more than 20 (too many patterns)
     """
+    from scipy import stats
+
     values = np.asarray(differences, dtype=float)
     values = values[np.isfinite(values)]
-    n = len(values)
-    if not 1 <= n <= 20:
+    if not 2 <= len(values) <= 20:
         return float("nan"), float("nan")
-    signs = 1 - 2 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)  # (2^n, n)
-    sums = np.abs(signs @ values)
-    extreme = sums >= sums[0] - 1e-12 * max(1.0, sums[0])  # pattern 0 is what was observed
-    return float(extreme.mean()), min(1.0, 2 / 2**n)
+    test = stats.permutation_test((values,), np.mean, permutation_type="samples", n_resamples=np.inf)
+    return float(test.pvalue), 2 / 2 ** len(values)
 
 
 def holm(p_values: ArrayLike) -> NDArray[np.float64]:

@@ -24,6 +24,10 @@ from companion.stats import cluster_weights
 MEASURES = ("f1_hm", "f1_detect", "f1_class")
 COMPARED = [*CONDITION, "arm", "baseline", "measure"]
 GAIN_COLUMNS = [*COMPARED, "base", "score", "gain", "low", "high", "n", "share_of_left"]
+TEST_COLUMNS = [
+    *GAIN_COLUMNS, "left_out", "sd", "t", "df", "p", "hedges_g", "undefined", "p_sign_flip", "smallest_p_sign_flip",
+    "p_equivalence",
+]  # fmt: skip
 
 
 # --- one sample of differences ------------------------------------------------------------------------------
@@ -191,9 +195,8 @@ def paired_tests(pairs: pd.DataFrame, level: float = 0.95, margin: float = 0.01)
 
     Returns
     -------
-    split, n_train, arm, baseline, measure, base and score (means over the pairs), gain (their difference), the other
-    entries of `paired_t`, share_of_left (the gain as a share of what the baseline leaves to gain), p_sign_flip and
-    smallest_p_sign_flip, p_equivalence, p_holm (family: the conditions of one arm and measure)
+    `TEST_COLUMNS` and p_holm (family: the conditions of one arm and measure): base and score are means over the pairs,
+    gain their difference, share_of_left the gain as a share of what the baseline leaves, the others as in `paired_t`
     """
     rows = []
     for names, group in pairs.groupby(COMPARED, sort=True):
@@ -205,7 +208,7 @@ def paired_tests(pairs: pd.DataFrame, level: float = 0.95, margin: float = 0.01)
             "share_of_left": gain / (1 - base) if base < 1 else float("nan"), "p_sign_flip": flip[0],
             "smallest_p_sign_flip": flip[1], "p_equivalence": equivalence(group["difference"], margin),
         })  # fmt: skip
-    table = pd.DataFrame(rows) if rows else pd.DataFrame(columns=[*GAIN_COLUMNS, "sd", "df", "p", "undefined"])
+    table = pd.DataFrame(rows, columns=TEST_COLUMNS)
     family = table.groupby(["arm", "measure"])["p"]
     return table.assign(p_holm=family.transform(lambda p: holm(p.to_numpy())) if rows else None)
 

@@ -1,67 +1,194 @@
-# The paper's experimental matrix as a graph of notebooks. `companion run PROFILE` is a friendly face over
-#   snakemake --cores 2 --rerun-triggers mtime --config profile=smoke
-# The stages, their folders and what each reads stand in src/companion/matrix.py.
+# The paper's experiments as a graph of notebooks: one rule per notebook, in the order of the paper.
+#   snakemake --cores 2 --config profile=smoke [dataset=loops_316L]         `companion run` is a thin face over it
+# All paths are relative to runs/<profile>/<data set>/. A notebook's folder holds a flag (.done) once it is made; whether
+# it is still fresh is told by the stamp beside it (companion.workflow.freshness), so that neither a clone nor a copy reruns anything.
+import os
 import shlex
 import shutil
 import sys
+from pathlib import Path
 
-from companion import places, stages
-from companion.execute import DONE, parse_split, synchronise
-from companion.params import load_profile
+from companion.workflow import freshness
+from companion.config import ARMS, load_profile
+from companion.layout import Layout
+from companion.workflow.freshness import DONE
 
-NAME = str(config.get("profile", "smoke"))
-GIVEN = {key: config[key] for key in ("dataset",) if key in config}
-if "splits" in config:
-    GIVEN["splits"] = [parse_split(text) for text in str(config["splits"]).split(",")]
-PROFILE = load_profile(NAME, **GIVEN)
-QUOTED = shlex.join([NAME, PROFILE.dataset, ",".join(str(split) for split in PROFILE.splits)])
-TREE = places.tree(PROFILE)
-MATRIX = {stage.address: stage for stage in stages.matrix(PROFILE)}
-# 'auto' is decided where the job runs; here it matters only whether jobs have to share one GPU.
-GPUS = int(PROFILE.device == "cuda" or (PROFILE.device == "auto" and shutil.which("nvidia-smi") is not None))
-
-# Telling what is fresh reads every file of the tree; `companion run` has just done that for this tree, under its lock.
-if workflow.is_main_process and config.get("synchronised") != str(TREE):
-    synchronise(PROFILE)
+given = {key: config.get(key) or os.environ.get(f"COMPANION_{key.upper()}") for key in ("profile", "dataset")}
+P = load_profile(given["profile"] or "smoke", dataset=given["dataset"])
+PROFILE = str(Path(given["profile"]).resolve()) if str(given["profile"]).endswith((".yaml", ".yml")) else P.name
+TREE, L = Layout(P).tree, Layout(P, Path())
+GPU = int(P.device.name == "cuda" or (P.device.name == "auto" and shutil.which("nvidia-smi") is not None))
 
 
-def flag(address):
-    return local(str(TREE / address / DONE))  # on a file system that all jobs share, never in an object store
+def run(notebook, *keys):  # the shell command of a rule: its notebook through papermill, unless its stamp is fresh
+    fixed = [sys.executable, "-m", "companion.workflow.job", notebook, "--profile", PROFILE, "--dataset", P.dataset]
+    words = " ".join(shlex.quote(word) for word in fixed).replace("{", "{{").replace("}", "}}")
+    return f"{words} {' '.join(f'{key}={{wildcards.{key}}}' for key in keys)} --inputs {{input}} --outputs {{output}}"
 
 
-def read_by(kind):
-    return lambda wildcards: [flag(s.address) for s, _ in MATRIX[kind.folder.format(**wildcards)].upstream.values()]
+CONDITIONS = list(P.conditions())
+DETECTORS = P.detectors()
+MODELS = sorted({(s, n, ARMS[a].model) for s, n in CONDITIONS for a in P.arms_at(s, n)} | {(s, n, "1") for s, n in CONDITIONS})
+GENERATED = sorted(
+    {(s, n, ARMS[a].model, ARMS[a].masks) for s, n in CONDITIONS for a in P.arms_at(s, n) if ARMS[a].other == "generated"}
+    | {(s, n, "1", "plain") for s, n in CONDITIONS}
+)
+TESTS = [L.patches(split, part) / DONE for split in P.split_names for part in ("test", "val")]
+PREDICTIONS = [L.detector(**keys) / "predictions" / DONE for keys in DETECTORS]
+FAITHFULNESS = [L.faithfulness(s, n) / DONE for s, n in CONDITIONS if "EXP" in P.arms]
+PARTS = ["test", "val", "fresh", *(f"train-n{n}" for n in P.sizes)]
+STUDIED = P.dataset == "phantom"  # 14 and 15 need exact truth
+
+
+def other(wildcards):  # what fills the other part of an arm's batches
+    w, arm = wildcards, ARMS[wildcards.arm]
+    return {
+        "generated": [L.generated(w.split, w.n_train, arm.model, arm.masks) / "patches" / DONE],
+        "kept": [L.faithfulness(w.split, w.n_train) / "kept" / DONE],
+        "fresh": [L.patches(w.split, "fresh") / DONE],
+    }.get(arm.other, [])
+
+
+if workflow.is_main_process and "COMPANION_LOOK" not in os.environ:  # `companion status` changes nothing
+    freshness.mark(P, TREE)
+
+
+workdir: str(TREE)
 
 
 wildcard_constraints:
-    split=r"[^/]+",
-    n_train=r"\d+",
-    generator=r"\d+",
-    arm=r"[^/]+",
-    seed=r"\d+",
-    masks=r"[a-z]+",
+    split=r"[^/]+", n_train=r"\d+", masks="plain|rare", model="1|2|phantom", arm=r"[^/]+", seed=r"\d+",
 
 
 rule all:
     input:
-        [flag(address) for address in MATRIX],
+        [L.page(name) / DONE for name in ("thresholds", "sizes", "significance", "imbalance", "claims", "errors")],
+        FAITHFULNESS,
+        L.page("annotation-bias") / DONE if STUDIED and P.studies.bias_n_train else [],
+        L.page("distribution-shift") / DONE if STUDIED and P.studies.shifts else [],
 
 
-for kind in stages.KINDS.values():
+rule micrographs:
+    output: L.micrographs("{split}") / DONE, *(L.patches("{split}", part) / DONE for part in PARTS)
+    shell: run("01_micrographs", "split")
 
-    rule:
-        name:
-            kind.name
+
+rule statistics:
+    input: L.patches("{split}", "train-n{n_train}") / DONE
+    output: L.statistics("{split}", "{n_train}") / DONE
+    shell: run("02_mask_statistics", "split", "n_train")
+
+
+rule masks:
+    input: L.patches("{split}", "train-n{n_train}") / DONE, L.statistics("{split}", "{n_train}") / DONE
+    output: (masks := L.masks("{split}", "{n_train}", "{masks}")) / DONE, masks / "patches" / DONE
+    shell: run("03_mask_simulation", "split", "n_train", "masks")
+
+
+rule diffusion:
+    input: L.patches("{split}", "train-n{n_train}") / DONE
+    output: L.diffusion("{split}", "{n_train}", "{model}") / DONE
+    threads: P.device.threads
+    resources: gpu=GPU, gpu_share=GPU * P.jobs_per_device  # all of a GPU, which detectors share
+    shell: run("04_latent_diffusion", "split", "n_train", "model")
+
+
+rule generated:
+    input:
+        L.patches("{split}", "train-n{n_train}") / DONE,
+        L.patches("{split}", "test") / DONE,
+        L.masks("{split}", "{n_train}", "{masks}") / "patches" / DONE,
+        lambda w: L.diffusion(w.split, w.n_train, "1" if w.model == "phantom" else w.model) / DONE,
+    output: (made := L.generated("{split}", "{n_train}", "{model}", "{masks}")) / DONE, made / "patches" / DONE
+    threads: P.device.threads
+    resources: gpu=GPU, gpu_share=GPU * P.jobs_per_device
+    shell: run("05_generated_images", "split", "n_train", "model", "masks")
+
+
+rule detector:
+    input:
+        [L.patches("{split}", part) / DONE for part in ("train-n{n_train}", "test", "val")],
+        other,
+    output: (made := L.detector("{split}", "{n_train}", "{arm}", "{seed}")) / DONE, made / "predictions" / DONE
+    threads: P.device.threads
+    resources: gpu=GPU, gpu_share=GPU
+    shell: run("06_mask_rcnn", "split", "n_train", "arm", "seed")
+
+
+rule thresholds:
+    input: TESTS, PREDICTIONS
+    output: L.page("thresholds") / DONE
+    shell: run("07_thresholds")
+
+
+rule sizes:
+    input: L.page("thresholds") / DONE
+    output: L.page("sizes") / DONE
+    shell: run("08_sizes_and_splits")
+
+
+rule significance:
+    input: L.page("thresholds") / DONE, TESTS, PREDICTIONS
+    output: L.page("significance") / DONE
+    shell: run("09_significance")
+
+
+rule imbalance:
+    input:
+        L.page("thresholds") / DONE,
+        [L.statistics(s, n) / DONE for s, n in CONDITIONS],
+        sorted({L.masks(s, n, masks) / "patches" / DONE for s, n, _, masks in GENERATED}),
+    output: L.page("imbalance") / DONE
+    shell: run("10_class_imbalance")
+
+
+rule claims:
+    input:
+        [L.page(name) / DONE for name in ("thresholds", "sizes", "significance", "imbalance")],
+        [L.patches(split, f"train-n{n}") / DONE for split, n in CONDITIONS],
+        [L.diffusion(s, n, model) / DONE for s, n, model in MODELS if model != "phantom"],
+        [L.generated(*keys) / DONE for keys in GENERATED],
+        TESTS, PREDICTIONS,
+    output: L.page("claims") / DONE
+    shell: run("11_claims")
+
+
+rule errors:
+    input: L.page("thresholds") / DONE, TESTS, PREDICTIONS
+    output: L.page("errors") / DONE
+    shell: run("12_errors")
+
+
+rule faithfulness:
+    input:
+        [L.patches("{split}", part) / DONE for part in ("train-n{n_train}", "test")],
+        L.diffusion("{split}", "{n_train}", "1") / DONE,
+        L.generated("{split}", "{n_train}", "1", "plain") / "patches" / DONE,
+        L.detector("{split}", "{n_train}", "EXP", P.seeds[0]) / DONE,
+    output: (made := L.faithfulness("{split}", "{n_train}")) / DONE, made / "kept" / DONE
+    threads: P.device.threads
+    resources: gpu=GPU, gpu_share=GPU
+    shell: run("13_mask_faithfulness", "split", "n_train")
+
+
+if STUDIED and (n := P.studies.bias_n_train):
+
+    rule annotation_bias:
         input:
-            read_by(kind),
-        output:
-            flag(kind.folder),
-        params:
-            address=lambda wildcards, kind=kind: kind.folder.format(**wildcards),
-        threads: PROFILE.threads
-        resources:
-            gpu=GPUS * kind.trained,  # memory and time are for a cluster's settings to say, cluster/*/config.yaml
-            # Detectors may share one GPU; what trains or samples the diffusion model takes all of it.
-            gpu_share=GPUS * kind.trained * (1 if kind.name == "detector" else PROFILE.jobs_per_device),
-        shell:
-            f"{sys.executable} -m companion.execute {QUOTED} {{params.address:q}}"
+            [L.patches(P.split_names[0], part) / DONE for part in (f"train-n{n}", "test", "val")],
+            L.statistics(P.split_names[0], n) / DONE,
+            [L.detector(P.split_names[0], n, arm, seed) / "predictions" / DONE for arm in ("EXP", "EXP+GEN") for seed in P.seeds],
+        output: L.page("annotation-bias") / DONE
+        threads: P.device.threads
+        resources: gpu=GPU, gpu_share=GPU * P.jobs_per_device
+        shell: run("14_annotation_bias")
+
+
+rule distribution_shift:
+    input:
+        L.page("thresholds") / DONE,
+        [L.detector(P.split_names[0], P.sizes[-1], arm, seed) / DONE for arm in ("EXP", "EXP+GEN") for seed in P.seeds],
+    output: L.page("distribution-shift") / DONE
+    threads: P.device.threads
+    resources: gpu=GPU, gpu_share=GPU
+    shell: run("15_distribution_shift")

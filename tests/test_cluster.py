@@ -7,6 +7,7 @@ job outlives its time limit and continues. Kubernetes as a dry run. `make cluste
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -17,20 +18,20 @@ from pathlib import Path
 
 import pytest
 import yaml
+from project import ROOT, Project
 from rich.console import Console
-from test_run import PROJECT, WORK, environment, light_project
 
-from companion import orchestrate, provenance
+from companion.config import load_profile
 from companion.errors import CompanionError
-from companion.kinds import KINDS
-from companion.config.profile import load_profile
+from companion.workflow import freshness, run
 
 SLURM = ("munged", "slurmctld", "slurmd", "sbatch")
 # A training of 100 s on the cluster, where one minute is given; the local run of the same notebook does not pause.
 TRAINING = """
 import os, time, torch
-from companion.training import fit, load_state
-from companion.paths import root
+from companion.layout import root
+from companion.training import fit
+from companion.weights import load_state
 torch.manual_seed(1)
 layer = torch.nn.Linear(2, 1)
 optimizer = torch.optim.AdamW(layer.parameters())
@@ -40,27 +41,16 @@ def step(i):
     loss = layer(torch.full((1, 2), float(i))).square().sum()
     optimizer.zero_grad(); loss.backward(); optimizer.step()
     return {'loss': loss.item()}
-path = stage.folder / 'checkpoint' / 'state.safetensors'
+path = out / 'checkpoint' / 'training.safetensors'
 with open(root() / 'starts.txt', 'a') as file:
     file.write(f"{load_state(path)[1]['step'] if path.exists() else 0}\\n")
-log = fit(step, {'layer': layer, 'optimizer': optimizer}, steps=100, folder=stage.folder, identity='x', every=5)
-write_json(stage.folder / 'predictions.parquet', log.to_dict('list'))
+log = fit(step, {'layer': layer, 'optimizer': optimizer}, steps=100, folder=out, identity='x', every=5)
+write_json(out / 'log.json', log.to_dict('list'))
 """
 
 
-def companion(root: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "companion.cli", *arguments]
-    given = {**environment(root), **more}
-    return subprocess.run(command, cwd=root, env=given, capture_output=True, text=True, timeout=900)
-
-
-def artifacts(root: Path) -> dict[str, str]:
-    found = provenance.artifact_hashes(root / "runs" / "smoke" / "phantom")
-    return {name: sha for name, sha in found.items() if name != orchestrate.LOG}
-
-
 def settings(name: str) -> dict:
-    return yaml.safe_load((PROJECT / "cluster" / name / "config.yaml").read_text(encoding="utf-8"))
+    return yaml.safe_load((ROOT / "cluster" / name / "config.yaml").read_text(encoding="utf-8"))
 
 
 def save_settings(folder: Path, content: dict) -> Path:
@@ -147,28 +137,25 @@ def _free_port() -> int:
 
 @pytest.mark.slow
 def test_a_job_ended_by_its_time_limit_continues_and_all_comes_out_as_without_a_cluster(slurm, tmp_path):
-    local, distant = (light_project(tmp_path / name, {**WORK, "detector": TRAINING}) for name in ("local", "distant"))
-    for root in (local, distant):
-        profile = root / "profiles" / "smoke.yaml"
-        few = {"seeds": [1], "imbalance_sizes": [], "arms": ["EXP"]}
-        profile.write_text(yaml.safe_dump({**yaml.safe_load(profile.read_text()), **few}))
-    done = companion(local, "run", "smoke")
-    assert done.returncode == 0, done.stderr
+    local, distant = (Project(tmp_path / name) for name in ("local", "distant"))
+    for project in (local, distant):
+        project.write("06_mask_rcnn", TRAINING)
+        project.edit(seeds=[1], arms=["EXP"])
+    local.companion("run", "tiny")
     given = settings("slurm")
     given |= {"slurm-init-seconds-before-status-checks": 2, "slurm-status-command": "squeue"}  # it keeps no accounts
     for rule in given["set-resources"].values():  # this node has no GPU
         rule.update(gpu=0, mem_mb=2000, runtime=1)
     given["default-resources"]["mem_mb"] = 1000
-    folder = save_settings(tmp_path / "mine", given)
-    done = companion(distant, "run", "smoke", "--cluster", str(folder), PAUSE="1")
-    log = (distant / "runs/smoke/phantom/snakemake.log").read_text()
-    assert done.returncode == 0, done.stderr + log
-    starts = [int(line) for line in (distant / "starts.txt").read_text().splitlines()]
+    folder = str(save_settings(tmp_path / "mine", given))
+    distant.companion("run", "tiny", "--cluster", folder, PAUSE="1")
+    starts = [int(line) for line in (distant.root / "starts.txt").read_text().splitlines()]
     assert starts[0] == 0 and len(starts) >= 2 and all(b > a for a, b in pairwise(starts)), starts
     jobs = subprocess.run(["squeue", "--states=all", "-h", "-o", "%T"], capture_output=True, text=True).stdout
     assert sorted(set(jobs.split())) == ["COMPLETED", "TIMEOUT"]
-    assert artifacts(distant) == artifacts(local)
-    assert "nothing to do" in companion(distant, "run", "smoke", "--cluster", str(folder)).stdout
+    results = [{name: stamp["outputs"] for name, stamp in project.stamps().items()} for project in (local, distant)]
+    assert results[0] == results[1]
+    assert "nothing to do" in distant.companion("run", "tiny", "--cluster", folder)
 
 
 def test_kubernetes_settings_and_graph_are_accepted(tmp_path):
@@ -176,41 +163,36 @@ def test_kubernetes_settings_and_graph_are_accepted(tmp_path):
         pytest.importorskip(f"snakemake_{plugin}", reason="the cluster extra is not installed")
     given = settings("kubernetes")
     given["default-storage-prefix"] = str(tmp_path / "sources")
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(PROJECT / "Snakefile"), "--dry-run", "--directory"]
-    command += [str(tmp_path), "--workflow-profile", str(save_settings(tmp_path / "mine", given))]
-    place = {**environment(PROJECT), "COMPANION_RUNS": str(tmp_path / "runs"), "COMPANION_DATA": str(tmp_path)}
-    done = subprocess.run(
-        [*command, "--config", "profile=smoke"], env=place, cwd=tmp_path, capture_output=True, text=True, timeout=120
-    )
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--dry-run"]
+    command += ["--workflow-profile", str(save_settings(tmp_path / "mine", given)), "--config", "profile=smoke"]
+    place = {**os.environ, "COMPANION_RUNS": str(tmp_path / "runs"), "COMPANION_ROOT": str(ROOT)}
+    done = subprocess.run(command, env=place, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     shown = done.stdout + done.stderr
     assert done.returncode == 0, shown
     detectors = [part for part in shown.split("rule ") if part.startswith("detector:")]
-    assert len(detectors) == 6
+    assert len(detectors) == len(load_profile("smoke").detectors())
     assert all("gpu=1" in part and "mem_mb=32768" in part and "scale=0" in part for part in detectors)
     assert "mem_mb=4096" in next(part for part in shown.split("rule ") if part.startswith("claims:"))
 
 
 @pytest.mark.parametrize("name", ["slurm", "kubernetes"])
-def test_settings_name_rules_of_the_graph(name):
-    given = settings(name)
-    assert given["executor"] == name
-    assert set(given["set-resources"]) == {kind.name for kind in KINDS.values() if kind.trained}
-    assert given["retries"] >= 1
+def test_settings_name_the_rules_that_train(name):
+    given, text = settings(name), (ROOT / "Snakefile").read_text(encoding="utf-8")
+    rules = dict(re.findall(r"rule (\w+):(?:(?!rule).)*?run\(\"(\w+)\"", text, re.S))
+    assert given["executor"] == name and given["retries"] >= 1
+    assert set(given["set-resources"]) == {rule for rule, notebook in rules.items() if freshness.trains(notebook)}
 
 
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (None, "no config.yaml there; copy cluster/slurm"),
-        ("jobs: 3", "names no executor"),
-        ("executor: [", "names no executor"),
-        ("executor: lsf", "executor lsf is not installed"),
-    ],
-)
+@pytest.mark.parametrize(("content", "said"), [
+    (None, "no config.yaml there; copy cluster/slurm"),
+    ("jobs: 3", "names no executor"),
+    ("executor: [", "names no executor"),
+    ("executor: lsf", "executor lsf is not installed"),
+])  # fmt: skip
 def test_unusable_settings_are_one_message_before_any_work(content, said, tmp_path, monkeypatch):
     monkeypatch.setenv("COMPANION_RUNS", str(tmp_path / "runs"))
     if content:
         (tmp_path / "config.yaml").write_text(content, encoding="utf-8")
     with pytest.raises(CompanionError, match=said):
-        orchestrate.run(load_profile("smoke"), "smoke", 2, Console(), tmp_path)
+        run.run(load_profile("smoke"), 2, Console(), tmp_path)
     assert not (tmp_path / "runs").exists()

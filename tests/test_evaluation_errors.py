@@ -79,28 +79,21 @@ def test_nothing_predicted_and_nothing_there():
 def test_wrong_predictions_count_in_the_group_of_what_they_say():
     truth = truths((0, 0, 0, 10, 10, 1), (0, 20, 0, 40, 10, 2), (1, 0, 0, 10, 10, 1))
     found = predictions(
-        (0, 0, 0, 10, 10, 0.9, 2),  # a small 1 called 2
+        (0, 0, 0, 10, 10, 0.9, 2),  # a 1 called 2
         (0, 21, 0, 40, 10, 0.9, 2),  # correct
-        (0, 20, 0, 40, 10, 0.8, 2),  # the same again, medium
-        (1, 40, 40, 44, 44, 0.9, 3),  # small, on background, of a class that the truth has not
+        (0, 20, 0, 40, 10, 0.8, 2),  # the same again
+        (1, 40, 40, 44, 44, 0.9, 3),  # on background, of a class that the truth has not
     )
-    seen, known = (table.assign(**KEYS, size=errors.size_bins(table["size_px"])) for table in errors.audit(
-        found, truth, index(2), 0.5, 0.5))  # fmt: skip
-    by_class = errors.error_counts(seen, known, ["class"]).set_index(["class", "error"])
-    assert [by_class.loc[place, "count"] for place in ((2, CLASS), (1, CLASS), (2, DUPLICATE), (1, MISSED))] == [
-        1, 0, 1, 1,
-    ]  # fmt: skip
-    assert by_class.loc[(1, MISSED), "per_truth"] == 0.5
-    assert by_class.loc[(3, BACKGROUND), "count"] == 1 and np.isnan(by_class.loc[(3, BACKGROUND), "per_truth"])
-    by_size = errors.error_counts(seen, known, ["size"]).set_index(["size", "error"])["count"]
-    assert (
-        by_size[errors.SIZES[0], BACKGROUND]
-        == by_size[errors.SIZES[1], DUPLICATE]
-        == by_size[errors.SIZES[0], MISSED]
-        == 1
-    )
-    edges = errors.size_bins([0, 16, 16.5, 32, 100]).tolist()  # groups include their upper edge
-    assert edges == [errors.SIZES[0], errors.SIZES[0], errors.SIZES[1], errors.SIZES[1], errors.SIZES[2]]
+    seen, known = (table.assign(**KEYS) for table in errors.audit(found, truth, index(2), 0.5, 0.5))
+    table = errors.error_counts(seen, known, ["class"]).set_index(["class", "error"])
+    places = [(2, CLASS), (1, CLASS), (2, DUPLICATE), (1, MISSED), (3, BACKGROUND)]
+    assert table.loc[places, "count"].tolist() == [1, 0, 1, 1, 1] and table.loc[(1, MISSED), "per_truth"] == 0.5
+    assert np.isnan(table.loc[(3, BACKGROUND), "per_truth"])
+
+
+def test_groups_of_size_include_their_upper_edge():
+    small, medium, large = errors.SIZES
+    assert errors.size_bins([0, 16, 16.5, 32, 100]).tolist() == [small, small, medium, medium, large]
 
 
 def test_recall_by_group():
@@ -110,7 +103,7 @@ def test_recall_by_group():
     assert found["recall"].tolist() == pytest.approx([2 / 3, 0]) and found["images"].tolist() == [2, 1]
     assert found.loc[1, "low"] == 0.5 and found.loc[1, "high"] == 1.0 and np.isnan(found.loc[2, "low"])
     twice = pd.concat([table, table.assign(error=CORRECT)])  # a second run finds all
-    counted = errors.recall_by(twice, "class", RNG(0), 10, 0.95).set_index("class")
+    counted = errors.recall_by(twice, "class", RNG(0), 10, 0.95)
     assert counted["truths"].tolist() == [3, 1] and counted["recall"].tolist() == pytest.approx([5 / 6, 1 / 2])
 
 

@@ -15,19 +15,20 @@ from typer.testing import CliRunner
 
 from companion import cli
 from companion.errors import CompanionError
+from companion.evaluation.formats import read_predictions, read_truth
 from companion.evaluation.scores import count, evaluate_files, tabulate
 from companion.geometry import encode_rle
 from companion.micrographs.patches import Patches, instance_table
 from companion.provenance import write_table
 
+LOOP, DOT = (
+    {"id": 1, "image_id": 7, "category_id": 2, "bbox": [0, 0, 10, 10], "iscrowd": 0},
+    {"id": 2, "image_id": 7, "category_id": 5, "bbox": [20, 20, 10, 10]},
+)
 COCO = {
     "images": [{"id": 7, "file_name": "a.png", "width": 64, "height": 64}, {"id": 9, "file_name": "b.png"}],
     "categories": [{"id": 2, "name": "loop"}, {"id": 5, "name": "dot"}],
-    "annotations": [
-        {"id": 1, "image_id": 7, "category_id": 2, "bbox": [0, 0, 10, 10], "iscrowd": 0},
-        {"id": 2, "image_id": 7, "category_id": 5, "bbox": [20, 20, 10, 10]},
-        {"id": 3, "image_id": 9, "category_id": 5, "bbox": [5, 5, 10, 10]},
-    ],
+    "annotations": [LOOP, DOT, {"id": 3, "image_id": 9, "category_id": 5, "bbox": [5, 5, 10, 10]}],
 }
 RESULTS = [
     {"image_id": 7, "category_id": 2, "bbox": [0.0, 0.0, 10.0, 10.0], "score": 0.9},
@@ -39,35 +40,26 @@ RESULTS = [
 def coco(tmp_path):
     def write(results, truth=COCO):
         for name, content in (("results.json", results), ("truth.json", truth)):
-            text = content if isinstance(content, str) else json.dumps(content)
-            (tmp_path / name).write_text(text)
+            (tmp_path / name).write_text(content if isinstance(content, str) else json.dumps(content))
         return tmp_path / "results.json", tmp_path / "truth.json"
 
     return write
 
 
 def test_coco_results_against_coco_truth(coco):
-    table = evaluate_files(*coco(RESULTS), iou=[0.5], confidence=[0.5, 0.85])
-    first, second = table.to_dict("records")
+    first, second = evaluate_files(*coco(RESULTS), iou=[0.5], confidence=[0.5, 0.85]).to_dict("records")
     assert (first["tp"], first["fp"], first["fn"]) == (2, 0, 1) and (second["tp"], second["fn"]) == (1, 2)
     assert first["f1_class_2"] == pytest.approx(2 / 3) and first["f1_class_5"] == 0
     assert first["arm"] is None and np.isnan(second["f1_class"])
 
 
-def test_parquet_against_a_patches_folder(tmp_path):
+def test_parquet_against_patches_and_against_coco(tmp_path, coco):
     patches = ellipse_patches(8, seed=1)
     patches.save(tmp_path / "test")
-    found = noisy(patches, 2)
-    write_table(tmp_path / "predictions.parquet", found)
+    write_table(tmp_path / "predictions.parquet", found := noisy(patches, 2))
     table = evaluate_files(tmp_path / "predictions.parquet", tmp_path / "test", [0.3, 0.5], [0.1, 0.6], "optimal")
-    direct = tabulate(count(found, patches.table, range(8), (1, 2, 3), [0.3, 0.5], [0.1, 0.6], "optimal"))
-    assert table.equals(direct)
-
-
-def test_the_same_predictions_in_three_formats_score_the_same(tmp_path, coco):
+    assert table.equals(tabulate(count(found, patches.table, range(8), (1, 2, 3), [0.3, 0.5], [0.1, 0.6], "optimal")))
     results, truth = coco(RESULTS)
-    from companion.evaluation.formats import read_predictions, read_truth
-
     write_table(tmp_path / "predictions.parquet", read_predictions(results, read_truth(truth)))
     assert evaluate_files(tmp_path / "predictions.parquet", truth).equals(evaluate_files(results, truth))
 
@@ -80,9 +72,7 @@ def test_no_predictions_at_all_are_predictions(tmp_path, coco):
 
 
 def changed(n: int, **entries):
-    results = [dict(r) for r in RESULTS]
-    results[n].update(entries)
-    return results
+    return [{**result, **(entries if k == n else {})} for k, result in enumerate(RESULTS)]
 
 
 @pytest.mark.parametrize(
@@ -91,13 +81,14 @@ def changed(n: int, **entries):
         (changed(0, image_id=8), "unknown image 8: the truths have 7, 9"),
         (changed(0, category_id=1), "unknown category 1: the truths have 2, 5"),
         (changed(1, bbox=[1, 1, -4, 5]), "result 2: box .* inverted"),
-        ("[" + json.dumps({**RESULTS[0], "score": 0.5}).replace("0.5", "NaN") + "]", "result 1: score nan"),
+        (json.dumps(changed(0, score=0.5)).replace("0.5", "NaN"), "result 1: score nan"),
         (changed(0, score=87), "score 87.0 is not in"),
         (changed(0, bbox=[1, 2, 3]), "result 1: bbox"),
         (changed(0, image_id="7"), "result 1: image_id '7': Input should be a valid integer"),
         ([{"image_id": 7}], "result 1: lacks category_id"),
         ({"annotations": []}, "is no list of COCO results"),
         ("{broken", "Invalid JSON"),
+        (changed(0, image_id=8, category_id=3, score=2), "unknown image 8(?s:.*)category 3(?s:.*)score 2"),
     ],
 )
 def test_unusable_results_are_named(coco, results, says):
@@ -105,22 +96,14 @@ def test_unusable_results_are_named(coco, results, says):
         evaluate_files(*coco(results))
 
 
-def test_every_problem_is_listed_at_once(coco):
-    results = [*changed(0, image_id=8), {"image_id": 7, "category_id": 3, "bbox": [0, 0, float("inf"), 1], "score": 2}]
-    with pytest.raises(CompanionError) as error:
-        evaluate_files(*coco(results))
-    for says in ("unknown image 8", "unknown category 3", "not finite", "score 2.0"):
-        assert says in str(error.value)
-
-
 @pytest.mark.parametrize(
     ("change", "says"),
     [
         ({"images": None}, "needs lists named images"),
-        ({"annotations": [{**COCO["annotations"][0], "image_id": 1}]}, "unknown image 1"),
-        ({"annotations": [{**COCO["annotations"][0], "category_id": 9}]}, "unknown category 9"),
-        ({"annotations": [{**COCO["annotations"][0], "bbox": [0, 0, -1, 4]}]}, "annotation 1: box .* inverted"),
-        ({"annotations": [{**COCO["annotations"][0], "iscrowd": 1}]}, "annotation 1: iscrowd"),
+        ({"annotations": [{**LOOP, "image_id": 1}]}, "unknown image 1"),
+        ({"annotations": [{**LOOP, "category_id": 9}]}, "unknown category 9"),
+        ({"annotations": [{**LOOP, "bbox": [0, 0, -1, 4]}]}, "annotation 1: box .* inverted"),
+        ({"annotations": [{**LOOP, "iscrowd": 1}]}, "annotation 1: iscrowd"),
         ({"images": [{"id": 7}, {"id": 7}]}, "id 7 occurs 2 times"),
         ({"categories": ["loop"]}, "categories 1: 'loop'"),
         ({"images": [], "annotations": []}, "no images"),
@@ -133,60 +116,52 @@ def test_unusable_truths_are_named(coco, change, says):
 
 def test_files_that_are_something_else(tmp_path, coco):
     results, truth = coco(RESULTS)
-    with pytest.raises(CompanionError, match=r"pickle.*coco_instances_results\.json"):
-        evaluate_files(tmp_path / "instances_predictions.pth", truth)
-    with pytest.raises(CompanionError, match="no such file"):
-        evaluate_files(tmp_path / "absent.parquet", truth)
+    table, path = noisy(ellipse_patches(4), 0), tmp_path / "p.parquet"
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 no")
-    with pytest.raises(CompanionError, match="not a readable parquet"):
-        evaluate_files(tmp_path / "broken.parquet", truth)
-    with pytest.raises(CompanionError, match=r"lacks the column\(s\) score, label"):
-        write_table(tmp_path / "p.parquet", noisy(ellipse_patches(4), 0).drop(columns=["score", "label"]))
-        evaluate_files(tmp_path / "p.parquet", truth)
-    with pytest.raises(CompanionError, match=r"score \(\S+\) should hold numbers"):
-        write_table(tmp_path / "p.parquet", noisy(ellipse_patches(4), 0).astype({"score": str}))
-        evaluate_files(tmp_path / "p.parquet", truth)
+    for name, says in (
+        ("instances_predictions.pth", r"pickle.*coco_instances_results\.json"), ("absent.parquet", "no such file"),
+        ("broken.parquet", "not a readable parquet"),
+    ):  # fmt: skip
+        with pytest.raises(CompanionError, match=says):
+            evaluate_files(tmp_path / name, truth)
+    for wrong, says in (
+        (table.drop(columns=["score", "label"]), r"lacks the column\(s\) score, label"),
+        (table.astype({"score": str}), r"score \(\S+\) should hold numbers"),
+        (table.assign(label=1.5), r"label \(float64\) should hold whole numbers"),
+    ):
+        write_table(path, wrong)
+        with pytest.raises(CompanionError, match=says):
+            evaluate_files(path, truth)
     with pytest.raises(CompanionError, match="not a patches folder"):
         evaluate_files(results, tmp_path)
-    with pytest.raises(CompanionError, match="did you mean 'truth-greedy'"):
-        evaluate_files(results, truth, matching="truth_greedy")
 
 
 def test_classes_and_unpredicted_patches_on_the_command_line(coco):
     # Image 7: a loop found, a dot found as a loop; image 9: a dot, and nothing predicted.
     files, counts = list(map(str, coco(RESULTS))), []
     for options in ((), ("--same-class",), ("--skip-unpredicted",), ("--same-class", "--skip-unpredicted")):
-        result = CliRunner().invoke(cli.app, ["evaluate", *files, *options, "--json"])
-        row = json.loads(result.output)[0]
+        row = json.loads(CliRunner().invoke(cli.app, ["evaluate", *files, *options, "--json"]).output)[0]
         counts.append((row["tp"], row["fp"], row["fn"]))
     assert counts == [(2, 0, 1), (1, 1, 2), (2, 0, 0), (1, 1, 1)]
 
 
-def test_boxes_or_masks(tmp_path):
+def test_boxes_or_masks(tmp_path, coco):
     instances = np.zeros((1, 20, 20), dtype=np.uint8)
     instances[0, 2:12, 2:12] = np.eye(10)  # a diagonal line: its box is 10 x 10 px, its area 10 px
     index = pd.DataFrame({"patch": [0], "image": "a", "x0": 0, "y0": 0, "symmetry": 0, "pixel_size_nm": 1.0})
     Patches(instances, instances, index, instance_table(instances, {(0, 1): 1}), ("loop",)).save(tmp_path / "test")
     filled = np.zeros((1, 20, 20), dtype=bool)
     filled[0, 2:12, 2:12] = True
-    found = {"patch": 0, "x1": 2.0, "y1": 2.0, "x2": 12.0, "y2": 12.0, "score": 0.9, "label": 1}
-    write_table(tmp_path / "test.parquet", pd.DataFrame([found]).assign(mask=encode_rle(filled)))
+    found = pd.DataFrame([{"patch": 0, "x1": 2.0, "y1": 2.0, "x2": 12.0, "y2": 12.0, "score": 0.9, "label": 1}])
     files = tmp_path / "test.parquet", tmp_path / "test"
+    write_table(files[0], found.assign(mask=encode_rle(filled)))
     assert evaluate_files(*files, on="boxes")["tp"].tolist() == [1]
     assert evaluate_files(*files, [0.5, 0.1], on="masks")["tp"].tolist() == [0, 1]  # IoU 10 / 100
-
-
-def test_masks_that_are_not_there(tmp_path, coco):
-    results, truth = coco(RESULTS)
-    with pytest.raises(CompanionError, match="truth's masks, of a patches folder"):
-        evaluate_files(results, truth, on="masks")
-    with pytest.raises(CompanionError, match="did you mean 'masks'"):
-        evaluate_files(results, truth, on="mask")
-    patches = ellipse_patches(4, seed=1)
-    patches.save(tmp_path / "test")
-    write_table(tmp_path / "predictions.parquet", noisy(patches, 1))
-    with pytest.raises(CompanionError, match="boxes only"):
-        evaluate_files(tmp_path / "predictions.parquet", tmp_path / "test", on="masks")
+    write_table(files[0], found)
+    for paths, on, says in ((files, "masks", "boxes only"), (coco(RESULTS), "masks", "truth's masks, of a patches"),
+                            (files, "mask", "did you mean 'masks'")):  # fmt: skip
+        with pytest.raises(CompanionError, match=says):
+            evaluate_files(*paths, on=on)
 
 
 @pytest.mark.parametrize(("iou", "confidence"), [([0], [0.5]), ([1.2], [0.5]), ([0.5], [-0.1]), ([], [0.5])])

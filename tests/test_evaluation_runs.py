@@ -22,20 +22,16 @@ from companion.provenance import write_table
 IOU, CONFIDENCE = [0.3, 0.5], [0.1, 0.3, 0.5, 0.7]
 
 
-def with_masks(found: pd.DataFrame, size: int = 64) -> pd.DataFrame:
-    y, x = np.mgrid[:size, :size] + 0.5
-    masks = [(x > a) & (x < c) & (y > b) & (y < d) for a, b, c, d in found[BOX].to_numpy()]
-    return found.assign(mask=encode_rle(np.stack(masks)))
-
-
 @pytest.fixture(scope="module", params=[3, 1], ids=["three classes", "one class"])
 def study(request, tmp_path_factory):
     """Two arms with two seeds, read from files."""
     test, val = (ellipse_patches(n, seed=s, classes=request.param) for n, s in ((24, 1), (12, 3)))
     found = []
     for number, (arm, misses) in enumerate((("EXP", 0.4), ("EXP", 0.4), ("EXP+GEN", 0.2), ("EXP+GEN", 0.2))):
-        folder = tmp_path_factory.mktemp("predictions")
-        write_table(folder / "test.parquet", with_masks(noisy(test, number, misses=misses)))
+        folder, here = tmp_path_factory.mktemp("predictions"), noisy(test, number, misses=misses)
+        y, x = np.mgrid[:64, :64] + 0.5
+        masks = np.stack([(x > a) & (x < c) & (y > b) & (y < d) for a, b, c, d in here[BOX].to_numpy()])
+        write_table(folder / "test.parquet", here.assign(mask=encode_rle(masks)))
         write_table(folder / "val.parquet", noisy(val, number, misses=misses))
         keys = {"split": "1", "n_train": 10, "arm": arm, "seed": number}
         found.append(runs.read_run(keys, folder, test, val))
@@ -75,15 +71,13 @@ def test_rules_are_compared_on_boxes_and_masks(study):
 
 
 def test_best_confidence_by_hand():
-    rows = [(seed, c, value) for seed, curve in ((1, (0.5, 0.9, 0.7)), (2, (0.7, np.nan, 0.5)))
-            for c, value in zip((0.3, 0.5, 0.7), curve, strict=True)]  # fmt: skip
-    table = pd.DataFrame(rows, columns=["seed", "confidence", "f1_detect"])
-    table = table.assign(split="1", n_train=10, arm="EXP", iou_threshold=0.5, f1_hm=np.nan)
+    table = pd.DataFrame({
+        "seed": [1, 1, 1, 2, 2, 2], "confidence": [0.3, 0.5, 0.7] * 2, "f1_detect": [0.5, 0.9, 0.7, 0.7, np.nan, 0.5],
+        "split": "1", "n_train": 10, "arm": "EXP", "iou_threshold": 0.5, "f1_hm": np.nan,
+    })  # fmt: skip
     chosen = thresholds.operating_points(table, 0.5, "f1_detect", 0.4)
     # 0.9 at 0.5 is of one seed alone; 0.3 and 0.7 have the same mean, and the lower one is taken.
-    assert chosen.to_dict("records") == [
-        {"split": "1", "n_train": 10, "arm": "EXP", "confidence": 0.3, "chosen_by": "best on test"}
-    ]
+    assert chosen.to_numpy().tolist() == [["1", 10, "EXP", 0.3, "best on test"]]
     undefined = thresholds.operating_points(table, 0.5, "f1_hm", 0.4).iloc[0]
     assert undefined["confidence"] == 0.4 and undefined["chosen_by"] == "fixed: f1_hm is undefined"
 
@@ -111,9 +105,8 @@ def test_optimism_of_a_threshold_chosen_on_test():
     row = optimism([detector(3, 2)], [test], [validation]).iloc[0]
     assert (row["on_test"], row["on_validation"]) == (0.3, 0.6)
     # All micrographs are alike, so whichever are drawn the optimism is the same.
-    assert [row[k] for k in ("best_on_test", "chosen_on_validation", "optimism", "low", "high")] == pytest.approx(
-        [0.8, 0.75, 0.05, 0.05, 0.05]
-    )
+    columns = ["best_on_test", "chosen_on_validation", "optimism", "low", "high"]
+    assert row[columns].tolist() == pytest.approx([0.8, 0.75, 0.05, 0.05, 0.05])
     assert (row["seeds"], row["test_micrographs"], row["validation_micrographs"]) == (1, 3, 2)
     undefined = optimism([detector(3, 2)], [test], [validation], "f1_hm")
     assert undefined[["on_validation", "optimism", "low"]].isna().all(axis=None)
@@ -122,7 +115,7 @@ def test_optimism_of_a_threshold_chosen_on_test():
 def test_a_seed_without_a_score_takes_its_threshold_out_of_the_choice():
     counts = [swept([[8, 6]], [[10, 6]]), swept([[8, 0]], [[10, 0]], truths=0)]  # 0/0 at 0.6
     found = optimism([detector(1, 1, seed) for seed in (1, 2)], counts, counts)
-    assert found["on_validation"].tolist() == [0.3] and found["seeds"].tolist() == [2]
+    assert (found["on_validation"].tolist(), found["seeds"].tolist()) == ([0.3], [2])
 
 
 def test_halves_of_the_test_micrographs_stand_in_where_none_are_held_back():
@@ -132,17 +125,14 @@ def test_halves_of_the_test_micrographs_stand_in_where_none_are_held_back():
     assert np.isnan(row["on_validation"]) and np.isnan(row["low"]) and row["validation_micrographs"] == 0
 
 
-def test_thresholds_are_chosen_on_validation_patches(study):
+def test_the_threshold_that_is_best_on_test_flatters_unless_test_chose_it(study):
     found, counts, scores, measure = study
-    chosen = thresholds.operating_points(scores, 0.5, measure, 0.5).set_index("arm")["confidence"]
-    for val_counts in (runs.count_runs([run.val for run in found], IOU, CONFIDENCE), None):
-        if val_counts is None:  # chosen on test itself: nothing is flattered
-            found, val_counts = [replace(run, val=replace(run, val=None)) for run in found], counts
-        table = optimism(found, counts, val_counts, measure).set_index("arm")
-        assert table["on_test"].equals(chosen.rename("on_test"))
-        flattered = table["optimism"].dropna()  # undefined where a seed has no score at the confidence that was chosen
-        assert (flattered >= 0).all() and (val_counts is not counts or (len(flattered) and flattered.eq(0).all()))
-        assert (table["low"].dropna() >= 0).all()
+    chosen = thresholds.operating_points(scores, 0.5, measure, 0.5).set_index("arm")["confidence"].rename("on_test")
+    honest = optimism(found, counts, runs.count_runs([run.val for run in found], IOU, CONFIDENCE), measure)
+    itself = optimism([replace(run, val=run) for run in found], counts, counts, measure)
+    assert honest.set_index("arm")["on_test"].equals(chosen) and itself["on_validation"].equals(itself["on_test"])
+    assert (honest["optimism"].dropna() >= 0).all() and (honest["low"].dropna() >= 0).all()
+    assert itself["optimism"].eq(0).all()
 
 
 def test_the_page_with_sliders_is_one_piece(study):
@@ -169,8 +159,6 @@ def test_patches_that_change_under_both_sliders_come_first_and_from_every_microg
     pairs[:, 0, 0] = 2
     pairs[0, 1, 0] = 2  # patch 0: the IoU changes nothing
     pairs[3] = 1  # patch 3: nothing changes
-    counts = Counts(pairs, np.full((5, 2), 3), np.full((5, 1), 3), (0.3, 0.5), (0.1, 0.9), (1,))
-    images = np.array(["a", "a", "a", "b", "b"])
-    assert sliders.lively_patches([counts], images).tolist() == [1, 4, 2, 0, 3]
-    still = replace(counts, pairs=np.ones_like(pairs))
-    assert sliders.lively_patches([counts, still], images).tolist() == [0, 3, 1, 4, 2]
+    counts, still = (replace(swept([[0, 0]] * 5, [[3, 3]] * 5), pairs=p) for p in (pairs, np.ones_like(pairs)))
+    assert sliders.lively_patches([counts], list("aaabb")).tolist() == [1, 4, 2, 0, 3]
+    assert sliders.lively_patches([counts, still], list("aaabb")).tolist() == [0, 3, 1, 4, 2]

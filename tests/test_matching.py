@@ -10,21 +10,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from companion.errors import CompanionError
-from companion.evaluation.matching import MATCHINGS, kept, match, score_order
+from companion.evaluation.matching import MATCHINGS, kept, match, match_once, score_order
 
 
 def plain_match(overlap: np.ndarray, n_kept: int, iou: float, rule: str) -> dict[int, int]:
     """{truth: prediction} by the rule as one would say it, one threshold at a time."""
-    n_truth = overlap.shape[0]
     pairs: dict[int, int] = {}
     if rule == "truth-greedy":
-        for truth in range(n_truth):
+        for truth in range(len(overlap)):
             free = [p for p in range(n_kept) if p not in pairs.values() and overlap[truth, p] >= iou]
             if free:
                 pairs[truth] = max(free, key=lambda p: overlap[truth, p])
-    elif rule == "score-greedy":
+    else:
         for prediction in range(n_kept):
-            free = [t for t in range(n_truth) if t not in pairs and overlap[t, prediction] >= iou]
+            free = [t for t in range(len(overlap)) if t not in pairs and overlap[t, prediction] >= iou]
             if free:
                 pairs[max(free, key=lambda t: overlap[t, prediction])] = prediction
     return pairs
@@ -32,14 +31,9 @@ def plain_match(overlap: np.ndarray, n_kept: int, iou: float, rule: str) -> dict
 
 def best_assignment(overlap: np.ndarray, n_kept: int, iou: float) -> tuple[int, float]:
     """(most pairs, greatest sum of overlaps with that many) by trying every assignment."""
-    best = (0, 0.0)
     options = [[-1, *(p for p in range(n_kept) if row[p] >= iou)] for row in overlap]
-    for choice in itertools.product(*options):
-        used = [p for p in choice if p >= 0]
-        if len(set(used)) == len(used):
-            total = sum(overlap[t, p] for t, p in enumerate(choice) if p >= 0)
-            best = max(best, (len(used), round(total, 9)))
-    return best
+    pairs = ([(t, p) for t, p in enumerate(choice) if p >= 0] for choice in itertools.product(*options))
+    return max((len(c), round(sum(overlap[t, p] for t, p in c), 9)) for c in pairs if len({p for _, p in c}) == len(c))
 
 
 matrices = st.tuples(st.integers(0, 4), st.integers(0, 5), st.integers(0, 2**31)).map(
@@ -67,9 +61,8 @@ def test_optimal_makes_most_pairs_then_most_overlap(overlap):
     fast = match(overlap, prefixes, IOU, "optimal")
     for i, c in itertools.product(range(len(IOU)), range(len(prefixes))):
         pairs = [(t, p) for t, p in enumerate(fast[i, c]) if p >= 0]
-        assert all(overlap[t, p] >= IOU[i] and p < c for t, p in pairs)
-        assert len({p for _, p in pairs}) == len(pairs)
-        total = round(sum(overlap[t, p] for t, p in pairs), 9)
+        assert all(overlap[t, p] >= IOU[i] and p < c for t, p in pairs) and len({p for _, p in pairs}) == len(pairs)
+        total = sum(overlap[t, p] for t, p in pairs)
         assert (len(pairs), total) == pytest.approx(best_assignment(overlap, c, IOU[i]))
 
 
@@ -98,6 +91,8 @@ def test_nothing_to_match(rule, shape):
 def test_order_is_that_of_the_scores_and_never_of_the_file():
     scores, boxes = np.array([0.5, 0.9, 0.5]), np.array([[5, 0, 9, 9], [1, 1, 2, 2], [0, 0, 9, 9]])
     assert score_order(scores, boxes).tolist() == [1, 2, 0]
+    assert match_once(np.array([[0.6, 0.6, 0.2], [0.5, 0.0, 0.7]]), scores, boxes, 0.5).tolist() == [1, 2]
+    assert match_once(np.zeros((2, 0)), scores[:0], boxes[:0], 0.5).tolist() == [-1, -1]
 
 
 def test_an_unknown_rule_names_the_nearest():

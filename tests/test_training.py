@@ -7,9 +7,11 @@ import resource
 import pytest
 import torch
 
-from companion import seeds, training
+from companion import training
+from companion.config import sections
 from companion.errors import CompanionError
-from companion.provenance import artifact_hashes
+from companion.seeds import Seeds
+from companion.weights import is_finished, load_state, save_state
 
 
 def small_training(folder, steps=12, stop_at=None, identity="a", broken_at=None):
@@ -20,7 +22,7 @@ def small_training(folder, steps=12, stop_at=None, identity="a", broken_at=None)
     def step(i):
         if i == stop_at:
             raise KeyboardInterrupt
-        x = torch.randn(16, 4, generator=seeds.torch_generator(1, "batch", i))
+        x = torch.randn(16, 4, generator=Seeds(1, "batch").torch(i))
         loss = (model(x) - x.sum(1, keepdim=True)).square().mean()
         optimizer.zero_grad()
         loss.backward()
@@ -57,7 +59,7 @@ def test_a_broken_checkpoint_starts_again(tmp_path, damage):
     weights, _ = small_training(tmp_path / "fresh")
     with pytest.raises(KeyboardInterrupt):
         small_training(tmp_path / "x", stop_at=7)
-    path = tmp_path / "x" / "checkpoint" / "state.safetensors"
+    path = tmp_path / "x" / "checkpoint" / "training.safetensors"
     path.write_bytes(path.read_bytes()[:200] if damage is None else damage)
     again, _ = small_training(tmp_path / "x")
     assert equal(weights, again)
@@ -66,7 +68,7 @@ def test_a_broken_checkpoint_starts_again(tmp_path, damage):
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path):
     with pytest.raises(CompanionError, match=r"not finite at step 7.*last good checkpoint: step 5"):
         small_training(tmp_path, broken_at=7)
-    assert training.load_state(tmp_path / "checkpoint" / "state.safetensors")[1]["step"] == 5
+    assert load_state(tmp_path / "checkpoint" / "training.safetensors")[1]["step"] == 5
 
 
 def test_spoilt_weights_are_not_saved_though_their_loss_was_finite(tmp_path):
@@ -89,7 +91,7 @@ def test_spoilt_weights_are_not_saved_though_their_loss_was_finite(tmp_path):
             explain=lambda i: f"Batch {i}.",
         )  # fmt: skip
     assert str(said.value).endswith(f"last good checkpoint: step 5, {tmp_path / 'checkpoint'}. Batch 9.")
-    state, about = training.load_state(tmp_path / "checkpoint" / "state.safetensors")
+    state, about = load_state(tmp_path / "checkpoint" / "training.safetensors")
     assert about["step"] == 5 and state["layer"]["weight"].isfinite().all()
 
 
@@ -102,32 +104,37 @@ def test_who_looks_on_sees_the_log_at_checkpoints(tmp_path):
     assert seen == [(5, 4.0), (10, 9.0), (12, 11.0)]
 
 
-def test_a_checkpoint_is_told_of_again_when_its_training_goes_on(tmp_path):
-    def fit(steps, done):
-        training.fit(lambda i: {"loss": torch.tensor(1.0)}, {}, steps=steps, folder=tmp_path, identity="a", every=5,
-                     callback=done.append)  # fmt: skip
+def test_what_is_done_before_a_checkpoint_is_in_it(tmp_path):
+    layer, counted = torch.nn.Linear(1, 1, bias=False), []
 
-    first, again = [], []
-    fit(5, first)
-    fit(10, again)  # whoever was killed after the checkpoint may have made nothing of it
-    assert first == [0, 5] and again == [5, 10]
+    def before(done):
+        counted.append(done)
+        layer.weight.data.fill_(done)
+
+    training.fit(lambda i: {"loss": torch.tensor(1.0)}, {"layer": layer}, steps=12, folder=tmp_path, identity="a",
+                 every=5, callback=before)  # fmt: skip
+    assert counted == [5, 10, 12]
+    state, about = load_state(tmp_path / "checkpoint" / "training.safetensors")
+    assert state["layer"]["weight"].item() == about["step"] == 12
+    training.drop_checkpoint(tmp_path)
+    assert not (tmp_path / "checkpoint").exists()
 
 
 def test_state_round_trip_keeps_structure(tmp_path):
     state = {"w": torch.arange(3), "groups": [{"lr": 0.1, "params": [0, 1]}], 5: {"exp": torch.ones(2)}, "none": None}
-    training.save_state(state, tmp_path / "s.safetensors", {"step": 1})
-    loaded, about = training.load_state(tmp_path / "s.safetensors")
+    save_state(state, tmp_path / "s.safetensors", {"step": 1})
+    loaded, about = load_state(tmp_path / "s.safetensors")
     assert about == {"step": 1} and loaded["groups"] == state["groups"] and loaded["none"] is None
     assert torch.equal(loaded[5]["exp"], torch.ones(2)) and torch.equal(loaded["w"], torch.arange(3))
 
 
 def test_finished_means_these_weights_of_this_training(tmp_path):
     path = tmp_path / "weights.safetensors"
-    assert not training.is_finished(path, "a")
-    training.save_state({"w": torch.ones(1)}, path, {"identity": "a"})
-    assert training.is_finished(path, "a") and not training.is_finished(path, "b")
+    assert not is_finished(path, "a")
+    save_state({"w": torch.ones(1)}, path, {"identity": "a"})
+    assert is_finished(path, "a") and not is_finished(path, "b")
     path.write_bytes(b"foreign")
-    assert not training.is_finished(path, "a")
+    assert not is_finished(path, "a")
 
 
 def test_one_cycle_rises_then_falls():
@@ -138,24 +145,24 @@ def test_one_cycle_rises_then_falls():
     assert all(a < b for a, b in itertools.pairwise(rates[: peak + 1]))
 
 
-def test_generators_are_independent_of_each_other_and_repeatable():
-    a = seeds.generator(1, "masks", 10).random(3)
-    assert (a == seeds.generator(1, "masks", 10).random(3)).all()
-    assert (a != seeds.generator(1, "masks", 11).random(3)).all()
-    assert (a != seeds.generator(2, "masks", 10).random(3)).all()
+def test_random_numbers_follow_their_names_alone():
+    a = Seeds(1, "masks").rng(10).random(3)
+    assert (a == Seeds(1).rng("masks", "10").random(3)).all() and (a == Seeds(1).child("masks").rng(10).random(3)).all()
+    assert (a != Seeds(1, "masks").rng(11).random(3)).all() and (a != Seeds(2, "masks").rng(10).random(3)).all()
+    assert torch.equal(torch.rand(3, generator=Seeds(1).torch("x")), torch.rand(3, generator=Seeds(1).torch("x")))
 
 
 def test_a_full_disk_is_named_and_the_last_checkpoint_stays(tmp_path):
     path = tmp_path / "s.safetensors"
-    training.save_state({"w": torch.ones(3)}, path, {"step": 5})
+    save_state({"w": torch.ones(3)}, path, {"step": 5})
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # the next file cannot be written whole
     try:
         with pytest.raises(CompanionError, match=r"s\.safetensors could not be written"):
-            training.save_state({"w": torch.ones(100_000)}, path, {"step": 10})
+            save_state({"w": torch.ones(100_000)}, path, {"step": 10})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert training.load_state(path)[1] == {"step": 5}
+    assert load_state(path)[1] == {"step": 5}
     assert [file.name for file in tmp_path.iterdir()] == ["s.safetensors"]
 
 
@@ -167,14 +174,20 @@ def test_too_little_memory_says_what_to_lower(tmp_path):
 
     with pytest.raises(CompanionError, match=r"step 7: the device's memory is too small; lower its batch_size"):
         training.fit(step, {}, steps=9, folder=tmp_path, identity="a", every=5)
-    assert training.load_state(tmp_path / "checkpoint" / "state.safetensors")[1]["step"] == 5
+    assert load_state(tmp_path / "checkpoint" / "training.safetensors")[1]["step"] == 5
 
 
-def test_speed_is_kept_beside_the_artifacts(tmp_path):
-    assert training.speed(tmp_path, "training").empty
-    with pytest.raises(KeyboardInterrupt):
-        small_training(tmp_path, stop_at=7)
-    small_training(tmp_path)
-    speed = training.speed(tmp_path, "training")
-    assert list(speed["step"]) == [5, 10, 12] and (speed["step_s"] > 0).all() and (speed["memory_mib"] > 50).all()
-    assert artifact_hashes(tmp_path) == {}
+def test_a_device_that_is_not_there_is_one_message():
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(CompanionError, match="torch sees no GPU; use auto or cpu"):
+        training.open_device(sections.Device(name="cuda"))
+    device = training.open_device(sections.Device(threads=1))
+    assert device.torch.type == "cpu" and device.send(torch.ones(2)).device.type == "cpu"
+
+
+def test_the_identity_of_a_training_follows_settings_and_data():
+    same = training.fingerprint("companion.training", settings={"a": 1}, data="x")
+    assert same == training.fingerprint("companion.training", settings={"a": 1}, data="x")
+    assert same != training.fingerprint("companion.training", settings={"a": 2}, data="x")
+    assert same != training.fingerprint("companion.seeds", settings={"a": 1}, data="x")

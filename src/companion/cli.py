@@ -6,7 +6,7 @@ import contextlib
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -19,10 +19,13 @@ app = typer.Typer(
 data = typer.Typer(help="Data sets: list, fetch, check, import.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
-ProfileName = Annotated[str, typer.Argument(help="smoke, mini, course, paper, or the path of a YAML file")]
+ProfileName = Annotated[str, typer.Argument(help="smoke, reference, paper, or the path of a YAML file")]
 DatasetName = Annotated[str | None, typer.Option(help="registered name or path of a data set folder")]
 Cores = Annotated[int, typer.Option(min=1, help="processor cores for all jobs together")]
 SplitName = Annotated[str | None, typer.Option(help="number of a drawn split, or path of a split file (YAML)")]
+Changes = Annotated[
+    list[str] | None, typer.Option("--set", help="an entry of the profile to change: evaluation.iou=0.3; repeatable")
+]
 
 
 @app.command()
@@ -30,40 +33,37 @@ def run(
     profile: ProfileName,
     dataset: DatasetName = None,
     split: SplitName = None,
+    changes: Changes = None,
     cores: Cores = 2,
     cluster: Annotated[Path | None, typer.Option(help="folder of a cluster's settings, e.g. cluster/slurm")] = None,
 ) -> None:
     """Run every notebook whose result is missing or stale, here or on a cluster."""
-    from companion import orchestrate
+    from companion.workflow import run as running
 
-    raise typer.Exit(orchestrate.run(*_profile(profile, dataset, split), cores, _console(), cluster))
+    raise typer.Exit(running.run(_profile(profile, dataset, split, changes), cores, _console(), cluster))
 
 
 @app.command()
 def plan(
-    profile: ProfileName,
-    gpu: Annotated[
-        Literal["cpu", "h100", "h200", "a100", "v100"] | None, typer.Option(help="default: this machine's")
-    ] = None,
-    dataset: DatasetName = None,
-    split: SplitName = None,
+    profile: ProfileName, dataset: DatasetName = None, split: SplitName = None, changes: Changes = None,
     cores: Cores = 2,
+) -> None:  # fmt: skip
+    """Say what a run would do, what of it is done, and how long the rest takes by what it took before."""
+    from companion.workflow import status
+
+    status.plan(_profile(profile, dataset, split, changes), cores, _console())
+
+
+@app.command("status")
+def show_status(
+    profile: ProfileName = "smoke", dataset: DatasetName = None, split: SplitName = None, changes: Changes = None
 ) -> None:
-    """Say what a run does, in which order, what is done, and the hours and disk that the rest takes."""
-    from companion import report
+    """List every stage as fresh, stale (and because of what) or missing; of the committed run where none is here."""
+    from companion.workflow import reference_run, status
 
-    report.show_plan(_profile(profile, dataset, split)[0], gpu, cores, _console())
-
-
-@app.command()
-def status(profile: ProfileName = "smoke", dataset: DatasetName = None, split: SplitName = None) -> bool:
-    """List every stage as fresh, stale (and because of what) or missing; "reference" for what is committed."""
-    from companion import reference, report
-
-    if profile != "reference":
-        return report.status(_profile(profile, dataset, split)[0], _console())
-    with reference.runs_in(reference.installed()):
-        return report.status(reference.find(dataset).profile, _console())
+    P = _profile(profile, dataset, split, changes)
+    with reference_run.committed(P):
+        status.status(P, _console())
 
 
 @app.command()
@@ -72,20 +72,22 @@ def bundle(
     out: Annotated[Path, typer.Option(help="folder to make")],
     dataset: DatasetName = None,
     split: SplitName = None,
+    changes: Changes = None,
+    partial: Annotated[bool, typer.Option("--partial", help="all that is finished, with weights")] = False,
 ) -> None:
-    """Pack what the book needs of a finished run: plain files of at most 15 MiB, 60 MiB in all."""
-    from companion import reference
+    """Pack what the book needs of a finished run, or, to go on elsewhere, all that is finished (--partial)."""
+    from companion.workflow import reference_run
 
-    written = reference.bundle(*_profile(profile, dataset, split), out)
+    written = reference_run.bundle(_profile(profile, dataset, split, changes), out, "resume" if partial else "book")
     print(f"{out}: {len(written)} files, {sum(path.stat().st_size for path in written) / 2**20:.1f} MiB")
 
 
 @app.command()
 def unbundle(folder: Annotated[Path, typer.Argument(help="what `companion bundle` made")]) -> None:
-    """Check every file of a bundle and install it in results/reference/; nothing in it is executed."""
-    from companion import reference
+    """Check every file of a bundle and install it in results/, or (of --partial) in runs/; nothing is executed."""
+    from companion.workflow import reference_run
 
-    print(reference.unbundle(folder))
+    print(reference_run.unbundle(folder))
 
 
 @app.command()
@@ -119,19 +121,20 @@ def evaluate(
 def predict(
     weights: Annotated[Path, typer.Argument(help="weights.safetensors of a detector stage")],
     images: Annotated[list[Path], typer.Argument(help="micrographs of any size, 8 or 16-bit grey")],
-    out: Annotated[Path, typer.Option(help="folder for defects.csv, defects.json and overlays")] = Path("findings"),
+    out: Annotated[Path, typer.Option(help="folder for defects.csv, defects.json and overlays")] = Path("defects"),
     pixel_size_nm: Annotated[float | None, typer.Option(min=0, help="nm per px; without it sizes are in px")] = None,
     confidence: Annotated[float, typer.Option(min=0, max=1, help="lowest score that counts")] = 0.5,
 ) -> None:
     """Find the defects of micrographs with a trained detector: table, COCO JSON and overlays."""
-    from companion.detection.micrographs import predict_micrographs
-    from companion.detection.findings import write_findings
-    from companion.config.profile import Profile
-    from companion.training import compute
+    from companion.config.sections import Device
+    from companion.detection import tiling
+    from companion.training import open_device
 
-    machine = compute(Profile(name="predict"))
-    table, card = predict_micrographs(weights, images, machine, pixel_size_nm=pixel_size_nm, confidence=confidence)
-    written = write_findings(table, card, images, out)
+    device = open_device(Device())
+    table, card = tiling.predict_micrographs(
+        weights, images, device, pixel_size_nm=pixel_size_nm, confidence=confidence
+    )
+    written = tiling.write_defects(table, card, images, out)
     print(f"{len(table)} defects in {len(images)} micrograph(s): {', '.join(str(path) for path in written)}")
 
 
@@ -140,10 +143,10 @@ def data_list() -> None:
     """Registered data sets: licence, source, and whether they are here."""
     import pandas as pd
 
-    from companion import paths
+    from companion import layout
     from companion.micrographs.registry import entries
 
-    here = {e.name: e.name == "phantom" or (paths.data_cache() / e.name).is_dir() for e in entries()}
+    here = {e.name: e.name == "phantom" or (layout.data_cache() / e.name).is_dir() for e in entries()}
     rows = [(e.name, e.title, e.licence, e.source, "yes" if here[e.name] else "no") for e in entries()]
     _print_table(pd.DataFrame(rows, columns=["name", "title", "licence", "source", "here"]))
 
@@ -162,10 +165,10 @@ def data_check(
     pictures: Annotated[Path | None, typer.Option(help="folder for pictures of micrographs with their labels")] = None,
 ) -> None:
     """Validate a data set folder and print its card, or list everything that is wrong with it."""
-    from companion import paths
+    from companion import layout
     from companion.micrographs.check import check_dataset
 
-    named = paths.data_cache() / path
+    named = layout.data_cache() / path
     found = check_dataset(named if not path.exists() and named.is_dir() else path)
     for name, text in found.card.items():
         print(f"{name}: {text}")
@@ -195,28 +198,41 @@ def data_import(
     from companion.micrographs.importers import import_dataset, parse_merge
 
     names = [name.strip() for name in classes.split(",")] if classes else None
-    dataset = import_dataset(
-        format, images, labels, names, _number(pixel_size_nm), out, parse_merge(merge) if merge else None
-    )
+    size: float | str | None = pixel_size_nm
+    with contextlib.suppress(ValueError, TypeError):
+        size = float(pixel_size_nm)  # type: ignore[arg-type]
+    dataset = import_dataset(format, images, labels, names, size, out, parse_merge(merge) if merge else None)
     print(f"{out}: {len(dataset.micrographs)} micrographs, classes {', '.join(dataset.classes)}")
 
 
-def _number(text: str | None) -> float | str | None:
-    with contextlib.suppress(ValueError, TypeError):
-        return float(text)
-    return text
+def _profile(name: str, dataset: str | None, split: str | None, changes: list[str] | None):
+    """The profile with what the command line changes; paths are made absolute, since jobs run elsewhere.
 
+    Raises
+    ------
+    CompanionError
+        Where a profile, a split or a change cannot be used.
+    """
+    import yaml
 
-def _profile(name: str, dataset: str | None, split: str | None):
-    from companion.execute import parse_split
-    from companion.config.profile import load_profile
+    from companion.config import load_profile
 
-    if name.endswith((".yaml", ".yml")):
-        name = str(Path(name).resolve())
-    overrides = {"dataset": str(Path(dataset).resolve()) if Path(dataset).is_dir() else dataset} if dataset else {}
-    if split is not None:
-        overrides["splits"] = [parse_split(split)]
-    return load_profile(name, **overrides), name
+    given: dict[str, Any] = {}
+    for text in changes or []:
+        entry, equals, value = text.partition("=")
+        if not equals:
+            raise CompanionError(f"--set {text}: should be an entry of the profile and its value, evaluation.iou=0.3")
+        given[entry.strip()] = yaml.safe_load(value)
+    splits: list[int | str] | None = None
+    if split is not None and split.isdecimal():
+        splits = [int(split)]
+    elif split is not None:
+        if not Path(split).is_file():
+            raise CompanionError(f"--split {split}: neither a number nor an existing split file (YAML)")
+        splits = [str(Path(split).resolve())]
+    folder = str(Path(dataset).resolve()) if dataset and Path(dataset).is_dir() else dataset
+    named = str(Path(name).resolve()) if name.endswith((".yaml", ".yml")) else name
+    return load_profile(named, dataset=folder, splits=splits, changes=given)
 
 
 def _console():

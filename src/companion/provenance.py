@@ -22,7 +22,8 @@ from companion.errors import CompanionError
 
 _REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 _SOURCE = Path(__file__).resolve().parent
-_DECLARED = _SOURCE / "config"  # values are hashed with what reads them; the files that declare them are not
+# No part of a result: declarations (values are hashed with what reads them), where files lie, and what messages say.
+_NO_RESULT = tuple(_SOURCE / name for name in ("config", "layout.py", "errors.py"))
 
 
 # --- atomic files -------------------------------------------------------------------------------------------
@@ -176,7 +177,7 @@ def code_hashes(source: str, name: str = "", without: Iterable[str] = ()) -> dic
     waiting = list(_imports(source))
     while waiting:
         path = _module_path(waiting.pop())
-        if path is None or path.is_relative_to(_DECLARED) or path.name in without:
+        if path is None or path.name in without or any(path.is_relative_to(each) for each in _NO_RESULT):
             continue
         key = path.relative_to(_SOURCE.parent).as_posix()
         if key not in found:

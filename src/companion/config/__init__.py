@@ -3,6 +3,7 @@
 Values are hashed with the results that read them, so the files that declare them need not be.
 """
 
+from companion.config.arms import ARMS
 from companion.config.profile import Profile, load_profile, profile_names
 
-__all__ = ["Profile", "load_profile", "profile_names"]
+__all__ = ["ARMS", "Profile", "load_profile", "profile_names"]

@@ -117,6 +117,18 @@ class Profile(Section):
         return self
 
     @model_validator(mode="after")
+    def _phantom_is_large_enough(self) -> Profile:
+        if self.dataset == "phantom" and not any(isinstance(split, str) for split in self.splits):
+            fresh = self.n_fresh if "EXP+FRESH" in [*self.arms, *self.controls] else 0
+            needed = max(self.sizes) + self.n_test + self.n_val + fresh
+            if needed > self.phantom.n_images:
+                raise ValueError(
+                    f"phantom.n_images {self.phantom.n_images}: {max(self.sizes)} training, {self.n_test} test, "
+                    f"{self.n_val} validation and {fresh} fresh micrographs are {needed}"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _arms_can_be_made(self) -> Profile:
         named = [*self.arms, *self.controls]
         for arm in named:

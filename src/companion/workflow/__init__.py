@@ -1,0 +1,1 @@
+"""Running the notebooks and showing them: what is fresh, one job, a run, the reference run, the book."""

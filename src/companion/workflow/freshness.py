@@ -1,0 +1,229 @@
+"""Whether the result of a notebook is fresh, and why it is not.
+
+A result is fresh when nothing that it was made from has changed: the code of its notebook and of the package files that
+the notebook imports (as syntax trees), the profile's entries that the notebook reads, and the files that it read, as
+the stamps of those who wrote them say. Where a file lies, when it was written and on which machine makes no difference.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from companion import layout
+from companion.config import ARMS, Profile
+from companion.errors import CompanionError
+from companion.provenance import code_hashes, hash_file, hash_value
+
+STAMP, EXECUTED, DONE, ERROR = "stamp.json", "notebook.ipynb", ".done", "error.txt"
+# Entries behind the profile's methods, where a notebook calls one.
+BEHIND = {
+    "split_names": ("splits",), "conditions": ("splits", "sizes"), "arms_at": ("splits", "arms", "controls"),
+    "detectors": ("splits", "sizes", "arms", "controls", "seeds"),
+}  # fmt: skip
+
+
+# --- what a result depends on -------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=64)
+def _source(notebook: Path, _modified: int) -> str:
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+
+
+def source(name: str) -> str:
+    """All code of a notebook."""
+    path = layout.notebook(name)
+    return _source(path, path.stat().st_mtime_ns)
+
+
+def code(name: str) -> dict[str, str]:
+    """Hashes of a notebook's code and of every package file behind it, by name.
+
+    Figures are no result of a training: for notebooks that use a device, files of figures do not count.
+    """
+    return code_hashes(source(name), f"notebooks/{name}.ipynb", ["plots.py"] if trains(name) else [])
+
+
+def trains(name: str) -> bool:
+    """Whether a notebook runs networks: it reads the profile's device."""
+    return "device" in entries(source(name))
+
+
+def parameters(name: str, P: Profile, keys: Mapping[str, str]) -> dict[str, Any]:
+    """What a notebook reads of the profile (where its code says ``P.section.entry``), by dotted name, and its keys."""
+    values = P.model_dump(mode="json")
+    values |= {"splits": P.split_names, "dataset": _data(P)}
+    found: dict[str, Any] = dict(keys)
+    for entry in entries(source(name)):
+        first, *rest = entry.split(".")
+        if first == "split_source" and "split" in keys:
+            given = P.split_source(keys["split"])
+            found["split file"] = hash_file(Path(given)) if isinstance(given, str) else given
+        for top in BEHIND.get(first, (first,)):
+            value, path = values.get(top), [top]
+            for part in rest:
+                if not isinstance(value, dict) or part not in value:
+                    break
+                value, path = value[part], [*path, part]
+            if top in values:
+                found |= _flat(value, ".".join(path))
+    if "ARMS" in source(name):
+        arms = [keys["arm"]] if "arm" in keys else [*P.arms, *P.controls]
+        found |= {
+            f"arm {a}": [ARMS[a].other, ARMS[a].masks, ARMS[a].model, ARMS[a].labelled, ARMS[a].baseline] for a in arms
+        }
+    return found
+
+
+def entries(text: str) -> list[str]:
+    """Dotted entries of the profile that a text reads as attributes of `P`."""
+    attributes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Attribute)]
+    inner = {id(node.value) for node in attributes}  # of P.masks.n_patches, P.masks is no entry of its own
+    found = set()
+    for node in (node for node in attributes if id(node) not in inner):
+        parts: list[str] = []
+        while isinstance(node, ast.Attribute):
+            parts, node = [node.attr, *parts], node.value
+        if isinstance(node, ast.Name) and node.id == "P":
+            found.add(".".join(parts))
+    return sorted(found)
+
+
+def _flat(value: Any, name: str) -> dict[str, Any]:
+    if isinstance(value, dict) and value:
+        return {k: v for key, item in value.items() for k, v in _flat(item, f"{name}.{key}").items()}
+    if name.endswith(".weights") and value is not None:  # the file counts, not where it lies
+        file = layout.given(value)
+        return {name: hash_file(file) if file.is_file() else None}
+    return {name: value}
+
+
+def _data(P: Profile) -> str | list[str]:
+    """The data set's name, and for one of micrographs a hash of its files (the phantom is drawn from its entries)."""
+    folder = Path(P.dataset) if Path(P.dataset).is_dir() else layout.data_cache() / P.dataset
+    if P.dataset == "phantom" or not folder.is_dir():
+        return Path(P.dataset).name
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [Path(P.dataset).name, hash_value({p.relative_to(folder).as_posix(): hash_file(p) for p in files})]
+
+
+def read_stamp(folder: Path) -> dict[str, Any] | None:
+    """The stamp in `folder`; None where there is none or it is not readable."""
+    try:
+        stamp = json.loads((folder / STAMP).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return stamp if isinstance(stamp, dict) and "outputs" in stamp else None
+
+
+def input_hash(folder: Path, tree: Path) -> str | None:
+    """Hash of the files in a folder of a run, as the stamp of the stage that wrote them says; None without a stamp."""
+    for owner in (folder, *folder.parents):
+        if owner == tree or (stamp := read_stamp(owner)):
+            break
+    else:
+        return None
+    if owner == tree:
+        return None
+    part = "" if owner == folder else f"{folder.relative_to(owner).as_posix()}/"
+    return hash_value({name: sha for name, sha in stamp["outputs"].items() if name.startswith(part)})
+
+
+def outputs(folder: Path) -> dict[str, str]:
+    """Hashes of the files that a stage wrote, by name; not its stamp, its executed copy and what it works with."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        working = any(part.startswith(".") or part == "checkpoint" for part in name.parts)
+        if path.is_file() and not working and name.as_posix() not in (STAMP, EXECUTED, "failed.ipynb", ERROR):
+            found[name.as_posix()] = hash_file(path)
+    return found
+
+
+# --- fresh or stale -----------------------------------------------------------------------------------------
+
+
+def reasons(folder: Path, P: Profile, tree: Path, inputs: Sequence[str] | None = None) -> list[str] | None:
+    """Why the stage in `folder` must run again: None if it was never made, empty if it is fresh.
+
+    Parameters
+    ----------
+    folder : below `tree`, the run's folder
+    inputs : folders below `tree` that it reads; None: as its stamp says
+    """
+    stamp = read_stamp(folder)
+    if stamp is None:
+        return None
+    try:
+        now = made_from(stamp["notebook"], P, stamp["keys"], stamp["inputs"] if inputs is None else inputs, tree)
+    except (OSError, CompanionError) as error:  # a notebook, a size or a split that is no more
+        return [str(error)]
+    now["outputs"] = outputs(folder) | {name: stamp["outputs"][name] for name in stamp.get("left_out", [])}
+    for name, sha in stamp.get("packed", {}).items():  # as a bundle holds it, with less in it
+        if now["outputs"].get(name) == sha:
+            now["outputs"][name] = stamp["outputs"][name]
+    found = []
+    for what, values in now.items():
+        before = stamp.get(what, {})
+        changed = sorted(k for k in before.keys() | values.keys() if before.get(k) != values.get(k))
+        if changed:
+            more = f" and {len(changed) - 3} more" if changed[3:] else ""
+            found.append(f"{what} changed: {', '.join(changed[:3])}{more}")
+    return found
+
+
+def made_from(
+    name: str, P: Profile, keys: Mapping[str, str], inputs: Sequence[str], tree: Path
+) -> dict[str, dict[str, Any]]:
+    read = {folder: input_hash(tree / folder, tree) for folder in inputs}
+    return {"code": code(name), "parameters": parameters(name, P, keys), "inputs": read}
+
+
+def stages(tree: Path) -> Iterator[Path]:
+    """Folders of a run that hold a stamp."""
+    for path in sorted(tree.rglob(STAMP)):
+        if not any(part.startswith(".") for part in path.relative_to(tree).parts):
+            yield path.parent
+
+
+def states(P: Profile, tree: Path) -> dict[str, list[str]]:
+    """Why each finished stage of a run must run again, by its folder below `tree`; empty: it is fresh.
+
+    What reads a stage that must run again may have to run as well, which is told when that has run.
+    """
+    found = {folder.relative_to(tree).as_posix(): reasons(folder, P, tree) or [] for folder in stages(tree)}
+    stamps = {name: read_stamp(tree / name) or {} for name in found}
+    for name, stamp in stamps.items():
+        if not found[name] and "left_out" not in stamp and not (tree / name / EXECUTED).exists():
+            found[name] = ["its executed copy is missing"]
+    waiting = [name for name, why in found.items() if why]
+    while waiting:
+        stale = waiting.pop()
+        for name, stamp in stamps.items():
+            if not found[name] and any(f"{folder}/".startswith(f"{stale}/") for folder in stamp["inputs"]):
+                found[name] = [f"reads {stale}"]
+                waiting.append(name)
+    return found
+
+
+def mark(P: Profile, tree: Path) -> None:
+    """Make Snakemake's flags say what the stamps say: a fresh stage has its flags, all of one time, no other any."""
+    kept, now = set(), time.time() - 10_000
+    for name in (name for name, why in states(P, tree).items() if not why):
+        for part in (read_stamp(tree / name) or {})["flags"]:
+            flag = tree / name / part / DONE
+            flag.parent.mkdir(parents=True, exist_ok=True)
+            flag.touch()
+            os.utime(flag, (now, now))
+            kept.add(flag)
+    for flag in tree.rglob(DONE):
+        if flag not in kept:
+            flag.unlink()

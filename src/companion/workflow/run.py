@@ -1,0 +1,205 @@
+"""A friendly face over Snakemake: what is done, what runs, how long it will take; one run per folder at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from companion import provenance
+from companion.config import Profile
+from companion.errors import CompanionError
+from companion.layout import Layout, shown
+from companion.workflow.freshness import DONE, ERROR, read_stamp
+from companion.workflow.status import duration, error_of, expected, jobs, last_error, progress_of, snakemake, title
+
+LOG, TERMINAL = "snakemake.log", "terminal.log"
+
+
+def run(P: Profile, cores: int, console: Console, cluster: Path | None = None) -> int:
+    """Run every stage that is missing or stale.
+
+    Parameters
+    ----------
+    P : validated, with what the command line changes
+    cores : how many processor cores the jobs share
+    cluster : folder of a Snakemake profile that says where jobs run instead, e.g. cluster/slurm
+
+    Returns
+    -------
+    Exit code: 0 done, 2 a stage refused its input, 1 a stage failed otherwise, 130 interrupted.
+    """
+    for told in (signal.SIGINT, signal.SIGTERM):  # being told to end is an interrupt; a script's `&` ignores SIGINT
+        signal.signal(told, signal.default_int_handler)
+    try:
+        return _run(P, cores, console, cluster)
+    except KeyboardInterrupt:
+        console.print("interrupted; what is finished is kept, and the same command continues from here")
+        return 130
+
+
+def _run(P: Profile, cores: int, console: Console, cluster: Path | None) -> int:
+    share = P.jobs_per_device
+    here = ["--cores", str(cores), "--resources", f"gpu={share}", f"gpu_share={share}"]
+    where = here if cluster is None else _submission(cluster)
+    _check_data(P)
+    tree = Layout(P).tree
+    with _only_run(tree) as lock:
+        if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+            signal.signal(signal.SIGHUP, lambda *_: _leave_terminal(tree / TERMINAL))
+        found = jobs(P)
+        waiting = [job.folder for job in found if job.pending]
+        if not waiting:
+            console.print(f"{title(P)}: nothing to do, every stage is fresh. {shown(tree)}")
+            return 0
+        left_s = expected(P, found, cores)["left_s"]
+        about = f"{'about' if left_s.notna().all() else 'more than'} {duration(left_s.sum())}"
+        console.print(f"{title(P)}: {len(waiting)} of {len(found)} stages to run, {about}")
+        command, environment = snakemake(P, *where, "--keep-going", "--quiet", "progress")
+        return _watched(command, environment, tree, waiting, left_s.sum(), console, lock)
+
+
+def _check_data(P: Profile) -> None:
+    """Refuse a data set or split that cannot be used before any work (the phantom's are checked with the profile)."""
+    if P.dataset == "phantom" and not any(isinstance(split, str) for split in P.splits):
+        return
+    from companion.micrographs.dataset import load_dataset
+    from companion.micrographs.registry import obtain
+    from companion.micrographs.splits import choose_split
+
+    dataset = load_dataset(obtain(P.dataset, P.phantom, P.root_seed))
+    for source, name in zip(P.splits, P.split_names, strict=True):
+        choose_split(dataset, source, name, P.sizes, P.n_test, P.n_val, P.group_by.get(P.dataset), P.root_seed)
+
+
+def _submission(folder: Path) -> list[str]:
+    """Options that hand the jobs to a cluster."""
+    settings = folder.resolve() / "config.yaml"
+    if not settings.is_file():
+        raise CompanionError(f"--cluster {folder}: no config.yaml there; copy cluster/slurm and edit its entries")
+    try:
+        executor = yaml.safe_load(settings.read_text(encoding="utf-8"))["executor"]
+    except (yaml.YAMLError, KeyError, TypeError):
+        raise CompanionError(f"{settings} names no executor, for instance `executor: slurm`") from None
+    if importlib.util.find_spec(f"snakemake_executor_plugin_{executor}") is None:
+        raise CompanionError(f"{settings}: executor {executor} is not installed; pip install -e '.[cluster]'")
+    return ["--workflow-profile", str(settings.parent)]
+
+
+def _watched(
+    command: list[str], environment: dict[str, str], tree: Path, waiting: list[str], left_s: float, console: Console,
+    lock: int,
+) -> int:  # fmt: skip
+    """Run Snakemake and say what has finished, how long the rest will take, and why it stopped."""
+    for folder in waiting:
+        (tree / folder / ERROR).unlink(missing_ok=True)
+    with open(tree / LOG, "w", encoding="utf-8") as log:
+        # A session of its own: an interrupt reaches Snakemake once, from here, and not its jobs out of order.
+        # It holds the folder's lock as well: should only this process be killed, no second run starts beside it.
+        process = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, pass_fds=[lock], env=environment
+        )
+        began = time.monotonic()
+        try:
+            _follow(process, tree, waiting, left_s, console)
+        except KeyboardInterrupt:
+            _stop(process)
+            raise
+    if process.returncode == 0:
+        _summarise(tree, waiting, time.monotonic() - began, console)
+        return 0
+    refused = {folder: text for folder in waiting if (text := error_of(tree / folder))}
+    for folder, text in refused.items():
+        print(f"error in {folder}: {text}", file=sys.stderr)
+    if not refused and provenance.is_full(tree):
+        raise CompanionError(f"{shown(tree)}: No space left on device; what is finished is kept")
+    if not refused:
+        told = last_error((tree / LOG).read_text(encoding="utf-8"))
+        print(f"error: Snakemake stopped: {told or 'it does not say why'} (log: {shown(tree / LOG)})", file=sys.stderr)
+    return 2 if refused else 1
+
+
+def _follow(process: subprocess.Popen[bytes], tree: Path, waiting: list[str], left_s: float, console: Console) -> None:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    finished: set[str] = set()
+    began, clock = time.monotonic(), time.time()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("stages", total=len(waiting))
+        while True:
+            ended = process.poll() is not None
+            for folder in waiting:
+                flag = tree / folder / DONE
+                if folder not in finished and flag.exists() and flag.stat().st_mtime >= clock - 2:
+                    finished.add(folder)
+                    wall, so_far = (read_stamp(tree / folder) or {}).get("wall_s", 0), time.monotonic() - began
+                    count, rest = f"{len(finished):>3}/{len(waiting)}", left_s - so_far
+                    left = f", about {duration(rest)} left" if rest > 0 and len(finished) < len(waiting) else ""
+                    times = f"{duration(wall)}, {duration(so_far)} so far{left}"
+                    console.print(f"  {count}  {folder}  {times}", highlight=False)
+            running = [f"{f}: {text}" for f in waiting if f not in finished and (text := progress_of(tree / f))]
+            progress.update(task, completed=len(finished), description="; ".join(running[:2]) or "stages")
+            if ended:
+                return
+            time.sleep(0.5)
+
+
+def _summarise(tree: Path, ran: list[str], took_s: float, console: Console) -> None:
+    walls = {folder: (read_stamp(tree / folder) or {}).get("wall_s", 0.0) for folder in ran}
+    slowest = max(walls, key=lambda folder: walls[folder])
+    size = sum(path.stat().st_size for path in tree.rglob("*") if path.is_file()) / 2**20
+    lines = [
+        f"{len(ran)} stages done in {duration(took_s)}, {duration(sum(walls.values()))} of work; the longest: "
+        f"{slowest}, {duration(walls[slowest])}. {shown(tree)}, {size:.0f} MiB"
+    ]
+    if (claims := tree / "claims" / "claims.json").is_file():
+        verdicts = Counter(row["verdict"] for row in json.loads(claims.read_text(encoding="utf-8"))["claims"])
+        counted = ", ".join(f"{n} {verdict}" for verdict, n in verdicts.most_common())
+        lines.append(f"claims of the paper on this data: {counted}. {shown(claims)}")
+    console.print("\n".join(lines), highlight=False, soft_wrap=True)
+
+
+def _leave_terminal(log: Path) -> None:
+    """The terminal is gone: the run goes on, and what it would have said goes to a file."""
+    with open(log, "a", encoding="utf-8") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(timeout=30)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        # Notebook kernels that outlived Snakemake are in its session.
+        subprocess.run(["pkill", "-TERM", "-s", str(process.pid)], check=False)
+
+
+@contextmanager
+def _only_run(tree: Path) -> Iterator[int]:
+    """Hold the folder's lock; the system releases it however the process ends."""
+    try:
+        tree.mkdir(parents=True, exist_ok=True)
+        opened = open(tree / ".lock", "w", encoding="utf-8")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise CompanionError(f"{shown(tree)} cannot be written to: {error.strerror}") from None
+    with opened as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CompanionError(f"another run is working on {shown(tree)}; wait for it or stop it") from None
+        yield lock.fileno()

@@ -1,0 +1,102 @@
+"""Profiles: what they mean, what is refused, and how it is said."""
+
+import pytest
+from pydantic import BaseModel
+
+from companion.config import ARMS, Profile, load_profile, profile_names
+from companion.errors import CompanionError, nearest
+
+
+@pytest.mark.parametrize("name", profile_names())
+def test_every_profile_is_valid_and_runs_each_detector_once(name):
+    P = load_profile(name)
+    assert P.name == P.folder == name and P.description
+    detectors = [tuple(keys.values()) for keys in P.detectors()]
+    assert len(detectors) == len(set(detectors)) > 0
+
+
+def test_every_entry_says_what_it_is():
+    def silent(section):
+        for name, field in section.model_fields.items():
+            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+                yield from silent(field.annotation)
+            elif not field.description and name != "arms":
+                yield f"{section.__name__}.{name}"
+
+    assert list(silent(Profile)) == []
+
+
+def test_controls_run_on_the_first_split_at_their_sizes():
+    P = load_profile("smoke", changes={"sizes": [4, 10], "splits": [1, 2], "controls": {"EXP+PASTE": [4], "GEN": [10]}})
+    assert P.arms_at("1", 4) == ["EXP", "EXP+GEN", "EXP+PASTE"] and P.arms_at("1", 10) == ["EXP", "EXP+GEN", "GEN"]
+    assert P.arms_at("2", 4) == ["EXP", "EXP+GEN"]
+    assert len(P.detectors()) == (3 + 3 + 2 + 2) * len(P.seeds)
+
+
+def test_controls_that_need_the_phantom_are_left_out_on_other_data():
+    changes = {"controls": {"EXP+RENDER": [10], "EXP+PASTE": [10]}}
+    assert "EXP+RENDER" in load_profile("smoke", changes=changes).arms_at("1", 10)
+    assert load_profile("smoke", dataset="loops_316L", changes=changes).arms_at("1", 10)[2:] == ["EXP+PASTE"]
+
+
+def test_every_arm_has_a_look_of_its_own_and_a_baseline():
+    looks = [(arm.colour, arm.marker) for arm in ARMS.values()]
+    assert len(looks) == len(set(looks)) and all(arm.baseline in ARMS for arm in ARMS.values())
+
+
+@pytest.mark.parametrize(("content", "said"), [
+    ("seedz: [1]", r"seedz: no such parameter; did you mean 'seeds'\?"),
+    ("detection: {stps: 3}", r"detection.stps: no such parameter; did you mean 'steps'\?"),
+    ("detection: {steps: many}", r"detection.steps: .*valid integer.*'many'"),
+    ("detection: {steps: 0}", "detection.steps: .*greater than or equal to 1"),
+    ("detection: {steps: true}", "detection.steps"),
+    ("sizes: []", "sizes: .*at least 1 item"),
+    ("sizes: [10, 10]", "names a value twice"),
+    ("controls: {EXP+PASTE: [4]}", "not among sizes"),
+    ("controls: {EXP+PAST: [10]}", r"no arm 'EXP\+PAST'; did you mean 'EXP\+PASTE'"),
+    ("controls: {EXP+GEN: [10]}", "among arms already"),
+    ("arms: [EXP, EXP+RENDER]\ndataset: loops_316L", "not for dataset 'loops_316L'"),
+    ("arms: [EXP+FILTERED]", "add EXP"),
+    ("splits: [a/x.yaml, b/x.yaml]", "two have the name x"),
+    ("splits: ['a/x y.yaml']", "rename the file"),
+    ("n_test: 50", r"phantom.n_images 24: 10 training, 50 test, 0 validation and 0 fresh micrographs are 60"),
+    ("studies: {bias_n_train: 4}", "not among sizes"),
+    ("studies: {shifts: {none: {}}}", "change nothing"),
+    ("patches: {size: 100}", "not a multiple of 32"),
+    ("phantom: {class_shares: [0.5, 0.5, 0.5]}", "sum to 1.5"),
+    ("- a list", "should be a mapping"),
+    ("a: [", "not a YAML file"),
+])  # fmt: skip
+def test_unusable_profiles_say_what_and_where(tmp_path, content, said):
+    (tmp_path / "mine.yaml").write_text(content)
+    with pytest.raises(CompanionError, match=said) as caught:
+        load_profile(tmp_path / "mine.yaml")
+    assert "mine.yaml" in str(caught.value)
+
+
+def test_every_problem_is_listed_at_once(tmp_path):
+    (tmp_path / "mine.yaml").write_text("seedz: [1]\njobs_per_device: 0\n")
+    with pytest.raises(CompanionError, match=r"(?s)2 unusable.*jobs_per_device.*seedz"):
+        load_profile(tmp_path / "mine.yaml")
+
+
+def test_changed_entries_name_the_folder_and_none_leaves_the_files_own():
+    P = load_profile("smoke", changes={"evaluation.iou": 0.3, "detection.steps": None})
+    assert P.evaluation.iou == 0.3 and P.detection == load_profile("smoke").detection
+    assert P.folder == "smoke+evaluation.iou-0.3" and load_profile("smoke", changes={"seeds": None}).folder == "smoke"
+    with pytest.raises(CompanionError, match="name is no section"):
+        load_profile("smoke", changes={"name.x": 1})
+
+
+def test_a_splits_name_stands_for_a_number_or_a_file():
+    P = load_profile("smoke", splits=[2, "/some/where/mine.yaml"])
+    assert P.split_names == ["2", "mine"] and P.split_source("mine") == "/some/where/mine.yaml"
+    assert P.split_source(2) == 2
+    with pytest.raises(CompanionError, match=r"split 'mime' is not in profile smoke: did you mean 'mine'\?"):
+        P.split_source("mime")
+
+
+def test_unknown_names_are_met_with_the_nearest():
+    with pytest.raises(CompanionError, match="did you mean 'smoke'"):
+        load_profile("smok")
+    assert nearest("zzz", ["split", "seed"]) == "valid names: seed, split"

@@ -1,0 +1,119 @@
+"""What the result of a notebook depends on, read from the notebook itself."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from companion import provenance
+from companion.config import load_profile
+from companion.workflow import freshness
+
+ROOT = Path(__file__).resolve().parents[1]
+NAMES = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+
+
+def test_entries_are_those_that_the_text_reads():
+    text = "P = load_profile(profile)\nx = P.masks.n_patches + f(P.evaluation)\nfor k in P.detectors():\n    Layout(P)"
+    assert freshness.entries(text) == ["detectors", "evaluation", "masks.n_patches"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_entry_that_a_notebook_reads_is_one_of_the_profile(name):
+    values = load_profile("smoke").model_dump()
+    for entry in freshness.entries(freshness.source(name)):
+        first, *rest = entry.split(".")
+        assert first in values or first in freshness.BEHIND or first == "split_source", f"{name}: P.{entry}"
+        assert not rest or first in freshness.BEHIND or isinstance(values[first], (dict, list, str)), (
+            f"{name}: P.{entry}"
+        )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_whole_profile_is_handed_to_nothing_but_the_layout(name):
+    import ast
+
+    calls = [n for n in ast.walk(ast.parse(freshness.source(name))) if isinstance(n, ast.Call)]
+    given = {ast.unparse(c.func) for c in calls for a in c.args if isinstance(a, ast.Name) and a.id == "P"}
+    assert given <= {"Layout"}, f"{name} hands P to {given}: what it reads of it cannot be seen"
+
+
+def test_parameters_hold_values_keys_and_the_arm():
+    P = load_profile("smoke")
+    found = freshness.parameters("06_mask_rcnn", P, {"split": "1", "n_train": "10", "arm": "EXP+RARE", "seed": "1"})
+    assert found["detection.steps"] == P.detection.steps and found["arm EXP+RARE"][1] == "rare"
+    assert found["n_train"] == "10" and "evaluation.iou" not in found and "name" not in found
+
+
+def test_a_new_arm_seed_or_description_changes_no_training():
+    keys = {"split": "1", "n_train": "10", "arm": "EXP", "seed": "1"}
+    before = freshness.parameters("06_mask_rcnn", load_profile("smoke"), keys)
+    more = {"seeds": [1, 2, 3], "controls": {"EXP+PASTE": [10]}, "description": "x", "evaluation.iou": 0.3}
+    assert freshness.parameters("06_mask_rcnn", load_profile("smoke", changes=more), keys) == before
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A copy of the package whose files may be changed."""
+    shutil.copytree(ROOT / "src" / "companion", tmp_path / "companion")
+    monkeypatch.setattr(provenance, "_SOURCE", tmp_path / "companion")
+    monkeypatch.setattr(
+        provenance, "_NO_RESULT", (tmp_path / "companion" / "config", tmp_path / "companion" / "layout.py")
+    )
+    return tmp_path / "companion"
+
+
+def changed_by(package: Path, file: str, edit) -> set[str]:
+    """Numbers of the notebooks that are stale once a file is edited."""
+    before = {name: freshness.code(name) for name in NAMES}
+    path = package / file
+    path.write_text(edit(path.read_text()))
+    return {name[:2] for name in NAMES if freshness.code(name) != before[name]}
+
+
+def test_a_comment_in_any_module_makes_nothing_stale(package):
+    for path in package.rglob("*.py"):
+        before = {name: freshness.code(name) for name in NAMES} if path.name == "matching.py" else {}
+        path.write_text(path.read_text() + "\n# a comment\n")
+        assert all(freshness.code(name) == code for name, code in before.items())
+
+
+def test_a_changed_matching_rule_makes_scores_stale_and_no_training(package):
+    stale = changed_by(package, "evaluation/matching.py", lambda text: text + "\nADDED = 1\n")
+    assert {"07", "09", "12"} <= stale and not stale & {"01", "02", "03", "04", "05", "06"}
+
+
+def test_a_changed_figure_makes_no_training_stale(package):
+    assert not changed_by(package, "detection/plots.py", lambda text: text + "\nADDED = 1\n") & {"04", "05", "06"}
+
+
+def test_a_changed_denoiser_makes_what_follows_it_stale_and_no_mask(package):
+    stale = changed_by(package, "diffusion/denoiser.py", lambda text: text + "\nADDED = 1\n")
+    assert {"04", "05"} <= stale and not stale & {"01", "02", "03", "06", "07", "08", "09"}
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
+def test_a_broken_stamp_is_no_stamp(tmp_path, content):
+    (tmp_path / "stamp.json").write_text(content)
+    assert freshness.read_stamp(tmp_path) is None
+
+
+def test_working_files_are_no_results(tmp_path):
+    for name in ("stamp.json", "notebook.ipynb", ".done", "checkpoint/training.safetensors", "kept.parquet"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    assert list(freshness.outputs(tmp_path)) == ["kept.parquet"]
+
+
+def test_inputs_are_as_the_stamp_of_their_writer_says(tmp_path):
+    stamp = {"outputs": {"test/a.npy": "1", "train/a.npy": "2"}}
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "stamp.json").write_text(json.dumps(stamp))
+    read = {part: freshness.input_hash(tmp_path / "made" / part, tmp_path) for part in ("", "test", "train", "val")}
+    assert len(set(read.values())) == 4 and None not in read.values()
+    stamp["outputs"]["train/a.npy"] = "3"
+    (tmp_path / "made" / "stamp.json").write_text(json.dumps(stamp))
+    assert freshness.input_hash(tmp_path / "made" / "test", tmp_path) == read["test"]
+    assert freshness.input_hash(tmp_path / "made" / "train", tmp_path) != read["train"]
+    assert freshness.input_hash(tmp_path / "not made", tmp_path) is None

@@ -36,19 +36,14 @@ def configuration(
     grey : grey level that the network sees as 0, and the difference that it sees as 1, in 0-255
     spread : standard deviation of what the network sees, over its training images; None: see `Autoencoder.fit_grey`
     """
-    levels = len(settings.channels)
+    levels, depth = len(settings.channels), settings.stem**2
     vq = {
-        "in_channels": settings.stem**2,
-        "out_channels": settings.stem**2,
-        "down_block_types": ["DownEncoderBlock2D"] * levels,
-        "up_block_types": ["UpDecoderBlock2D"] * levels,
-        "block_out_channels": list(settings.channels),
-        "layers_per_block": settings.blocks,
-        "latent_channels": settings.latent_channels,
-        "num_vq_embeddings": settings.codes,
-        "norm_num_groups": math.gcd(32, *settings.channels),
+        "in_channels": depth, "out_channels": depth, "latent_channels": settings.latent_channels,
+        "down_block_types": ["DownEncoderBlock2D"] * levels, "up_block_types": ["UpDecoderBlock2D"] * levels,
+        "block_out_channels": list(settings.channels), "layers_per_block": settings.blocks,
+        "num_vq_embeddings": settings.codes, "norm_num_groups": math.gcd(32, *settings.channels),
         "mid_block_add_attention": settings.attention,
-    }
+    }  # fmt: skip
     return {"vq": vq, "stem": settings.stem, "grey": [float(value) for value in grey], "spread": spread}
 
 
@@ -99,16 +94,7 @@ class Autoencoder(nn.Module):
         return sample.mean(dim=1, keepdim=True), decoded.commit_loss.mean()
 
     def encode(self, images: Tensor) -> Tensor:
-        """Latents of grey levels.
-
-        Parameters
-        ----------
-        images : [B, S, S], uint8 or float in 0-255
-
-        Returns
-        -------
-        float [B, C, S/f, S/f], per channel of zero mean and unit variance over the training patches
-        """
+        """Grey levels [B, S, S] in 0-255 -> latents [B, C, S/f, S/f], of mean 0, variance 1 over training patches."""
         return (self.unscaled_latents(self.scale(images)) - self.latent_mean) / self.latent_std
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -186,11 +172,5 @@ def save_autoencoder(autoencoder: Autoencoder, path: Path, **about: Any) -> None
 
 
 def load_autoencoder(path: Path, device: str | torch.device = "cpu") -> tuple[Autoencoder, dict[str, Any]]:
-    """A frozen autoencoder and what was written about it; needs no profile.
-
-    Raises
-    ------
-    CompanionError
-        When the file is missing, broken, or holds another network.
-    """
+    """A frozen autoencoder and what was written about it; needs no profile. Errors: see `weights.load_network`."""
     return load_network(path, KIND, Autoencoder, device)

@@ -107,31 +107,21 @@ def configuration(
     attends = [2**level in settings.attention_factors for level in range(len(settings.channels))]
     # Normalising a channel alone would take away what the embedding of the timestep adds to it.
     groups = math.gcd(32, *settings.channels)
+    mask = {"classes": classes, "downsampling": downsampling, "channels": latent_channels,
+            "encoding": settings.mask_encoding}  # fmt: skip
+    unet = {
+        "in_channels": 2 * latent_channels * settings.stem**2, "out_channels": latent_channels * settings.stem**2,
+        "block_out_channels": list(settings.channels), "layers_per_block": settings.blocks,
+        "down_block_types": ["AttnDownBlock2D" if a else "DownBlock2D" for a in attends],
+        "up_block_types": ["AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)],
+        "attention_head_dim": groups,
+        "norm_num_groups": groups // 2 if groups == min(settings.channels) else groups,
+    }  # fmt: skip
+    # "scaled_linear" is linear in the square root of beta, which CompVis' code calls "linear".
+    schedule = {"beta_schedule": "scaled_linear", "beta_start": settings.beta_start, "beta_end": settings.beta_end,
+                "num_train_timesteps": settings.timesteps, "prediction_type": settings.prediction}  # fmt: skip
     return {
-        "mask": {
-            "classes": classes, "downsampling": downsampling, "channels": latent_channels,
-            "encoding": settings.mask_encoding,
-        },
-        "unet": {
-            "in_channels": 2 * latent_channels * settings.stem**2,
-            "out_channels": latent_channels * settings.stem**2,
-            "block_out_channels": list(settings.channels),
-            "layers_per_block": settings.blocks,
-            "down_block_types": ["AttnDownBlock2D" if a else "DownBlock2D" for a in attends],
-            "up_block_types": ["AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)],
-            "attention_head_dim": groups,
-            "norm_num_groups": groups // 2 if groups == min(settings.channels) else groups,
-        },
-        "mask_dropout": settings.mask_dropout,
-        "stem": settings.stem,
-        "schedule": {
-            # "scaled_linear" is linear in the square root of beta, which CompVis' code calls "linear".
-            "beta_schedule": "scaled_linear",
-            "beta_start": settings.beta_start,
-            "beta_end": settings.beta_end,
-            "num_train_timesteps": settings.timesteps,
-            "prediction_type": settings.prediction,
-        },
+        "mask": mask, "unet": unet, "stem": settings.stem, "schedule": schedule, "mask_dropout": settings.mask_dropout,
     }  # fmt: skip
 
 
@@ -172,7 +162,7 @@ def save_denoiser(denoiser: Denoiser, path: Path, pictures: dict[int, Tensor], *
 
 
 def load_denoiser(path: Path, device: str | torch.device = "cpu") -> tuple[Denoiser, dict[str, Any]]:
-    """A denoiser in evaluation mode and what was written about it, its "pictures" among it; needs no profile.
+    """A denoiser in evaluation mode and what was written about it ("pictures" included); needs no profile.
 
     Raises
     ------

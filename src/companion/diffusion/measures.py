@@ -1,4 +1,4 @@
-"""Measures of patches with images: contrast of defects, texture, noise, the nearest training patch.
+"""Measures of patches with images: contrast of defects, texture, the nearest training patch.
 
 Nothing here compares with a yardstick; `companion.diffusion.quality` does.
 """
@@ -21,8 +21,6 @@ from companion.micrographs.patches import Patches
 RING_PX = 4  # width of the ring around a defect that its inside is compared with
 THUMBNAIL_PX = 32  # side at which patches are compared for copies: the noise is averaged away, the defects are not
 PROFILE_PX = 8  # how far inside and outside an outline the grey level is followed
-LAGS = 6  # px
-SMOOTH_PX = 3.0  # what varies more slowly is not noise
 Floats = NDArray[np.float64]
 
 
@@ -72,28 +70,6 @@ def contrast_profiles(patches: Patches) -> tuple[Floats, Floats]:
             total[patch, code - 1] += np.bincount(bins, relative, minlength=2 * PROFILE_PX)
             count[patch, code - 1] += np.bincount(bins, minlength=2 * PROFILE_PX)
     return total, count
-
-
-def autocorrelations(patches: Patches) -> Floats:
-    """Autocorrelation of the noise in the background, at lags of 1 to `LAGS` px along rows and then along columns.
-
-    Noise is what is left after a Gaussian of `SMOOTH_PX` is taken away.
-
-    Returns
-    -------
-    [P, 2 * `LAGS`], -1 to 1; NaN for a patch without background
-    """
-    rows = np.full((len(patches), 2, LAGS), np.nan)
-    for k, image in enumerate(images_of(patches)):
-        free = patches.instances[k] == 0
-        noise = (image - ndimage.gaussian_filter(image.astype(float), SMOOTH_PX)) * free
-        variance = (noise**2).sum() / max(1, free.sum())
-        for axis, (n, f) in enumerate(((noise, free), (noise.T, free.T))):
-            for lag in range(1, LAGS + 1):
-                pairs = (f[:, lag:] & f[:, :-lag]).sum()
-                if pairs and variance:
-                    rows[k, axis, lag - 1] = (n[:, lag:] * n[:, :-lag]).sum() / pairs / variance
-    return rows.reshape(len(rows), -1)
 
 
 def power_spectra(images: NDArray[np.uint8]) -> tuple[Floats, Floats]:

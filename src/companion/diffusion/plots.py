@@ -73,27 +73,26 @@ def losses(log: pd.DataFrame, note: str) -> Figure:
     tidy["running mean"] = tidy.groupby(["network", "loss"])["value"].transform(
         lambda values: values.rolling(max(1, len(values) // 40), min_periods=1).mean()
     )
-    grid = sns.relplot(tidy, x="step", y="running mean", hue="loss", col="network", kind="line", errorbar=None,
-                       height=2.6, aspect=1.3, facet_kws={"sharex": False, "sharey": False})  # fmt: skip
-    grid.set(yscale="log", xlabel="optimiser step").set_titles("{col_name}")
-    grid.figure.suptitle(f"Training losses ({note})", fontsize=10)
-    return grid.figure
+    networks = list(dict.fromkeys(tidy["network"]))
+    figure, axes = plt.subplots(1, len(networks), figsize=(3.6 * len(networks), 2.6), squeeze=False)
+    for axis, network in zip(axes[0], networks, strict=True):
+        sns.lineplot(tidy[tidy["network"] == network], x="step", y="running mean", hue="loss", errorbar=None, ax=axis)
+        axis.set(title=network, xlabel="optimiser step", yscale="log")
+    figure.suptitle(f"Training losses ({note})", fontsize=10)
+    return figure
 
 
 def texture(sets: Mapping[str, Patches], note: str) -> Figure:
-    """Mean radial power spectrum, grey-level histogram and autocorrelation of the noise, per set of `COLORS`."""
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(9.6, 2.9))
+    """Mean radial power spectrum and grey-level histogram, per set of `COLORS`."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7.5, 2.9))
     for name, patches in sets.items():
         frequency, power = measures.power_spectra(patches.images)
         left.plot(frequency, power.mean(axis=0), color=COLORS[name], label=name)
-        middle.plot(measures.histograms(patches.images).mean(axis=0), color=COLORS[name])
-        both = np.nanmean(measures.autocorrelations(patches), axis=0).reshape(2, -1).mean(axis=0)  # rows and columns
-        right.plot(np.arange(1, measures.LAGS + 1), both, color=COLORS[name])
+        right.plot(measures.histograms(patches.images).mean(axis=0), color=COLORS[name])
     left.set(xscale="log", yscale="log", xlabel="spatial frequency [1/px]", ylabel="power [grey levels²]")
-    middle.set(xlabel="grey level", ylabel="share of pixels")
-    right.set(xlabel="distance [px]", ylabel="autocorrelation of the noise")
-    figure.legend(loc="outside lower center", ncols=len(sets))
-    figure.suptitle(f"Texture, grey levels and noise ({note})", fontsize=10)
+    right.set(xlabel="grey level", ylabel="share of pixels")
+    figure.legend(loc="outside lower center", ncols=3)
+    figure.suptitle(f"Texture and grey levels ({note})", fontsize=10)
     return figure
 
 
@@ -124,9 +123,10 @@ def settings(study: pd.DataFrame, held_contrast: float, note: str) -> Figure:
     study : see `quality.compare_settings`
     held_contrast : of held-out real defects, where a perfect setting ends
     """
-    tidy = study.melt(["sampler", "steps"], var_name="measure")
-    grid = sns.relplot(tidy, x="steps", y="value", hue="sampler", style="sampler", markers=True, col="measure",
-                       kind="line", height=2.6, facet_kws={"sharey": False}, palette="colorblind")  # fmt: skip
-    grid.set_titles("{col_name}").axes_dict["contrast"].axhline(held_contrast, color="0.3", lw=0.8, ls=":")
-    grid.figure.suptitle(f"Steps and quality ({note})", fontsize=10)
-    return grid.figure
+    figure, axes = plt.subplots(1, 3, figsize=(9, 2.8))
+    for axis, measure in zip(axes, ("power spectrum", "kid", "contrast"), strict=True):
+        sns.lineplot(study, x="steps", y=measure, hue="sampler", style="sampler", markers=True, ax=axis,
+                     legend=measure == "kid", palette="colorblind")  # fmt: skip
+    axes[-1].axhline(held_contrast, color="0.3", lw=0.8, ls=":")
+    figure.suptitle(f"Steps and quality ({note})", fontsize=10)
+    return figure

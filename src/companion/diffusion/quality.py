@@ -38,7 +38,6 @@ class _Described:
     contrast: pd.DataFrame
     power: Floats
     histogram: Floats
-    correlation: Floats
     profile: tuple[Floats, Floats]
     features: Floats
     nearest: Floats
@@ -77,9 +76,13 @@ def _mean(values: Any, w: Floats) -> float:
     return float(w @ np.asarray(values, dtype=float) / w.sum()) if w.sum() > 0 else np.nan
 
 
+def _defined_mean(values: Floats) -> float:
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else np.nan
+
+
 def _average(rows: Floats, w: Floats) -> Floats:
-    known = np.isfinite(rows[:, 0])
-    return w[known] @ rows[known] / w[known].sum()
+    return w @ rows / w.sum()
 
 
 def _grey(a: Floats, b: Floats) -> float:
@@ -108,10 +111,8 @@ MEASURES: dict[str, tuple[str, str, Callable[[_Described, Floats, _Described, Fl
         lambda a, w, b, v: spectral_distance(_average(a.power, w), _average(b.power, v)).max()),
     "grey levels": ("grey levels, Wasserstein", TRAINING,
         lambda a, w, b, v: _grey(_average(a.histogram, w), _average(b.histogram, v))),
-    "autocorrelation of the noise": ("correlation", TRAINING,
-        lambda a, w, b, v: np.abs(_average(a.correlation, w) - _average(b.correlation, v)).mean()),
     "profile across defects": ("share of the surroundings' grey level", TRAINING,
-        lambda a, w, b, v: _mean(*_known(np.abs(_across(a.profile, w) - _across(b.profile, v))))),
+        lambda a, w, b, v: _defined_mean(np.abs(_across(a.profile, w) - _across(b.profile, v)))),
     "kid": ("encoder features", TRAINING,
         lambda a, w, b, v: mmd(a.within["kid"], b.within["kid"], a.between["kid"], w, v)),
     "cmmd": ("encoder features", TRAINING,
@@ -138,7 +139,7 @@ def judge(
     encode : features [P, D] of images uint8 [P, S, S]
     rng : draws the resamples, and the `MOST` patches of larger sets
     others : more sets that are measured as `generated` is, by name
-    resamples, level : bootstrap resamples behind each interval, and its level
+    resamples, level : bootstrap resamples behind each interval, and its level; c2st_auc has none
 
     Returns
     -------
@@ -148,32 +149,23 @@ def judge(
     """
     sets = {"generated": generated, TRAINING: train, REAL: test, **(others or {})}
     made = _describe({name: few(patches, rng) for name, patches in sets.items()}, train, encode)
-    ones, held = {name: np.ones(len(a.groups)) for name, a in made.items()}, made[REAL]
-    draws = list(zip(*(_resampled(made[name].groups, rng, resamples) for name in ("generated", REAL)), strict=True))
+    ones, gen, held = {name: np.ones(len(a.groups)) for name, a in made.items()}, made["generated"], made[REAL]
+    draws = list(zip(*(_resampled(a.groups, rng, resamples) for a in (gen, held)), strict=True))
     rows = []
     for name, (unit, of, measure) in MEASURES.items():
         found = {other: measure(a, ones[other], held, ones[REAL]) for other, a in made.items()}
-        values = np.array([measure(made["generated"], w, held, v) for w, v in draws])
+        values = np.array([measure(gen, w, held, v) for w, v in draws])
         rows.append((name, unit, of, found, percentile_interval(values, level)))
     # What the classifier sees: features of the encoder and the logarithm of the power spectrum.
     texture = {name: np.hstack([a.features, np.log10(a.power + 1e-9)]) for name, a in made.items()}
     found = {name: c2st_auc(texture[name], texture[REAL], a.groups, held.groups, rng) for name, a in made.items()}
-    sizes = len(made["generated"].groups), len(np.unique(held.groups))
-    rows.append(("c2st_auc", "AUC", TRAINING, found, auc_interval(found["generated"], *sizes, level)))
+    rows.append(("c2st_auc", "area under the ROC curve", TRAINING, found, (np.nan, np.nan)))
     return pd.DataFrame([
-        {"measure": name, "unit": unit, "value": found["generated"], "low": low, "high": high, "n": sizes[0],
+        {"measure": name, "unit": unit, "value": found["generated"], "low": low, "high": high, "n": len(gen.groups),
          "yardstick": found[of], "yardstick_of": of if of == REAL else f"{of} against held out",
          **{other: found[other] for other in others or {}}}
         for name, unit, of, found, (low, high) in rows
     ])  # fmt: skip
-
-
-def auc_interval(auc: float, n_a: int, n_b: int, level: float) -> tuple[float, float]:
-    """Interval of an AUC by the standard error of Hanley and McNeil (1982), for n_a and n_b independent cases."""
-    one, two = auc / (2 - auc), 2 * auc**2 / (1 + auc)
-    variance = (auc * (1 - auc) + (n_a - 1) * (one - auc**2) + (n_b - 1) * (two - auc**2)) / (n_a * n_b)
-    half = stats.norm.ppf((1 + level) / 2) * np.sqrt(np.maximum(0.0, variance))
-    return float(np.maximum(0.0, auc - half)), float(np.minimum(1.0, auc + half))
 
 
 def copies(
@@ -244,19 +236,13 @@ def _describe(sets: Mapping[str, Patches], train: Patches, encode: Encode) -> di
             groups = np.arange(len(patches))
         made[name] = _Described(
             groups, measures.mask_contrast(patches), measures.power_spectra(images)[1], measures.histograms(images),
-            measures.autocorrelations(patches), measures.contrast_profiles(patches), (features[name] - centre) / scale,
+            measures.contrast_profiles(patches), (features[name] - centre) / scale,
             measures.nearest_training(images, train)["distance"].to_numpy(),
         )  # fmt: skip
     for a in made.values():
         for name, kernel in KERNELS.items():
             a.within[name], a.between[name] = kernel(a.features, a.features), kernel(a.features, made[REAL].features)
     return made
-
-
-def _known(values: Floats) -> tuple[Floats, Floats]:
-    """The values that are defined, each with weight 1."""
-    known = values[np.isfinite(values)]
-    return known, np.ones(len(known))
 
 
 def _resampled(groups: NDArray, rng: np.random.Generator, resamples: int) -> Floats:

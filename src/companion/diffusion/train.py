@@ -9,11 +9,11 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from companion import geometry
+from companion import geometry, training
 from companion.config import diffusion as settings_of
 from companion.diffusion import autoencoder as autoencoders
 from companion.diffusion import denoiser as denoisers
@@ -31,95 +31,96 @@ from companion.errors import CompanionError
 from companion.micrographs.patches import Patches
 from companion.provenance import hash_arrays
 from companion.seeds import Seeds
-from companion.training import Device, drop_checkpoint, enough_memory, fingerprint, fit, one_cycle, set_learning_rate
 from companion.weights import digest, is_finished
 
 DISTANCE = {"l1": F.l1_loss, "l2": F.mse_loss}
 
 
+@dataclass(frozen=True)
+class Fitting:
+    """Where and how a network is trained.
+
+    Attributes
+    ----------
+    seeds : path of names that the random numbers descend from
+    folder : of the final weights, or of those that this very training has left there, and of checkpoints
+    every : steps between checkpoints
+    """
+
+    device: training.Device
+    seeds: Seeds
+    folder: Path
+    every: int
+
+    def identity(self, settings: settings_of.Autoencoder | settings_of.Denoiser, *data: Any) -> str:
+        """`training.fingerprint` of a training with `settings` on data of these hashes."""
+        return training.fingerprint("companion.diffusion.train", settings=settings.model_dump(mode="json"), data=data,
+                           seeds=self.seeds.integer(), precision=str(self.device.dtype))  # fmt: skip
+
+
 def get_autoencoder(
-    train: Patches,
-    settings: settings_of.Autoencoder,
-    *,
-    device: Device,
-    seeds: Seeds,
-    folder: Path,
-    every: int,
-    weights: Path | None = None,
-) -> tuple[Autoencoder, pd.DataFrame]:
-    """The frozen autoencoder, scaled to `train`: the given one, else one that is trained on `train`.
+    train: Patches, settings: settings_of.Autoencoder, fitting: Fitting, weights: Path | None = None
+) -> tuple[Autoencoder, dict[str, Any]]:
+    """The frozen autoencoder, scaled to `train`: that of file `weights`, else one that is trained on `train`.
 
     Parameters
     ----------
     train : training patches with images
     settings : the profile's section
-    folder : where ``autoencoder.safetensors`` is written, or found if this very training has finished
-    every : steps between checkpoints
-    weights : file of a pretrained autoencoder
 
     Returns
     -------
     autoencoder : frozen, its grey scale and latents scaled to `train`
-    log : one row per optimiser step: step, the loss, commitment; empty where weights were given
+    about : what is kept with the weights, its "log" a row per step: step, the loss, commitment (none for given weights)
 
     Raises
     ------
     CompanionError
         No images, sides that do not fit, or weights that cannot be read.
     """
-    images, path = _images(train), folder / "autoencoder.safetensors"
+    images, device, path = _images(train), fitting.device, fitting.folder / "autoencoder.safetensors"
     given = load_autoencoder(weights, device.torch)[0] if weights else None
     side, name = (train.size, "patches.size") if given else (settings.crop_px, "diffusion.autoencoder.crop_px")
     if side > train.size:
         raise CompanionError(f"{name} is {side}, larger than the patches ({train.size} px)")
     if side % (downsampling := given.downsampling if given else settings.downsampling):
         raise CompanionError(f"{name} is {side} px, not a multiple of the autoencoder's downsampling {downsampling}")
-    identity = _identity(settings, seeds, device, hash_arrays(images), given and digest(given))
+    identity = fitting.identity(settings, hash_arrays(images), given and digest(given))
     if not is_finished(path, identity):
         if given:
-            autoencoder, log = given, pd.DataFrame()
+            autoencoder, log = given, []
             autoencoder.fit_grey(images)
         else:
             autoencoder, log = fit_autoencoder(
                 lambda rng: (random_crops(images, settings.batch_size, side, rng),) * 2,
-                (float(images.mean()), float(images.std())), settings, device=device, seeds=seeds, folder=folder,
-                every=every, identity=identity,
+                (float(images.mean()), float(images.std())), settings, fitting, identity,
             )  # fmt: skip
         autoencoder.eval().requires_grad_(False).fit_scaling(images)
-        save_autoencoder(autoencoder, path, identity=identity, log=log.to_dict("records"))
-        drop_checkpoint(folder, "autoencoder")
+        save_autoencoder(autoencoder, path, identity=identity, log=log)
+        training.drop_checkpoint(fitting.folder, "autoencoder")
     # What the next process will have, not what this one has: a compiled encoder's latents differ in their last bits.
-    autoencoder, about = load_autoencoder(path, device.torch)
-    return autoencoder, pd.DataFrame(about["log"])
+    return load_autoencoder(path, device.torch)
 
 
 def fit_autoencoder(
-    draw: Callable[[np.random.Generator], tuple[NDArray, NDArray]],
-    grey: tuple[float, float],
-    settings: settings_of.Autoencoder,
-    *,
-    device: Device,
-    seeds: Seeds,
-    folder: Path,
-    every: int,
-    identity: str,
-    start: Autoencoder | None = None,
-) -> tuple[Autoencoder, pd.DataFrame]:
+    draw: Callable[[np.random.Generator], tuple[NDArray, NDArray]], grey: tuple[float, float],
+    settings: settings_of.Autoencoder, fitting: Fitting, identity: str, start: Autoencoder | None = None,
+) -> tuple[Autoencoder, list[dict[str, float]]]:  # fmt: skip
     """Train an autoencoder on crops that `draw` gives; its latents are not scaled yet.
 
     Parameters
     ----------
     draw : a batch of crops [B, c, c] in 0-255, as the encoder sees them and as the decoder should draw them
     grey : grey level that the network sees as 0, and the difference that it sees as 1
-    identity : see `training.fit`; the other parameters are those of `get_autoencoder`
+    identity : see `training.fit`
     start : trained further, its codes in use at once; None: a new network, whose codes are spread over its latents
         after a quarter of the steps
 
     Returns
     -------
-    autoencoder : still trainable
-    log : one row per optimiser step
+    autoencoder, still trainable, and its log, a row per optimiser step
     """
+    device, seeds = fitting.device, fitting.seeds
     with device.global_seed(seeds.integer("autoencoder", "weights")):
         autoencoder = start or Autoencoder(autoencoders.configuration(settings, grey)).to(device.torch)
     optimizer = device.adamw(autoencoder, settings.learning_rate, betas=(0.9, 0.99))
@@ -129,7 +130,7 @@ def fit_autoencoder(
     def step(i: int) -> dict[str, Tensor]:
         rng = seeds.rng("autoencoder", i)
         seen, wanted = (autoencoder.scale(device.send(torch.from_numpy(crops))) for crops in draw(rng))  # (B, 1, c, c)
-        set_learning_rate(optimizer, one_cycle(i, settings.steps, settings.learning_rate))
+        training.set_learning_rate(optimizer, training.one_cycle(i, settings.steps, settings.learning_rate))
         with device.autocast():
             latents = autoencoder.unscaled_latents(seen)  # (B, C, c/f, c/f)
             if i == quantised_from and start is None:
@@ -142,8 +143,9 @@ def fit_autoencoder(
         return {settings.loss: error.detach(), "commitment": commitment.detach()}
 
     parts = {"autoencoder": autoencoder, "optimizer": optimizer}
-    log = fit(step, parts, steps=settings.steps, folder=folder, identity=identity, every=every, title="autoencoder")
-    return autoencoder, log
+    log = training.fit(step, parts, steps=settings.steps, folder=fitting.folder, identity=identity,
+                       every=fitting.every, title="autoencoder")  # fmt: skip
+    return autoencoder, log.to_dict("records")
 
 
 def random_crops(images: NDArray, count: int, side: int, rng: np.random.Generator) -> NDArray:
@@ -191,52 +193,48 @@ def denoising_loss(
     return (weight * DISTANCE[loss](predicted, target, reduction="none")).mean() / weight.mean()
 
 
-class Pictures:
+class Pictures(dict[int, Tensor]):
     """What is drawn at checkpoints, uint8 [n, S, S] by steps done: part of the training's state, so never lost."""
 
-    def __init__(self) -> None:
-        self.drawn: dict[int, Tensor] = {}
+    load_state_dict = dict.update
 
     def state_dict(self) -> dict[int, Tensor]:
-        return dict(self.drawn)
-
-    def load_state_dict(self, state_dict: dict[int, Tensor]) -> None:
-        self.drawn = dict(state_dict)
+        return dict(self)
 
 
 def get_denoiser(
-    train: Patches,
-    autoencoder: Autoencoder,
-    settings: settings_of.Denoiser,
-    *,
-    device: Device,
-    seeds: Seeds,
-    folder: Path,
-    every: int,
+    train: Patches, autoencoder: Autoencoder, settings: settings_of.Denoiser, fitting: Fitting,
     draw: Callable[[Denoiser], NDArray[np.uint8]] | None = None,
-) -> tuple[Denoiser, pd.DataFrame, dict[int, NDArray[np.uint8]]]:
-    """The denoiser, from `folder` if this very training has finished there, else trained on `train`.
+) -> tuple[Denoiser, dict[str, Any]]:  # fmt: skip
+    """The denoiser, trained on `train` unless this very training has finished.
 
-    The autoencoder is frozen, so every patch is encoded once in each of its symmetries. Parameters and errors
-    as for `get_autoencoder`; `draw` makes pictures [n, S, S] with the averaged weights, at every checkpoint.
+    The autoencoder is frozen, so every patch is encoded once in each of its symmetries.
+
+    Parameters
+    ----------
+    train : training patches with images
+    settings : the profile's section
+    draw : pictures [n, S, S] by the averaged weights, drawn at every checkpoint
 
     Returns
     -------
     denoiser : in evaluation mode, with averaged weights
-    log : one row per optimiser step: step, the loss
-    pictures : what was drawn, by number of steps done
+    about : what is kept with the weights: "log", a row per step (step, the loss), and "pictures" by steps done
     """
-    path, images, masks = folder / "denoiser.safetensors", _images(train), train.label_maps()
+    images, masks, path = _images(train), train.label_maps(), fitting.folder / "denoiser.safetensors"
+    device, seeds = fitting.device, fitting.seeds
     # Of the autoencoder's weights, not of latents: on a GPU their last bits may differ from process to process.
-    identity = _identity(settings, seeds, device, hash_arrays(images, masks), digest(autoencoder), train.symmetries)
+    identity = fitting.identity(settings, hash_arrays(images, masks), train.symmetries, digest(autoencoder))
     if is_finished(path, identity):
-        return _finished(path, device)
-    with enough_memory("encoding the training patches"):  # every patch in every symmetry: (P', C, s, s), (P', S, S)
+        return load_denoiser(path, device.torch)
+    with training.enough_memory(
+        "encoding the training patches"
+    ):  # every patch in every symmetry: (P', C, s, s), (P', S, S)
         latents = torch.cat([encode_all(autoencoder, geometry.symmetry(images, code)) for code in train.symmetries])
         turned = np.concatenate([geometry.symmetry(masks, code) for code in train.symmetries])
         label_maps = device.send(torch.from_numpy(turned))
-    config = denoisers.configuration(settings, len(train.classes), autoencoder.latent_channels,
-                                     autoencoder.downsampling)  # fmt: skip
+    latent = autoencoder.latent_channels, autoencoder.downsampling
+    config = denoisers.configuration(settings, len(train.classes), *latent)
     with device.global_seed(seeds.integer("denoiser", "weights")):
         denoiser = Denoiser(config).to(device.torch)
     device.prepare(denoiser.unet)  # first, so that the average has the same layout in memory
@@ -251,7 +249,7 @@ def get_denoiser(
         noise = torch.randn((size, *latents.shape[1:]), generator=rng)
         shown = torch.rand(size, generator=rng) >= settings.mask_dropout
         chosen, timesteps, noise, shown = map(device.send, (chosen, timesteps, noise, shown))
-        set_learning_rate(optimizer, learning_rate(settings, i))
+        training.set_learning_rate(optimizer, learning_rate(settings, i))
         with device.autocast():
             loss = denoising_loss(
                 denoiser, process, latents[chosen], label_maps[chosen], timesteps, noise, loss=settings.loss,
@@ -264,14 +262,14 @@ def get_denoiser(
 
     def picture(done: int) -> None:
         if draw:
-            pictures.drawn[done] = torch.from_numpy(draw(average))
+            pictures[done] = torch.from_numpy(draw(average))
 
     parts = {"denoiser": denoiser, "average": average, "optimizer": optimizer, "pictures": pictures}
-    log = fit(step, parts, steps=settings.steps, folder=folder, identity=identity, every=every, title="denoiser",
-              callback=picture)  # fmt: skip
-    save_denoiser(average, path, pictures.drawn, identity=identity, log=log.to_dict("records"))
-    drop_checkpoint(folder, "denoiser")
-    return _finished(path, device)
+    log = training.fit(step, parts, steps=settings.steps, folder=fitting.folder, identity=identity,
+                       every=fitting.every, title="denoiser", callback=picture)  # fmt: skip
+    save_denoiser(average, path, pictures.state_dict(), identity=identity, log=log.to_dict("records"))
+    training.drop_checkpoint(fitting.folder, "denoiser")
+    return load_denoiser(path, device.torch)
 
 
 def ema_decay(settings: settings_of.Denoiser, step: int) -> float:
@@ -301,13 +299,3 @@ def _images(train: Patches) -> NDArray[np.uint8]:
         what = "no patches" if train.images is not None else "masks without images"
         raise CompanionError(f"diffusion is trained on patches with images, but got {what}; give training patches")
     return np.asarray(train.images)
-
-
-def _identity(settings: Any, seeds: Seeds, device: Device, *data: Any) -> str:
-    return fingerprint("companion.diffusion.train", settings=settings.model_dump(mode="json"), seeds=seeds.integer(),
-                       precision=str(device.dtype), data=data)  # fmt: skip
-
-
-def _finished(path: Path, device: Device) -> tuple[Denoiser, pd.DataFrame, dict[int, NDArray[np.uint8]]]:
-    denoiser, about = load_denoiser(path, device.torch)
-    return denoiser, pd.DataFrame(about["log"]), {step: drawn.numpy() for step, drawn in about["pictures"].items()}

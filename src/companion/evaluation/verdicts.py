@@ -24,12 +24,9 @@ WIDE = 0.05  # an interval this far to each side decides nothing: the paper's ra
 UNDEFINED = "F1HM is undefined here (fewer than two classes), or no pair was run"
 QUALITY = {  # what each measure of quality.parquet is about: C1 asks for all three, C7 for the first two
     "follows its mask": ["darker inside its mask", "contrast of defects", "profile across defects"],
-    "looks real": [
-        "power spectrum", "power spectrum, worst frequency", "grey levels", "autocorrelation of the noise", "kid",
-        "cmmd", "c2st_auc",
-    ],
+    "looks real": ["power spectrum", "power spectrum, worst frequency", "grey levels", "kid", "cmmd", "c2st_auc"],
     "is no copy": ["memorisation"],
-}  # fmt: skip
+}
 LEVELS = ("darker inside its mask", "contrast of defects")  # the others are distances: closer than real is no fault
 ABOUT = {measure: about for about, measures in QUALITY.items() for measure in measures}
 

@@ -7,33 +7,34 @@ import itertools
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import ellipse_patches
 from scipy import stats
 
+from companion.config.arms import ARMS
+from companion.evaluation import comparison_plots
+from companion.evaluation.scores import Counts
 from companion.evaluation.significance import (
-    best_confidence,
-    between_pairs,
-    comparison_table,
-    comparisons,
-    gain_table,
+    at_thresholds,
+    bootstrap_differences,
+    equivalence,
     headline_measure,
     holm,
-    operating_points,
     paired_scores,
     paired_t,
-    records,
+    paired_tests,
+    power_table,
     sign_flip,
-    significance_table,
 )
 
 
-def scores(gain=0.02, seeds=(1, 2, 3, 4), sizes=(10, 50), noise=0.01) -> pd.DataFrame:
-    """A scores table whose best confidence is 0.8 for EXP and 0.6 for EXP+GEN."""
+def scores(arms=("EXP", "EXP+GEN"), seeds=(1, 2, 3, 4), sizes=(10, 50), noise=0.01) -> pd.DataFrame:
+    """A scores table whose best confidence is 0.8 for EXP and 0.6 for every other arm; each gains 0.02 more."""
     rng = np.random.default_rng(0)
     rows = []
-    for n, arm, seed, confidence in itertools.product(sizes, ("EXP", "EXP+GEN"), seeds, (0.4, 0.6, 0.8)):
+    for n, arm, seed, confidence in itertools.product(sizes, arms, seeds, (0.4, 0.6, 0.8)):
         best = 0.8 if arm == "EXP" else 0.6
-        value = 0.7 - (confidence - best) ** 2 + (gain if arm == "EXP+GEN" else 0) + rng.normal(0, noise)
-        rows.append((f"{1}", n, arm, seed, 0.5, confidence, value, value - 0.05, value + 0.05))
+        value = 0.7 - (confidence - best) ** 2 + 0.02 * list(ARMS).index(arm) + rng.normal(0, noise)
+        rows.append(("1", n, arm, seed, 0.5, confidence, value, value - 0.05, value + 0.05))
     columns = ["split", "n_train", "arm", "seed", "iou_threshold", "confidence", "f1_hm", "f1_detect", "f1_class"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -41,11 +42,19 @@ def scores(gain=0.02, seeds=(1, 2, 3, 4), sizes=(10, 50), noise=0.01) -> pd.Data
 def test_paired_t_by_hand():
     result = paired_t([1.0, 2.0, 3.0])
     assert (result["mean"], result["sd"], result["df"], result["n"]) == (2.0, 1.0, 2, 3)
-    assert result["t"] == pytest.approx(2 * np.sqrt(3)) and result["cohen_dz"] == pytest.approx(2)
+    assert result["t"] == pytest.approx(2 * np.sqrt(3)) and result["undefined"] == ""
     assert result["p"] == pytest.approx(2 * stats.t.sf(2 * np.sqrt(3), 2))
     half = stats.t.ppf(0.975, 2) / np.sqrt(3)
     assert (result["low"], result["high"]) == pytest.approx((2 - half, 2 + half))
     assert result["hedges_g"] == pytest.approx(2 / np.sqrt(np.pi))  # factor at df = 2: 1 / sqrt(pi)
+
+
+def test_paired_t_is_the_librarys_test_of_pairs():
+    first, second = np.random.default_rng(0).normal(0.7, 0.02, (2, 6))
+    expected = stats.ttest_rel(second, first)
+    found = paired_t(second - first, 0.9)
+    assert (found["t"], found["p"]) == pytest.approx((expected.statistic, expected.pvalue))
+    assert (found["low"], found["high"]) == pytest.approx(tuple(expected.confidence_interval(0.9)))
 
 
 def test_the_papers_p_value_needs_an_effect_of_seven_standard_deviations():
@@ -59,6 +68,7 @@ def test_the_papers_p_value_needs_an_effect_of_seven_standard_deviations():
 def test_undefined_tests_say_why(values, says):
     result = paired_t(values)
     assert says in result["undefined"] and np.isnan(result["p"]) and np.isnan(result["low"])
+    assert np.isnan(equivalence(values, 0.01))
 
 
 def test_undefined_pairs_are_left_out_and_counted():
@@ -66,13 +76,12 @@ def test_undefined_pairs_are_left_out_and_counted():
     assert (result["n"], result["left_out"]) == (2, 1) and np.isnan(result["hedges_g"]) and np.isfinite(result["p"])
 
 
-def test_sign_flip_against_scipy_and_its_floor():
-    assert sign_flip([1, 2, 3, 4])["p"] == 0.125 == sign_flip([1, 2, 3, 4])["smallest_p"]
-    rng = np.random.default_rng(1)
-    values = rng.normal(0.3, 1, 8)
-    exact = stats.permutation_test((values,), np.mean, permutation_type="samples", n_resamples=np.inf)
-    assert sign_flip(values)["p"] == pytest.approx(exact.pvalue)
-    assert sign_flip([0.0, 0.0])["p"] == 1 and sign_flip([])["undefined"] == "no pair"
+def test_sign_flip_against_every_pattern_and_its_floor():
+    assert sign_flip([1, 2, 3, 4]) == (0.125, 0.125) and sign_flip([-0.1, -0.2, np.nan]) == (0.5, 0.5)
+    for values in (np.random.default_rng(1).normal(0.3, 1, 8), [0.01, 0.01, -0.01, 0.02], [0.0, 0.0]):
+        sums = [abs(np.dot(signs, values)) for signs in itertools.product((1, -1), repeat=len(values))]
+        assert sign_flip(values)[0] == pytest.approx(np.mean([s >= sums[0] - 1e-12 for s in sums]))
+    assert np.isnan([sign_flip(()), sign_flip([0.1]), sign_flip(np.ones(21))]).all()
 
 
 def test_holm_of_the_papers_three():
@@ -81,81 +90,56 @@ def test_holm_of_the_papers_three():
     assert np.isnan(holm([np.nan])).all()
 
 
-def test_best_confidence_is_that_of_the_mean_over_seeds():
-    best = best_confidence(scores(noise=0), 0.5, "f1_hm")
-    assert best.groupby("arm")["confidence"].unique().map(list).to_dict() == {"EXP": [0.8], "EXP+GEN": [0.6]}
+def test_equivalence_is_two_one_sided_tests():
+    values = [0.001, -0.002, 0.003, 0.0]
+    one_sided = [
+        stats.ttest_1samp(values, -0.01, alternative="greater").pvalue,
+        stats.ttest_1samp(values, 0.01, alternative="less").pvalue,
+    ]
+    assert equivalence(values, 0.01) == pytest.approx(max(one_sided)) and equivalence(values, 0.01) < 0.05
+    assert equivalence(values, 0.001) > 0.05 and equivalence(np.add(values, 0.02), 0.01) > 0.5
 
 
-def test_a_threshold_cannot_win_by_losing_a_seed():
-    table = scores(noise=0, sizes=(10,))
-    table.loc[(table["arm"] == "EXP") & (table["confidence"] == 0.8) & (table["seed"] == 1), "f1_hm"] = np.nan
-    best = best_confidence(table, 0.5, "f1_hm").set_index("arm")["confidence"]
-    assert best["EXP"] == 0.6
-    assert len(best_confidence(table.assign(f1_hm=np.nan), 0.5, "f1_hm")) == 0
-    table.loc[table["arm"] == "EXP", "f1_hm"] = np.nan
-    points = operating_points(table, 0.5, "f1_hm", 0.4).set_index("arm")
-    assert points["confidence"].to_dict() == {"EXP": 0.4, "EXP+GEN": 0.6}
-    assert points["chosen_by"].str.startswith("fixed").to_dict() == {"EXP": True, "EXP+GEN": False}
+def test_power_against_simulation():
+    table = power_table(0.02, 0.01, [2, 4, 8]).set_index("n")["power"]
+    assert table.is_monotonic_increasing
+    values = 0.02 + np.random.default_rng(1).normal(0, 0.01, (4000, 4))
+    assert table[4] == pytest.approx((stats.ttest_1samp(values, 0, axis=1).pvalue < 0.05).mean(), abs=0.03)
 
 
-def test_table_of_conditions():
-    found = scores()
-    pairs = paired_scores(found, 0.5, ("EXP", "EXP+GEN"), best_confidence(found, 0.5, "f1_hm"))
-    assert len(pairs) == 2 * 4 * 3
-    table = significance_table(pairs).set_index(["n_train", "measure"])
-    assert table["varied"].eq("detector seed").all() and table["shared"].str.contains("generator").all()
-    assert (table["family"] == 2).all() and (table["p_holm"] >= table["p"]).all()
-    assert table.loc[(10, "f1_hm"), "mean"] == pytest.approx(0.02, abs=0.015)
-    assert table["smallest_p_sign_flip"].eq(0.125).all()
-    by_hand = pairs[(pairs["n_train"] == 50) & (pairs["measure"] == "f1_detect")]
-    expected = stats.ttest_rel(by_hand["EXP+GEN"], by_hand["EXP"]).pvalue
-    assert table.loc[(50, "f1_detect"), "p"] == pytest.approx(expected)
-
-
-def test_conditions_are_never_pooled_and_splits_only_from_three_on():
-    rows = [(s, n, k, 0.01 * int(s) + 0.001 * k) for s in "123" for n in (10, 50) for k in (-1, 1)]
-    pairs = pd.DataFrame(rows, columns=["split", "n_train", "seed", "difference"])
-    two = comparisons(pairs[pairs["split"] != "3"])
-    assert [(keys["split"], keys["n_train"], len(d)) for keys, d in two] == [
-        ("1", 10, 2), ("1", 50, 2), ("2", 10, 2), ("2", 50, 2),
-    ]  # fmt: skip
-    assert all(keys["varied"] == "detector seed" and "generator" in keys["shared"] for keys, _ in two)
-    table = comparison_table(pairs).set_index(["split", "n_train"])
-    assert len(table) == 8 and (table["n"].loc["all"] == 3).all()
-    test = stats.ttest_1samp([0.01, 0.02, 0.03], 0)  # of the split means, not of six pairs
-    assert table.loc[("all", 50), "p"] == pytest.approx(test.pvalue)
-    assert "generator" in table.loc[("all", 50), "varied"] and table.loc[("all", 50), "shared"] == "data set"
-    hole = pairs.assign(difference=pairs["difference"].where(pairs["split"] != "3"))
-    own = comparison_table(pairs, between=between_pairs(True)).set_index(["split", "n_train"])
-    assert (
-        own.loc[("1", 10), "varied"] == "generator, detector seed" and "generator" not in own.loc[("1", 10), "shared"]
-    )
-    assert own["p"].equals(table["p"])
-    assert len(comparisons(hole)) == 4 and len(comparison_table(pairs[:0])) == 0
-
-
-def test_seeds_without_a_partner_and_absent_arms():
-    found = scores()
-    found = found[~((found["arm"] == "EXP+GEN") & (found["seed"] == 4))]
-    table = significance_table(paired_scores(found, 0.5, ("EXP", "EXP+GEN"), 0.6))
-    assert (table["n"] == 3).all() and (table["left_out"] == 1).all()
-    none = significance_table(paired_scores(found, 0.5, ("EXP", "EXP+RARE"), 0.6))
-    assert (none["n"] == 0).all() and none["undefined"].str.contains("0 pairs").all()
-    assert len(significance_table(paired_scores(found[:0], 0.5, ("EXP", "EXP+GEN"), 0.6))) == 0
-
-
-def test_records_have_null_for_undefined():
-    table = pd.DataFrame({"p": [np.nan, 0.5], "s": ["a", None]})
-    assert records(table) == [{"p": None, "s": "a"}, {"p": 0.5, "s": None}]
+def test_every_arm_is_tested_against_its_baseline():
+    best = pd.DataFrame([("1", n, arm, 0.8 if arm == "EXP" else 0.6) for n in (10, 50) for arm in ARMS],
+                        columns=["split", "n_train", "arm", "confidence"])  # fmt: skip
+    pairs = paired_scores(at_thresholds(scores(arms=tuple(ARMS)), 0.5, best))
+    assert len(pairs) == 2 * 4 * 3 * (len(ARMS) - 1) and "EXP" not in set(pairs["arm"])
+    assert pairs.groupby("arm")["baseline"].first().to_dict() == {a: ARMS[a].baseline for a in ARMS if a != "EXP"}
+    table = paired_tests(pairs).set_index(["arm", "n_train", "measure"])
+    assert (table["p_holm"] >= table["p"]).all() and table["smallest_p_sign_flip"].eq(0.125).all()
+    one = pairs[(pairs["n_train"] == 50) & (pairs["measure"] == "f1_detect") & (pairs["arm"] == "EXP+RARE")]
+    row = table.loc[("EXP+RARE", 50, "f1_detect")]
+    assert row["p"] == pytest.approx(stats.ttest_rel(one["score"], one["base"]).pvalue)
+    assert row["gain"] == pytest.approx(0.04, abs=0.02) and row["baseline"] == "EXP+GEN"  # third arm after the first
+    for _, family in table.groupby(["arm", "measure"]):
+        assert family["p_holm"].tolist() == pytest.approx(holm(family["p"]))
 
 
 def test_gain_is_a_share_of_what_is_left():
-    rows = [("1", 10, seed, "f1_hm", 0.6, 0.6 + gain, gain) for seed, gain in ((1, 0.1), (2, 0.3))]
-    pairs = pd.DataFrame(rows, columns=["split", "n_train", "seed", "measure", "EXP", "EXP+GEN", "difference"])
-    row = gain_table(pairs, ("EXP", "EXP+GEN")).iloc[0]
-    assert (row["base"], row["other"], row["gain"]) == pytest.approx((0.6, 0.8, 0.2))
+    rows = [("1", 10, arm, seed, value) for arm, seed, value in
+            (("EXP", 1, 0.6), ("EXP", 2, 0.6), ("EXP+GEN", 1, 0.7), ("EXP+GEN", 2, 0.9))]  # fmt: skip
+    chosen = pd.DataFrame(rows, columns=["split", "n_train", "arm", "seed", "f1_hm"])
+    row = paired_tests(paired_scores(chosen, ["f1_hm"])).iloc[0]
+    assert (row["base"], row["score"], row["gain"]) == pytest.approx((0.6, 0.8, 0.2))
     assert row["share_of_left"] == pytest.approx(0.5) and row["n"] == 2
-    assert len(gain_table(pairs[:0], ("EXP", "EXP+GEN"))) == 0
+
+
+def test_seeds_without_a_partner_and_absent_arms():
+    found = at_thresholds(scores(), 0.5, 0.6)
+    table = paired_tests(paired_scores(found[~((found["arm"] == "EXP") & (found["seed"] == 4))]))
+    assert (table["n"] == 3).all() and (table["left_out"] == 1).all()
+    alone = paired_tests(paired_scores(found[found["arm"] == "EXP+GEN"]))
+    assert (alone["n"] == 0).all() and alone["undefined"].str.contains("0 pairs").all()
+    none = paired_tests(paired_scores(found[found["arm"] == "EXP"]))
+    assert len(none) == 0 and list(none) == list(table)
 
 
 def test_the_measure_that_stands_in():
@@ -165,3 +149,52 @@ def test_the_measure_that_stands_in():
     measure, words = headline_measure(none)
     assert measure == "f1_detect" and "one class" in words
     assert "two classes" in headline_measure(none.assign(f1_class_2=np.nan))[1]
+
+
+def counts(hits: list[int], predicted: list[int]) -> Counts:
+    """One class, one threshold; every patch holds four truths."""
+    pairs = np.array(hits, dtype=np.int32).reshape(-1, 1, 1, 1, 1)
+    known = np.full((len(hits), 1), 4, dtype=np.int32)
+    return Counts(pairs, np.array(predicted, dtype=np.int32)[:, None], known, (0.5,), (0.5,), (1,))
+
+
+def test_the_difference_is_resampled_by_micrograph_and_paired():
+    images = ["a", "a", "b", "c"]
+    base, other = counts([1, 2, 3, 0], [4, 4, 4, 4]), counts([2, 2, 4, 1], [4, 4, 4, 4])
+    drawn = bootstrap_differences([base, base], [other, base], images, "f1_detect", np.random.default_rng(0), 4000)
+    assert drawn.shape == (4000, 2) and (drawn[:, 1] == 0).all()  # the same micrographs on both sides: no spread
+    # F1 = 2 TP / (predicted + truths) = TP / 4P; micrograph a holds two patches and is drawn as a whole.
+    gain, patches = np.array([1.0, 1.0, 1.0]), np.array([2, 1, 1])
+    draws = np.array(list(itertools.product(range(3), repeat=3)))  # all 27 resamples of three micrographs
+    exact = gain[draws].sum(axis=1) / (4 * patches[draws].sum(axis=1))
+    assert set(np.round(drawn[:, 0], 9)) == set(np.round(exact, 9))
+    assert drawn[:, 0].mean() == pytest.approx(exact.mean(), abs=0.002)
+
+
+def test_figures_of_every_arm_and_of_one_class():
+    found = scores(arms=tuple(ARMS))
+    one_class = found.assign(f1_hm=np.nan, f1_class=np.nan)
+    for table, measure in ((found, "f1_hm"), (one_class, "f1_detect")):
+        chosen = at_thresholds(table, 0.5, 0.6)
+        pairs = paired_scores(chosen)
+        tests = paired_tests(pairs)
+        names = [text.get_text() for text in comparison_plots.sizes(chosen, tests, measure, "").legends[0].get_texts()]
+        assert names == list(ARMS)
+        axes = comparison_plots.paired_differences(pairs, tests, measure, "phantom").axes[0]
+        assert [t.get_text() for t in axes.get_yticklabels()][:2] == [
+            "split 1, N = 10: EXP+GEN minus EXP", "split 1, N = 10: EXP+GEN2 minus EXP",
+        ]  # fmt: skip
+        assert len(axes.containers) == 2 * (len(ARMS) - 1)  # a mean with its interval per N and arm
+        axes = comparison_plots.gains(tests, "phantom").axes[0]
+        assert "undefined" in str([t.get_text() for t in axes.get_legend().get_texts()]) or measure == "f1_hm"
+
+
+def test_the_picture_is_of_a_typical_patch():
+    patches = ellipse_patches(12)
+    numbers = np.bincount(patches.table["patch"], minlength=12)
+    typical = comparison_plots.typical_patch(patches)
+    assert numbers[typical] >= numbers.mean() > numbers[:typical].max(initial=0)
+    masks = patches.label_maps(np.array([typical, 0]))
+    found = patches.of(typical).rename(columns={"class": "label"})
+    figure = comparison_plots.strip(masks, patches.images[[typical, 0]], found, {1: "a", 2: "b", 3: "c"}, "phantom")
+    assert len(figure.axes) == 4 and len(figure.axes[3].patches) == len(found)

@@ -1,8 +1,7 @@
 """Patches to latents and back: diffusers' vector-quantised autoencoder for grey images.
 
 The paper takes a VQGAN (Esser et al. 2021) pretrained on natural images and freezes it; diffusion then runs on
-its latents, before quantisation, as in Rombach et al. (2022). Here it is loaded from a file, or trained by
-`companion.diffusion.train` where none is given, and frozen as well.
+its latents, before quantisation, as in Rombach et al. (2022).
 """
 
 from __future__ import annotations
@@ -16,38 +15,36 @@ import torch
 import torch.nn.functional as F
 from diffusers import VQModel
 from numpy.typing import NDArray
-from skimage import metrics
 from torch import Tensor, nn
 
-from companion.config import profile as params, training
-from companion.machine import send, uncompiled
+from companion.config import diffusion as settings_of
+from companion.training import uncompiled
+from companion.weights import load_network, save_state
 
 KIND = "companion autoencoder"
+BATCH = 32  # patches at a time; the same everywhere, so that latents do not depend on other batch sizes
 
 
-def configuration(parameters: params.Autoencoder, grey: tuple[float, float], spread: float = 1.0) -> dict[str, Any]:
+def configuration(
+    settings: settings_of.Autoencoder, grey: tuple[float, float], spread: float | None = 1.0
+) -> dict[str, Any]:
     """What defines an autoencoder, as plain values kept with the weights.
 
     Parameters
     ----------
-    parameters : the profile's section
+    settings : the profile's section
     grey : grey level that the network sees as 0, and the difference that it sees as 1, in 0-255
-    spread : standard deviation of what the network sees, over its training images
+    spread : standard deviation of what the network sees, over its training images; None: see `Autoencoder.fit_grey`
     """
-    levels = len(parameters.channels)
+    levels, depth = len(settings.channels), settings.stem**2
     vq = {
-        "in_channels": parameters.stem**2,
-        "out_channels": parameters.stem**2,
-        "down_block_types": ["DownEncoderBlock2D"] * levels,
-        "up_block_types": ["UpDecoderBlock2D"] * levels,
-        "block_out_channels": list(parameters.channels),
-        "layers_per_block": parameters.blocks,
-        "latent_channels": parameters.latent_channels,
-        "num_vq_embeddings": parameters.codes,
-        "norm_num_groups": math.gcd(32, *parameters.channels),
-        "mid_block_add_attention": parameters.attention,
-    }
-    return {"vq": vq, "stem": parameters.stem, "grey": [float(value) for value in grey], "spread": spread}
+        "in_channels": depth, "out_channels": depth, "latent_channels": settings.latent_channels,
+        "down_block_types": ["DownEncoderBlock2D"] * levels, "up_block_types": ["UpDecoderBlock2D"] * levels,
+        "block_out_channels": list(settings.channels), "layers_per_block": settings.blocks,
+        "num_vq_embeddings": settings.codes, "norm_num_groups": math.gcd(32, *settings.channels),
+        "mid_block_add_attention": settings.attention,
+    }  # fmt: skip
+    return {"vq": vq, "stem": settings.stem, "grey": [float(value) for value in grey], "spread": spread}
 
 
 class Autoencoder(nn.Module):
@@ -63,8 +60,7 @@ class Autoencoder(nn.Module):
         super().__init__()
         self.config = dict(config)
         self.vq = VQModel(**config["vq"])
-        self.grey_mean, self.grey_scale = config["grey"]
-        shape = (1, int(config["vq"]["latent_channels"]), 1, 1)
+        shape = (1, self.latent_channels, 1, 1)
         self.register_buffer("latent_mean", torch.zeros(shape))
         self.register_buffer("latent_std", torch.ones(shape))
 
@@ -75,11 +71,13 @@ class Autoencoder(nn.Module):
 
     @property
     def latent_channels(self) -> int:
+        """C."""
         return int(self.config["vq"]["latent_channels"])
 
     def scale(self, images: Tensor) -> Tensor:
         """Grey levels [B, S, S] in 0-255 -> network input, float [B, 1, S, S]."""
-        return ((images.to(self.latent_mean.dtype) - self.grey_mean) / self.grey_scale).unsqueeze(1)
+        mean, step = self.config["grey"]
+        return ((images.to(self.latent_mean.dtype) - mean) / step).unsqueeze(1)
 
     def unscaled_latents(self, scaled: Tensor) -> Tensor:
         """Latents as the network gives them, [B, C, S/f, S/f], of `scale`'s output."""
@@ -96,50 +94,38 @@ class Autoencoder(nn.Module):
         return sample.mean(dim=1, keepdim=True), decoded.commit_loss.mean()
 
     def encode(self, images: Tensor) -> Tensor:
-        """Latents of grey levels.
-
-        Parameters
-        ----------
-        images : [B, S, S], uint8 or float in 0-255
-
-        Returns
-        -------
-        float [B, C, S/f, S/f], per channel of zero mean and unit variance over the training patches
-        """
+        """Grey levels [B, S, S] in 0-255 -> latents [B, C, S/f, S/f], of mean 0, variance 1 over training patches."""
         return (self.unscaled_latents(self.scale(images)) - self.latent_mean) / self.latent_std
 
     def decode(self, latents: Tensor) -> Tensor:
         """Grey levels, float [B, S, S] in 0-255, of latents as `encode` gives them; quantises them first."""
         scaled, _ = self.reconstruction(latents * self.latent_std + self.latent_mean)
-        return (scaled.squeeze(1) * self.grey_scale + self.grey_mean).clamp(0, 255)
+        mean, step = self.config["grey"]
+        return (scaled.squeeze(1) * step + mean).clamp(0, 255)
 
     def fit_grey(self, images: NDArray[np.uint8]) -> None:
         """Adapt a pretrained network to the brightness and contrast of patches uint8 [P, S, S].
 
-        The grey scale is chosen so that the network sees their mean as 0 and their standard deviation as that of
-        the images it was trained on: another microscope's contrast is then nothing new to it. A network trained on
-        photographs of every contrast (``spread`` None) keeps its scale.
+        The network then sees their mean as 0 and their standard deviation as that of the images it was trained on:
+        another microscope's contrast is nothing new to it. A network trained on photographs of every contrast
+        (``spread`` None) keeps its scale, as in the paper's code base.
         """
-        if self.config["spread"] is None:
-            return
-        scale = max(float(np.std(images)) / self.config["spread"], 1.0)
-        self.config["grey"] = [float(np.mean(images)), scale]
-        self.grey_mean, self.grey_scale = self.config["grey"]
+        if self.config["spread"] is not None:
+            scale = max(float(np.std(images)) / self.config["spread"], 1.0)
+            self.config["grey"] = [float(np.mean(images)), scale]
 
-    @torch.no_grad()
-    def fit_scaling(self, images: NDArray[np.uint8], batch_size: int) -> None:
+    def fit_scaling(self, images: NDArray[np.uint8]) -> None:
         """Set the latents' mean and standard deviation, per channel, from patches uint8 [P, S, S]."""
         self.latent_mean.zero_()
         self.latent_std.fill_(1)
-        latents = encode_all(self, images, batch_size)
+        latents = encode_all(self, images)
         self.latent_mean.copy_(latents.mean(dim=(0, 2, 3), keepdim=True))
         self.latent_std.copy_(latents.std(dim=(0, 2, 3), keepdim=True).clamp_min(1e-6))
 
-    @torch.no_grad()
-    def features(self, images: NDArray[np.uint8], batch_size: int = 32) -> NDArray[np.float64]:
+    def features(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:
         """What the encoder sees: mean and standard deviation over each of its levels' channels, float [P, D].
 
-        Used as feature space of distances between sets of images where no network pretrained on other data is at hand.
+        Feature space of distances between sets of images, as no network pretrained on such images is at hand.
         """
         rows: list[Tensor] = []
         levels: list[Tensor] = []
@@ -148,50 +134,31 @@ class Autoencoder(nn.Module):
             for block in [*self.vq.encoder.down_blocks, self.vq.encoder.mid_block]
         ]
         try:
-            with uncompiled(self):
-                for batch in batches(images, batch_size):
-                    levels.clear()
-                    self.encode(batch.to(self.latent_mean.device))
-                    rows.append(torch.cat([s for x in levels for s in (x.mean(dim=(2, 3)), x.std(dim=(2, 3)))], dim=1))
+            for start in range(0, len(images), BATCH):
+                levels.clear()
+                encode_all(self, images[start : start + BATCH])
+                rows.append(torch.cat([s for x in levels for s in (x.mean(dim=(2, 3)), x.std(dim=(2, 3)))], dim=1))
         finally:
             for hook in hooks:
                 hook.remove()
         return torch.cat(rows).double().cpu().numpy()
 
 
-def batches(images: NDArray[np.uint8], batch_size: int):
-    """Torch tensors of `batch_size` patches each, in order; the last may be smaller."""
-    for start in range(0, len(images), batch_size):
-        yield torch.from_numpy(np.array(images[start : start + batch_size]))
-
-
 @torch.no_grad()
-def encode_all(autoencoder: Autoencoder, images: NDArray[np.uint8], batch_size: int) -> Tensor:
+def encode_all(autoencoder: Autoencoder, images: NDArray[np.uint8]) -> Tensor:
     """Latents [P, C, S/f, S/f] of patches uint8 [P, S, S], on the autoencoder's device."""
     device = autoencoder.latent_mean.device
+    parts = [torch.from_numpy(np.array(images[start : start + BATCH])) for start in range(0, len(images), BATCH)]
     with uncompiled(autoencoder):
-        return torch.cat([autoencoder.encode(send(batch, device)) for batch in batches(images, batch_size)])
+        return torch.cat([autoencoder.encode(part.to(device)) for part in parts])
 
 
 @torch.no_grad()
-def reconstruct(autoencoder: Autoencoder, images: NDArray[np.uint8], batch_size: int = 32) -> NDArray[np.uint8]:
+def reconstruct(autoencoder: Autoencoder, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Encode, quantise and decode patches uint8 [P, S, S]: the ceiling of what diffusion can draw."""
-    device = autoencoder.latent_mean.device
     with uncompiled(autoencoder):
-        parts = [to_grey(autoencoder.decode(autoencoder.encode(b.to(device)))) for b in batches(images, batch_size)]
-    return np.concatenate(parts) if parts else np.zeros_like(images)
-
-
-def peak_signal_to_noise(images: NDArray[np.uint8], decoded: NDArray[np.uint8]) -> float:
-    """PSNR in dB over all pixels of two stacks of patches; infinite for equal ones."""
-    error = np.mean([np.mean((a.astype(float) - b) ** 2) for a, b in zip(images, decoded, strict=True)])
-    return float(10 * np.log10(255**2 / error)) if error > 0 else math.inf
-
-
-def structural_similarity(images: NDArray[np.uint8], decoded: NDArray[np.uint8], most: int = 200) -> float:
-    """Mean SSIM (Wang et al. 2004) of two stacks of patches, 1 for equal ones, over `most` of them, evenly spaced."""
-    chosen = np.unique(np.linspace(0, len(images) - 1, min(len(images), most)).astype(int))
-    return float(np.mean([metrics.structural_similarity(images[k], decoded[k], data_range=255) for k in chosen]))
+        parts = [to_grey(autoencoder.decode(part)) for part in encode_all(autoencoder, images).split(BATCH)]
+    return np.concatenate(parts)
 
 
 def to_grey(decoded: Tensor) -> NDArray[np.uint8]:
@@ -199,22 +166,11 @@ def to_grey(decoded: Tensor) -> NDArray[np.uint8]:
     return decoded.round().to(torch.uint8).cpu().numpy()
 
 
-def save(autoencoder: Autoencoder, path: Path, **about: Any) -> None:
+def save_autoencoder(autoencoder: Autoencoder, path: Path, **about: Any) -> None:
     """Write weights, latent scaling and configuration as safetensors; `about` goes along."""
-    training.save_state(autoencoder.state_dict(), path, {"kind": KIND, "config": autoencoder.config, **about})
+    save_state(autoencoder.state_dict(), path, {"kind": KIND, "config": autoencoder.config, **about})
 
 
-def load(path: Path, device: str | torch.device = "cpu") -> tuple[Autoencoder, dict[str, Any]]:
-    """A frozen autoencoder and what was written about it; needs no profile.
-
-    Raises
-    ------
-    CompanionError
-        When the file is missing, broken, or holds another network.
-    """
-    return training.load_network(path, KIND, Autoencoder, device)
-
-
-def freeze(autoencoder: Autoencoder) -> Autoencoder:
-    """In evaluation mode, without gradients: as the paper uses it for every split."""
-    return autoencoder.eval().requires_grad_(False)
+def load_autoencoder(path: Path, device: str | torch.device = "cpu") -> tuple[Autoencoder, dict[str, Any]]:
+    """A frozen autoencoder and what was written about it; needs no profile. Errors: see `weights.load_network`."""
+    return load_network(path, KIND, Autoencoder, device)

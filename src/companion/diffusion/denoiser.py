@@ -11,17 +11,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import (
-    DDIMScheduler,
-    DDPMScheduler,
-    DPMSolverMultistepScheduler,
-    UNet2DModel,
-    UniPCMultistepScheduler,
-)
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UNet2DModel
 from torch import Tensor, nn
 
-from companion.config import profile as params, training
+from companion.config import diffusion as settings_of
 from companion.errors import CompanionError
+from companion.weights import load_state, save_state
 
 KIND = "companion denoiser"
 
@@ -86,98 +81,60 @@ class Denoiser(nn.Module):
         self.config = dict(config)
         self.mask_encoder = MaskEncoder(**config["mask"])
         self.unet = UNet2DModel(**config["unet"])
-        if conditions := config.get("conditions"):
-            width = (
-                4 * config["unet"]["block_out_channels"][0]
-            )  # of diffusers' timestep embedding, which it is added to
-            last = nn.Linear(width, width)
-            nn.init.zeros_(last.weight)  # starts as the network that is told nothing
-            self.condition_encoder = nn.Sequential(nn.Linear(len(conditions["names"]), width), nn.SiLU(), last)
 
-    def forward(
-        self, noisy: Tensor, timestep: Tensor, mask_features: Tensor, conditions: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, noisy: Tensor, timesteps: Tensor, mask_features: Tensor) -> Tensor:
         """What it is trained to predict.
 
         Parameters
         ----------
         noisy : latents [B, C, s, s]
-        timestep : int [B]
+        timesteps : int [B]
         mask_features : [B, C, s, s], of `mask_encoder`
-        conditions : [B, n], of `companion.diffusion.conditions`, for a denoiser that is told them
 
         Returns
         -------
         [B, C, s, s]
         """
-        folded = F.pixel_unshuffle(
-            torch.cat([noisy, mask_features], dim=1), self.config["stem"]
-        )  # (B, 2C t^2, s/t, s/t)
-        told = None if conditions is None else self.condition_encoder(conditions)  # (B, width)
-        return F.pixel_shuffle(self.unet(folded, timestep, told).sample, self.config["stem"])  # (B, C, s, s)
+        conditioned = torch.cat([noisy, mask_features], dim=1)  # (B, 2C, s, s): the mask enters here
+        folded = F.pixel_unshuffle(conditioned, self.config["stem"])  # (B, 2C t^2, s/t, s/t)
+        return F.pixel_shuffle(self.unet(folded, timesteps).sample, self.config["stem"])  # (B, C, s, s)
 
 
 def configuration(
-    parameters: params.Denoiser,
-    *,
-    classes: int,
-    latent_channels: int,
-    downsampling: int,
-    conditions: dict[str, Any] | None = None,
+    settings: settings_of.Denoiser, classes: int, latent_channels: int, downsampling: int
 ) -> dict[str, Any]:
-    """What defines a denoiser: mask encoder, U-Net, what it is told, and noise schedule, kept with the weights."""
-    levels = [2**k for k in range(len(parameters.channels))]
-    attends = [factor in parameters.attention_factors for factor in levels]
+    """What defines a denoiser: mask encoder, U-Net and noise process, as plain values kept with the weights."""
+    attends = [2**level in settings.attention_factors for level in range(len(settings.channels))]
     # Normalising a channel alone would take away what the embedding of the timestep adds to it.
-    groups = math.gcd(32, *parameters.channels)
+    groups = math.gcd(32, *settings.channels)
+    mask = {"classes": classes, "downsampling": downsampling, "channels": latent_channels,
+            "encoding": settings.mask_encoding}  # fmt: skip
+    unet = {
+        "in_channels": 2 * latent_channels * settings.stem**2, "out_channels": latent_channels * settings.stem**2,
+        "block_out_channels": list(settings.channels), "layers_per_block": settings.blocks,
+        "down_block_types": ["AttnDownBlock2D" if a else "DownBlock2D" for a in attends],
+        "up_block_types": ["AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)],
+        "attention_head_dim": groups,
+        "norm_num_groups": groups // 2 if groups == min(settings.channels) else groups,
+    }  # fmt: skip
+    # "scaled_linear" is linear in the square root of beta, which CompVis' code calls "linear".
+    schedule = {"beta_schedule": "scaled_linear", "beta_start": settings.beta_start, "beta_end": settings.beta_end,
+                "num_train_timesteps": settings.timesteps, "prediction_type": settings.prediction}  # fmt: skip
     return {
-        "mask": {
-            "classes": classes, "downsampling": downsampling, "channels": latent_channels,
-            "encoding": parameters.mask_encoding,
-        },
-        "unet": {
-            "in_channels": 2 * latent_channels * parameters.stem**2,
-            "out_channels": latent_channels * parameters.stem**2,
-            "block_out_channels": list(parameters.channels),
-            "layers_per_block": parameters.blocks,
-            "down_block_types": ["AttnDownBlock2D" if a else "DownBlock2D" for a in attends],
-            "up_block_types": ["AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)],
-            "attention_head_dim": groups,
-            "norm_num_groups": groups // 2 if groups == min(parameters.channels) else groups,
-            "class_embed_type": "identity" if conditions else None,  # an embedding added to the timestep's
-        },
-        "conditions": conditions,
-        "mask_dropout": parameters.mask_dropout,
-        "stem": parameters.stem,
-        "schedule": schedule_of(parameters),
+        "mask": mask, "unet": unet, "stem": settings.stem, "schedule": schedule, "mask_dropout": settings.mask_dropout,
     }  # fmt: skip
 
 
-def schedule_of(parameters: params.Denoiser) -> dict[str, Any]:
-    """Arguments of diffusers' schedulers that define the noise process."""
-    return {
-        # "scaled_linear" is linear in the square root of beta, which CompVis' code calls "linear".
-        "beta_schedule": "scaled_linear",
-        "beta_start": parameters.beta_start,
-        "beta_end": parameters.beta_end,
-        "num_train_timesteps": parameters.timesteps,
-        "prediction_type": parameters.prediction,
-    }
-
-
-def noise_schedule(config: dict[str, Any]) -> DDPMScheduler:
+def noise_process(config: dict[str, Any]) -> DDPMScheduler:
     """The forward process that the denoiser is trained on: ``add_noise`` and ``get_velocity``."""
     return DDPMScheduler(**config["schedule"], clip_sample=False)
 
 
-def sampler(
-    config: dict[str, Any], parameters: params.Sampling
-) -> DDIMScheduler | DPMSolverMultistepScheduler | UniPCMultistepScheduler:
+def sampler(config: dict[str, Any], settings: settings_of.Sampling) -> DDIMScheduler | DPMSolverMultistepScheduler:
     """The reverse process, its steps set.
 
-    "ddim" is Song et al. (2021), with `parameters.eta` in its ``step``; "dpm-solver++" is the second-order
-    multistep solver of Lu et al. (2022), and "unipc" the second-order predictor and corrector of Zhao et al. (2023);
-    neither has randomness of its own.
+    "ddim" is Song et al. (2021), with ``settings.eta`` in its ``step``; "dpm-solver++" is the second-order multistep
+    solver of Lu et al. (2022), which has no randomness of its own.
 
     Raises
     ------
@@ -185,37 +142,36 @@ def sampler(
         When more sampling steps are asked for than the noise process has.
     """
     schedule = config["schedule"]
-    if parameters.steps > schedule["num_train_timesteps"]:
+    if settings.steps > schedule["num_train_timesteps"]:
         raise CompanionError(
-            f"sampling.steps is {parameters.steps}, but the denoiser knows {schedule['num_train_timesteps']} timesteps"
+            f"sampling.steps is {settings.steps}, but the denoiser knows {schedule['num_train_timesteps']} timesteps"
         )
-    if parameters.sampler == "ddim":
+    if settings.sampler == "ddim":
         # The last step goes to the first timestep's variance, not to zero, as in the paper's code base.
         made = DDIMScheduler(**schedule, clip_sample=False, set_alpha_to_one=False, timestep_spacing="trailing")
-    elif parameters.sampler == "dpm-solver++":
-        made = DPMSolverMultistepScheduler(**schedule, algorithm_type="dpmsolver++", timestep_spacing="trailing")
     else:
-        made = UniPCMultistepScheduler(**schedule, solver_order=2, timestep_spacing="trailing")
-    made.set_timesteps(parameters.steps)
+        made = DPMSolverMultistepScheduler(**schedule, algorithm_type="dpmsolver++", timestep_spacing="trailing")
+    made.set_timesteps(settings.steps)
     return made
 
 
-def parameter_count(network: nn.Module) -> int:
-    """Trainable and frozen parameters, buffers not counted."""
-    return sum(parameter.numel() for parameter in network.parameters())
+def save_denoiser(denoiser: Denoiser, path: Path, pictures: dict[int, Tensor], **about: Any) -> None:
+    """Write weights, configuration and the pictures drawn during training as safetensors; `about` goes along."""
+    state = {"denoiser": denoiser.state_dict(), "pictures": pictures}
+    save_state(state, path, {"kind": KIND, "config": denoiser.config, **about})
 
 
-def save(denoiser: Denoiser, path: Path, **about: Any) -> None:
-    """Write weights and configuration as safetensors; `about` goes along."""
-    training.save_state(denoiser.state_dict(), path, {"kind": KIND, "config": denoiser.config, **about})
-
-
-def load(path: Path, device: str | torch.device = "cpu") -> tuple[Denoiser, dict[str, Any]]:
-    """A denoiser in evaluation mode and what was written about it; needs no profile.
+def load_denoiser(path: Path, device: str | torch.device = "cpu") -> tuple[Denoiser, dict[str, Any]]:
+    """A denoiser in evaluation mode and what was written about it ("pictures" included); needs no profile.
 
     Raises
     ------
     CompanionError
         When the file is missing, broken, or holds another network.
     """
-    return training.load_network(path, KIND, Denoiser, device)
+    state, about = load_state(path)
+    if about.get("kind") != KIND:
+        raise CompanionError(f"{path} holds '{about.get('kind')}', not a {KIND}; give the file that notebook 04 wrote")
+    denoiser = Denoiser(about["config"])
+    denoiser.load_state_dict(state["denoiser"])
+    return denoiser.to(device).eval().requires_grad_(False), {**about, "pictures": state["pictures"]}

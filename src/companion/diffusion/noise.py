@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft, ndimage, optimize
 
-from companion.micrographs.patches import Patches
 from companion.errors import CompanionError
+from companion.micrographs.patches import Patches
 
 LEVELS = 12  # bins of grey level through which the line of the variance is fitted
 EDGE_PX = 3  # around a defect that does not count as background
@@ -42,30 +42,31 @@ class NoiseModel:
         offset, slope = map(float, self.line[micrograph])
         return np.sqrt(np.maximum(offset + slope * grey, LOWEST_VARIANCE))
 
-    def add(self, signal: NDArray[np.floating], rng: np.random.Generator) -> NDArray[np.float32]:
-        """The noiseless image [S, S], grey levels 0-255, with the noise of one of the micrographs.
+    def add(
+        self, signals: NDArray[np.floating], rngs: Sequence[np.random.Generator], threads: int = 1
+    ) -> NDArray[np.float32]:
+        """Noiseless images [n, S, S], grey levels 0-255, each with the noise of one of the micrographs.
+
+        Every image has a generator of its own, so that none depends on the others.
 
         Raises
         ------
         CompanionError
-            When the image is not of the size that the noise was measured at.
+            When the images are not of the size that the noise was measured at.
         """
-        if signal.shape[-1] != self.spectrum.shape[1]:
+        if signals.shape[-1] != self.spectrum.shape[1]:
             raise CompanionError(
-                f"the noise was measured on patches of {self.spectrum.shape[1]} px, the image has {signal.shape[-1]} px"
+                f"the noise was measured on patches of {self.spectrum.shape[1]} px, images have {signals.shape[-1]} px"
             )
-        micrograph = int(rng.integers(len(self.line)))
-        signal = np.asarray(signal, dtype=np.float32)
-        white = fft.rfft2(rng.standard_normal(signal.shape, dtype=np.float32))
-        shaped = fft.irfft2(white * np.sqrt(self.spectrum[micrograph]), s=signal.shape)  # mean 0, variance 1
-        return signal + shaped * self.standard_deviation(micrograph, signal)
 
-    def add_to_all(
-        self, signals: NDArray[np.floating], rngs: Sequence[np.random.Generator], threads: int
-    ) -> NDArray[np.float32]:
-        """`add` for images [B, S, S], each with a generator of its own, so that none depends on the others."""
-        with ThreadPoolExecutor(threads) as pool:  # NumPy and SciPy let threads work side by side
-            return np.stack(list(pool.map(self.add, signals, rngs)))
+        def add(signal: NDArray[np.floating], rng: np.random.Generator) -> NDArray[np.float32]:
+            micrograph, signal = int(rng.integers(len(self.line))), np.asarray(signal, dtype=np.float32)
+            white = fft.rfft2(rng.standard_normal(signal.shape, dtype=np.float32))
+            shaped = fft.irfft2(white * np.sqrt(self.spectrum[micrograph]), s=signal.shape)  # mean 0, variance 1
+            return signal + shaped * self.standard_deviation(micrograph, signal)
+
+        with ThreadPoolExecutor(threads) as workers:  # NumPy and SciPy let threads work side by side
+            return np.stack(list(workers.map(add, signals, rngs)))
 
 
 def measure(train: Patches, decoded: NDArray[np.floating]) -> NoiseModel:

@@ -7,66 +7,129 @@ whole micrographs (real) or patches (generated), because patches of one microgra
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
+from sklearn.metrics.pairwise import polynomial_kernel, rbf_kernel
 
+from companion.diffusion import measures
+from companion.diffusion.measures import Floats
 from companion.micrographs.patches import Patches
-from companion.diffusion.measures import (
-    GREY_LEVELS,
-    Weights,
-    auc_interval,
-    autocorrelations,
-    contrast_profiles,
-    cubic_kernel,
-    gaussian_kernel,
-    histograms,
-    images_of,
-    mask_contrast,
-    nearest_training,
-    power_spectra,
-    told_apart,
-    turned,
-    weighted_kernel_distance,
-)
+from companion.stats import c2st_auc, cluster_weights, percentile_interval
 
-MOST = 1000  # patches of a set that are judged: distances need no more, and kernels grow with the square
+MOST = 1000  # images of a set that are judged: distances need no more, and kernels grow with the square
+REAL, TRAINING = "real, held out", "real, training"
+Encode = Callable[[NDArray[np.uint8]], Floats]
+KERNELS = {  # Binkowski et al. 2018; Jayasumana et al. 2024, as wide as two draws of unit scatter lie apart
+    "kid": lambda a, b: polynomial_kernel(a, b, degree=3),
+    "cmmd": lambda a, b: rbf_kernel(a, b, gamma=1 / (4 * a.shape[1])),
+}
 
 
 @dataclass(frozen=True)
-class _Measured:
-    """Everything that the measures need of one set of patches, computed once."""
+class _Described:
+    """What the measures need of a set of P patches, computed once; `within`, `between`: kernels, between held-out."""
 
-    groups: NDArray[Any]  # [P]: what is resampled as a whole
+    groups: NDArray  # [P]: what is resampled as a whole
     contrast: pd.DataFrame
-    power: NDArray[np.float64]
-    histogram: NDArray[np.float64]
-    correlation: NDArray[np.float64]
-    profile: tuple[NDArray[np.float64], NDArray[np.float64]]
-    features: NDArray[np.float64]
-    nearest: NDArray[np.float64]
+    power: Floats
+    histogram: Floats
+    profile: tuple[Floats, Floats]
+    features: Floats
+    nearest: Floats
+    within: dict[str, Floats] = field(default_factory=dict)
+    between: dict[str, Floats] = field(default_factory=dict)
 
-    @property
-    def texture(self) -> NDArray[np.float64]:
-        """What the classifier sees: encoder features and the logarithm of the power spectrum, [P, D]."""
-        return np.concatenate([self.features, np.log10(self.power + 1e-9)], axis=1)
+
+def spectral_distance(a: Floats, b: Floats) -> Floats:
+    """Distance of two power spectra at every frequency, decades."""
+    return np.abs(np.log10(a + 1e-9) - np.log10(b + 1e-9))
+
+
+def mmd(within_a: Floats, within_b: Floats, between: Floats, w: Floats, v: Floats) -> float:
+    """Unbiased squared maximum mean discrepancy (Gretton et al. 2012) of patches that count w and v times.
+
+    Parameters
+    ----------
+    within_a, within_b, between : kernels [P, P], [Q, Q] and [P, Q]
+    w, v : [P] and [Q]
+
+    Returns
+    -------
+    0 in the mean for two samples of one distribution (single values can be negative), larger for others.
+    """
+
+    # A patch paired with itself tells nothing of the distribution, so the diagonal is left out, also where a
+    # resample holds a patch twice.
+    def within(kernel: Floats, u: Floats) -> float:
+        pairs = u.sum() ** 2 - (u**2).sum()
+        return (u @ kernel @ u - (u**2) @ np.diag(kernel)) / pairs if pairs > 0 else np.nan
+
+    return float(within(within_a, w) + within(within_b, v) - 2 * (w @ between @ v) / (w.sum() * v.sum()))
+
+
+def _mean(values: Any, w: Floats) -> float:
+    return float(w @ np.asarray(values, dtype=float) / w.sum()) if w.sum() > 0 else np.nan
+
+
+def _defined_mean(values: Floats) -> float:
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else np.nan
+
+
+def _average(rows: Floats, w: Floats) -> Floats:
+    return w @ rows / w.sum()
+
+
+def _grey(a: Floats, b: Floats) -> float:
+    levels = np.arange(len(a))
+    return stats.wasserstein_distance(levels, levels, a, b)
+
+
+def _across(profile: tuple[Floats, Floats], w: Floats) -> Floats:
+    total, count = (np.tensordot(w, part, axes=1) for part in profile)  # (K, 2 * PROFILE_PX)
+    return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
+
+
+# Of a set `a` whose patches count w times, and held-out real images `b` whose patches count v times.
+MEASURES: dict[str, tuple[str, str, Callable[[_Described, Floats, _Described, Floats], float]]] = {
+    "darker inside its mask": ("share of defects", REAL,
+        lambda a, w, b, v: _mean(a.contrast["contrast"] > 0, w[a.contrast["patch"]])),
+    "contrast of defects": ("share of the surroundings' grey level", REAL,
+        lambda a, w, b, v: _mean(a.contrast["contrast"], w[a.contrast["patch"]])),
+    "distance to the nearest training patch": ("grey levels, median", REAL,
+        lambda a, w, b, v: np.median(np.repeat(a.nearest, w.astype(int)))),
+    "memorisation": ("share nearer to a training patch than any held-out image", REAL,
+        lambda a, w, b, v: _mean(a.nearest < b.nearest.min(), w)),
+    "power spectrum": ("decades, mean over frequencies", TRAINING,
+        lambda a, w, b, v: spectral_distance(_average(a.power, w), _average(b.power, v)).mean()),
+    "power spectrum, worst frequency": ("decades", TRAINING,
+        lambda a, w, b, v: spectral_distance(_average(a.power, w), _average(b.power, v)).max()),
+    "grey levels": ("grey levels, Wasserstein", TRAINING,
+        lambda a, w, b, v: _grey(_average(a.histogram, w), _average(b.histogram, v))),
+    "profile across defects": ("share of the surroundings' grey level", TRAINING,
+        lambda a, w, b, v: _defined_mean(np.abs(_across(a.profile, w) - _across(b.profile, v)))),
+    "kid": ("encoder features", TRAINING,
+        lambda a, w, b, v: mmd(a.within["kid"], b.within["kid"], a.between["kid"], w, v)),
+    "cmmd": ("encoder features", TRAINING,
+        lambda a, w, b, v: mmd(a.within["cmmd"], b.within["cmmd"], a.between["cmmd"], w, v)),
+}  # fmt: skip
 
 
 def judge(
     generated: Patches,
     train: Patches,
     test: Patches,
-    encode: Callable[[NDArray[np.uint8]], NDArray[np.float64]],
+    encode: Encode,
     rng: np.random.Generator,
     *,
     others: Mapping[str, Patches] | None = None,
     resamples: int = 200,
     level: float = 0.95,
-    features_of: str = "encoder features",
 ) -> pd.DataFrame:
     """All measures with interval and yardsticks.
 
@@ -76,152 +139,85 @@ def judge(
     encode : features [P, D] of images uint8 [P, S, S]
     rng : draws the resamples, and the `MOST` patches of larger sets
     others : more sets that are measured as `generated` is, by name
-    resamples : bootstrap resamples behind each interval
-    level : of the intervals
-    features_of : what `encode` gives, in words
+    resamples, level : bootstrap resamples behind each interval, and its level; c2st_auc has none
 
     Returns
     -------
-    One row per measure: measure, unit, value, low, high, n (patches, or defects), yardstick, yardstick_of, and a
-    column per name in `others`. Undefined values (no defect, a single patch) are NaN.
+    One row per measure (`MEASURES` and c2st_auc, the area under the ROC curve of a classifier that is asked to tell
+    the set from held-out images): measure, unit, value, low, high, n (images), yardstick, yardstick_of, and a column
+    for each of `others`.
     """
-    sets = {"generated": generated, "train": train, "test": test, **(others or {})}
-    sets = {name: few(patches, rng) for name, patches in sets.items()}
-    features = {name: encode(patches.images) for name, patches in sets.items()}
-    # Each feature in units of its scatter over the training patches: else the largest ones decide the kernel alone.
-    centre, scale = features["train"].mean(axis=0), features["train"].std(axis=0) + 1e-9
-    micrographs = {*train.index["image"], *test.index["image"]}
-    measured = {
-        name: _measure(name, patches, (features[name] - centre) / scale, train, micrographs)
-        for name, patches in sets.items()
-    }
-    gen, held = measured["generated"], measured["test"]
-    whole = {id(m): np.ones(len(m.groups)) for m in measured.values()}
-    kernels = {
-        kernel: {id(m): (kernel(m.features, m.features), kernel(m.features, held.features)) for m in measured.values()}
-        for kernel in (cubic_kernel, gaussian_kernel)
-    }
-    closest = held.nearest.min()
-
-    def darker(m: _Measured, w: Weights) -> float:
-        return _mean(m.contrast["contrast"] > 0, w[m.contrast["patch"]])
-
-    def contrast(m: _Measured, w: Weights) -> float:
-        return _mean(m.contrast["contrast"], w[m.contrast["patch"]])
-
-    def nearest(m: _Measured, w: Weights) -> float:
-        return float(np.median(np.repeat(m.nearest, w.astype(int)))) if w.any() else np.nan
-
-    def closer(m: _Measured, w: Weights) -> float:
-        return _mean(m.nearest < closest, w)
-
-    def spectrum(m: _Measured, w: Weights, v: Weights) -> float:
-        return spectral_distance(_average(m.power, w), _average(held.power, v))
-
-    def largest(m: _Measured, w: Weights, v: Weights) -> float:
-        return largest_spectral_distance(_average(m.power, w), _average(held.power, v))
-
-    def grey(m: _Measured, w: Weights, v: Weights) -> float:
-        levels = np.arange(GREY_LEVELS)
-        return stats.wasserstein_distance(levels, levels, _average(m.histogram, w), _average(held.histogram, v))
-
-    def correlation(m: _Measured, w: Weights, v: Weights) -> float:
-        return float(np.abs(_average(m.correlation, w) - _average(held.correlation, v)).mean())
-
-    def profile(m: _Measured, w: Weights, v: Weights) -> float:
-        difference = np.abs(_profile(m.profile, w) - _profile(held.profile, v))
-        return float(np.nanmean(difference)) if np.isfinite(difference).any() else np.nan
-
-    def distance(kernel: Callable) -> Callable[[_Measured, Weights, Weights], float]:
-        def between(m: _Measured, w: Weights, v: Weights) -> float:
-            within, across = kernels[kernel][id(m)]
-            return weighted_kernel_distance(within, kernels[kernel][id(held)][0], across, w, v)
-
-        return between
-
-    draws = [(_resample(gen.groups, rng), _resample(held.groups, rng)) for _ in range(resamples)]
+    sets = {"generated": generated, TRAINING: train, REAL: test, **(others or {})}
+    made = _describe({name: few(patches, rng) for name, patches in sets.items()}, train, encode)
+    ones, gen, held = {name: np.ones(len(a.groups)) for name, a in made.items()}, made["generated"], made[REAL]
+    draws = list(zip(*(_resampled(a.groups, rng, resamples) for a in (gen, held)), strict=True))
     rows = []
-
-    def add(measure: str, unit: str, value: float, values: list[float], n: int, of: str, *beside: float) -> None:
-        low, high = _interval(values, level)
-        rows.append((measure, unit, value, low, high, n, beside[0], of, *beside[1:]))
-
-    more = [measured[name] for name in others or {}]
-    alone: list[tuple[str, str, Callable[[_Measured, Weights], float], int]] = [
-        ("darker inside its mask", "share of defects", darker, len(gen.contrast)),
-        ("contrast of defects", "share of the surroundings' grey level", contrast, len(gen.contrast)),
-        ("distance to the nearest training patch", "grey levels", nearest, len(gen.groups)),
-        ("closer to training than any held-out image", "share of images", closer, len(gen.groups)),
-    ]
-    for name, unit, one, n in alone:
-        of = "real held-out images" + (", by definition" if one is closer else "")
-        add(name, unit, one(gen, whole[id(gen)]), [one(gen, w) for w, _ in draws], n, of,
-            *(one(m, whole[id(m)]) for m in (held, *more)))  # fmt: skip
-    between: list[tuple[str, str, Callable[[_Measured, Weights, Weights], float]]] = [
-        ("power spectrum, distance to held-out", "decades", spectrum),
-        ("power spectrum, largest distance at any frequency", "decades", largest),
-        ("grey levels, distance to held-out", "grey levels", grey),
-        ("noise autocorrelation, distance to held-out", "correlation", correlation),
-        ("profile across defects, distance to held-out", "share of the surroundings' grey level", profile),
-        ("features, kernel distance to held-out", f"KID, {features_of}", distance(cubic_kernel)),
-        ("features, Gaussian kernel distance to held-out", f"CMMD, {features_of}", distance(gaussian_kernel)),
-    ]
-    of = "real training against held-out images"
-    for name, unit, two in between:
-        values = [two(gen, w, v) for w, v in draws]
-        beside = [two(m, whole[id(m)], whole[id(held)]) for m in (gen, measured["train"], *more)]
-        add(name, unit, beside[0], values, len(gen.groups), of, *beside[1:])
-    told = [told_apart(m.texture, held.texture, m.groups, held.groups, rng) for m in (gen, measured["train"], *more)]
-    low, high = auc_interval(told[0], len(gen.groups), len(np.unique(held.groups)), level)
-    rows.append(("told apart from held-out by a classifier", "AUC", told[0], low, high, len(gen.groups), told[1], of,
-                 *told[2:]))  # fmt: skip
-    columns = ["measure", "unit", "value", "low", "high", "n", "yardstick", "yardstick_of", *(others or {})]
-    return pd.DataFrame(rows, columns=columns)
+    for name, (unit, of, measure) in MEASURES.items():
+        found = {other: measure(a, ones[other], held, ones[REAL]) for other, a in made.items()}
+        values = np.array([measure(gen, w, held, v) for w, v in draws])
+        rows.append((name, unit, of, found, percentile_interval(values, level)))
+    # What the classifier sees: features of the encoder and the logarithm of the power spectrum.
+    texture = {name: np.hstack([a.features, np.log10(a.power + 1e-9)]) for name, a in made.items()}
+    found = {name: c2st_auc(texture[name], texture[REAL], a.groups, held.groups, rng) for name, a in made.items()}
+    rows.append(("c2st_auc", "area under the ROC curve", TRAINING, found, (np.nan, np.nan)))
+    return pd.DataFrame([
+        {"measure": name, "unit": unit, "value": found["generated"], "low": low, "high": high, "n": len(gen.groups),
+         "yardstick": found[of], "yardstick_of": of if of == REAL else f"{of} against held out",
+         **{other: found[other] for other in others or {}}}
+        for name, unit, of, found, (low, high) in rows
+    ])  # fmt: skip
 
 
 def copies(
-    generated: Patches, train: Patches, test: Patches, latents: Callable[[NDArray[np.uint8]], NDArray], most: int = MOST
+    generated: Patches, train: Patches, test: Patches, latents: Callable[[NDArray[np.uint8]], NDArray] | None = None
 ) -> pd.DataFrame:
     """The most similar training patch of each image, and whether it is nearer than any held-out real image comes.
 
-    Neighbours are looked for in pixels; the `most` nearest pairs are compared in latents, too.
-
-    Parameters
-    ----------
-    latents : latents [P, ...] of images uint8 [P, S, S]
+    Neighbours are looked for in pixels; the pairs are compared in latents, too, where `latents` [P, ...] of images
+    uint8 [P, S, S] are given.
 
     Returns
     -------
     One row per image, nearest first: patch, nearest, symmetry, distance (grey levels), closest_real (the smallest
-    such distance of a held-out real image), copy (distance below it), and of the first `most` latent_distance,
+    such distance of a held-out real image), copy (distance below it); with latents latent_distance,
     latent_closest_real and latent_copy
     """
-
-    def neighbours(patches: Patches) -> tuple[pd.DataFrame, NDArray[np.float64]]:
-        found = nearest_training(images_of(patches), train).sort_values("distance", kind="stable", ignore_index=True)
-        first = found.iloc[:most]
-        own, other = (
-            latents(x) for x in (patches.images[first["patch"]], turned(train, first["nearest"], first["symmetry"]))
-        )
-        return found, np.sqrt(((own - other) ** 2).reshape(len(first), -1).mean(axis=1))
-
-    (found, apart), (real, real_apart) = neighbours(generated), neighbours(test)
-    closest = real["distance"].min()
-    rows = {
-        "latent_distance": apart, "latent_closest_real": real_apart.min(), "latent_copy": apart < real_apart.min(),
-    }  # fmt: skip
-    found = found.assign(closest_real=closest, copy=found["distance"] < closest)
-    return found.join(pd.DataFrame(rows))
+    tables = [measures.nearest_training(measures.images_of(patches), train) for patches in (generated, test)]
+    for table, patches in zip(tables, (generated, test), strict=True):
+        if latents:
+            own, other = latents(patches.images), latents(measures.turned(train, table["nearest"], table["symmetry"]))
+            table["latent_distance"] = np.sqrt(((own - other) ** 2).reshape(len(own), -1).mean(axis=1))
+    found, real = tables
+    for name in ("", "latent_") if latents else ("",):
+        found[f"{name}closest_real"] = real[f"{name}distance"].min()
+        found[f"{name}copy"] = found[f"{name}distance"] < found[f"{name}closest_real"]
+    return found.sort_values("distance", kind="stable", ignore_index=True)
 
 
-def spectral_distance(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """Mean distance of two power spectra, decades."""
-    return float(np.abs(np.log10(a + 1e-9) - np.log10(b + 1e-9)).mean())
+def compare_settings(
+    draw: Callable[[Any], NDArray[np.uint8]], settings: list[Any], masks: Patches, held: Patches, encode: Encode
+) -> pd.DataFrame:
+    """The same masks and noise drawn with each of some `settings` (sections of the profile), against held-out images.
 
+    Parameters
+    ----------
+    draw : images [P, S, S] of `masks` with a setting
 
-def largest_spectral_distance(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """Largest distance of two power spectra at any frequency, decades; within 0.1 everywhere is the aim."""
-    return float(np.abs(np.log10(a + 1e-9) - np.log10(b + 1e-9)).max())
+    Returns
+    -------
+    One row per setting: sampler, steps, power spectrum (decades), kid, and contrast (mean over defects)
+    """
+    power, features = measures.power_spectra(held.images)[1].mean(axis=0), encode(held.images)
+    centre, scale = features.mean(axis=0), features.std(axis=0) + 1e-9
+    rows = []
+    for setting in settings:
+        images = draw(setting)
+        spectrum = spectral_distance(measures.power_spectra(images)[1].mean(axis=0), power).mean()
+        a, b = (encode(images) - centre) / scale, (features - centre) / scale
+        kid = mmd(*(KERNELS["kid"](*pair) for pair in ((a, a), (b, b), (a, b))), np.ones(len(a)), np.ones(len(b)))
+        contrast = measures.mask_contrast(replace(masks, images=images))["contrast"].mean()
+        rows.append((setting.sampler, setting.steps, spectrum, kid, contrast))
+    return pd.DataFrame(rows, columns=["sampler", "steps", "power spectrum", "kid", "contrast"])
 
 
 def few(patches: Patches, rng: np.random.Generator, most: int = MOST) -> Patches:
@@ -229,41 +225,26 @@ def few(patches: Patches, rng: np.random.Generator, most: int = MOST) -> Patches
     return patches if len(patches) <= most else patches.only(np.sort(rng.permutation(len(patches))[:most]))
 
 
-def _measure(
-    name: str, patches: Patches, features: NDArray[np.float64], train: Patches, micrographs: set[str]
-) -> _Measured:
-    images, groups = images_of(patches), patches.index["image"].to_numpy()
-    if not micrographs.issuperset(groups):  # patches of one micrograph are not independent; simulated ones are
-        groups = np.arange(len(patches))
-    nearest = np.full(len(patches), np.nan) if name == "train" else nearest_training(images, train)["distance"]
-    return _Measured(
-        groups, mask_contrast(patches), power_spectra(images)[1], histograms(images), autocorrelations(patches),
-        contrast_profiles(patches), features, np.asarray(nearest),
-    )  # fmt: skip
+def _describe(sets: Mapping[str, Patches], train: Patches, encode: Encode) -> dict[str, _Described]:
+    features = {name: encode(measures.images_of(patches)) for name, patches in sets.items()}
+    centre, scale = features[TRAINING].mean(axis=0), features[TRAINING].std(axis=0) + 1e-9
+    micrographs = {name for real in (TRAINING, REAL) for name in sets[real].index["image"]}
+    made = {}
+    for name, patches in sets.items():
+        images, groups = measures.images_of(patches), patches.index["image"].to_numpy()
+        if not micrographs.issuperset(groups):  # patches of one micrograph are not independent; simulated ones are
+            groups = np.arange(len(patches))
+        made[name] = _Described(
+            groups, measures.mask_contrast(patches), measures.power_spectra(images)[1], measures.histograms(images),
+            measures.contrast_profiles(patches), (features[name] - centre) / scale,
+            measures.nearest_training(images, train)["distance"].to_numpy(),
+        )  # fmt: skip
+    for a in made.values():
+        for name, kernel in KERNELS.items():
+            a.within[name], a.between[name] = kernel(a.features, a.features), kernel(a.features, made[REAL].features)
+    return made
 
 
-def _profile(profile: tuple[NDArray[np.float64], NDArray[np.float64]], weights: Weights) -> NDArray[np.float64]:
-    total, count = (np.tensordot(weights, part, axes=1) for part in profile)  # (C, 2 * PROFILE_PX)
-    return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
-
-
-def _resample(groups: NDArray[Any], rng: np.random.Generator) -> Weights:
-    names, member = np.unique(groups, return_inverse=True)
-    return np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names))[member].astype(float)
-
-
-def _average(rows: NDArray[np.float64], weights: Weights) -> NDArray[np.float64]:
-    known = np.isfinite(rows[:, 0])
-    return weights[known] @ rows[known] / weights[known].sum()
-
-
-def _mean(values: pd.Series | NDArray[Any], weights: Weights) -> float:
-    return float(weights @ np.asarray(values, dtype=float) / weights.sum()) if weights.sum() > 0 else np.nan
-
-
-def _interval(values: list[float], level: float) -> tuple[float, float]:
-    finite = np.asarray(values)[np.isfinite(values)]
-    if finite.size == 0:
-        return np.nan, np.nan
-    low, high = np.quantile(finite, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+def _resampled(groups: NDArray, rng: np.random.Generator, resamples: int) -> Floats:
+    names, weights = cluster_weights(groups, rng, resamples)
+    return weights[:, np.searchsorted(names, groups)].astype(float)

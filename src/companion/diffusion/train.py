@@ -1,254 +1,301 @@
-"""Stage 4, second half: the mask-conditioned denoiser on the latents of a frozen autoencoder.
+"""Training of the two networks: the autoencoder, given or trained and then frozen, and the denoiser on its latents.
 
-Its training and the autoencoder's (`companion.diffusion.train_autoencoder`) go through `training.fit`: the draws of a
-step depend on the step alone, so a training that was killed and continued ends with the weights it would have had.
+What a step draws depends on the step alone (see `companion.training`), so a training that was killed and continued
+ends with the weights it would have had.
 """
 
 from __future__ import annotations
 
-import hashlib
+import copy
 import math
-import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
+from diffusers import DDPMScheduler
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from companion import geometry, params, training
-from companion.micrographs.patches import Patches
+from companion import geometry, training
+from companion.config import diffusion as settings_of
 from companion.diffusion import autoencoder as autoencoders
-from companion.diffusion import conditions
 from companion.diffusion import denoiser as denoisers
-from companion.diffusion.autoencoder import Autoencoder
-from companion.diffusion.denoiser import Denoiser
+from companion.diffusion.autoencoder import Autoencoder, encode_all, load_autoencoder, save_autoencoder
+from companion.diffusion.denoiser import Denoiser, load_denoiser, noise_process, save_denoiser
 from companion.errors import CompanionError
-from companion.machine import send, uncompiled
-from companion.provenance import atomic
-from companion.weights import is_main
+from companion.micrographs.patches import Patches
+from companion.provenance import hash_arrays
+from companion.seeds import Seeds
+from companion.weights import digest, is_finished
 
-PICTURES = "grid"  # folder of what is drawn at checkpoints of a denoiser
-ENCODE_BATCH = 32  # patches encoded at a time; the same everywhere, so that latents do not depend on other batch sizes
+DISTANCE = {"l1": F.l1_loss, "l2": F.mse_loss}
 
 
-def get_denoiser(
-    patches: Patches,
-    autoencoder: Autoencoder,
-    parameters: params.Denoiser,
-    *,
-    machine: training.Compute,
-    name: str,
-    folder: Path,
-    every: int,
-    watch: Callable[[int, Denoiser], None] | None = None,
-) -> tuple[Denoiser, pd.DataFrame]:
-    """The denoiser, from `folder` if this very training has finished there, else trained on `patches`.
+@dataclass(frozen=True)
+class Fitting:
+    """Where and how a network is trained.
 
-    The autoencoder is frozen, so every patch is encoded once in each of its symmetries. Parameters and errors
-    as for `train_autoencoder.get_autoencoder`; `watch` is called at every checkpoint with the number of steps done
-    and the denoiser with averaged weights. What it draws belongs into ``folder/grid``, which holds pictures of this
-    training alone.
-
-    Returns
-    -------
-    denoiser : in evaluation mode, with averaged weights
-    log : one row per optimiser step
+    Attributes
+    ----------
+    seeds : path of names that the random numbers descend from
+    folder : of the final weights, or of those that this very training has left there, and of checkpoints
+    every : steps between checkpoints
     """
-    path = folder / "denoiser.safetensors"
-    images = imaged(patches)
-    config = denoisers.configuration(
-        parameters, classes=len(patches.classes), latent_channels=autoencoder.latent_channels,
-        downsampling=autoencoder.downsampling, conditions=conditions.describe(patches, parameters.conditions),
-    )  # fmt: skip
-    # Of the autoencoder's weights, not of latents: on a GPU their last bits may differ from process to process.
-    identity = training.fingerprint(
-        __name__, parameters=parameters.model_dump(mode="json"), config=config, name=name, root_seed=machine.root_seed,
-        precision=machine.precision, images=digest(patches), autoencoder=training.digest(autoencoder),
-    )  # fmt: skip
-    _keep_pictures_of(identity, folder / PICTURES)
-    if training.is_finished(path, identity):
-        denoiser, about = denoisers.load(path, machine.device)
-        return denoiser, pd.DataFrame(about["log"])
-    with training.enough_memory("encoding the training patches"):
-        latents = torch.stack([  # (symmetries, P, C, s, s)
-            autoencoders.encode_all(autoencoder, geometry.symmetry(images, code), ENCODE_BATCH)
-            for code in patches.symmetries
-        ])  # fmt: skip
-        label_maps = machine.send(torch.from_numpy(patches.label_maps()))  # (P, S, S)
-    told = config["conditions"] and machine.send(
-        conditions.of_micrographs(config["conditions"], patches.index["image"].tolist())  # (P, conditions)
-    )
-    with machine.global_seed(name, "denoiser", "weights"):
-        denoiser = Denoiser(config).to(machine.device)
-    machine.prepare(denoiser.unet)  # first, so that the average has the same layout in memory
-    done = [0]  # steps; here and not on the device, where to look at it would make the host wait
 
-    def mix(averaged: list[Tensor], current: list[Tensor], _: Tensor) -> None:
-        torch._foreach_lerp_(averaged, current, 1 - ema_decay(parameters, done[0]))
+    device: training.Device
+    seeds: Seeds
+    folder: Path
+    every: int
 
-    average = AveragedModel(denoiser, multi_avg_fn=mix)
-    optimizer = machine.adamw(denoiser, parameters.learning_rate)
-    schedule = denoisers.noise_schedule(config)
-    distance = {"l1": F.l1_loss, "l2": F.mse_loss}[parameters.loss]
-    f = autoencoder.downsampling
-
-    def step(i: int) -> dict[str, Tensor]:
-        rng = machine.generator(name, "denoiser", i)
-        size = parameters.batch_size
-        chosen = torch.randint(len(patches), (size,), generator=rng)
-        turns = torch.randint(len(patches.symmetries), (size,), generator=rng)
-        timestep = torch.randint(parameters.timesteps, (size,), generator=rng)
-        noise = torch.randn((size, *latents.shape[2:]), generator=rng)
-        withheld = machine.generator(name, "withheld", i)
-        shown = torch.rand(size, generator=withheld) >= parameters.mask_dropout
-        drawn = (chosen, turns, timestep, noise, shown)
-        chosen, turns, timestep, noise, shown = (machine.share(values) for values in drawn)
-        masks = symmetries(label_maps[machine.send(chosen)], torch.tensor(patches.symmetries)[turns])  # (B, S, S)
-        chosen, turns, timestep, noise, shown = map(machine.send, (chosen, turns, timestep, noise, shown))
-        clean = latents[turns, chosen]  # (B, C, s, s)
-        noisy = schedule.add_noise(clean, noise, timestep)
-        target = noise if parameters.prediction == "epsilon" else schedule.get_velocity(clean, noise, timestep)
-        training.set_learning_rate(optimizer, learning_rate(parameters, i))
-        # Defects cover a few per cent of a patch: each of their latents may be made to count for more.
-        defect = F.avg_pool2d((masks > 0).float().unsqueeze(1), f)  # (B, 1, s, s), share of the latent's pixels
-        weight = 1 + parameters.defect_weight * defect
-        mean_weight = weight.mean()
-        machine.mean(mean_weight)
-        with machine.autocast():
-            features = denoiser.mask_encoder(masks, shown if parameters.mask_dropout else None)
-            predicted = denoiser(noisy, timestep, features, told if told is None else told[chosen]).float()
-        loss = (weight * distance(predicted, target, reduction="none")).mean() / mean_weight
-        update(loss, denoiser, optimizer, machine)
-        done[0] = i
-        average.update_parameters(denoiser)
-        return machine.means({parameters.loss: loss})
-
-    def at_checkpoint(steps: int) -> None:
-        if steps and watch:
-            watch(steps, average.module)
-
-    log = training.fit(
-        step, {"denoiser": denoiser, "average": average, "optimizer": optimizer}, steps=parameters.steps, folder=folder,
-        identity=identity, every=every, title="denoiser", callback=at_checkpoint,
-    )  # fmt: skip
-    denoiser = average.module.eval().requires_grad_(False)
-    denoisers.save(denoiser, path, identity=identity, log=log.to_dict("records"))
-    training.drop_checkpoint(folder)
-    return denoiser, log
+    def identity(self, settings: settings_of.Autoencoder | settings_of.Denoiser, *data: Any) -> str:
+        """`training.fingerprint` of a training with `settings` on data of these hashes."""
+        return training.fingerprint("companion.diffusion.train", settings=settings.model_dump(mode="json"), data=data,
+                           seeds=self.seeds.integer(), precision=str(self.device.dtype))  # fmt: skip
 
 
-def _keep_pictures_of(identity: str, pictures: Path) -> None:
-    """Empty the folder `pictures` unless what it holds was drawn by this very training."""
-    mark = pictures / ".training"  # hidden: no artifact
-    if not is_main() or (mark.is_file() and mark.read_text(encoding="utf-8") == identity):
-        return
-    shutil.rmtree(pictures, ignore_errors=True)
-    with atomic(mark) as temporary:
-        temporary.write_text(identity, encoding="utf-8")
-
-
-def ema_decay(parameters: params.Denoiser, step: int) -> float:
-    """Decay of the average of weights in a step: it rises to its final value, so that the first weights are forgotten.
-
-    With 0.9999 from the start, the weights of the first step would still make up 3 % after 36,000 steps.
-    """
-    return min(parameters.ema_decay, (1 + step) / (10 + step))
-
-
-def learning_rate(parameters: params.Denoiser, step: int) -> float:
-    """Linear warm-up, then constant (the paper's) or a half cosine down to 0 at the last step."""
-    rate = parameters.learning_rate * min(1.0, (step + 1) / (parameters.warmup_steps + 1))
-    return rate if parameters.decay == "none" else rate * (1 + math.cos(math.pi * step / parameters.steps)) / 2
-
-
-@torch.no_grad()
-def noised(
-    autoencoder: Autoencoder,
-    image: np.ndarray,
-    steps: list[int],
-    parameters: params.Denoiser,
-    machine: training.Compute,
-) -> np.ndarray:
-    """One patch [S, S], encoded, noised to each of the timesteps with the same noise, and decoded: [n, S, S]."""
-    latents = autoencoders.encode_all(autoencoder, image[None], 1).expand(len(steps), -1, -1, -1)  # (n, C, s, s)
-    noise = torch.randn(latents[:1].shape, generator=machine.generator("noised")).to(machine.device)
-    process = denoisers.noise_schedule({"schedule": denoisers.schedule_of(parameters)})
-    times = torch.tensor(steps, device=machine.device)
-    with uncompiled(autoencoder):
-        return autoencoders.to_grey(autoencoder.decode(process.add_noise(latents, noise.expand_as(latents), times)))
-
-
-def last_losses(log: pd.DataFrame) -> dict[str, float]:
-    """Number of optimiser steps of a log and the mean of each loss over its last tenth; empty for an empty log."""
-    if log.empty:
-        return {"steps": 0}
-    losses = log.drop(columns=["step", "network"], errors="ignore").dropna(axis=1, how="all")
-    return {"steps": len(log), **losses.tail(max(1, len(log) // 10)).mean().to_dict()}
-
-
-def symmetries(batch: Tensor, codes: Tensor) -> Tensor:
-    """Each of [B, ..., S, S] under its own symmetry of the square (see `geometry.symmetry`).
+def get_autoencoder(
+    train: Patches, settings: settings_of.Autoencoder, fitting: Fitting, weights: Path | None = None
+) -> tuple[Autoencoder, dict[str, Any]]:
+    """The frozen autoencoder, scaled to `train`: that of file `weights`, else one that is trained on `train`.
 
     Parameters
     ----------
-    batch : on any device
-    codes : int [B], 0-7, on the CPU: then nothing waits for a GPU
-    """
-    order = torch.argsort(codes, stable=True)  # one symmetry after another, so that each is turned in one go
-    order, back = send(torch.stack([order, torch.argsort(order)]), batch.device)
-    counts = torch.bincount(codes, minlength=geometry.SYMMETRIES).tolist()
-    parts = [
-        torch.rot90(some.flip(-1) if code >= 4 else some, code % 4, (-2, -1))
-        for code, some in enumerate(batch[order].split(counts))
-        if len(some)
-    ]
-    return torch.cat(parts)[back]
+    train : training patches with images
+    settings : the profile's section
 
-
-def random_crops(images: Tensor, count: int, side: int, rng: torch.Generator) -> Tensor:
-    """Square crops [count, ..., side, side] of patches [P, ..., S, S], on their device, at random places and turns."""
-    span = images.shape[-1] - side + 1
-    chosen = torch.randint(len(images), (count,), generator=rng)
-    corners = torch.randint(span, (count, 2), generator=rng)
-    codes = torch.randint(geometry.SYMMETRIES, (count,), generator=rng)
-    drawn = send(torch.cat([chosen[:, None], corners], dim=1), images.device)  # (count, 3)
-    along = torch.arange(side, device=images.device)
-    pixels = images.movedim((-2, -1), (1, 2))  # (P, S, S, ...)
-    crops = pixels[drawn[:, 0, None, None], (drawn[:, [1]] + along)[:, :, None], (drawn[:, [2]] + along)[:, None, :]]
-    return symmetries(crops.movedim((1, 2), (-2, -1)), codes)
-
-
-def update(loss: Tensor, network: torch.nn.Module, optimizer: torch.optim.Optimizer, machine: training.Compute) -> None:
-    """One optimiser step down `loss`, with gradients averaged over the processes and clipped to a norm of 1."""
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    machine.mean(*(parameter.grad for parameter in network.parameters() if parameter.grad is not None))
-    torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-    optimizer.step()
-
-
-def imaged(patches: Patches) -> np.ndarray:
-    """The images of training patches, uint8 [P, S, S], in memory.
+    Returns
+    -------
+    autoencoder : frozen, its grey scale and latents scaled to `train`
+    about : what is kept with the weights, its "log" a row per step: step, the loss, commitment (none for given weights)
 
     Raises
     ------
     CompanionError
-        When there are none.
+        No images, sides that do not fit, or weights that cannot be read.
     """
-    if patches.images is None or len(patches) == 0:
-        what = "no patches" if patches.images is not None else "masks without images"
-        raise CompanionError(
-            f"diffusion is trained on imaged patches, but got {what}; give the split's training patches"
-        )
-    return np.asarray(patches.images)
+    images, device, path = _images(train), fitting.device, fitting.folder / "autoencoder.safetensors"
+    given = load_autoencoder(weights, device.torch)[0] if weights else None
+    side, name = (train.size, "patches.size") if given else (settings.crop_px, "diffusion.autoencoder.crop_px")
+    if side > train.size:
+        raise CompanionError(f"{name} is {side}, larger than the patches ({train.size} px)")
+    if side % (downsampling := given.downsampling if given else settings.downsampling):
+        raise CompanionError(f"{name} is {side} px, not a multiple of the autoencoder's downsampling {downsampling}")
+    identity = fitting.identity(settings, hash_arrays(images), given and digest(given))
+    if not is_finished(path, identity):
+        if given:
+            autoencoder, log = given, []
+            autoencoder.fit_grey(images)
+        else:
+            autoencoder, log = fit_autoencoder(
+                lambda rng: (random_crops(images, settings.batch_size, side, rng),) * 2,
+                (float(images.mean()), float(images.std())), settings, fitting, identity,
+            )  # fmt: skip
+        autoencoder.eval().requires_grad_(False).fit_scaling(images)
+        save_autoencoder(autoencoder, path, identity=identity, log=log)
+        training.drop_checkpoint(fitting.folder, "autoencoder")
+    # What the next process will have, not what this one has: a compiled encoder's latents differ in their last bits.
+    return load_autoencoder(path, device.torch)
 
 
-def digest(patches: Patches) -> str:
-    """Identity of training patches: images, masks and symmetries."""
-    digest = hashlib.sha256(np.ascontiguousarray(patches.images))
-    digest.update(np.ascontiguousarray(patches.label_maps()))
-    return digest.hexdigest() + str(patches.symmetries)
+def fit_autoencoder(
+    draw: Callable[[np.random.Generator], tuple[NDArray, NDArray]], grey: tuple[float, float],
+    settings: settings_of.Autoencoder, fitting: Fitting, identity: str, start: Autoencoder | None = None,
+) -> tuple[Autoencoder, list[dict[str, float]]]:  # fmt: skip
+    """Train an autoencoder on crops that `draw` gives; its latents are not scaled yet.
+
+    Parameters
+    ----------
+    draw : a batch of crops [B, c, c] in 0-255, as the encoder sees them and as the decoder should draw them
+    grey : grey level that the network sees as 0, and the difference that it sees as 1
+    identity : see `training.fit`
+    start : trained further, its codes in use at once; None: a new network, whose codes are spread over its latents
+        after a quarter of the steps
+
+    Returns
+    -------
+    autoencoder, still trainable, and its log, a row per optimiser step
+    """
+    device, seeds = fitting.device, fitting.seeds
+    with device.global_seed(seeds.integer("autoencoder", "weights")):
+        autoencoder = start or Autoencoder(autoencoders.configuration(settings, grey)).to(device.torch)
+    optimizer = device.adamw(autoencoder, settings.learning_rate, betas=(0.9, 0.99))
+    device.prepare(autoencoder.vq.encoder, autoencoder.vq.decoder)
+    quantised_from = settings.steps // 4 if start is None else 0
+
+    def step(i: int) -> dict[str, Tensor]:
+        rng = seeds.rng("autoencoder", i)
+        seen, wanted = (autoencoder.scale(device.send(torch.from_numpy(crops))) for crops in draw(rng))  # (B, 1, c, c)
+        training.set_learning_rate(optimizer, training.one_cycle(i, settings.steps, settings.learning_rate))
+        with device.autocast():
+            latents = autoencoder.unscaled_latents(seen)  # (B, C, c/f, c/f)
+            if i == quantised_from and start is None:
+                vectors, codes = latents.detach().movedim(1, -1).flatten(0, -2), autoencoder.vq.quantize.embedding
+                codes.weight.data.copy_(vectors[rng.integers(len(vectors), size=len(codes.weight))])
+            # Codes that start far from the latents are never chosen; so the encoder trains alone first.
+            decoded, commitment = autoencoder.reconstruction(latents, quantise=i >= quantised_from)
+            error = DISTANCE[settings.loss](decoded, wanted)
+        update(error + commitment, autoencoder, optimizer)
+        return {settings.loss: error.detach(), "commitment": commitment.detach()}
+
+    parts = {"autoencoder": autoencoder, "optimizer": optimizer}
+    log = training.fit(step, parts, steps=settings.steps, folder=fitting.folder, identity=identity,
+                       every=fitting.every, title="autoencoder")  # fmt: skip
+    return autoencoder, log.to_dict("records")
+
+
+def random_crops(images: NDArray, count: int, side: int, rng: np.random.Generator) -> NDArray:
+    """Square crops [count, ..., side, side] of patches [P, ..., S, S], at random places and turns."""
+    chosen = rng.integers(len(images), size=count)
+    corners = rng.integers(images.shape[-1] - side + 1, size=(count, 2))
+    codes = rng.integers(geometry.SYMMETRIES, size=count)
+    return np.stack([
+        geometry.symmetry(images[k][..., y : y + side, x : x + side], code)
+        for k, (y, x), code in zip(chosen, corners, codes, strict=True)
+    ])  # fmt: skip
+
+
+def denoising_loss(
+    denoiser: Denoiser,
+    process: DDPMScheduler,
+    latents: Tensor,
+    label_maps: Tensor,
+    timesteps: Tensor,
+    noise: Tensor,
+    *,
+    loss: str = "l1",
+    defect_weight: float = 0.0,
+    shown: Tensor | None = None,
+) -> Tensor:
+    """One training step's loss: add noise, predict it (or the velocity) under the mask, compare.
+
+    Parameters
+    ----------
+    process : see `denoiser.noise_process`
+    latents, noise : [B, C, s, s]
+    label_maps : [B, S, S] class codes
+    timesteps : int [B]
+    loss : "l1" (the paper's) or "l2"
+    defect_weight : by how much a latent under a defect counts more; defects cover a few per cent of a patch
+    shown : bool [B], whose masks the denoiser sees; None: all
+    """
+    noisy = process.add_noise(latents, noise, timesteps)
+    predicts_noise = process.config.prediction_type == "epsilon"
+    target = noise if predicts_noise else process.get_velocity(latents, noise, timesteps)
+    predicted = denoiser(noisy, timesteps, denoiser.mask_encoder(label_maps, shown)).float()
+    factor = label_maps.shape[-1] // latents.shape[-1]
+    defects = F.avg_pool2d((label_maps > 0).float().unsqueeze(1), factor)  # (B, 1, s, s), share of the latent's pixels
+    weight = 1 + defect_weight * defects
+    return (weight * DISTANCE[loss](predicted, target, reduction="none")).mean() / weight.mean()
+
+
+class Pictures(dict[int, Tensor]):
+    """What is drawn at checkpoints, uint8 [n, S, S] by steps done: part of the training's state, so never lost."""
+
+    load_state_dict = dict.update
+
+    def state_dict(self) -> dict[int, Tensor]:
+        return dict(self)
+
+
+def get_denoiser(
+    train: Patches, autoencoder: Autoencoder, settings: settings_of.Denoiser, fitting: Fitting,
+    draw: Callable[[Denoiser], NDArray[np.uint8]] | None = None,
+) -> tuple[Denoiser, dict[str, Any]]:  # fmt: skip
+    """The denoiser, trained on `train` unless this very training has finished.
+
+    The autoencoder is frozen, so every patch is encoded once in each of its symmetries.
+
+    Parameters
+    ----------
+    train : training patches with images
+    settings : the profile's section
+    draw : pictures [n, S, S] by the averaged weights, drawn at every checkpoint
+
+    Returns
+    -------
+    denoiser : in evaluation mode, with averaged weights
+    about : what is kept with the weights: "log", a row per step (step, the loss), and "pictures" by steps done
+    """
+    images, masks, path = _images(train), train.label_maps(), fitting.folder / "denoiser.safetensors"
+    device, seeds = fitting.device, fitting.seeds
+    # Of the autoencoder's weights, not of latents: on a GPU their last bits may differ from process to process.
+    identity = fitting.identity(settings, hash_arrays(images, masks), train.symmetries, digest(autoencoder))
+    if is_finished(path, identity):
+        return load_denoiser(path, device.torch)
+    with training.enough_memory(
+        "encoding the training patches"
+    ):  # every patch in every symmetry: (P', C, s, s), (P', S, S)
+        latents = torch.cat([encode_all(autoencoder, geometry.symmetry(images, code)) for code in train.symmetries])
+        turned = np.concatenate([geometry.symmetry(masks, code) for code in train.symmetries])
+        label_maps = device.send(torch.from_numpy(turned))
+    latent = autoencoder.latent_channels, autoencoder.downsampling
+    config = denoisers.configuration(settings, len(train.classes), *latent)
+    with device.global_seed(seeds.integer("denoiser", "weights")):
+        denoiser = Denoiser(config).to(device.torch)
+    device.prepare(denoiser.unet)  # first, so that the average has the same layout in memory
+    average = copy.deepcopy(denoiser).eval().requires_grad_(False)
+    optimizer = device.adamw(denoiser, settings.learning_rate)
+    process, pictures = noise_process(config), Pictures()
+
+    def step(i: int) -> dict[str, Tensor]:
+        rng, size = seeds.torch("denoiser", i), settings.batch_size
+        chosen = torch.randint(len(latents), (size,), generator=rng)
+        timesteps = torch.randint(settings.timesteps, (size,), generator=rng)
+        noise = torch.randn((size, *latents.shape[1:]), generator=rng)
+        shown = torch.rand(size, generator=rng) >= settings.mask_dropout
+        chosen, timesteps, noise, shown = map(device.send, (chosen, timesteps, noise, shown))
+        training.set_learning_rate(optimizer, learning_rate(settings, i))
+        with device.autocast():
+            loss = denoising_loss(
+                denoiser, process, latents[chosen], label_maps[chosen], timesteps, noise, loss=settings.loss,
+                defect_weight=settings.defect_weight, shown=shown if settings.mask_dropout else None,
+            )  # fmt: skip
+        update(loss, denoiser, optimizer)
+        mix = get_ema_multi_avg_fn(ema_decay(settings, i))
+        mix(list(average.parameters()), list(denoiser.parameters()), None)
+        return {settings.loss: loss.detach()}
+
+    def picture(done: int) -> None:
+        if draw:
+            pictures[done] = torch.from_numpy(draw(average))
+
+    parts = {"denoiser": denoiser, "average": average, "optimizer": optimizer, "pictures": pictures}
+    log = training.fit(step, parts, steps=settings.steps, folder=fitting.folder, identity=identity,
+                       every=fitting.every, title="denoiser", callback=picture)  # fmt: skip
+    save_denoiser(average, path, pictures.state_dict(), identity=identity, log=log.to_dict("records"))
+    training.drop_checkpoint(fitting.folder, "denoiser")
+    return load_denoiser(path, device.torch)
+
+
+def ema_decay(settings: settings_of.Denoiser, step: int) -> float:
+    """Decay of the average of weights in a step: it rises to its final value, so that the first weights are forgotten.
+
+    With 0.9999 from the start, the weights of the first step would still make up 3 % after 36,000 steps.
+    """
+    return min(settings.ema_decay, (1 + step) / (10 + step))
+
+
+def learning_rate(settings: settings_of.Denoiser, step: int) -> float:
+    """Linear warm-up, then constant (the paper's) or a half cosine down to 0 at the last step."""
+    rate = settings.learning_rate * min(1.0, (step + 1) / (settings.warmup_steps + 1))
+    return rate if settings.decay == "none" else rate * (1 + math.cos(math.pi * step / settings.steps)) / 2
+
+
+def update(loss: Tensor, network: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """One optimiser step down `loss`, with gradients clipped to a norm of 1."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+    optimizer.step()
+
+
+def _images(train: Patches) -> NDArray[np.uint8]:
+    if train.images is None or len(train) == 0:
+        what = "no patches" if train.images is not None else "masks without images"
+        raise CompanionError(f"diffusion is trained on patches with images, but got {what}; give training patches")
+    return np.asarray(train.images)

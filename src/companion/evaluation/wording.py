@@ -24,12 +24,7 @@ def number(value: float | None, digits: int = 2, sign: bool = False) -> str:
 
 
 def with_interval(
-    value: float | None,
-    low: float | None,
-    high: float | None,
-    n: int | None = None,
-    level: float = 0.95,
-    unit: str = "",
+    value: float | None, low: float | None, high: float | None, n: int | None = None, level: float = 0.95
 ) -> str:
     """A value with its interval, rounded to two significant digits of the interval's half width.
 
@@ -37,18 +32,16 @@ def with_interval(
     '0.021 (95 % interval 0.010 to 0.033, n = 4)'
     >>> with_interval(0.1, None, None, 1)
     '0.10 (no interval, n = 1)'
-    >>> with_interval(21.57, 17.02, 27.1, unit=" %")
-    '21.6 % (95 % interval 17.0 to 27.1)'
     """
     runs = "" if n is None else f", n = {n}"
     if value is None or _undefined(value):
         return f"undefined{f' (n = {n})' if n is not None else ''}"
     if low is None or high is None or _undefined(low, high):
-        return f"{number(value)}{unit} (no interval{runs})"
+        return f"{number(value)} (no interval{runs})"
     half = (high - low) / 2
     decimals = 3 if half <= 0 else min(8, max(0, 1 - math.floor(math.log10(half))))
     shown, lowest, highest = (f"{v + 0.0:.{decimals}f}" for v in (value, low, high))
-    return f"{shown}{unit} ({100 * level:g} % interval {lowest} to {highest}{runs})"
+    return f"{shown} ({100 * level:g} % interval {lowest} to {highest}{runs})"
 
 
 def p_value(p: float | None) -> str:

@@ -1,0 +1,295 @@
+"""What follows from a run for each claim of the paper: one function per rule, no verdict written by hand.
+
+Every rule can end in "not reproduced"; "partly" needs more for the claim than against it. What a run did not try is
+"not attempted", what it cannot decide (too few runs, an undefined score, another device) "cannot be compared".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from companion.evaluation.conditions import CONDITION
+from companion.evaluation.significance import paired_t
+from companion.evaluation.wording import number, p_value, with_interval
+
+Verdict = Literal["reproduced", "partly", "not reproduced", "not attempted", "cannot be compared"]
+PAPER_RUNS = 4  # detector runs per condition behind the paper's tests
+PAPER_GAIN = 0.02  # its largest gain in F1HM
+WIDE = 0.05  # an interval this far to each side decides nothing: the paper's ranges of C10 are 0.05 wide
+UNDEFINED = "F1HM is undefined here (fewer than two classes), or no pair was run"
+QUALITY = {  # what each measure of quality.parquet is about: C1 asks for all three, C7 for the first two
+    "follows its mask": ["darker inside its mask", "contrast of defects", "profile across defects"],
+    "looks real": ["power spectrum", "power spectrum, worst frequency", "grey levels", "kid", "cmmd", "c2st_auc"],
+    "is no copy": ["memorisation"],
+}
+LEVELS = ("darker inside its mask", "contrast of defects")  # the others are distances: closer than real is no fault
+ABOUT = {measure: about for about, measures in QUALITY.items() for measure in measures}
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the claims are judged by.
+
+    Attributes
+    ----------
+    pairs : `significance.paired_scores` at each arm's best threshold on test, the paper's choice
+    tests : `significance.paired_tests` of them
+    best : best confidence of every single run: arm, confidence
+    quality : rows of every quality.parquet, with split, n_train and model
+    patches : training patches of each condition, symmetries counted: source ("labelled" or "generated"), n
+    hours : wall times of each model: device, training, total (and generating with it), h
+    step : distance of the swept confidences
+    margin : differences of F1 within it count as none
+    level : of every interval
+    """
+
+    pairs: pd.DataFrame
+    tests: pd.DataFrame
+    best: pd.DataFrame
+    quality: pd.DataFrame
+    patches: pd.DataFrame
+    hours: pd.DataFrame
+    step: float
+    margin: float
+    level: float
+
+    def of(self, arm: str, measure: str) -> pd.DataFrame:
+        """Rows of `tests` that have a mean gain."""
+        rows = (self.tests["arm"] == arm) & (self.tests["measure"] == measure) & self.tests["gain"].notna()
+        return self.tests[rows].sort_values(CONDITION)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a rule found: a verdict, the reason in words, and the value with its interval and tolerance."""
+
+    verdict: Verdict
+    reason: str
+    ours: str = "–"
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+    tolerance: float | None = None
+
+
+def image_quality(e: Evidence) -> Finding:
+    """C1."""
+    judged = e.quality.assign(about=e.quality["measure"].map(ABOUT)).dropna(subset=["value", "yardstick", "about"])
+    if missing := set(QUALITY) - set(judged["about"]):
+        return Finding("not attempted", f"no measure says whether an image {' or '.join(sorted(missing))}")
+    low, high, yardstick = judged[["low", "value"]].min(axis=1), judged["high"], judged["yardstick"]
+    within = (yardstick <= high) & (high - low <= yardstick)
+    reached = (low <= yardstick) & (within | ~judged["measure"].isin(LEVELS))
+    shares = reached.groupby(judged["about"], sort=False).mean()
+    verdict: Verdict = "not reproduced"
+    if (shares > 0.5).all():
+        verdict = "reproduced" if reached.all() else "partly"
+    models, short = len(judged[[*CONDITION, "model"]].drop_duplicates()), judged.loc[~reached, "measure"].unique()
+    said = ", ".join(f"{about} {100 * share:.0f} %" for about, share in shares.items())
+    reason = f"of {models} model(s); measures that some model does not reach: {'; '.join(short) or 'none'}"
+    return Finding(verdict, reason, f"reached: {said}", float(reached.mean()), n=len(judged))
+
+
+def largest_gain(e: Evidence) -> Finding:
+    """C2. The largest of several noisy means is too large, so all intervals are made to hold at once (Bonferroni)."""
+    from scipy import stats
+
+    rows = e.of("EXP+GEN", "f1_hm")
+    if rows.empty:
+        return Finding("cannot be compared", UNDEFINED)
+    row = rows.loc[rows["gain"].idxmax()]
+    gain, n, alpha = row["gain"], int(row["n"]), 1 - e.level
+    wider = stats.t.isf(alpha / 2 / len(rows), n - 1) / stats.t.isf(alpha / 2, n - 1) if n > 1 else np.nan
+    half = (row["high"] - row["low"]) / 2 * wider
+    low, high, gained, lost = gain - half, gain + half, int((rows["low"] > 0).sum()), int((rows["high"] < 0).sum())
+    found = Finding(
+        "cannot be compared", f"split {row['split']}, N={row['n_train']}; of {len(rows)} condition(s) {gained} gained, "
+        f"{lost} lost", with_interval(gain, low, high, n, e.level), gain, low, high, n, half,
+    )  # fmt: skip
+    if lost and lost >= gained:
+        return replace(found, verdict="not reproduced")
+    if not np.isfinite(half):
+        return replace(found, reason=f"{found.reason}; {n} pair(s) give no interval", tolerance=None)
+    if half > PAPER_GAIN or low <= 0 < PAPER_GAIN <= high:
+        return replace(found, reason=f"{found.reason}; ±{number(half)} does not tell a gain of {PAPER_GAIN} from none")
+    if low <= 0:
+        return replace(found, verdict="not reproduced")
+    return replace(found, verdict="partly" if lost or not low <= PAPER_GAIN <= high else "reproduced")
+
+
+def significance_at(n_train: int, significant: bool) -> Callable[[Evidence], Finding]:
+    """C3 to C5: the paper's test at one N, of the first split."""
+
+    def judge(e: Evidence) -> Finding:
+        if not ((e.tests["n_train"] == n_train) & (e.tests["arm"] == "EXP+GEN")).any():
+            return Finding("not attempted", f"N={n_train} with both arms is not in this profile")
+        rows = e.of("EXP+GEN", "f1_hm").query("n_train == @n_train")
+        if rows.empty:
+            return Finding("cannot be compared", UNDEFINED)
+        row = rows.iloc[0]
+        gain, low, high, n = row["gain"], row["low"], row["high"], int(row["n"])
+        ours = f"{with_interval(gain, low, high, n, e.level)}, {p_value(row['p'])}, after Holm {p_value(row['p_holm'])}"
+        reason = f"split {row['split']}: {row['undefined'] or p_value(row['p'])}"
+        found = Finding("cannot be compared", reason, ours, gain, low, high, n, PAPER_GAIN)
+        if row["undefined"]:
+            return found
+        if n < PAPER_RUNS:
+            return replace(found, reason=f"{n} pairs of runs; the paper has {PAPER_RUNS}, and fewer decide nothing")
+        if row["p"] < 1 - e.level:
+            return replace(found, verdict="reproduced" if significant and gain > 0 else "not reproduced")
+        excluded = high < PAPER_GAIN
+        reason = f"{found.reason}; {PAPER_GAIN} is {'excluded' if excluded else 'as possible as no gain'}"
+        verdict: Verdict = "not reproduced" if excluded else "cannot be compared" if significant else "reproduced"
+        return replace(found, verdict=verdict, reason=reason)
+
+    return judge
+
+
+def origin_of_gain(e: Evidence) -> Finding:
+    """C6: classification minus detection gain, pair by pair."""
+    own = e.pairs[e.pairs["arm"] == "EXP+GEN"]
+    wide = own.pivot(index=[*CONDITION, "seed"], columns="measure", values="difference")
+    excess = (wide["f1_class"] - wide["f1_detect"]).dropna() if {"f1_class", "f1_detect"} <= set(wide) else wide[:0]
+    if excess.empty:
+        return Finding("cannot be compared", "F1_class is undefined here (fewer than two classes): nothing to divide")
+    tests = pd.DataFrame([{"split": k[0], **paired_t(d, e.level)} for k, d in excess.groupby(CONDITION)])
+    tests["half"] = (tests["high"] - tests["low"]) / 2
+    means = tests.groupby("split")[["mean", "half"]].agg(lambda column: column.mean(skipna=False))
+    if len(means) < 2:
+        return Finding("not attempted", f"the claim is about two splits; this run has {', '.join(means.index)}")
+    means = means.iloc[:2]
+    ours = "; ".join(f"split {m.Index}: {number(m.mean, sign=True)} ± {number(m.half)}" for m in means.itertuples())
+    half, claimed = float(means["half"].max(skipna=False)), means["mean"].to_numpy() * [1, -1]
+    right, wrong = int((claimed > means["half"]).sum()), int((claimed < -means["half"]).sum())
+    reason = f"classification minus detection gain: as claimed on {right} of 2 splits, the other way on {wrong}"
+    verdict: Verdict = "reproduced" if right == 2 else "partly" if right > wrong else "not reproduced"
+    if not half <= WIDE:
+        verdict, reason = "cannot be compared", f"classification minus detection gain is not known to ±{WIDE}"
+    return Finding(verdict, reason, ours, n=len(excess), tolerance=half)
+
+
+def quality_with_n(e: Evidence) -> Finding:
+    """C7."""
+    about = e.quality["measure"].map(ABOUT)
+    table = e.quality[about.notna() & about.ne("is no copy")].dropna(subset=["value", "yardstick"])
+    sizes = sorted(set(table["n_train"]))
+    if len(sizes) < 2:
+        return Finding("not attempted", f"needs two N; this run has {', '.join(map(str, sizes)) or 'none'}")
+    table = table.assign(far=(table["value"] - table["yardstick"]).abs(), half=(table["high"] - table["low"]) / 2)
+    far = table.pivot_table(index="measure", columns="n_train", values="far")
+    change = (far[sizes[0]] - far[sizes[-1]]).dropna()
+    spread = table.groupby(["measure", "n_train"])["far"].agg(["max", "min"])
+    spread = (spread["max"] - spread["min"]).groupby("measure").max() / 2  # of models of one N
+    least = table.groupby("measure")["half"].mean().fillna(0).combine(spread, max).reindex(change.index)
+    nearer, farther = int((change > least).sum()), int((change < -least).sum())
+    verdict: Verdict = "partly" if nearer > farther else "not reproduced"
+    if nearer > len(change) / 2 and not farther:
+        verdict = "reproduced"
+    moved = f"{nearer} of {len(change)} measures come nearer to what real images give, {farther} go away"
+    return Finding(verdict, f"from N={sizes[0]} to N={sizes[-1]}", moved, nearer / max(1, len(change)), n=len(change))
+
+
+def oversampling(e: Evidence) -> Finding:
+    """C8: EXP+RARE minus EXP+GEN in F1HM."""
+    if not (e.tests["arm"] == "EXP+RARE").any():
+        return Finding("not attempted", "this profile trains no EXP+RARE detectors")
+    tests = e.of("EXP+RARE", "f1_hm")
+    if tests.empty:
+        return Finding("cannot be compared", UNDEFINED)
+    found = {_no_gain(test, e.margin): test for test in tests.itertuples()}
+    order: tuple[Verdict, ...] = ("not reproduced", "cannot be compared", "partly", "reproduced")
+    (verdict, reason), test = min(found.items(), key=lambda item: order.index(item[0][0]))
+    ours = with_interval(test.gain, test.low, test.high, test.n, e.level)
+    where = f"split {test.split}, N={test.n_train}, of {len(tests)} condition(s)"
+    return Finding(verdict, f"{where}: {reason}", ours, test.gain, test.low, test.high, test.n, e.margin)
+
+
+def _no_gain(test: Any, margin: float) -> tuple[Verdict, str]:
+    if test.undefined:
+        return "cannot be compared", test.undefined
+    if -margin <= test.low and test.high <= margin:
+        return "reproduced", "the whole interval lies within the margin: no gain"
+    if test.low > 0:
+        return "not reproduced", "a gain was measured"
+    if test.high <= margin:
+        return "partly", "a gain beyond the margin is excluded, a loss is not"
+    return "cannot be compared", "the interval holds no gain and one beyond the margin alike"
+
+
+def best_thresholds(e: Evidence) -> Finding:
+    """C9."""
+    means = e.best.groupby("arm")["confidence"].agg(["mean", "std", "count"]).reindex(["EXP", "EXP+GEN"])
+    if means["mean"].isna().any():
+        return Finding("cannot be compared", "no best threshold for both arms")
+    (exp, gen), spread = means["mean"], float(np.nanmax([e.step, means["std"].max()]))
+    found = Finding(
+        "cannot be compared", f"it moves by ±{spread:.2f} between runs; the paper's arms differ by 0.15",
+        f"EXP {exp:.2f}, EXP+GEN {gen:.2f}", float(exp - gen), n=int(means["count"].min()), tolerance=spread,
+    )  # fmt: skip
+    if means["count"].min() < PAPER_RUNS:
+        return replace(found, reason=f"{found.n} run(s) per arm do not tell how far it moves")
+    if spread > 0.15:
+        return found
+    near = spread + 1e-9  # sums of steps of the sweep are not exact
+    near_exp, near_gen = abs(exp - 0.8) <= near, max(0.6 - gen, gen - 0.7) <= near
+    parts = {"EXP near 0.8": near_exp, "EXP+GEN near 0.6 to 0.7": near_gen, "EXP+GEN below EXP": gen < exp}
+    return _of_three(found, parts)
+
+
+def level_at_50(e: Evidence) -> Finding:
+    """C10: means over the splits."""
+    rows = e.of("EXP+GEN", "f1_hm").query("n_train == 50")
+    if rows.empty:
+        return Finding("not attempted", "N=50 is not in this profile, or F1HM is undefined there")
+    pairs = e.pairs.query("arm == 'EXP+GEN' and measure == 'f1_hm' and n_train == 50")
+    levels = pd.DataFrame([paired_t(own, e.level) for _, own in pairs.groupby("split")["base"]])
+    level, share = float(levels["mean"].mean()), float(rows["share_of_left"].mean())
+    half = float(((levels["high"] - levels["low"]) / 2).mean(skipna=False))
+    share_half = float(((rows["high"] - rows["low"]) / 2 / (1 - rows["base"])).mean(skipna=False))
+    ours, reason = f"F1HM {level:.3f}, {100 * share:.1f} % of what is left", f"not known to ±{WIDE}, the paper's ranges"
+    found = Finding("cannot be compared", reason, ours, level, level - half, level + half, int(rows["n"].sum()), half)
+    if not (half <= WIDE and share_half <= WIDE):
+        return found
+    in_level, in_share = max(0.70 - level, level - 0.75) <= half, max(0.03 - share, share - 0.08) <= share_half
+    parts = {"level of EXP": in_level, "share of what is left": in_share, "a gain above zero": share > share_half}
+    return _of_three(found, parts)
+
+
+def patches_per_condition(e: Evidence) -> Finding:
+    """C11."""
+    found = e.patches.groupby("source")["n"].agg(["min", "max"])
+    if not {"labelled", "generated"} <= set(found.index):
+        return Finding("not attempted", "this run has not patches of both")
+    ours = ", ".join(f"{row.Index} {row.min} to {row.max}" for row in found.itertuples())
+    same = (e.patches["n"] - 10_000).abs().max() <= 1000
+    reason = "as many as in the paper, of both" if same else "this profile makes other numbers"
+    return Finding("reproduced" if same else "not attempted", reason, ours, n=len(e.patches), tolerance=1000)
+
+
+def gpu_hours(e: Evidence) -> Finding:
+    """C12: schedules differ, so half of the paper's hours is the tolerance; wall times hold the judging of images."""
+    hours, made = e.hours.dropna(subset=["training", "total"]), e.patches.query("source == 'generated'")["n"]
+    if hours.empty:
+        return Finding("not attempted", "no training of a model was timed in this run")
+    training, total = hours["training"].mean(), hours["total"].mean()
+    ours, reason = f"{number(training)} and {number(total)} h", f"measured on {', '.join(sorted(set(hours['device'])))}"
+    found = Finding("cannot be compared", reason, ours, total, n=len(hours), tolerance=7.5)
+    if made.empty or made.max() < 9000:
+        return replace(found, verdict="not attempted", reason=f"{reason}; not the paper's schedule")
+    if not hours["device"].str.contains("V100").all():
+        return found
+    near = abs(training - 7) <= 3.5 and abs(total - 15) <= 7.5
+    return replace(found, verdict="reproduced" if near else "not reproduced")
+
+
+def _of_three(found: Finding, parts: dict[str, bool]) -> Finding:
+    """Verdict on a claim of three parts: all hold, two, or fewer."""
+    verdict: Verdict = {3: "reproduced", 2: "partly"}.get(sum(parts.values()), "not reproduced")
+    holding = ", ".join(name for name, holds in parts.items() if holds) or "nothing"
+    return replace(found, verdict=verdict, reason=f"as in the paper: {holding}")

@@ -136,7 +136,7 @@ rule significance:
 rule imbalance:
     input:
         L.page("thresholds") / DONE,
-        [L.statistics(s, n) / DONE for s, n in CONDITIONS],
+        [L.patches(s, f"train-n{n}") / DONE for s, n in CONDITIONS],
         sorted({L.masks(s, n, masks) / "patches" / DONE for s, n, _, masks in GENERATED}),
     output: L.page("imbalance") / DONE
     shell: run("10_class_imbalance")
@@ -144,7 +144,7 @@ rule imbalance:
 
 rule claims:
     input:
-        [L.page(name) / DONE for name in ("thresholds", "sizes", "significance", "imbalance")],
+        L.page("thresholds") / DONE,
         [L.patches(split, f"train-n{n}") / DONE for split, n in CONDITIONS],
         [L.diffusion(s, n, model) / DONE for s, n, model in MODELS if model != "phantom"],
         [L.generated(*keys) / DONE for keys in GENERATED],

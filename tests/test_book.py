@@ -72,10 +72,10 @@ def test_unknown_verdict_is_refused() -> None:
 
 
 GAINS = pd.DataFrame(
-    [("1", 10, "f1_detect", 0.5, 0.5, 0.0, -0.25, 0.25, 2), ("1", 10, "f1_class", *[np.nan] * 5, 0),
-     ("1", 10, "f1_hm", 0.25, 0.375, 0.125, 0.0, 0.25, 2)],
-    columns=["split", "n_train", "measure", "base", "other", "gain", "low", "high", "n"],
-)  # fmt: skip
+    [("1", 10, "f1_hm", 0.25, 0.375, 0.125, 0.0, 0.25, 2), ("1", 10, "f1_class", *[np.nan] * 5, 0),
+     ("1", 10, "f1_detect", 0.5, 0.5, 0.0, -0.25, 0.25, 2)],
+    columns=["split", "n_train", "measure", "base", "score", "gain", "low", "high", "n"],
+).assign(arm="EXP+GEN", threshold="best on test")  # fmt: skip
 STAMP = {
     "notebook": "06_b", "wall_s": 59.6, "peak_memory_mib": 300, "device": "CPU", "commit": "abc", "profile": "smoke",
     "dataset": "phantom", "keys": {"split": "1", "arm": "EXP"}, "started": "2026-01-02T03:04:05",

@@ -49,7 +49,8 @@ def write_fragments(folder: Path, P: Profile, claims: Path, sizes: Path, stages:
     rows = json.loads(claims.read_text(encoding="utf-8"))["claims"]
     table = pd.read_parquet(sizes)
     here = (table["split"].astype(str) == P.split_names[0]) & (table["n_train"] == P.sizes[-1])
-    gains = table[here & (table.get("arm", "EXP+GEN") == "EXP+GEN") & table["measure"].isin(list(MEASURES))]
+    chosen = (table["arm"] == "EXP+GEN") & (table["threshold"] == "best on test") & table["measure"].isin(list(MEASURES))
+    gains = table[here & chosen].sort_values("measure", key=lambda names: names.map(list(MEASURES).index))
     glue_notebook(quoted_numbers(P, rows, gains, [stamp for stamp, _ in stages]), folder / "headline.ipynb")
     fragments = {
         "notice": data_notice(P.dataset, P.name),
@@ -129,9 +130,9 @@ def quoted_numbers(
     }  # fmt: skip
     by_measure = {row["measure"]: row for row in gains.to_dict("records")}
     for measure in MEASURES:
-        row = by_measure.get(measure, dict.fromkeys(("base", "other", "gain", "low", "high", "n")))
+        row = by_measure.get(measure, dict.fromkeys(("base", "score", "gain", "low", "high", "n")))
         gain = with_interval(row["gain"], row["low"], row["high"], row["n"], P.evaluation.confidence_level)
-        quoted |= {f"{measure}_exp": (_score(row["base"]), table), f"{measure}_gen": (_score(row["other"]), table),
+        quoted |= {f"{measure}_exp": (_score(row["base"]), table), f"{measure}_gen": (_score(row["score"]), table),
                    f"{measure}_gain": (gain, table)}  # fmt: skip
     return quoted
 
@@ -168,7 +169,7 @@ def scores_table(gains: pd.DataFrame, level: float = 0.95) -> str:
     """Markdown table of both arms' scores with the difference and its interval, which is of `level`."""
     header = ("score, at each arm's best threshold", "EXP", "EXP+GEN", "difference")
     rows = [
-        (MEASURES[row["measure"]], _score(row["base"]), _score(row["other"]),
+        (MEASURES[row["measure"]], _score(row["base"]), _score(row["score"]),
          with_interval(row["gain"], row["low"], row["high"], row["n"], level))
         for row in gains.to_dict("records")
     ]  # fmt: skip

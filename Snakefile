@@ -98,7 +98,7 @@ rule generated:
         L.patches("{split}", "train-n{n_train}") / DONE,
         L.patches("{split}", "test") / DONE,
         L.masks("{split}", "{n_train}", "{masks}") / "patches" / DONE,
-        lambda w: L.diffusion(w.split, w.n_train, "1" if w.model == "phantom" else w.model) / DONE,
+        lambda w: [] if w.model == "phantom" else L.diffusion(w.split, w.n_train, w.model) / DONE,
     output: (made := L.generated("{split}", "{n_train}", "{model}", "{masks}")) / DONE, made / "patches" / DONE
     threads: P.device.threads
     resources: gpu=GPU, gpu_share=GPU * P.jobs_per_device

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from companion.micrographs.patches import Patches
+from companion.config.sections import Faithfulness
 from companion.evaluation.errors import CLASS, CORRECT, audit, recall_by, size_bins
 from companion.evaluation.matching import Matching
-from companion.config.profile import Faithfulness
+from companion.micrographs.patches import Patches
 
 Judged = Mapping[str, tuple[Patches, pd.DataFrame]]  # patches and what the detector says of them, by name
 

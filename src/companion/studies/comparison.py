@@ -1,0 +1,108 @@
+"""Detectors against the exact truth, at thresholds that others chose, and what pairs of them differ in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from companion.config.sections import Evaluation
+from companion.config.sections import Patches as Cut
+from companion.evaluation.formats import truth_of
+from companion.evaluation.runs import Run, count_runs, tabulate_runs
+from companion.evaluation.significance import paired_t
+from companion.micrographs.check import TRUTH
+from companion.micrographs.cutting import cut_patches
+from companion.micrographs.dataset import load_dataset
+from companion.micrographs.patches import Patches
+
+MEASURES = ("f1_detect", "f1_class", "f1_hm", "recall")
+LEARNT = 0.5  # F1_detect below which detectors are too poor for differences between them to mean anything
+
+
+def true_patches(folder: Path, files: Sequence[str], cut: Cut, training: bool = False) -> Patches:
+    """Patches of micrographs with their exact truth for labels, on the grid of the labelled ones.
+
+    Parameters
+    ----------
+    folder : a phantom's data set folder, which holds its truth
+    files : names of micrographs
+    cut : size, distance and the least visible share of a defect
+    training : on the grid of training patches, with their symmetries; else on that of test patches
+    """
+    stride, symmetries = (cut.train_stride, cut.symmetries) if training else (cut.test_stride, (0,))
+    return cut_patches(load_dataset(folder, TRUTH), files, cut.size, stride, cut.min_visible, symmetries)[0]
+
+
+def run_of(keys: dict[str, Any], predictions: pd.DataFrame, patches: Patches) -> Run:
+    """Predictions of a detector on `patches`, with whatever names it in `keys`."""
+    return Run(keys, predictions.reset_index(drop=True), truth_of(patches, "patches of the study"), patches)
+
+
+def scores(runs: Sequence[Run], settings: Evaluation) -> pd.DataFrame:
+    """Scores of every run at every confidence of the sweep, at the headline's IoU: the columns of scores.parquet."""
+    counts = count_runs(runs, [settings.iou], settings.confidence_sweep, settings.matching)
+    return tabulate_runs(runs, counts)
+
+
+def at_chosen(test: pd.DataFrame, chosen_on: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Rows of `test` at the confidence where the mean F1_detect of `chosen_on` over seeds is highest, for each `by`."""
+    means = chosen_on.groupby([*by, "confidence"])["f1_detect"].mean().fillna(0.0)
+    best = means.groupby(list(by)).idxmax().map(lambda key: key[-1]).rename("confidence")
+    return test.merge(best.reset_index(), on=[*by, "confidence"])
+
+
+def paired_effects(
+    table: pd.DataFrame, effects: dict[str, Callable[[pd.DataFrame], pd.Series]], level: float, **keys: Any
+) -> list[dict[str, Any]]:
+    """Mean and interval over seeds of differences, for every measure.
+
+    Parameters
+    ----------
+    table : rows of one comparison, with the columns arm, seed and the measures
+    effects : name -> function of a table (index seed, columns named by whoever made `table`, one measure) that gives
+        the difference of each seed
+    keys : further columns of the result
+
+    Returns
+    -------
+    Rows: keys, quantity, measure, mean, low, high, n
+    """
+    rows = []
+    for measure in MEASURES:
+        wide = table.pivot_table(index="seed", columns="column", values=measure, dropna=False)
+        for name, difference in effects.items():
+            found = paired_t(difference(wide).dropna(), level)
+            told = {key: found[key] for key in ("mean", "low", "high", "n")}
+            rows.append({**keys, "quantity": name, "measure": measure, **told})
+    return rows
+
+
+def standing(reference: pd.DataFrame) -> str:
+    """A sentence on how far detectors have learnt, and whether differences between them can mean anything.
+
+    Parameters
+    ----------
+    reference : scores of the detectors that others are compared with: arm, f1_detect
+    """
+    reached = reference.groupby("arm", sort=False)["f1_detect"].mean()
+    said = ", ".join(f"{arm} {score:.2f}" for arm, score in reached.items())
+    if reached.min() >= LEARNT:
+        return f"Mean F1_detect of the detectors that others are compared with, against the truth: {said}."
+    return (
+        f"Mean F1_detect of the detectors that others are compared with, against the truth: {said}. Detectors below "
+        f"{LEARNT:g} hardly detect and have little to lose, so nothing below is a verdict: it shows that the study "
+        "runs."
+    )
+
+
+def verdict(low: float, high: float, positive: str, negative: str, reference: pd.DataFrame) -> str:
+    """`positive` or `negative` where an interval lies on one side of zero, else "undecided".
+
+    "no verdict" where a detector of `reference` (see `standing`) has learnt too little.
+    """
+    if not reference.groupby("arm")["f1_detect"].mean().min() >= LEARNT:
+        return "no verdict"
+    return positive if low > 0 else negative if high < 0 else "undecided"

@@ -31,8 +31,8 @@ def label_maps(rows: Mapping[str, NDArray[np.uint8]], classes: Sequence[str], ti
     figure, axes = plt.subplots(len(rows), columns, figsize=(1.25 * columns, 1.35 * len(rows) + 0.7), squeeze=False)
     colors = ListedColormap(["#F2F2F2", *(CLASS_COLORS[k % len(CLASS_COLORS)] for k in range(len(classes)))])
     for line, (name, maps) in zip(axes, rows.items(), strict=True):
-        for axis in line:
-            axis.set(xticks=[], yticks=[])
+        for k, axis in enumerate(line):
+            axis.set(xticks=[], yticks=[], visible=k < len(maps))
             axis.grid(False)
             axis.spines[:].set_visible(True)
         for axis, label_map in zip(line, maps, strict=False):
@@ -44,31 +44,35 @@ def label_maps(rows: Mapping[str, NDArray[np.uint8]], classes: Sequence[str], ti
     return figure
 
 
-def curves(panels: Mapping[str, Mapping[str, pd.DataFrame]], title: str, y: str = "share ≤", rows: int = 1) -> Figure:
+def curves(
+    panels: Mapping[str, Mapping[str, pd.DataFrame]],
+    title: str,
+    y: str = "share ≤",
+    colors: Mapping[str, str] | None = None,
+) -> Figure:
     """Curves with intervals, side by side.
 
     Parameters
     ----------
-    panels : label of the x axis -> name of the line -> see `statistics.share_curve`; a table without low and high, as
-        the first columns of `spatial.pair_correlation`, is drawn as points
-    y : label of the y axes with intervals
+    panels : label of the x axis -> name of the line -> see `statistics.share_curve` (a line with its interval) or
+        `spatial.pair_correlation` (points)
+    y : label of the y axes of shares
+    colors : by name of the line; those of samplers are known
     """
-    columns = -(-len(panels) // rows)
-    figure, axes = plt.subplots(rows, columns, figsize=(2.7 * columns + 0.6, 2.4 * rows + 0.5), squeeze=False)
-    for axis, (label, lines) in zip(axes.flat, panels.items(), strict=False):
+    figure, axes = plt.subplots(1, len(panels), figsize=(2.7 * len(panels) + 0.6, 3.0), squeeze=False)
+    colors = {**SAMPLER_COLORS, **(colors or {})}
+    for axis, (label, lines) in zip(axes.flat, panels.items(), strict=True):
         for k, (name, table) in enumerate(lines.items()):
-            color = SAMPLER_COLORS.get(name, CLASS_COLORS[k % len(CLASS_COLORS)])
-            if "low" in table:
-                axis.fill_between(table["value"], table["low"], table["high"], color=color, alpha=0.2, linewidth=0)
-                axis.plot(table["value"], table["share"], DASHES[k % len(DASHES)], color=color, label=name)
+            style = {"color": colors.get(name, CLASS_COLORS[(k + 3) % len(CLASS_COLORS)]), "label": name}
+            style["linestyle"] = DASHES[k % len(DASHES)]
+            if "g" in table:
+                axis.plot(table["r_px"], table["g"], marker=MARKERS[k % len(MARKERS)], markersize=3, **style)
+                axis.axhline(1, color="0.6", linewidth=0.8, zorder=0)
             else:
-                marker = MARKERS[k % len(MARKERS)] + DASHES[k % len(DASHES)]
-                axis.plot(table["r_px"], table["g"], marker, color=color, markersize=3, label=name)
-        last = "low" not in table
-        axis.axhline(1, color="0.6", linewidth=0.8, zorder=0)
-        axis.set(xlabel=label, ylabel="pair correlation g(r)" if last else y, ylim=(0, None))
-    handles, names = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=4)
+                axis.fill_between(table["value"], table["low"], table["high"], alpha=0.2, lw=0, color=style["color"])
+                axis.plot(table["value"], table["share"], **style)
+        axis.set(xlabel=label, ylabel="pair correlation g(r)" if "g" in table else y, ylim=(0, None))
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     figure.suptitle(title, fontsize=9)
     return figure
 

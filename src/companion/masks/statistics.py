@@ -153,21 +153,23 @@ def summary(statistics: pd.DataFrame, counts: pd.DataFrame, classes: tuple[str, 
     weighted means box_long_nm (long side of the box), major_px, major_nm, aspect (undefined where there is no
     uncut instance).
     """
-    table, means = statistics.assign(weight=inclusion_weights(statistics, size)), {}
-    table["box_long_nm"] = table["long_px"] * table["pixel_size_nm"]
-    table["major_nm"], table["aspect"] = (
-        table["major_px"] * table["pixel_size_nm"],
-        table["major_px"] / table["minor_px"],
-    )
-    cells = ["pixel_size_nm", "class"]
-    for cell, own in table.groupby(cells):
-        columns = ("box_long_nm", "major_px", "major_nm", "aspect")
-        means[cell] = {"cut_share": own["touches_border"].mean(),
-                       **{column: weighted_mean(own[column], own["weight"]) for column in columns}}  # fmt: skip
-    found = counts.groupby(cells)["count"].agg(instances="sum", per_patch="mean")
-    found["share"] = found["instances"] / found.groupby(level=0)["instances"].transform("sum")
-    found = found.join(pd.DataFrame.from_dict(means, orient="index")).reset_index(names=["nm/px", "class"])
-    return found.assign(**{"class": found["class"].map(dict(enumerate(classes, start=1)))})
+    nm, weights = statistics["pixel_size_nm"], inclusion_weights(statistics, size)
+    major, long = statistics["major_px"], statistics["long_px"]
+    means = {
+        "box_long_nm": long * nm,
+        "major_px": major,
+        "major_nm": major * nm,
+        "aspect": major / statistics["minor_px"],
+    }
+    rows = []
+    for (scale, code), cell in counts.groupby(["pixel_size_nm", "class"]):
+        own = ((nm == scale) & (statistics["class"] == code)).to_numpy()
+        rows.append({
+            "nm/px": scale, "class": classes[code - 1], "instances": int(own.sum()), "per_patch": cell["count"].mean(),
+            "share": own.sum() / max(1, (nm == scale).sum()), "cut_share": statistics["touches_border"][own].mean(),
+            **{name: weighted_mean(values[own], weights[own]) for name, values in means.items()},
+        })  # fmt: skip
+    return pd.DataFrame(rows)
 
 
 def weighted_mean(values: ArrayLike, weights: ArrayLike) -> float:

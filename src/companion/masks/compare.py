@@ -18,7 +18,7 @@ from companion.stats import c2st_auc
 
 G_BINS, GRID = 8, 64
 HALVINGS = 5
-PENALTY = 0.01  # inverse strength of the classifier's L2 penalty: there are about as many features as masks
+PENALTY = 50.0  # inverse strength of the classifier's L2 penalty, times masks: about as many features as masks
 REAL = "real, other half"
 
 
@@ -167,4 +167,4 @@ def mask_auc(real: Described, simulated: Described, rng: np.random.Generator) ->
     both = np.clip(StandardScaler().fit_transform(np.vstack([real.features, simulated.features])), -4, 4)
     both = PolynomialFeatures(2, include_bias=False).fit_transform(both)
     n = len(real.features)
-    return c2st_auc(both[:n], both[n:], real.groups, simulated.groups, rng, penalty=PENALTY)
+    return c2st_auc(both[:n], both[n:], real.groups, simulated.groups, rng, penalty=PENALTY / len(both))

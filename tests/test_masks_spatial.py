@@ -1,10 +1,8 @@
-"""Neighbours, pair correlation, contact of ellipses, crystal azimuths, border weights."""
+"""Neighbours, pair correlation, crystal azimuths, border weights."""
 
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from companion.masks import spatial
 
@@ -62,34 +60,6 @@ def test_pair_correlation_of_independent_places_is_one_and_of_kept_apart_ones_is
     assert g["g"][0] == 0 and g["pairs"].tolist() == [0, 1]
     with pytest.raises(ValueError, match="not within 0-100"):
         spatial.pair_correlation(apart, 100, np.array([0.0, 120.0]))
-
-
-@given(dx=st.floats(-40, 40), dy=st.floats(-40, 40), major=st.floats(8, 50), aspect=st.floats(1, 5),
-       angle=st.floats(0, 180), other=st.floats(0, 180))  # fmt: skip
-@settings(max_examples=80, deadline=None)
-def test_contact_agrees_with_points_of_both_ellipses(dx, dy, major, aspect, angle, other):
-    """Ellipses overlap exactly when a point of one lies in the other (sampled; near-touching pairs are left out)."""
-    first = spatial.shape_matrices(major, major / aspect, angle)
-    second = spatial.shape_matrices(20.0, 10.0, other)
-    found = float(spatial.contact(np.array([dx, dy]), first, second))
-    t, u = np.meshgrid(np.linspace(0, 2 * np.pi, 400), np.linspace(0, 1, 40))
-    turn = np.deg2rad(other)
-    along, across = 10 * u * np.cos(t), 5 * u * np.sin(t)
-    x = dx + along * np.cos(turn) + across * np.sin(turn)
-    y = dy - along * np.sin(turn) + across * np.cos(turn)
-    det = first[0] * first[1] - first[2] ** 2
-    inside = (first[1] * x * x - 2 * first[2] * x * y + first[0] * y * y) / det <= 1
-    if abs(found - 1) > 0.1:
-        assert inside.any() == (found < 1)
-
-
-def test_contact_of_circles_and_of_bars_that_boxes_take_for_near():
-    circles = [spatial.shape_matrices(diameter, diameter, 30.0) for diameter in (10.0, 6.0)]
-    assert spatial.contact(np.array([12.0, 16.0]), *circles) == pytest.approx(20 / 8, rel=1e-3)
-    bar = spatial.shape_matrices(40.0, 4.0, 45.0)
-    beside = np.array([14.0, 14.0])  # across bars that rise to the right (y points down)
-    along = np.array([14.0, -14.0])
-    assert spatial.contact(beside, bar, bar) > 2 and spatial.contact(along, bar, bar) < 1
 
 
 def test_weights_undo_the_loss_of_large_instances():

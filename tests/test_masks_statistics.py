@@ -124,10 +124,14 @@ def test_summary_by_hand():
     instances[0, 0:4, 20:24] = 3  # cut by the border
     instances[1, 20, 20] = 1
     patches = of_maps(instances, {(0, 1): 1, (0, 2): 1, (0, 3): 1, (1, 1): 2})
+    patches = replace(patches, index=patches.index.assign(pixel_size_nm=[0.5, 0.88]))
     measured = statistics.measure(patches, "moments")
-    first, second = statistics.summary(measured, statistics.counts(patches), patches.classes, 32).to_dict("records")
-    assert (first["nm/px"], first["instances"], second["instances"], first["per_patch"]) == (0.5, 3, 1, 1.5)
-    assert first["share"] == 0.75 and first["cut_share"] == pytest.approx(1 / 3)
+    table = statistics.summary(measured, statistics.counts(patches), patches.classes, 32)
+    assert table["nm/px"].tolist() == [0.5, 0.5, 0.88, 0.88] and table["class"].tolist() == ["a", "b"] * 2
+    assert table["instances"].tolist() == [3, 0, 0, 1] and table["per_patch"].tolist() == [3, 0, 0, 1]
+    assert table["share"].tolist() == [1, 0, 0, 1] and np.isnan(table["aspect"][1])
+    first, second = table.iloc[0], table.iloc[3]
+    assert first["cut_share"] == pytest.approx(1 / 3)
     major, minor = measured["major_px"].to_numpy()[:2], measured["minor_px"].to_numpy()[:2]
     weight = 1 / ((31 - major) * (31 - minor))
     assert major.tolist() == pytest.approx([4 * np.sqrt(16 / 12), 4 * np.sqrt(256 / 12)])
@@ -135,17 +139,7 @@ def test_summary_by_hand():
         first["box_long_nm"] == pytest.approx((weight * [4, 16]).sum() / weight.sum() * 0.5) and weight[1] > weight[0]
     )
     assert first["aspect"] == pytest.approx((weight * major / minor).sum() / weight.sum())
-    assert second["box_long_nm"] == 0.5
-
-
-def test_micrographs_without_a_defect_count_in_their_magnification():
-    patches = ellipse_patches(8)  # micrographs 0.png and 1.png
-    scales = np.where(patches.index["image"] == "0.png", 0.5, 0.88)
-    none = patches.table["patch"] >= 4  # the second micrograph is empty
-    patches = replace(patches, index=patches.index.assign(pixel_size_nm=scales), table=patches.table[~none])
-    table = statistics.summary(statistics.measure(patches), statistics.counts(patches), patches.classes, 64)
-    per_patch = table.groupby("nm/px")["per_patch"].sum()
-    assert per_patch[0.88] == 0 and per_patch[0.5] == len(patches.table) / 4
+    assert second["box_long_nm"] == pytest.approx(0.88)
 
 
 def test_intervals_are_as_wide_as_micrographs_differ():

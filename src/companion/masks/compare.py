@@ -117,18 +117,6 @@ def compare(real: Described, simulated: Mapping[str, Described], fold: int, rng:
     return pd.DataFrame(rows)
 
 
-def best_variants(compared: pd.DataFrame) -> tuple[pd.Series, pd.Series, pd.Series]:
-    """Rows of `compare`: the paper's sampler, the single repair with the AUC nearest to 0.5, and the nearest of all
-    whole samplers."""
-    simulated = compared[compared["sampler"] != REAL].set_index("sampler", drop=False)
-    departure, single = (simulated["auc"] - 0.5).abs().fillna(np.inf), simulated.index.str.startswith("+ ")
-    return (
-        simulated.loc["authors"],
-        simulated.loc[departure[single].idxmin()],
-        simulated.loc[departure[~single].idxmin()],
-    )
-
-
 def distances(real: Described, simulated: Described) -> dict[str, float]:
     """Distances between distributions.
 

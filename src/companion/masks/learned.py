@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from companion.config.sections import Masks
-from companion.geometry import SYMMETRIES
 from companion.masks.simulate import azimuths, turned
 from companion.masks.spatial import find_crystals
 from companion.masks.statistics import CONTOUR_PX
@@ -125,11 +124,7 @@ def _train(
         for line, patch in enumerate(patches):
             rows = rng.permutation(lists[patch])
             angle, size, aspect, x, y = values[rows].T
-            symmetry = int(rng.integers(SYMMETRIES))
-            if symmetry >= 4:  # a turn moves the crystal along, so relative angles stay; a mirror changes their sign
-                angle, x = -angle % 1, 1 - x
-            for _ in range(symmetry % 4):  # a counter-clockwise quarter turn
-                x, y = y, 1 - x
+            x, y = rng.permutation([v if rng.random() < 0.5 else 1 - v for v in (x, y)])  # a symmetry of the square
             bins = np.clip(np.column_stack([angle, size, aspect, x, y]) * BINS, 0, BINS - 1).astype(np.int64)
             tokens[line, : len(rows)] = np.column_stack([classes[rows], bins])
         set_learning_rate(optimizer, one_cycle(step, steps, PEAK_RATE))

@@ -22,13 +22,14 @@ from companion.config.sections import Masks, Repair
 from companion.errors import CompanionError
 from companion.geometry import symmetry_angle
 from companion.masks.outlines import draw_instances
-from companion.masks.spatial import Floats, box_sides, contact, find_crystals, inclusion_weights, shape_matrices
+from companion.masks.spatial import Floats, box_sides, find_crystals, inclusion_weights
 from companion.masks.statistics import CONTOUR_PX, ELLIPSE_COLUMNS, merge_touching
 from companion.micrographs.patches import Patches, instance_table
 
 Rows = NDArray[np.int64]
 Near = Callable[[Rows, Rows, Floats], NDArray[np.bool_]]
 REPAIRS: tuple[Repair, ...] = get_args(Repair)
+OUTLINE_POINTS = 24  # of ellipses tested for overlap; what lies between them reaches 1 % of an axis deep
 DRAWN_COLUMNS = ["patch", "instance", "class", *ELLIPSE_COLUMNS, "forced", "source"]
 
 
@@ -71,18 +72,15 @@ def simulate(
     CompanionError
         When there is nothing to draw from, or a rarest class is asked of data with one class or of sampler 'learned'.
     """
-    share = class_shares(counts, len(real.classes))
-    wanted = class_shares(counts, len(real.classes), rare_weight)
+    shares = [class_shares(counts, len(real.classes), weight) for weight in (1.0, rare_weight)]
     if settings.sampler == "learned":
-        from companion.masks.learned import draw_learned
-
         if rare_weight != 1:
             raise CompanionError("masks 'rare': sampler 'learned' cannot weigh classes; use 'authors' or 'companion'")
+        from companion.masks.learned import draw_learned
+
         parents, drawn = draw_learned(statistics, real, settings, rng)
     else:
-        sampler = _Sampler(statistics, counts, real, settings, min_visible, rng)
-        parents = sampler.parents(settings.n_patches)
-        drawn = sampler.place(sampler.shapes(parents, share, wanted))
+        parents, drawn = _draw_from_tables(statistics, counts, real, settings, *shares, min_visible, rng)
     index = pd.DataFrame({
         "patch": np.arange(settings.n_patches), "image": image, "x0": 0, "y0": 0, "symmetry": 0,
         "pixel_size_nm": real.index["pixel_size_nm"].to_numpy()[parents],
@@ -126,116 +124,96 @@ def class_shares(counts: pd.DataFrame, n_classes: int, rare_weight: float = 1.0)
     return total / total.sum()
 
 
-class _Sampler:
-    """Real patches as a source of simulated ones, with the repairs that the settings name."""
+def _draw_from_tables(
+    statistics: pd.DataFrame, counts: pd.DataFrame, real: Patches, settings: Masks, share: Floats, wanted: Floats,
+    min_visible: float, rng: np.random.Generator,
+) -> tuple[Rows, pd.DataFrame]:  # fmt: skip
+    """Parents [n] and `Simulation.drawn` of the paper's sampler, with the repairs that the settings name."""
+    repairs = frozenset(REPAIRS if settings.sampler == "companion" else settings.repairs)
+    composition = counts.pivot(index="patch", columns="class", values="count").to_numpy()  # [P, C]
+    # Number: that of a real patch, the mask's parent; the paper leaves empty ones out.
+    number = composition.sum(axis=1)
+    parents = rng.choice(
+        np.arange(len(number)) if "empty-patches" in repairs else np.flatnonzero(number), settings.n_patches
+    )
+    patch = np.repeat(np.arange(len(parents)), number[parents])  # [M], of every defect
+    first = np.repeat(np.cumsum(number[parents]) - number[parents], number[parents])
+    # Classes: by frequency, of all patches or of the parent's pixel size; or those of the parent.
+    size_nm = real.index["pixel_size_nm"].to_numpy()
+    magnification = pd.factorize(size_nm.round(6))[0] if "magnification" in repairs else np.zeros(len(real), np.int64)
+    group = magnification[parents][patch]
+    if "composition" in repairs:
+        code = np.repeat(np.tile(np.arange(1, len(share) + 1), len(parents)), composition[parents].ravel())
+        code = code[np.lexsort([rng.random(len(code)), patch])]
+    else:
+        frequency = np.array([composition[magnification == g].sum(axis=0) for g in range(magnification.max() + 1)])
+        cumulative = (frequency / np.maximum(1, frequency.sum(axis=1, keepdims=True))).cumsum(axis=1)
+        code = 1 + (rng.random((len(patch), 1)) >= cumulative[group, :-1]).sum(axis=1)
+    # Turning a share q of the others into the rarest class raises its share from p to p + (1 - p) q.
+    rarest = int((wanted - share).argmax())
+    if wanted[rarest] > share[rarest]:
+        code[rng.random(len(code)) < (wanted[rarest] - share[rarest]) / (1 - share[rarest])] = rarest + 1
+    # Shapes: of real defects; how often one lies uncut in a patch, and where a patch shows it, make up for the border.
+    reach, weights = None, np.ones(len(statistics))
+    if "borders" in repairs:
+        reach = _reach(min_visible)
+        weights = inclusion_weights(statistics, real.size) * _room(statistics, real.size, reach).prod(axis=1)
+    rows, own = np.empty(len(code), dtype=np.int64), magnification[statistics["patch"].to_numpy()]
+    for c, g in {*zip(code.tolist(), group.tolist(), strict=True)}:
+        # Small weights: another magnification, and instances that a border cuts, where there is nothing else.
+        weight = (statistics["class"].to_numpy() == c) * np.where(own == g, 1.0, 1e-6) * (weights + 1e-9)
+        here = (code == c) & (group == g)
+        rows[here] = rng.choice(len(weight), size=int(here.sum()), p=weight / weight.sum())
+    shape = statistics.iloc[rows]
+    angle, axes = shape["angle_deg"].to_numpy(), shape[["major_px", "minor_px"]].to_numpy() + CONTOUR_PX
+    if "magnification" in repairs:
+        axes = axes * (shape["pixel_size_nm"].to_numpy() / size_nm[parents][patch])[:, None]
+    # The paper measures patches that were already turned and mirrored: an angle brings its own symmetry.
+    symmetry = rng.choice(real.symmetries, size=len(patch))
+    if "azimuth" in repairs:  # one azimuth and one symmetry per mask
+        known = find_crystals(statistics, settings.crystal_fold)["azimuth_deg"]
+        azimuth = azimuths(real.index["image"].iloc[parents], known, settings.crystal_fold, rng)
+        angle = angle - shape["image"].map(known).to_numpy() + azimuth[patch]
+        symmetry = rng.choice(real.symmetries, size=len(parents))[patch]
+    shapes = pd.DataFrame({
+        "patch": patch, "instance": np.arange(len(patch)) - first + 1, "class": code, "major_px": axes[:, 0],
+        "minor_px": axes[:, 1], "angle_deg": turned(angle, symmetry), "source": rows,
+    })  # fmt: skip
+    near = (ellipses_near if "overlap" in repairs else boxes_near)(shapes, settings.overlap_buffer_px)
+    return parents, place(shapes, near, real.size, _room(shapes, real.size, reach), settings.overlap_tries, rng)
 
-    def __init__(
-        self, statistics: pd.DataFrame, counts: pd.DataFrame, real: Patches, settings: Masks, min_visible: float,
-        rng: np.random.Generator,
-    ) -> None:  # fmt: skip
-        self.statistics, self.real, self.settings, self.rng = statistics, real, settings, rng
-        self.repairs = frozenset(REPAIRS if settings.sampler == "companion" else settings.repairs)
-        self.composition = counts.pivot(index="patch", columns="class", values="count").to_numpy()  # [P, C]
-        self.azimuth = find_crystals(statistics, settings.crystal_fold)["azimuth_deg"]
-        # Pixel sizes as codes; pooled, as in the paper, they are all one.
-        sizes = real.index["pixel_size_nm"].round(6) if "magnification" in self.repairs else real.index["patch"] * 0
-        self.magnification = pd.factorize(sizes)[0]  # [P]
-        # How far outside the patch a centre may lie, in half boxes: None keeps it inside, as the paper does.
-        self.reach = _reach(min_visible) if "borders" in self.repairs else None
-        self.weights = np.ones(len(statistics))
-        if self.reach is not None:  # as often as it lies uncut in a patch, times the places where a patch shows it
-            self.weights = inclusion_weights(statistics, real.size) * self._room(statistics).prod(axis=1)
 
-    def parents(self, n: int) -> Rows:
-        """The real patches [n] that lend their number of instances; the paper leaves empty ones out."""
-        eligible = np.arange(len(self.composition))
-        if "empty-patches" not in self.repairs:
-            eligible = eligible[self.composition.sum(axis=1) > 0]
-        return self.rng.choice(eligible, size=n)
+def place(
+    shapes: pd.DataFrame, near: Near, size: int, room: Floats, tries: int, rng: np.random.Generator
+) -> pd.DataFrame:
+    """Sequential placement: uniform centres, redrawn while the ellipse is near one placed before in its patch.
 
-    def shapes(self, parents: Rows, share: Floats, wanted: Floats) -> pd.DataFrame:
-        """Classes and ellipses for every mask, not yet placed; in each mask in random order."""
-        number = self.composition[parents].sum(axis=1)
-        patch = np.repeat(np.arange(len(parents)), number)
-        group = self.magnification[parents][patch]
-        code = self._classes(parents, patch, group)
-        # Turning a share q of the others into the rarest class raises its share from p to p + (1 - p) q.
-        rarest = int((wanted - share).argmax())
-        if wanted[rarest] > share[rarest]:
-            q = (wanted[rarest] - share[rarest]) / (1 - share[rarest])
-            code[self.rng.random(len(code)) < q] = rarest + 1
-        rows = self._rows(code, group)
-        first = np.repeat(np.cumsum(number) - number, number)
-        return self._ellipses(rows, patch, parents).assign(**{
-            "class": code, "instance": np.arange(len(patch)) - first + 1, "source": rows,
-        })  # fmt: skip
+    All patches are filled at once, first instances first, then second ones, and so on, so the draws of a patch
+    are those of a plain loop.
 
-    def place(self, shapes: pd.DataFrame) -> pd.DataFrame:
-        """Sequential placement: uniform centres, redrawn while the ellipse is near one placed before in its patch.
+    Parameters
+    ----------
+    shapes : patch (sorted), instance (1, 2, ... within the patch), and what `near` needs
+    room : width and height [M, 2] of the rectangle around the middle of the patch [0, size)^2 for the centres, px
 
-        All patches are filled at once, first instances first, then second ones, and so on, so the draws of a patch
-        are those of a plain loop. Adds x, y and forced (every try was near another; the last was kept).
-        """
-        near = (ellipses_near if "overlap" in self.repairs else boxes_near)(shapes, self.settings.overlap_buffer_px)
-        room, rank = self._room(shapes), shapes["instance"].to_numpy() - 1
-        centres, forced = np.zeros((len(shapes), 2)), np.zeros(len(shapes), dtype=bool)
-        for k in range(int(rank.max(initial=-1)) + 1):
-            waiting = np.flatnonzero(rank == k)  # [n]
-            for attempt in range(self.settings.overlap_tries):
-                before = waiting[:, None] - np.arange(k, 0, -1)  # [n, k]
-                proposal = self.real.size / 2 + room[waiting] * self.rng.uniform(-0.5, 0.5, (len(waiting), 2))
-                overlaps = near(waiting[:, None], before, proposal[:, None] - centres[before]).any(axis=1)
-                settled = ~overlaps | (attempt == self.settings.overlap_tries - 1)
-                centres[waiting[settled]] = proposal[settled]
-                forced[waiting[settled & overlaps]] = True
-                waiting = waiting[~settled]
-                if len(waiting) == 0:
-                    break
-        return shapes.assign(x=centres[:, 0], y=centres[:, 1], forced=forced)
-
-    def _room(self, shapes: pd.DataFrame) -> Floats:
-        """Width and height [M, 2] of the rectangle around the patch's middle in which centres are drawn, px."""
-        sides = 0.0 if self.reach is None else self.reach * (box_sides(shapes) + CONTOUR_PX)
-        return np.maximum(1.0, self.real.size + np.broadcast_to(sides, (len(shapes), 2)))
-
-    def _classes(self, parents: Rows, patch: Rows, group: Rows) -> Rows:
-        classes = np.arange(1, self.composition.shape[1] + 1)
-        if "composition" in self.repairs:
-            code = np.repeat(np.tile(classes, len(parents)), self.composition[parents].ravel())
-            return code[np.lexsort([self.rng.random(len(code)), patch])]
-        code = np.empty(len(patch), dtype=np.int64)
-        for g in np.unique(group):
-            total = self.composition[self.magnification == g].sum(axis=0)
-            code[group == g] = self.rng.choice(classes, size=int((group == g).sum()), p=total / total.sum())
-        return code
-
-    def _rows(self, code: Rows, group: Rows) -> Rows:
-        """For each wanted instance the row of a real one of its class, and of its magnification where there is one."""
-        rows = np.empty(len(code), dtype=np.int64)
-        classes, groups = self.statistics["class"].to_numpy(), self.magnification[self.statistics["patch"].to_numpy()]
-        for c, g in {*zip(code.tolist(), group.tolist(), strict=True)}:
-            # Small weights: another magnification, and instances that a border cuts, where there is nothing else.
-            weight = (classes == c) * np.where(groups == g, 1.0, 1e-6) * (self.weights + 1e-9)
-            here = (code == c) & (group == g)
-            rows[here] = self.rng.choice(len(weight), size=int(here.sum()), p=weight / weight.sum())
-        return rows
-
-    def _ellipses(self, rows: Rows, patch: Rows, parents: Rows) -> pd.DataFrame:
-        """The ellipses of real instances, turned into their masks and brought to their magnification."""
-        real, shape = self.real, self.statistics.iloc[rows]
-        angle, scale = shape["angle_deg"].to_numpy(), 1.0
-        if "azimuth" in self.repairs:  # one azimuth and one symmetry per mask
-            azimuth = azimuths(real.index["image"].iloc[parents], self.azimuth, self.settings.crystal_fold, self.rng)
-            angle = angle - shape["image"].map(self.azimuth).to_numpy() + azimuth[patch]
-            symmetry = self.rng.choice(real.symmetries, size=len(parents))[patch]
-        else:  # the paper measures patches that were already turned and mirrored: an angle brings its own symmetry
-            symmetry = self.rng.choice(real.symmetries, size=len(patch))
-        if "magnification" in self.repairs:
-            scale = shape["pixel_size_nm"].to_numpy() / real.index["pixel_size_nm"].to_numpy()[parents][patch]
-        return pd.DataFrame({
-            "patch": patch, "major_px": (shape["major_px"].to_numpy() + CONTOUR_PX) * scale,
-            "minor_px": (shape["minor_px"].to_numpy() + CONTOUR_PX) * scale, "angle_deg": turned(angle, symmetry),
-        })  # fmt: skip
+    Returns
+    -------
+    `shapes` with x, y (px) and forced (all `tries` draws were near another; the last was kept)
+    """
+    rank, centres, forced = shapes["instance"].to_numpy() - 1, np.zeros((len(shapes), 2)), np.zeros(len(shapes), bool)
+    for k in range(int(rank.max(initial=-1)) + 1):
+        waiting = np.flatnonzero(rank == k)  # [n]
+        for attempt in range(tries):
+            before = waiting[:, None] - np.arange(k, 0, -1)  # [n, k]
+            proposal = size / 2 + room[waiting] * rng.uniform(-0.5, 0.5, (len(waiting), 2))
+            overlaps = near(waiting[:, None], before, proposal[:, None] - centres[before]).any(axis=1)
+            settled = ~overlaps | (attempt == tries - 1)
+            centres[waiting[settled]] = proposal[settled]
+            forced[waiting[settled & overlaps]] = True
+            waiting = waiting[~settled]
+            if len(waiting) == 0:
+                break
+    return shapes.assign(x=centres[:, 0], y=centres[:, 1], forced=forced)
 
 
 def azimuths(images: pd.Series, known: pd.Series, fold: int, rng: np.random.Generator) -> Floats:
@@ -264,10 +242,24 @@ def boxes_near(shapes: pd.DataFrame, buffer_px: float) -> Near:
 
 
 def ellipses_near(shapes: pd.DataFrame, buffer_px: float) -> Near:
-    """The exact test, as `boxes_near`: the ellipses, each widened by half of `buffer_px` all around, overlap."""
-    major, minor, angle = shapes[["major_px", "minor_px", "angle_deg"]].to_numpy().T
-    matrices = shape_matrices(major + buffer_px, minor + buffer_px, angle)
-    return lambda i, j, offset: contact(offset, matrices[i], matrices[j]) < 1
+    """As `boxes_near` for the ellipses themselves, widened by half of `buffer_px`: a point of one lies in the other."""
+    t, around = np.deg2rad(shapes["angle_deg"].to_numpy()), np.linspace(0, 2 * np.pi, OUTLINE_POINTS, endpoint=False)
+    a, b = (shapes[["major_px", "minor_px"]].to_numpy().T + buffer_px) / 2
+    to = np.array([[a * np.cos(t), b * np.sin(t)], [-a * np.sin(t), b * np.cos(t)]]).transpose(
+        2, 0, 1
+    )  # disc -> ellipse
+    back, outlines = np.linalg.inv(to), to @ [np.cos(around), np.sin(around)]  # [M, 2, 2], [M, 2, points]
+
+    def near(i: Rows, j: Rows, offset: Floats) -> NDArray[np.bool_]:
+        first = back[j] @ (outlines[i] + offset[..., None]), back[i] @ (outlines[j] - offset[..., None])
+        return np.min([np.square(points).sum(axis=-2).min(axis=-1) for points in first], axis=0) < 1
+
+    return near
+
+
+def _room(shapes: pd.DataFrame, size: int, reach: float | None) -> Floats:
+    """Width and height [M, 2] of the rectangle for centres, px: the patch, and `reach` half boxes on each side."""
+    return np.maximum(1.0, size + (reach or 0.0) * (box_sides(shapes) + CONTOUR_PX))
 
 
 def _reach(min_visible: float) -> float:

@@ -1,4 +1,4 @@
-"""Spatial statistics of defects: neighbours, pair correlation, contact, directions, and what a border hides.
+"""Spatial statistics of defects: neighbours, pair correlation, directions, and what a border hides.
 
 Tables are those of `statistics.measure`; lengths in px, angles in degrees counter-clockwise as displayed.
 """
@@ -10,7 +10,6 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-CONTACT_STEPS = 24  # golden-section steps to the maximum of the contact function
 Floats = NDArray[np.float64]
 
 
@@ -106,40 +105,6 @@ def pair_correlation(table: pd.DataFrame, size: int, edges_px: Floats) -> pd.Dat
     expected = len(i) * np.diff(np.pi * r**2 - 8 * r**3 / 3 + r**4 / 2)
     g = np.divide(observed, expected, out=np.full(len(observed), np.nan), where=expected > 0)
     return pd.DataFrame({"r_px": (edges[1:] + edges[:-1]) / 2, "pairs": observed, "expected": expected, "g": g})
-
-
-def shape_matrices(major_px: Floats, minor_px: Floats, angle_deg: Floats) -> Floats:
-    """Matrices (xx, yy, xy) [..., 3] of ellipses {d : d' M^-1 d <= 1}, x right, y down, from full axes."""
-    t = np.deg2rad(angle_deg)
-    a, b = np.square(np.asarray(major_px) / 2), np.square(np.asarray(minor_px) / 2)
-    c, s = np.cos(t), np.sin(t)
-    return np.stack([a * c * c + b * s * s, a * s * s + b * c * c, -(a - b) * c * s], axis=-1)
-
-
-def contact(offset: Floats, first: Floats, second: Floats) -> Floats:
-    """How far two ellipses are apart, in units of touching: below 1 they overlap, 1 they touch, 2 twice as far.
-
-    The square root of the contact function of Perram and Wertheim (1985): the maximum over 0 < q < 1 of
-    q (1 - q) r' [(1 - q) A + q B]^-1 r, which is concave in q; found by golden-section search.
-
-    Parameters
-    ----------
-    offset : [..., 2] from the first centre to the second, px
-    first, second : [..., 3] their `shape_matrices`
-    """
-    dx, dy = offset[..., 0], offset[..., 1]
-
-    def value(q: Floats) -> Floats:
-        xx, yy, xy = (first[..., k] * (1 - q) + second[..., k] * q for k in range(3))
-        return q * (1 - q) * (yy * dx * dx - 2 * xy * dx * dy + xx * dy * dy) / (xx * yy - xy * xy)
-
-    low, high = np.zeros(np.shape(dx)), np.ones(np.shape(dx))
-    golden = (np.sqrt(5) - 1) / 2
-    for _ in range(CONTACT_STEPS):
-        left, right = high - golden * (high - low), low + golden * (high - low)
-        rising = value(left) < value(right)
-        low, high = np.where(rising, left, low), np.where(rising, high, right)
-    return np.sqrt(value((low + high) / 2))
 
 
 def elongation(table: pd.DataFrame) -> Floats:

@@ -54,9 +54,6 @@ def ellipses(*rows):
     return pd.DataFrame(rows, columns=["patch", "instance", *ELLIPSE_COLUMNS, "source"])
 
 
-# --- the paper's sampler ------------------------------------------------------------------------------------
-
-
 def test_simulated_defects_have_the_statistics_they_were_drawn_from():
     patches = ellipse_patches(120)
     real, number = measure(patches), counts(patches)
@@ -107,8 +104,10 @@ def test_rare_trial_doubles_the_weight_of_the_rarest_class():
         assert found == pytest.approx(2 * p.min() / (1 + p.min()), abs=0.03)
 
 
-def test_what_cannot_be_drawn_is_refused():
-    one = ellipse_patches(20, classes=1)
+def test_one_class_works_and_what_cannot_be_drawn_is_refused():
+    one = ellipse_patches(20, classes=1)  # without directions; also of a single micrograph
+    for few in (one, one.only(np.arange(4))):
+        assert set(draw(few, sampler="companion", n=20).drawn["class"]) == {1}
     with pytest.raises(CompanionError, match=r"needs two classes or more.*Use masks 'plain'"):
         draw(one, rare_weight=2.0)
     with pytest.raises(CompanionError, match="sampler 'learned' cannot weigh classes"):
@@ -130,9 +129,6 @@ def test_masks_are_whole_patches_that_round_trip_and_equal_seeds_repeat(tmp_path
     kept = draw(repairs=["merging"])
     assert len(kept.patches.table) > len(draw().patches.table)
     pd.testing.assert_frame_equal(kept.patches.table, instance_table(kept.patches.instances, kept.drawn))
-
-
-# --- repairs ------------------------------------------------------------------------------------------------
 
 
 def test_empty_patches_and_composition_come_from_real_patches():
@@ -192,16 +188,6 @@ def test_centre_outside_shows_the_share_that_was_asked_for():
         assert (radius <= 1).sum() / (np.pi / 4 * 40 * 24) == pytest.approx(share, abs=0.02)
 
 
-def test_one_class_without_directions_and_a_single_micrograph_work():
-    patches = ellipse_patches(12, classes=1)
-    for one in (patches, patches.only(np.arange(4))):
-        simulation = draw(one, sampler="companion", n=20)
-        assert len(simulation.patches) == 20 and set(simulation.drawn["class"]) == {1}
-
-
-# --- outlines -----------------------------------------------------------------------------------------------
-
-
 def test_later_ellipses_lie_on_top_and_the_smallest_keeps_a_pixel():
     drawn = ellipses((0, 1, 16, 16, 20, 20, 0, -1), (0, 2, 16, 16, 8, 8, 0, -1), (0, 3, 0.1, 31.9, 0.1, 0.1, 0, -1))
     instances = draw_instances(drawn, 1, 32)
@@ -226,9 +212,6 @@ def test_real_outlines_are_moved_and_turned():
     none = same.assign(source=-1)
     assert (draw_instances(none, 1, 64, real, table) == draw_instances(none, 1, 64)).all()
     assert not draw_instances(same.assign(x=-200.0), 1, 64, real, table).any()
-
-
-# --- the learned sampler and the comparison -------------------------------------------------------------------
 
 
 def test_learned_sampler_draws_valid_masks_learns_their_number_and_is_repeatable():

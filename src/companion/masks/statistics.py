@@ -113,7 +113,8 @@ def merge_touching(patches: Patches) -> Patches:
     """Patches as read back from label maps: touching instances of one class become one.
 
     The paper keeps its masks as label maps and finds instances again as contours, so instances of one class
-    that touch, also diagonally, merge. Instances cut in two by one on top of them come apart.
+    that touch, also diagonally, merge. Instances cut in two by one on top of them come apart. The new ids overwrite
+    ``patches.instances`` (a copy of ten thousand masks takes seconds), unless its type is too small for them.
     """
     table = patches.table
     i, j = pairs_within(table["patch"].to_numpy())
@@ -130,7 +131,8 @@ def merge_touching(patches: Patches) -> Patches:
             new[row] += np.where(components > 0, components + number, 0).astype(np.uint16)
             labels.update({(row, number + k): code for k in range(1, found)})
             number += found - 1
-    instances = patches.instances.astype(np.promote_types(patches.instances.dtype, np.min_scalar_type(int(new.max()))))
+    dtype = np.promote_types(patches.instances.dtype, np.min_scalar_type(int(new.max())))
+    instances = patches.instances.astype(dtype, copy=False)
     instances[meeting] = new
     merged = instance_table(new, labels)
     merged["patch"] = meeting[merged["patch"].to_numpy()].astype("int32")

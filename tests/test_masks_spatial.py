@@ -1,12 +1,10 @@
-"""Neighbours, pair correlation, contact of ellipses, crystal azimuths, border weights, bands."""
+"""Neighbours, pair correlation, crystal azimuths, border weights."""
 
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from companion.masks import bands, spatial
+from companion.masks import spatial
 
 
 def table(n=0, **columns):
@@ -23,14 +21,14 @@ def test_pairs_stay_within_patches():
 
 
 def test_nearest_neighbours_by_hand():
-    found = spatial.nearest_neighbours(
-        table(x=[10.0, 13.0, 50.0, 5.0], y=[10.0, 14.0, 50.0, 9.0], patch=[0, 0, 0, 1]), 64
-    )
+    some = table(x=[10.0, 13.0, 50.0, 5.0], y=[10.0, 14.0, 50.0, 9.0], patch=[0, 0, 0, 1])
+    found = spatial.nearest_neighbours(some, 64)
     assert found["distance_px"].tolist() == pytest.approx([5, 5, np.hypot(37, 36), np.inf])
     assert found["border_px"].tolist() == [10, 13, 14, 5]
     # At 5 all four are far enough from the border; at 11 two are, one of them with a neighbour within 11; at 20 none.
-    share = spatial.nearest_share(found["distance_px"], found["border_px"], np.array([4.0, 5.0, 11.0, 20.0]))
+    share = spatial.nearest_share(some, 64, np.array([4.0, 5.0, 11.0, 20.0]))
     assert share[:3].tolist() == [0, 0.5, 0.5] and np.isnan(share[3])
+    assert len(spatial.nearest_neighbours(table(1).iloc[:0], 64)) == 0
 
 
 def poisson(rng, n=3000, size=100, density=8e-4):
@@ -41,10 +39,11 @@ def poisson(rng, n=3000, size=100, density=8e-4):
 
 def test_nearest_share_of_a_poisson_pattern_is_exponential():
     """Of a pattern with intensity q, G(r) = 1 - exp(-q pi r^2); the share among those with d <= b is far above it."""
-    found = spatial.nearest_neighbours(poisson(np.random.default_rng(3)), 100)
+    pattern = poisson(np.random.default_rng(3))
+    found = spatial.nearest_neighbours(pattern, 100)
     r = np.array([5.0, 10.0, 15.0, 20.0, 30.0, 40.0])
     exact = 1 - np.exp(-8e-4 * np.pi * r**2)
-    assert spatial.nearest_share(found["distance_px"], found["border_px"], r) == pytest.approx(exact, abs=0.02)
+    assert spatial.nearest_share(pattern, 100, r) == pytest.approx(exact, abs=0.02)
     selected = found["distance_px"][found["distance_px"] <= found["border_px"]]
     assert (selected <= 15).mean() > exact[2] + 0.15
 
@@ -61,40 +60,6 @@ def test_pair_correlation_of_independent_places_is_one_and_of_kept_apart_ones_is
     assert g["g"][0] == 0 and g["pairs"].tolist() == [0, 1]
     with pytest.raises(ValueError, match="not within 0-100"):
         spatial.pair_correlation(apart, 100, np.array([0.0, 120.0]))
-
-
-@given(r=st.floats(0.5, 40), a=st.floats(1, 30), b=st.floats(1, 30), turn=st.floats(0, 6.28))
-@settings(max_examples=50, deadline=None)
-def test_contact_of_circles_is_distance_over_sum_of_radii(r, a, b, turn):
-    first, second = (spatial.shape_matrices(2 * v, 2 * v, 30.0) for v in (a, b))
-    offset = np.array([r * np.cos(turn), r * np.sin(turn)])
-    assert spatial.contact(offset, first, second) == pytest.approx(r / (a + b), rel=1e-3)
-
-
-@given(dx=st.floats(-40, 40), dy=st.floats(-40, 40), major=st.floats(8, 50), aspect=st.floats(1, 5),
-       angle=st.floats(0, 180), other=st.floats(0, 180))  # fmt: skip
-@settings(max_examples=80, deadline=None)
-def test_contact_agrees_with_points_of_both_ellipses(dx, dy, major, aspect, angle, other):
-    """Ellipses overlap exactly when a point of one lies in the other (sampled; near-touching pairs are left out)."""
-    first = spatial.shape_matrices(major, major / aspect, angle)
-    second = spatial.shape_matrices(20.0, 10.0, other)
-    found = float(spatial.contact(np.array([dx, dy]), first, second))
-    t, u = np.meshgrid(np.linspace(0, 2 * np.pi, 400), np.linspace(0, 1, 40))
-    turn = np.deg2rad(other)
-    along, across = 10 * u * np.cos(t), 5 * u * np.sin(t)
-    x = dx + along * np.cos(turn) + across * np.sin(turn)
-    y = dy - along * np.sin(turn) + across * np.cos(turn)
-    det = first[0] * first[1] - first[2] ** 2
-    inside = (first[1] * x * x - 2 * first[2] * x * y + first[0] * y * y) / det <= 1
-    if abs(found - 1) > 0.1:
-        assert inside.any() == (found < 1)
-
-
-def test_contact_knows_the_angle_that_boxes_ignore():
-    bar = spatial.shape_matrices(40.0, 4.0, 45.0)
-    beside = np.array([14.0, 14.0])  # across bars that rise to the right (y points down)
-    along = np.array([14.0, -14.0])
-    assert spatial.contact(beside, bar, bar) > 2 and spatial.contact(along, bar, bar) < 1
 
 
 def test_weights_undo_the_loss_of_large_instances():
@@ -125,17 +90,13 @@ def test_crystal_azimuth_is_found_up_to_the_fold():
         noise = rng.uniform(0, 180, 15)
         rows.append(table(angle_deg=noise, image=[f"{k}.png"] * 15, minor_px=[9.5] * 15).assign(**{"class": 3}))
     crystal = spatial.find_crystals(pd.concat(rows, ignore_index=True), 4)
-    found = crystal.azimuth_deg.reindex([f"{k}.png" for k in range(12)]).to_numpy()
+    found = crystal["azimuth_deg"].reindex([f"{k}.png" for k in range(12)]).to_numpy()
     error = (found - azimuths + 45) % 90 - 45
     error = (error - np.median(error) + 45) % 90 - 45  # the common zero is arbitrary
     assert np.abs(error).max() < 4
-    assert (crystal.resultant > 0.7).all()
-
-
-def test_crystals_of_nothing_and_of_round_defects():
-    assert len(spatial.find_crystals(table(1).iloc[:0], 4).azimuth_deg) == 0
-    one = spatial.find_crystals(table(minor_px=[10.0]), 4)
-    assert one.resultant.tolist() == [0] and one.azimuth_deg.tolist() == [0]
+    assert (crystal["resultant"] > 0.7).all()
+    assert len(spatial.find_crystals(table(1).iloc[:0], 4)) == 0
+    assert spatial.find_crystals(table(minor_px=[10.0]), 4).to_numpy().tolist() == [[0, 0]]  # round: no direction
 
 
 def test_coherence_of_parallel_crossed_and_random_directions():
@@ -146,50 +107,3 @@ def test_coherence_of_parallel_crossed_and_random_directions():
     assert abs(spatial.coherence(table(angle_deg=angles, patch=np.repeat(np.arange(200), 4)), 4)) < 0.1
     assert np.isnan(spatial.coherence(table(angle_deg=[10.0, 10.0], patch=[0, 1]), 4))
     assert np.isnan(spatial.coherence(table(1).iloc[:0], 4))
-
-
-def test_band_is_as_wide_as_micrographs_differ():
-    rng = np.random.default_rng(0)
-    shift = np.repeat(rng.normal(0, 3, 10), 100)
-    values = shift + rng.normal(0, 0.5, 1000)
-    grid = np.linspace(-8, 8, 9)
-    groups = np.repeat(np.arange(10), 100)
-    clustered = bands.distribution_band(values, groups, np.ones(1000), grid, rng)
-    alone = bands.distribution_band(values, np.arange(1000), np.ones(1000), grid, rng)
-    width = [(band["high"] - band["low"]).max() for band in (clustered, alone)]
-    assert width[0] > 4 * width[1]
-    assert (clustered["low"] <= clustered["share"]).all() and (clustered["share"] <= clustered["high"]).all()
-    assert clustered["share"].is_monotonic_increasing
-    assert clustered["share"].to_numpy() == pytest.approx([(values <= g).mean() for g in grid])
-
-
-def test_band_without_any_weight_is_undefined():
-    band = bands.distribution_band(
-        np.ones(3), np.arange(3), np.zeros(3), np.array([0.0, 2.0]), np.random.default_rng(0)
-    )
-    assert band["share"].isna().all()
-
-
-def test_bands_of_neighbours_hold_the_curve_and_widen_with_micrographs_that_differ():
-    rng = np.random.default_rng(4)
-    density = np.repeat([2e-4, 16e-4], 5)
-    frames = []
-    for k, q in enumerate(density):
-        one = poisson(rng, 40, density=q)
-        frames.append(one.assign(image=f"{k}.png", patch=one["patch"] + 40 * k))
-    mixed = pd.concat(frames, ignore_index=True)
-    found, r = spatial.nearest_neighbours(mixed, 100), np.array([5.0, 15.0, 30.0, 60.0])
-    distance, border = found["distance_px"].to_numpy(), found["border_px"].to_numpy()
-    band = bands.nearest_band(distance, border, mixed["image"].to_numpy(), r, rng)
-    assert band["share"].to_numpy()[:3] == pytest.approx(spatial.nearest_share(distance, border, r)[:3])
-    assert (band["low"][:3] <= band["share"][:3]).all() and (band["share"][:3] <= band["high"][:3]).all()
-    alone = bands.nearest_band(distance, border, np.arange(len(mixed)), r, rng)
-    assert band["high"][1] - band["low"][1] > 3 * (alone["high"][1] - alone["low"][1])
-    assert band.iloc[3][["share", "low", "high"]].isna().all()  # nothing is 60 px from the border of 100 px
-
-
-def test_bands_of_counts_by_hand():
-    band = bands.count_band(np.array([0, 0, 3, 1]), np.array(["a", "a", "b", "b"]), np.random.default_rng(0))
-    assert band["value"].tolist() == [0, 1, 2, 3] and band["share"].tolist() == [0.5, 0.25, 0, 0.25]
-    assert band["low"].tolist() == [0, 0, 0, 0] and band["high"].tolist() == [1, 0.5, 0, 0.5]  # all a, or all b
-    assert bands.count_band(np.array([], dtype=int), np.array([]), np.random.default_rng(0))["share"].isna().all()

@@ -3,29 +3,33 @@
 `authors` is the paper's sampler (FACTS 3, mask simulation): the number of instances of a patch comes from the
 non-empty real patches, classes from their frequencies, shapes jointly (major axis, minor axis, angle) from one real
 instance of the class, centres are uniform, and an ellipse whose axis-aligned box comes too near to one already drawn
-is placed anew. Each of its simplifications can be put right alone (`REPAIRS`); `companion` puts all of them right;
-`learned` replaces the tables by a small generative model.
+is placed anew (sequential placement). Each of its simplifications can be put right alone (`REPAIRS`); `companion` puts
+all of them right; `learned` replaces the tables by a small generative model.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import get_args
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.optimize import brentq
 
-from companion.micrographs.patches import Patches
+from companion.config.sections import Masks, Repair
 from companion.errors import CompanionError
 from companion.geometry import symmetry_angle
-from companion.masks import placing
-from companion.masks.outlines import draw_ellipses, draw_instances, visible_table
-from companion.masks.spatial import find_crystals, inclusion_weights
+from companion.masks.outlines import draw_instances
+from companion.masks.spatial import Floats, box_sides, find_crystals, inclusion_weights
 from companion.masks.statistics import CONTOUR_PX, ELLIPSE_COLUMNS, merge_touching
-from companion.config.profile import Masks, Repair
+from companion.micrographs.patches import Patches, instance_table
 
+Rows = NDArray[np.int64]
+Near = Callable[[Rows, Rows, Floats], NDArray[np.bool_]]
 REPAIRS: tuple[Repair, ...] = get_args(Repair)
+OUTLINE_POINTS = 24  # of ellipses tested for overlap; what lies between them reaches 1 % of an axis deep
 DRAWN_COLUMNS = ["patch", "instance", "class", *ELLIPSE_COLUMNS, "forced", "source"]
 
 
@@ -46,85 +50,71 @@ class Simulation:
     drawn: pd.DataFrame
     origin: NDArray
 
-    @property
-    def forced(self) -> int:
-        """Instances placed in spite of an overlap."""
-        return int(self.drawn["forced"].sum())
-
 
 def simulate(
-    statistics: pd.DataFrame,
-    counts: pd.DataFrame,
-    real: Patches,
-    masks: Masks,
-    rng: np.random.Generator,
-    condition: str,
-    rare: bool = False,
-    min_visible: float = 0.25,
-) -> Simulation:
+    statistics: pd.DataFrame, counts: pd.DataFrame, real: Patches, settings: Masks, rng: np.random.Generator,
+    image: str, rare_weight: float = 1.0, min_visible: float = 0.25,
+) -> Simulation:  # fmt: skip
     """Draw masks.
 
     Parameters
     ----------
     statistics, counts : of the real training patches, see `statistics.measure` and `statistics.counts`
     real : the training patches: size, classes, pixel sizes, and the symmetries that training applies to them
-    masks : which sampler, and its settings
+    settings : which sampler, and its numbers
     rng : where every draw comes from
-    condition : what ``index["image"]`` says of every simulated patch
-    rare : multiply the frequency of the rarest class by ``masks.rare_class_weight`` (the imbalance trial)
+    image : what ``index["image"]`` says of every simulated patch
+    rare_weight : factor on the frequency of the rarest class (the imbalance trial)
     min_visible : share of a defect that must lie in a patch to be labelled, as the real patches were cut
 
     Raises
     ------
     CompanionError
-        When there is nothing to draw from, or `rare` is asked of data with one class.
+        When there is nothing to draw from, or a rarest class is asked of data with one class or of sampler 'learned'.
     """
-    share = class_shares(counts, len(real.classes))
-    wanted = class_shares(counts, len(real.classes), masks.rare_class_weight if rare else None)
-    if masks.sampler == "learned":
+    shares = [class_shares(counts, len(real.classes), weight) for weight in (1.0, rare_weight)]
+    if settings.sampler == "learned":
+        if rare_weight != 1:
+            raise CompanionError("masks 'rare': sampler 'learned' cannot weigh classes; use 'authors' or 'companion'")
         from companion.masks.learned import draw_learned
 
-        parents, drawn = draw_learned(statistics, real, masks, rng)
+        parents, drawn = draw_learned(statistics, real, settings, rng)
     else:
-        source = _Source(statistics, counts, real, masks, rng, min_visible)
-        parents = source.parents(masks.n_patches)
-        drawn = source.shapes(parents, share, wanted)
-        drawn = source.places(drawn)
+        parents, drawn = _draw_from_tables(statistics, counts, real, settings, *shares, min_visible, rng)
     index = pd.DataFrame({
-        "patch": np.arange(masks.n_patches), "image": condition, "x0": 0, "y0": 0, "symmetry": 0,
+        "patch": np.arange(settings.n_patches), "image": image, "x0": 0, "y0": 0, "symmetry": 0,
         "pixel_size_nm": real.index["pixel_size_nm"].to_numpy()[parents],
     })  # fmt: skip
-    draw = draw_ellipses if masks.outlines == "ellipse" else draw_instances(real, statistics)
-    instances, windows = draw(drawn, masks.n_patches, real.size)
-    simulated = Patches(None, instances, index, visible_table(instances, windows, drawn), real.classes)
-    merges = masks.sampler == "authors" and "merging" not in masks.repairs
-    origin = real.index["image"].to_numpy()[parents]
-    merged = merge_touching(simulated, out=instances) if merges else simulated
-    return Simulation(merged, drawn[DRAWN_COLUMNS], origin)
+    traced = (real, statistics) if settings.outlines == "instance" else ()
+    instances = draw_instances(drawn, settings.n_patches, real.size, *traced)
+    patches = Patches(None, instances, index, instance_table(instances, drawn), real.classes)
+    if settings.sampler == "authors" and "merging" not in settings.repairs:
+        patches = merge_touching(patches)
+    return Simulation(patches, drawn[DRAWN_COLUMNS], real.index["image"].to_numpy()[parents])
 
 
-def variants(masks: Masks) -> dict[str, Masks]:
-    """The samplers that are judged side by side: the paper's, it with one repair each, and those of ``masks.compare``.
+def variants(settings: Masks) -> dict[str, Masks]:
+    """The samplers that are compared: the paper's, it with one repair each, and those of ``settings.compare``.
 
     Returns
     -------
     Name -> settings; "authors", "+ <repair>", "companion", "companion, real outlines", "learned".
     """
-    plain = masks.model_copy(update={"sampler": "authors", "repairs": [], "outlines": "ellipse"})
+    plain = settings.model_copy(update={"sampler": "authors", "repairs": [], "outlines": "ellipse"})
     found = {"authors": plain, **{f"+ {repair}": plain.model_copy(update={"repairs": [repair]}) for repair in REPAIRS}}
-    for name in masks.compare:
+    for name in settings.compare:
         found[name] = plain.model_copy(update={"sampler": name})
-    if "companion" in masks.compare:
+    if "companion" in settings.compare:
         found["companion, real outlines"] = found["companion"].model_copy(update={"outlines": "instance"})
     return found
 
 
-def class_shares(counts: pd.DataFrame, n_classes: int, rare_weight: float | None = None) -> NDArray[np.float64]:
+def class_shares(counts: pd.DataFrame, n_classes: int, rare_weight: float = 1.0) -> Floats:
     """Probability of each class, [n_classes], sum 1; the rarest class that occurs multiplied by `rare_weight`."""
     total = counts.groupby("class")["count"].sum().reindex(range(1, n_classes + 1), fill_value=0).to_numpy(float)
     if total.sum() == 0:
         raise CompanionError("no instance in the training patches: there is nothing to simulate masks from")
-    if rare_weight is not None:
+    if rare_weight != 1:
         if (total > 0).sum() < 2:
             raise CompanionError(
                 "masks 'rare' makes the rarest class more frequent, which needs two classes or more; the training "
@@ -134,132 +124,148 @@ def class_shares(counts: pd.DataFrame, n_classes: int, rare_weight: float | None
     return total / total.sum()
 
 
-class _Source:
-    """Real patches as a source of simulated ones, with the repairs that the settings name."""
-
-    def __init__(
-        self, statistics: pd.DataFrame, counts: pd.DataFrame, real: Patches, masks: Masks, rng: np.random.Generator,
-        min_visible: float,
-    ) -> None:  # fmt: skip
-        self.statistics, self.real, self.masks, self.rng = statistics, real, masks, rng
-        self.repairs = frozenset(REPAIRS if masks.sampler == "companion" else masks.repairs)
-        table = counts.pivot(index="patch", columns="class", values="count").sort_index()
-        self.composition = table.to_numpy()  # [P, C]
-        borders = "borders" in self.repairs
-        margin = statistics["major_px"].max() / 2 + CONTOUR_PX
-        self.window = placing.Window(real.size, min_visible, margin) if borders else placing.Window(real.size)
-        self.weights = inclusion_weights(statistics, real.size) if borders else np.ones(len(statistics))
-        self.crystal = find_crystals(statistics, masks.crystal_fold)
-        # Pixel sizes as codes; pooled, as in the paper, they are all one.
-        sizes = real.index["pixel_size_nm"].round(6) if "magnification" in self.repairs else real.index["patch"] * 0
-        self.magnification = pd.factorize(sizes)[0]  # [P]
-
-    def parents(self, n: int) -> NDArray[np.int64]:
-        """The real patches [n] that lend their number of instances; the paper leaves empty ones out."""
-        eligible = np.arange(len(self.composition))
-        if "empty-patches" not in self.repairs:
-            eligible = eligible[self.composition.sum(axis=1) > 0]
-        return self.rng.choice(eligible, size=n)
-
-    def shapes(self, parents: NDArray[np.int64], share: NDArray, wanted: NDArray) -> pd.DataFrame:
-        """Classes and ellipses for every mask, not yet placed; in each mask in random order."""
-        number = self.composition[parents].sum(axis=1)
-        patch = np.repeat(np.arange(len(parents)), number)
-        group = self.magnification[parents][patch]
-        code = self._classes(parents, patch, group, share, wanted)
-        turn = self._turns(parents, patch)
-        rows = self._rows(code, group)
-        shapes = self._ellipses(rows, patch, parents, turn)
-        if self.window.min_visible is not None:
-            # Large defects reach into the window from farther away: shape and place are accepted together.
-            waiting = np.arange(len(rows))
-            while len(waiting):
-                centres = self.window.anywhere(len(waiting), self.rng)
-                waiting = waiting[~self.window.sees(shapes.iloc[waiting], centres)]
-                rows[waiting] = self._rows(code[waiting], group[waiting])
-                shapes = self._ellipses(rows, patch, parents, turn)
-        return shapes.assign(**{"class": code, "instance": _rank(patch) + 1, "source": rows})
-
-    def places(self, shapes: pd.DataFrame) -> pd.DataFrame:
-        """The same with x, y and forced."""
-        buffer, tries = self.masks.overlap_buffer_px, self.masks.overlap_tries
-        if "positions" in self.repairs:
-            measured = placing.real_interaction(self.statistics, self.real.size, self.rng)
-            rule = placing.interaction_of(shapes, measured)
-            among = self.masks.candidates
-            centres, forced = placing.place_by_interaction(shapes, rule, self.window, among, tries, self.rng)
-        else:
-            near = placing.ellipses_near if "overlap" in self.repairs else placing.boxes_near
-            rule = near(shapes, buffer)
-            centres, forced = placing.place_by_rejection(shapes, rule, self.window, tries, self.rng)
-        return shapes.assign(x=centres[:, 0], y=centres[:, 1], forced=forced)
-
-    def _classes(
-        self, parents: NDArray, patch: NDArray, group: NDArray, share: NDArray, wanted: NDArray
-    ) -> NDArray[np.int64]:
-        classes = np.arange(1, len(share) + 1)
-        if "composition" in self.repairs:
-            code = np.repeat(np.tile(classes, len(parents)), self.composition[parents].ravel())
-            code = code[np.lexsort([self.rng.random(len(code)), patch])]
-        else:
-            code = np.empty(len(patch), dtype=np.int64)
-            for g in np.unique(group):
-                total = self.composition[self.magnification == g].sum(axis=0)
-                code[group == g] = self.rng.choice(classes, size=int((group == g).sum()), p=total / total.sum())
-        # Turning a share q of the others into the rarest class raises its share from p to p + (1 - p) q.
-        rarest = int((wanted - share).argmax())
-        if wanted[rarest] > share[rarest]:
-            q = (wanted[rarest] - share[rarest]) / (1 - share[rarest])
-            code[(code != rarest + 1) & (self.rng.random(len(code)) < q)] = rarest + 1
-        return code
-
-    def _rows(self, code: NDArray[np.integer], group: NDArray[np.integer]) -> NDArray[np.int64]:
-        """For each wanted instance the row of a real one of its class, and of its magnification where there is one."""
-        rows = np.empty(len(code), dtype=np.int64)
-        classes = self.statistics["class"].to_numpy()
-        groups = self.magnification[self.statistics["patch"].to_numpy()]
-        for c, g in {*zip(code.tolist(), group.tolist(), strict=True)}:
-            weight = self.weights * (classes == c)
-            if (weight * (groups == g)).any():
-                weight = weight * (groups == g)
-            elif not weight.any():  # every instance of the class is cut by a border
-                weight = (classes == c).astype(float)
-            here = (code == c) & (group == g)
-            rows[here] = self.rng.choice(len(weight), size=int(here.sum()), p=weight / weight.sum())
-        return rows
-
-    def _turns(self, parents: NDArray[np.int64], patch: NDArray[np.int64]) -> pd.DataFrame:
-        """For every instance the azimuth of its mask's crystal, in degrees, and the symmetry applied to it."""
-        # The paper measures patches that were already turned and mirrored, so an angle brings its own symmetry.
-        if "azimuth" not in self.repairs:
-            return pd.DataFrame({"azimuth": 0.0, "symmetry": self.rng.choice(self.real.symmetries, size=len(patch))})
-        azimuth = np.array(self.real.index["image"].iloc[parents].map(self.crystal.azimuth_deg), dtype=float)  # [masks]
-        unknown = np.isnan(azimuth)  # no instance in the whole micrograph
-        azimuth[unknown] = self.rng.uniform(0, 360 / self.crystal.fold, int(unknown.sum()))
-        symmetry = self.rng.choice(self.real.symmetries, size=len(parents))
-        return pd.DataFrame({"azimuth": azimuth[patch], "symmetry": symmetry[patch]})
-
-    def _ellipses(self, rows: NDArray, patch: NDArray, parents: NDArray, turns: pd.DataFrame) -> pd.DataFrame:
-        """The ellipses of real instances, turned into their masks and brought to their magnification."""
-        shape = self.statistics.iloc[rows]
-        angle = shape["angle_deg"].to_numpy() + turns["azimuth"].to_numpy()
-        if "azimuth" in self.repairs:
-            angle = angle - shape["image"].map(self.crystal.azimuth_deg).to_numpy()
-        turned = np.empty(len(rows))
-        for symmetry in self.real.symmetries:
-            some = turns["symmetry"].to_numpy() == symmetry
-            turned[some] = symmetry_angle(angle[some], symmetry) % 180
-        scale = 1.0
-        if "magnification" in self.repairs:
-            own = self.real.index["pixel_size_nm"].to_numpy()[parents][patch]
-            scale = shape["pixel_size_nm"].to_numpy() / own
-        return pd.DataFrame({
-            "patch": patch, "major_px": (shape["major_px"].to_numpy() + CONTOUR_PX) * scale,
-            "minor_px": (shape["minor_px"].to_numpy() + CONTOUR_PX) * scale, "angle_deg": turned,
-        })  # fmt: skip
+def _draw_from_tables(
+    statistics: pd.DataFrame, counts: pd.DataFrame, real: Patches, settings: Masks, share: Floats, wanted: Floats,
+    min_visible: float, rng: np.random.Generator,
+) -> tuple[Rows, pd.DataFrame]:  # fmt: skip
+    """Parents [n] and `Simulation.drawn` of the paper's sampler, with the repairs that the settings name."""
+    repairs = frozenset(REPAIRS if settings.sampler == "companion" else settings.repairs)
+    composition = counts.pivot(index="patch", columns="class", values="count").to_numpy()  # [P, C]
+    # Number: that of a real patch, the mask's parent; the paper leaves empty ones out.
+    number = composition.sum(axis=1)
+    parents = rng.choice(
+        np.arange(len(number)) if "empty-patches" in repairs else np.flatnonzero(number), settings.n_patches
+    )
+    patch = np.repeat(np.arange(len(parents)), number[parents])  # [M], of every defect
+    first = np.repeat(np.cumsum(number[parents]) - number[parents], number[parents])
+    # Classes: by frequency, of all patches or of the parent's pixel size; or those of the parent.
+    size_nm = real.index["pixel_size_nm"].to_numpy()
+    magnification = pd.factorize(size_nm.round(6))[0] if "magnification" in repairs else np.zeros(len(real), np.int64)
+    group = magnification[parents][patch]
+    if "composition" in repairs:
+        code = np.repeat(np.tile(np.arange(1, len(share) + 1), len(parents)), composition[parents].ravel())
+        code = code[np.lexsort([rng.random(len(code)), patch])]
+    else:
+        frequency = np.array([composition[magnification == g].sum(axis=0) for g in range(magnification.max() + 1)])
+        cumulative = (frequency / np.maximum(1, frequency.sum(axis=1, keepdims=True))).cumsum(axis=1)
+        code = 1 + (rng.random((len(patch), 1)) >= cumulative[group, :-1]).sum(axis=1)
+    # Turning a share q of the others into the rarest class raises its share from p to p + (1 - p) q.
+    rarest = int((wanted - share).argmax())
+    if wanted[rarest] > share[rarest]:
+        code[rng.random(len(code)) < (wanted[rarest] - share[rarest]) / (1 - share[rarest])] = rarest + 1
+    # Shapes: of real defects; how often one lies uncut in a patch, and where a patch shows it, make up for the border.
+    reach, weights = None, np.ones(len(statistics))
+    if "borders" in repairs:
+        reach = _reach(min_visible)
+        weights = inclusion_weights(statistics, real.size) * _room(statistics, real.size, reach).prod(axis=1)
+    rows, own = np.empty(len(code), dtype=np.int64), magnification[statistics["patch"].to_numpy()]
+    for c, g in {*zip(code.tolist(), group.tolist(), strict=True)}:
+        # Small weights: another magnification, and instances that a border cuts, where there is nothing else.
+        weight = (statistics["class"].to_numpy() == c) * np.where(own == g, 1.0, 1e-6) * (weights + 1e-9)
+        here = (code == c) & (group == g)
+        rows[here] = rng.choice(len(weight), size=int(here.sum()), p=weight / weight.sum())
+    shape = statistics.iloc[rows]
+    angle, axes = shape["angle_deg"].to_numpy(), shape[["major_px", "minor_px"]].to_numpy() + CONTOUR_PX
+    if "magnification" in repairs:
+        axes = axes * (shape["pixel_size_nm"].to_numpy() / size_nm[parents][patch])[:, None]
+    # The paper measures patches that were already turned and mirrored: an angle brings its own symmetry.
+    symmetry = rng.choice(real.symmetries, size=len(patch))
+    if "azimuth" in repairs:  # one azimuth and one symmetry per mask
+        known = find_crystals(statistics, settings.crystal_fold)["azimuth_deg"]
+        azimuth = azimuths(real.index["image"].iloc[parents], known, settings.crystal_fold, rng)
+        angle = angle - shape["image"].map(known).to_numpy() + azimuth[patch]
+        symmetry = rng.choice(real.symmetries, size=len(parents))[patch]
+    shapes = pd.DataFrame({
+        "patch": patch, "instance": np.arange(len(patch)) - first + 1, "class": code, "major_px": axes[:, 0],
+        "minor_px": axes[:, 1], "angle_deg": turned(angle, symmetry), "source": rows,
+    })  # fmt: skip
+    near = (ellipses_near if "overlap" in repairs else boxes_near)(shapes, settings.overlap_buffer_px)
+    return parents, place(shapes, near, real.size, _room(shapes, real.size, reach), settings.overlap_tries, rng)
 
 
-def _rank(patch: NDArray[np.integer]) -> NDArray[np.int64]:
-    """Position of each row within its patch, from 0; `patch` is sorted."""
-    starts = np.flatnonzero(np.diff(patch, prepend=-1))
-    return np.arange(len(patch)) - np.repeat(starts, np.diff(np.append(starts, len(patch))))
+def place(
+    shapes: pd.DataFrame, near: Near, size: int, room: Floats, tries: int, rng: np.random.Generator
+) -> pd.DataFrame:
+    """Sequential placement: uniform centres, redrawn while the ellipse is near one placed before in its patch.
+
+    All patches are filled at once, first instances first, then second ones, and so on, so the draws of a patch
+    are those of a plain loop.
+
+    Parameters
+    ----------
+    shapes : patch (sorted), instance (1, 2, ... within the patch), and what `near` needs
+    room : width and height [M, 2] of the rectangle around the middle of the patch [0, size)^2 for the centres, px
+
+    Returns
+    -------
+    `shapes` with x, y (px) and forced (all `tries` draws were near another; the last was kept)
+    """
+    rank, centres, forced = shapes["instance"].to_numpy() - 1, np.zeros((len(shapes), 2)), np.zeros(len(shapes), bool)
+    for k in range(int(rank.max(initial=-1)) + 1):
+        waiting = np.flatnonzero(rank == k)  # [n]
+        for attempt in range(tries):
+            before = waiting[:, None] - np.arange(k, 0, -1)  # [n, k]
+            proposal = size / 2 + room[waiting] * rng.uniform(-0.5, 0.5, (len(waiting), 2))
+            overlaps = near(waiting[:, None], before, proposal[:, None] - centres[before]).any(axis=1)
+            settled = ~overlaps | (attempt == tries - 1)
+            centres[waiting[settled]] = proposal[settled]
+            forced[waiting[settled & overlaps]] = True
+            waiting = waiting[~settled]
+            if len(waiting) == 0:
+                break
+    return shapes.assign(x=centres[:, 0], y=centres[:, 1], forced=forced)
+
+
+def azimuths(images: pd.Series, known: pd.Series, fold: int, rng: np.random.Generator) -> Floats:
+    """Crystal azimuths [n] in degrees of micrographs [n]; uniform where a micrograph has no instance."""
+    found = np.array(images.map(known), dtype=float)
+    return np.where(np.isnan(found), rng.uniform(0, 360 / fold, len(found)), found)
+
+
+def turned(angle_deg: Floats, symmetry: Rows) -> Floats:
+    """Angles [M], in [0, 180), after the symmetry of the square of each [M]."""
+    found = np.empty(len(angle_deg))
+    for code in np.unique(symmetry):
+        found[symmetry == code] = symmetry_angle(angle_deg[symmetry == code], int(code))
+    return found
+
+
+def boxes_near(shapes: pd.DataFrame, buffer_px: float) -> Near:
+    """The paper's test: boxes major_px wide and minor_px high, whatever the angle, come within `buffer_px`.
+
+    Returns
+    -------
+    Function of rows i and j of `shapes` and the vector [..., 2] from the centre of j to that of i, px -> bool [...]
+    """
+    half = shapes[["major_px", "minor_px"]].to_numpy() / 2
+    return lambda i, j, offset: (np.abs(offset) < half[i] + half[j] + buffer_px).all(axis=-1)
+
+
+def ellipses_near(shapes: pd.DataFrame, buffer_px: float) -> Near:
+    """As `boxes_near` for the ellipses themselves, widened by half of `buffer_px`: a point of one lies in the other."""
+    t, around = np.deg2rad(shapes["angle_deg"].to_numpy()), np.linspace(0, 2 * np.pi, OUTLINE_POINTS, endpoint=False)
+    a, b = (shapes[["major_px", "minor_px"]].to_numpy().T + buffer_px) / 2
+    to = np.array([[a * np.cos(t), b * np.sin(t)], [-a * np.sin(t), b * np.cos(t)]]).transpose(
+        2, 0, 1
+    )  # disc -> ellipse
+    back, outlines = np.linalg.inv(to), to @ [np.cos(around), np.sin(around)]  # [M, 2, 2], [M, 2, points]
+
+    def near(i: Rows, j: Rows, offset: Floats) -> NDArray[np.bool_]:
+        first = back[j] @ (outlines[i] + offset[..., None]), back[i] @ (outlines[j] - offset[..., None])
+        return np.min([np.square(points).sum(axis=-2).min(axis=-1) for points in first], axis=0) < 1
+
+    return near
+
+
+def _room(shapes: pd.DataFrame, size: int, reach: float | None) -> Floats:
+    """Width and height [M, 2] of the rectangle for centres, px: the patch, and `reach` half boxes on each side."""
+    return np.maximum(1.0, size + (reach or 0.0) * (box_sides(shapes) + CONTOUR_PX))
+
+
+def _reach(min_visible: float) -> float:
+    """How far beyond a straight border the centre of an ellipse may lie, in half widths, for this share to be seen.
+
+    A line at c half widths from the centre cuts the share (arccos c - c sqrt(1 - c^2)) / pi off a disc, and so off an
+    ellipse. At a corner less is seen; those places are few.
+    """
+    return float(brentq(lambda c: (np.arccos(c) - c * np.sqrt(1 - c * c)) / np.pi - min_visible, -1, 1))

@@ -1,26 +1,29 @@
-"""Where defects lie and how they are turned: neighbours, pair correlation, contact, crystal azimuth, border cuts.
+"""Spatial statistics of defects: neighbours, pair correlation, directions, and what a border hides.
 
 Tables are those of `statistics.measure`; lengths in px, angles in degrees counter-clockwise as displayed.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
-CONTACT_STEPS = 24  # halvings of the interval that holds the maximum of the contact function
 Floats = NDArray[np.float64]
 
 
 def pairs_within(patch: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows (i, j), i < j, of every pair of instances of one patch; `patch` [M] in any order."""
     rows = pd.DataFrame({"patch": patch, "row": np.arange(len(patch))})
-    both = rows.merge(rows, on="patch")
-    both = both[both["row_x"] < both["row_y"]]
+    both = rows.merge(rows, on="patch").query("row_x < row_y")
     return both["row_x"].to_numpy(), both["row_y"].to_numpy()
+
+
+def box_sides(table: pd.DataFrame) -> Floats:
+    """Width and height [M, 2] of the axis-aligned boxes of ellipses, px."""
+    t, a, b = np.deg2rad(table["angle_deg"].to_numpy()), table["major_px"].to_numpy(), table["minor_px"].to_numpy()
+    return np.stack([np.hypot(a * np.cos(t), b * np.sin(t)), np.hypot(a * np.sin(t), b * np.cos(t))], axis=1)
 
 
 def inclusion_weights(table: pd.DataFrame, size: int) -> Floats:
@@ -36,22 +39,9 @@ def inclusion_weights(table: pd.DataFrame, size: int) -> Floats:
     table : see `statistics.measure`
     size : S, px
     """
-    weights = plane_weights(table, size)
-    kept = weights > 0
-    return weights / weights[kept].mean() if kept.any() else weights
-
-
-def plane_weights(table: pd.DataFrame, size: int) -> Floats:
-    """`inclusion_weights` before their mean is set to 1, [M].
-
-    S^2 over the area of the places at which the instance lies uncut in the window: summed over the windows they
-    are S^2 times the density of the defects, each of which counts once wherever it is.
-    """
-    t = np.deg2rad(table["angle_deg"].to_numpy())
-    a, b = table["major_px"].to_numpy(), table["minor_px"].to_numpy()
-    width, height = np.hypot(a * np.cos(t), b * np.sin(t)), np.hypot(a * np.sin(t), b * np.cos(t))
-    room = np.clip(size - 1 - width, 1, None) * np.clip(size - 1 - height, 1, None)
-    return np.where(table["touches_border"].to_numpy(), 0.0, size**2 / room)
+    room = np.clip(size - 1 - box_sides(table), 1, None).prod(axis=1)
+    weights = np.where(table["touches_border"].to_numpy(), 0.0, 1 / room)
+    return weights / weights[weights > 0].mean() if weights.any() else weights
 
 
 def nearest_neighbours(table: pd.DataFrame, size: int) -> pd.DataFrame:
@@ -64,35 +54,28 @@ def nearest_neighbours(table: pd.DataFrame, size: int) -> pd.DataFrame:
     Table in the order of `table` with distance_px (inf where it is alone) and border_px (0 where the centre lies
     outside).
     """
-    i, j = pairs_within(table["patch"].to_numpy())
-    centre = table[["x", "y"]].to_numpy()
-    distance = np.full(len(table), np.inf)
-    apart = np.linalg.norm(centre[i] - centre[j], axis=1)
-    np.minimum.at(distance, i, apart)
-    np.minimum.at(distance, j, apart)
+    centre, apart = table[["x", "y"]].to_numpy(), 100 * size  # patches are put apart, so that none is near another
+    points = np.column_stack([centre, table["patch"].to_numpy() * apart])
+    distance = cKDTree(points).query(points, k=2, distance_upper_bound=apart)[0][:, 1] if len(points) else []
     border = np.minimum(centre, size - centre).min(axis=1, initial=np.inf)
     return pd.DataFrame({"distance_px": distance, "border_px": np.maximum(border, 0)})
 
 
-def nearest_share(distance: Floats, border: Floats, grid: Floats) -> Floats:
-    """G(r), the share of instances whose nearest neighbour is within r, at every r of `grid` [G].
+def nearest_share(table: pd.DataFrame, size: int, grid: Floats) -> Floats:
+    """G(r), the share of instances whose nearest neighbour is within r px, at every r of `grid` [G].
 
     The reduced-sample (border) estimator (Ripley 1988; Baddeley et al. 2015, chapter 8): at r only the instances
     count that are at least r from the border, since of these all neighbours within r are seen. Leaving out those
     whose neighbour is farther than the border instead would select short distances.
 
-    Parameters
-    ----------
-    distance, border : [M] as from `nearest_neighbours`, in the unit of `grid`
-
     Returns
     -------
     G [G], undefined (nan) where no instance is so far from the border; it need not rise everywhere.
     """
-    inside = np.asarray(border)[:, None] >= grid  # [M, G]
-    near = (np.asarray(distance)[:, None] <= grid) & inside
-    n = inside.sum(axis=0)
-    return np.divide(near.sum(axis=0), n, out=np.full(len(grid), np.nan), where=n > 0)
+    found = nearest_neighbours(table, size).to_numpy()[:, :, None]  # [M, 2, 1]
+    inside = found[:, 1] >= grid  # [M, G]
+    near, n = ((found[:, 0] <= grid) & inside).sum(axis=0), inside.sum(axis=0)
+    return np.divide(near, n, out=np.full(len(grid), np.nan), where=n > 0)
 
 
 def pair_correlation(table: pd.DataFrame, size: int, edges_px: Floats) -> pd.DataFrame:
@@ -124,67 +107,26 @@ def pair_correlation(table: pd.DataFrame, size: int, edges_px: Floats) -> pd.Dat
     return pd.DataFrame({"r_px": (edges[1:] + edges[:-1]) / 2, "pairs": observed, "expected": expected, "g": g})
 
 
-def shape_matrices(major_px: Floats, minor_px: Floats, angle_deg: Floats) -> Floats:
-    """Matrices (xx, yy, xy) [..., 3] of ellipses {d : d' M^-1 d <= 1}, x right, y down, from full axes."""
-    t = np.deg2rad(angle_deg)
-    a, b = np.square(np.asarray(major_px) / 2), np.square(np.asarray(minor_px) / 2)
-    c, s = np.cos(t), np.sin(t)
-    return np.stack([a * c * c + b * s * s, a * s * s + b * c * c, -(a - b) * c * s], axis=-1)
-
-
-def contact(offset: Floats, first: Floats, second: Floats) -> Floats:
-    """How far two ellipses are apart, in units of touching: below 1 they overlap, 1 they touch, 2 twice as far.
-
-    The square root of the contact function of Perram and Wertheim (1985): the maximum over 0 < q < 1 of
-    q (1 - q) r' [(1 - q) A + q B]^-1 r, which is concave in q; found by golden-section search.
-
-    Parameters
-    ----------
-    offset : [..., 2] from the first centre to the second, px
-    first, second : [..., 3] their `shape_matrices`
-    """
-    dx, dy = offset[..., 0], offset[..., 1]
-
-    def value(q: Floats) -> Floats:
-        xx, yy, xy = (first[..., k] * (1 - q) + second[..., k] * q for k in range(3))
-        return q * (1 - q) * (yy * dx * dx - 2 * xy * dx * dy + xx * dy * dy) / (xx * yy - xy * xy)
-
-    low, high = np.zeros(np.shape(dx)), np.ones(np.shape(dx))
-    golden = (np.sqrt(5) - 1) / 2
-    for _ in range(CONTACT_STEPS):
-        left, right = high - golden * (high - low), low + golden * (high - low)
-        rising = value(left) < value(right)
-        low, high = np.where(rising, left, low), np.where(rising, high, right)
-    return np.sqrt(value((low + high) / 2))
-
-
-@dataclass(frozen=True)
-class Crystal:
-    """In-plane crystal azimuths of micrographs, estimated from the directions of their defects.
-
-    Attributes
-    ----------
-    azimuth_deg : image -> azimuth, [0, 360 / fold); the zero is arbitrary but common to all images
-    resultant : image -> length of the mean direction vector, 0 (no shared orientation) to 1
-    fold : rotational symmetry of directions about the beam: 4 for [001], 2 for [110], 6 for [111]
-    """
-
-    azimuth_deg: pd.Series
-    resultant: pd.Series
-    fold: int
-
-
 def elongation(table: pd.DataFrame) -> Floats:
     """1 - minor/major, [M]: how much an instance's angle says."""
     return 1 - table["minor_px"].to_numpy() / table["major_px"].to_numpy()
 
 
-def find_crystals(table: pd.DataFrame, fold: int) -> Crystal:
+def find_crystals(table: pd.DataFrame, fold: int) -> pd.DataFrame:
     """Azimuth of every image in `table` from its uncut instances, weighted by their elongation.
 
     Each class has its own direction relative to the crystal: the phase between classes is estimated from all
-    images together, then each image's azimuth from all its classes. An image without a single elongated uncut
-    instance gets azimuth 0 and resultant 0.
+    images together, then each image's azimuth from all its classes.
+
+    Parameters
+    ----------
+    fold : rotational symmetry of directions about the beam: 4 for [001], 2 for [110], 6 for [111]
+
+    Returns
+    -------
+    Table by image with azimuth_deg, in [0, 360 / fold), whose zero is arbitrary but common to all images, and
+    resultant, the length of the mean direction vector, 0 (no shared orientation) to 1; an image without a single
+    elongated uncut instance has 0 and 0.
     """
     weight = elongation(table) * ~table["touches_border"].to_numpy()
     vector = weight * np.exp(1j * fold * np.deg2rad(table["angle_deg"].to_numpy()))
@@ -197,31 +139,27 @@ def find_crystals(table: pd.DataFrame, fold: int) -> Crystal:
     weights = np.bincount(image, weight, minlength=len(images))
     resultant = np.divide(np.abs(total), weights, out=np.zeros(len(total)), where=weights > 0)
     azimuth = np.degrees(np.angle(total)) / fold % (360 / fold)
-    return Crystal(pd.Series(azimuth, images), pd.Series(resultant, images), fold)
+    return pd.DataFrame({"azimuth_deg": azimuth, "resultant": resultant}, index=images)
 
 
 def directional_pairs(table: pd.DataFrame, fold: int) -> pd.DataFrame:
-    """Every pair of uncut instances of one patch: patch, class_a <= class_b, weight, likeness.
+    """Every pair of uncut instances of one class in one patch: patch, class, weight, likeness.
 
     `likeness` is cos(fold x difference of angles); `weight` the product of the elongations, since a round
     instance has no direction.
     """
     whole = table[~table["touches_border"]]
-    i, j = pairs_within(whole["patch"].to_numpy())
-    code, weight, angle = whole["class"].to_numpy(), elongation(whole), np.deg2rad(whole["angle_deg"].to_numpy())
-    return pd.DataFrame({
-        "patch": whole["patch"].to_numpy()[i], "class_a": np.minimum(code[i], code[j]),
-        "class_b": np.maximum(code[i], code[j]), "weight": weight[i] * weight[j],
-        "likeness": np.cos(fold * (angle[i] - angle[j])),
-    })  # fmt: skip
+    i, j = pairs_within(whole.groupby(["patch", "class"]).ngroup().to_numpy())
+    weight, angle = elongation(whole), np.deg2rad(whole["angle_deg"].to_numpy())
+    likeness = np.cos(fold * (angle[i] - angle[j]))
+    return whole[["patch", "class"]].iloc[i].assign(weight=weight[i] * weight[j], likeness=likeness)
 
 
 def coherence(table: pd.DataFrame, fold: int) -> float:
-    """Do uncut defects of one class in one patch point alike? Mean likeness of `directional_pairs` of one class.
+    """Do uncut defects of one class in one patch point alike? Mean likeness of `directional_pairs`.
 
     0: directions are independent; 1: all alike up to the crystal's symmetry. Undefined (nan) without such pairs.
     """
     pairs = directional_pairs(table, fold)
-    pairs = pairs[pairs["class_a"] == pairs["class_b"]]
     weight = pairs["weight"].sum()
     return float((pairs["weight"] * pairs["likeness"]).sum() / weight) if weight > 0 else float("nan")

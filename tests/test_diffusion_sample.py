@@ -58,7 +58,7 @@ def ldm(patches):
 def test_any_subset_gives_the_same_images(ldm, patches):
     labels = patches.label_maps()
     noisy = replace(ldm, noise=noise_of(patches, ldm.autoencoder, SAMPLING.model_copy(update={"noise": "measured"})))
-    for model in (ldm, noisy, changed(ldm, guidance=2.0)):
+    for model in (ldm, noisy, changed(ldm, guidance=2.0), changed(ldm, sampler="dpm-solver++")):
         whole = model.sample(labels, range(12))
         assert whole.shape == (12, 64, 64) and whole.dtype == np.uint8
         assert np.array_equal(model.sample(labels[[7, 2]], [7, 2]), whole[[7, 2]])
@@ -72,9 +72,8 @@ def test_any_subset_gives_the_same_images(ldm, patches):
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_the_mask_decides_what_is_drawn(ldm, patches, name):
-    empty = np.zeros_like(patches.label_maps()[:1])
-    drawn = [changed(ldm, sampler=name).sample_few(mask, [0]) for mask in (empty, np.full_like(empty, 2))]
-    assert not np.array_equal(*drawn)
+    masks = np.zeros_like(patches.label_maps()[:1]), np.full_like(patches.label_maps()[:1], 2)
+    assert not np.array_equal(*(changed(ldm, sampler=name).sample_few(mask, [0]) for mask in masks))
 
 
 def test_solvers_reach_what_the_noise_process_started_from():

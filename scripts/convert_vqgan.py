@@ -1,6 +1,6 @@
 """CompVis' pretrained VQGANs (VQ-f8 is the paper's) as weights of this package's autoencoder.
 
-    python -m companion.diffusion.conversion vq-f8.safetensors weights/vq_f8.safetensors
+    python scripts/convert_vqgan.py vq-f8.safetensors weights/vq_f8.safetensors
 
 Only safetensors are read: a .ckpt is a pickle, which can run any code when it is opened.
 """
@@ -18,8 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from companion.diffusion import autoencoder as autoencoders
-from companion.diffusion.autoencoder import Autoencoder
+from companion.diffusion.autoencoder import Autoencoder, save_autoencoder
 from companion.errors import CompanionError
 
 HOW_TO_READ_A_PICKLE = (
@@ -65,7 +64,7 @@ def convert(path: Path) -> Autoencoder:
         autoencoder.vq.load_state_dict(state)
     except (KeyError, IndexError, ValueError, RuntimeError) as error:
         raise CompanionError(f"{path} does not hold a VQGAN with CompVis' names: {error!r}") from None
-    return autoencoders.freeze(autoencoder)
+    return autoencoder.eval().requires_grad_(False)
 
 
 def _configuration(found: dict[str, Tensor]) -> dict[str, Any]:
@@ -74,27 +73,24 @@ def _configuration(found: dict[str, Tensor]) -> dict[str, Any]:
     channels = [len(found[f"encoder.down.{k}.block.0.conv2.weight"]) for k in range(levels)]
     attends = [f"encoder.down.{k}.attn.0.q.weight" in found for k in range(levels)]
     embedding = found["quantize.embedding.weight"]  # (codes, D)
+    blocks = sum(bool(re.fullmatch(r"encoder\.down\.0\.block\.\d+\.conv1\.weight", name)) for name in found)
     vq = {
         "in_channels": found["encoder.conv_in.weight"].shape[1],
         "out_channels": len(found["decoder.conv_out.weight"]),
         "down_block_types": ["AttnDownEncoderBlock2D" if a else "DownEncoderBlock2D" for a in attends],
         "up_block_types": ["AttnUpDecoderBlock2D" if a else "UpDecoderBlock2D" for a in reversed(attends)],
-        "block_out_channels": channels,
-        "layers_per_block": sum(bool(re.fullmatch(r"encoder\.down\.0\.block\.\d+\.conv1\.weight", n)) for n in found),
-        "latent_channels": len(found["encoder.conv_out.weight"]),
-        "vq_embed_dim": embedding.shape[1],
-        "num_vq_embeddings": len(embedding),
-        "norm_num_groups": math.gcd(32, *channels),
-        "mid_block_add_attention": "encoder.mid.attn_1.q.weight" in found,
-    }
+        "block_out_channels": channels, "layers_per_block": blocks, "norm_num_groups": math.gcd(32, *channels),
+        "latent_channels": len(found["encoder.conv_out.weight"]), "vq_embed_dim": embedding.shape[1],
+        "num_vq_embeddings": len(embedding), "mid_block_add_attention": "encoder.mid.attn_1.q.weight" in found,
+    }  # fmt: skip
     # spread None: patches keep their contrast, as in the paper's code base
     return {"vq": vq, "stem": 1, "grey": [127.5, 127.5], "spread": None}
 
 
 if __name__ == "__main__":
     if len(sys.argv) != 3 or not sys.argv[2].endswith(".safetensors"):
-        sys.exit("usage: python -m companion.diffusion.conversion COMPVIS.safetensors FILE.safetensors")
+        sys.exit("usage: python scripts/convert_vqgan.py COMPVIS.safetensors FILE.safetensors")
     try:
-        autoencoders.save(convert(Path(sys.argv[1])), Path(sys.argv[2]), origin={"data": "CompVis, converted"})
+        save_autoencoder(convert(Path(sys.argv[1])), Path(sys.argv[2]), origin={"data": "CompVis, converted"})
     except CompanionError as error:
         sys.exit(f"Error: {error}")

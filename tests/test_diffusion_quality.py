@@ -77,13 +77,6 @@ def test_power_spectrum_finds_a_wave_and_white_noise_is_flat():
     assert mean == pytest.approx(np.full_like(mean, 100), rel=0.15)  # the variance, at every frequency
 
 
-def test_histograms_are_shares():
-    images = np.zeros((2, 4, 4), dtype=np.uint8)
-    images[1, 0] = 255
-    shares = measures.histograms(images)
-    assert shares[0, 0] == 1 and shares[1, 255] == 0.25 and shares.sum() == pytest.approx(2)
-
-
 def test_kid_by_hand_unbiased_and_growing():
     a, b = np.array([[0.0], [1.0]]), np.array([[0.0], [2.0]])
     # k(x, y) = (xy + 1)^3: within a k(0,1) = 1, within b k(0,2) = 1, between (1 + 1 + 1 + 27) / 4
@@ -180,13 +173,6 @@ def test_images_without_defects_are_undefined_and_no_images_an_error():
     assert np.isnan(table.loc["darker inside its mask", ["value", "low", "high"]].astype(float)).all()
     with pytest.raises(CompanionError, match="patches with images"):
         measures.mask_contrast(replace(train, images=None))
-
-
-def test_no_more_than_asked_are_judged():
-    patches = ellipse_patches(10)
-    few = quality.few(patches, np.random.default_rng(0), 4)
-    assert len(few) == 4 and len({image.tobytes() for image in few.images}) == 4
-    assert quality.few(patches, np.random.default_rng(0)) is patches
 
 
 def test_settings_are_compared_and_drawn():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import get_args
 
@@ -15,7 +16,7 @@ from scipy.ndimage import gaussian_filter
 from companion import training
 from companion.config import diffusion as settings_of
 from companion.diffusion import noise
-from companion.diffusion.autoencoder import Autoencoder
+from companion.diffusion.autoencoder import Autoencoder, reconstruct
 from companion.diffusion.autoencoder import configuration as autoencoder_configuration
 from companion.diffusion.denoiser import Denoiser, configuration, noise_process, sampler
 from companion.diffusion.measures import power_spectra
@@ -57,7 +58,7 @@ def ldm(patches):
 def test_any_subset_gives_the_same_images(ldm, patches):
     labels = patches.label_maps()
     noisy = replace(ldm, noise=noise_of(patches, ldm.autoencoder, SAMPLING.model_copy(update={"noise": "measured"})))
-    for model in (ldm, noisy, changed(ldm, guidance=2.0)):
+    for model in (ldm, noisy, changed(ldm, guidance=2.0), changed(ldm, sampler="dpm-solver++")):
         whole = model.sample(labels, range(12))
         assert whole.shape == (12, 64, 64) and whole.dtype == np.uint8
         assert np.array_equal(model.sample(labels[[7, 2]], [7, 2]), whole[[7, 2]])
@@ -71,9 +72,8 @@ def test_any_subset_gives_the_same_images(ldm, patches):
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_the_mask_decides_what_is_drawn(ldm, patches, name):
-    empty = np.zeros_like(patches.label_maps()[:1])
-    drawn = [changed(ldm, sampler=name).sample_few(mask, [0]) for mask in (empty, np.full_like(empty, 2))]
-    assert not np.array_equal(*drawn)
+    masks = np.zeros_like(patches.label_maps()[:1]), np.full_like(patches.label_maps()[:1], 2)
+    assert not np.array_equal(*(changed(ldm, sampler=name).sample_few(mask, [0]) for mask in masks))
 
 
 def test_solvers_reach_what_the_noise_process_started_from():
@@ -123,6 +123,28 @@ def test_interrupted_generation_goes_on_to_the_same_images(ldm, patches, tmp_pat
     assert np.array_equal(ldm.generate(patches, tmp_path / "cut"), whole) and len(calls) == 4
     other = replace(patches, instances=patches.instances[::-1].copy())
     assert not np.array_equal(ldm.generate(other, tmp_path / "cut"), whole)  # other masks: other images
+
+
+def test_only_full_batches_are_compiled(ldm, patches, monkeypatch):
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append("compiled")
+        return graph.forward
+
+    def compile_counted(network, **more):
+        network._compiled_call_impl = torch.compile(network._call_impl, backend=backend, **more)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_counted)
+    monkeypatch.setattr(training.shutil, "which", lambda _: "g++")
+    torch._dynamo.reset()
+    fast, labels = copy.deepcopy(replace(ldm, device=replace(ldm.device, compile=True))), patches.label_maps()
+    fast.sample(labels[:6], range(6))
+    assert graphs == ["compiled"] * 2  # U-Net and decoder, once each: the second batch is padded
+    assert np.array_equal(fast.sample_few(labels[:2], [0, 1]), ldm.sample_few(labels[:2], [0, 1]))
+    reconstruct(fast.autoencoder, patches.images[:3])
+    assert len(graphs) == 2
+    torch._dynamo.reset()
 
 
 def test_messages_name_what_is_wrong(ldm, patches):

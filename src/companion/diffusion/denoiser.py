@@ -48,17 +48,8 @@ class MaskEncoder(nn.Module):
 
 
 def one_hot_at_latent_size(label_maps: Tensor, classes: int, downsampling: int, encoding: str) -> Tensor:
-    """The part of the mask encoder that is not trained.
-
-    Parameters
-    ----------
-    label_maps : [B, S, S] class codes
-    classes, downsampling, encoding : see `MaskEncoder`
-
-    Returns
-    -------
-    float [B, K+1, S/f, S/f] for "bilinear", [B, (K+1) f^2, S/f, S/f] for "space-to-depth"
-    """
+    """The part of `MaskEncoder` that is not trained: class codes [B, S, S] -> float [B, K+1, S/f, S/f] for "bilinear",
+    [B, (K+1) f^2, S/f, S/f] for "space-to-depth"."""
     codes = torch.arange(classes + 1, device=label_maps.device).view(1, -1, 1, 1)
     mask = (label_maps.unsqueeze(1) == codes).float()  # (B, K+1, S, S)
     if encoding == "space-to-depth":
@@ -83,18 +74,8 @@ class Denoiser(nn.Module):
         self.unet = UNet2DModel(**config["unet"])
 
     def forward(self, noisy: Tensor, timesteps: Tensor, mask_features: Tensor) -> Tensor:
-        """What it is trained to predict.
-
-        Parameters
-        ----------
-        noisy : latents [B, C, s, s]
-        timesteps : int [B]
-        mask_features : [B, C, s, s], of `mask_encoder`
-
-        Returns
-        -------
-        [B, C, s, s]
-        """
+        """Noisy latents [B, C, s, s], timesteps int [B], features of `mask_encoder` [B, C, s, s] -> what it is trained
+        to predict, [B, C, s, s]."""
         conditioned = torch.cat([noisy, mask_features], dim=1)  # (B, 2C, s, s): the mask enters here
         folded = F.pixel_unshuffle(conditioned, self.config["stem"])  # (B, 2C t^2, s/t, s/t)
         return F.pixel_shuffle(self.unet(folded, timesteps).sample, self.config["stem"])  # (B, C, s, s)

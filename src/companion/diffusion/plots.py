@@ -73,10 +73,10 @@ def losses(log: pd.DataFrame, note: str) -> Figure:
     tidy["running mean"] = tidy.groupby(["network", "loss"])["value"].transform(
         lambda values: values.rolling(max(1, len(values) // 40), min_periods=1).mean()
     )
-    networks = list(dict.fromkeys(tidy["network"]))
+    networks = tidy.groupby("network")
     figure, axes = plt.subplots(1, len(networks), figsize=(3.6 * len(networks), 2.6), squeeze=False)
-    for axis, network in zip(axes[0], networks, strict=True):
-        sns.lineplot(tidy[tidy["network"] == network], x="step", y="running mean", hue="loss", errorbar=None, ax=axis)
+    for axis, (network, rows) in zip(axes[0], networks, strict=True):
+        sns.lineplot(rows, x="step", y="running mean", hue="loss", errorbar=None, ax=axis)
         axis.set(title=network, xlabel="optimiser step", yscale="log")
     figure.suptitle(f"Training losses ({note})", fontsize=10)
     return figure

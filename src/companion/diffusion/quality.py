@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import stats
 from sklearn.metrics.pairwise import polynomial_kernel, rbf_kernel
 
 from companion.diffusion import measures
@@ -32,7 +31,7 @@ KERNELS = {  # Binkowski et al. 2018; Jayasumana et al. 2024, as wide as two dra
 
 @dataclass(frozen=True)
 class _Described:
-    """What the measures need of a set of P patches, computed once; `within`, `between`: kernels, between held-out."""
+    """What the measures need of a set of P patches, computed once; kernels by name, `between` it and held-out ones."""
 
     groups: NDArray  # [P]: what is resampled as a whole
     contrast: pd.DataFrame
@@ -51,20 +50,15 @@ def spectral_distance(a: Floats, b: Floats) -> Floats:
 
 
 def mmd(within_a: Floats, within_b: Floats, between: Floats, w: Floats, v: Floats) -> float:
-    """Unbiased squared maximum mean discrepancy (Gretton et al. 2012) of patches that count w and v times.
+    """Unbiased squared maximum mean discrepancy (Gretton et al. 2012); its mean is 0 for samples of one distribution.
 
     Parameters
     ----------
     within_a, within_b, between : kernels [P, P], [Q, Q] and [P, Q]
-    w, v : [P] and [Q]
-
-    Returns
-    -------
-    0 in the mean for two samples of one distribution (single values can be negative), larger for others.
+    w, v : [P] and [Q], how often each patch counts
     """
 
-    # A patch paired with itself tells nothing of the distribution, so the diagonal is left out, also where a
-    # resample holds a patch twice.
+    # A patch paired with itself tells nothing of the distribution, also where a resample holds a patch twice.
     def within(kernel: Floats, u: Floats) -> float:
         pairs = u.sum() ** 2 - (u**2).sum()
         return (u @ kernel @ u - (u**2) @ np.diag(kernel)) / pairs if pairs > 0 else np.nan
@@ -83,11 +77,6 @@ def _defined_mean(values: Floats) -> float:
 
 def _average(rows: Floats, w: Floats) -> Floats:
     return w @ rows / w.sum()
-
-
-def _grey(a: Floats, b: Floats) -> float:
-    levels = np.arange(len(a))
-    return stats.wasserstein_distance(levels, levels, a, b)
 
 
 def _across(profile: tuple[Floats, Floats], w: Floats) -> Floats:
@@ -110,7 +99,7 @@ MEASURES: dict[str, tuple[str, str, Callable[[_Described, Floats, _Described, Fl
     "power spectrum, worst frequency": ("decades", TRAINING,
         lambda a, w, b, v: spectral_distance(_average(a.power, w), _average(b.power, v)).max()),
     "grey levels": ("grey levels, Wasserstein", TRAINING,
-        lambda a, w, b, v: _grey(_average(a.histogram, w), _average(b.histogram, v))),
+        lambda a, w, b, v: np.abs(np.cumsum(_average(a.histogram, w) - _average(b.histogram, v))).sum()),
     "profile across defects": ("share of the surroundings' grey level", TRAINING,
         lambda a, w, b, v: _defined_mean(np.abs(_across(a.profile, w) - _across(b.profile, v)))),
     "kid": ("encoder features", TRAINING,

@@ -37,14 +37,9 @@ class LatentDiffusion:
 
     Attributes
     ----------
-    settings : the profile's section
+    settings : the profile's section; guidance needs a denoiser that was trained for it
     seeds : the path of names that the random numbers of all images have in common
     noise : put back after decoding; None: images are what the autoencoder decodes, as in the paper
-
-    Raises
-    ------
-    CompanionError
-        Guidance that the denoiser was not trained for.
     """
 
     autoencoder: Autoencoder

@@ -38,14 +38,7 @@ DISTANCE = {"l1": F.l1_loss, "l2": F.mse_loss}
 
 @dataclass(frozen=True)
 class Fitting:
-    """Where and how a network is trained.
-
-    Attributes
-    ----------
-    seeds : path of names that the random numbers descend from
-    folder : of the final weights, or of those that this very training has left there, and of checkpoints
-    every : steps between checkpoints
-    """
+    """Where a network is trained; `folder` is that of weights and checkpoints, `every` the steps between those."""
 
     device: training.Device
     seeds: Seeds
@@ -160,17 +153,9 @@ def random_crops(images: NDArray, count: int, side: int, rng: np.random.Generato
 
 
 def denoising_loss(
-    denoiser: Denoiser,
-    process: DDPMScheduler,
-    latents: Tensor,
-    label_maps: Tensor,
-    timesteps: Tensor,
-    noise: Tensor,
-    *,
-    loss: str = "l1",
-    defect_weight: float = 0.0,
-    shown: Tensor | None = None,
-) -> Tensor:
+    denoiser: Denoiser, process: DDPMScheduler, latents: Tensor, label_maps: Tensor, timesteps: Tensor, noise: Tensor,
+    *, loss: str = "l1", defect_weight: float = 0.0, shown: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """One training step's loss: add noise, predict it (or the velocity) under the mask, compare.
 
     Parameters
@@ -273,10 +258,7 @@ def get_denoiser(
 
 
 def ema_decay(settings: settings_of.Denoiser, step: int) -> float:
-    """Decay of the average of weights in a step: it rises to its final value, so that the first weights are forgotten.
-
-    With 0.9999 from the start, the weights of the first step would still make up 3 % after 36,000 steps.
-    """
+    """Decay of the average of weights in a step: it rises to its final value, so that early weights are forgotten."""
     return min(settings.ema_decay, (1 + step) / (10 + step))
 
 

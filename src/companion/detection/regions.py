@@ -102,7 +102,7 @@ def encode(truths: Tensor, boxes: Tensor, weights: tuple[float, float, float, fl
     # Padding has no size; what it gives is masked by the caller, but must be finite.
     ratio = torch.log(torch.where(wanted > 0, wanted, 1.0) / torch.where(size > 0, size, 1.0))
     shift = torch.where(size > 0, shift, 0.0)
-    # torchvision has one factor for x and y and one for the sizes; a tensor of them would have to be sent to the device.
+    # torchvision has one factor for x and y and one for sizes; a tensor of them would have to be sent to the device.
     return torch.cat([shift * weights[0], ratio * weights[2]], dim=-1)
 
 

@@ -72,10 +72,11 @@ class Piece:
 def merge(pieces: list[Piece]) -> list[Piece]:
     """One piece per defect, best score first.
 
-    1. A whole piece beats the cut ones that other tiles show of its defect: those that are alike where both tiles look
-       (mask IoU above a half), and those of its class that lie in it for more than a half.
+    1. A whole piece beats the cut ones that are alike where both tiles look: their masks have an IoU above a half.
     2. Cut pieces of one class that are alike where both tiles look are parts of one defect, and united.
-    3. Of pieces with a mask IoU above a half, of any class and tile, the best stays. A dot in a loop has a small IoU
+    3. A cut piece that lies for more than a half in a larger one of its class is a scrap of it. (A loop in another of
+       its class stays as long as some tile shows it whole.)
+    4. Of pieces with a mask IoU above a half, of any class and tile, the best stays. A dot in a loop has a small IoU
        with it, and stays.
     """
     beaten, alike = set(), []
@@ -83,14 +84,12 @@ def merge(pieces: list[Piece]) -> list[Piece]:
         piece = pieces[k]
         for other in near if piece.cut else ():
             a = pieces[other]
-            if a.tile == piece.tile:
-                continue
             shared, seen = _shared(piece, a), piece.within(a.tile).sum() + a.within(piece.tile).sum()
-            same, own_class = shared > _SAME * (seen - shared), a.label == piece.label
-            if a.cut and same and own_class:
-                alike.append((k, other))
-            elif not a.cut and (same or (own_class and shared > _SAME * piece.mask.sum())):
-                beaten.add(k)
+            if a.tile != piece.tile and shared > _SAME * (seen - shared):
+                if not a.cut:
+                    beaten.add(k)
+                elif a.label == piece.label:
+                    alike.append((k, other))
     first, second = np.array([link for link in alike if not beaten & set(link)], dtype=int).reshape(-1, 2).T
     links = coo_array((np.ones(len(first)), (first, second)), shape=(max(1, len(pieces)),) * 2)
     parts: dict[int, list[Piece]] = {}
@@ -98,10 +97,17 @@ def merge(pieces: list[Piece]) -> list[Piece]:
         if k not in beaten:
             parts.setdefault(group, []).append(pieces[k])
     pieces = sorted(map(_union, parts.values()), key=lambda piece: -piece.score)
-    stays: list[bool] = []
-    for piece, near in zip(pieces, _meeting(pieces), strict=True):
-        better = ((pieces[k], _shared(piece, pieces[k])) for k in near if k < len(stays) and stays[k])
-        stays.append(not any(n > _SAME * (piece.mask.sum() + other.mask.sum() - n) for other, n in better))
+    areas, near = [int(piece.mask.sum()) for piece in pieces], _meeting(pieces)
+    shared = [{other: _shared(piece, pieces[other]) for other in near[k]} for k, piece in enumerate(pieces)]
+    stays = [
+        not (piece.cut and any(
+            n > _SAME * areas[k] and areas[other] > areas[k] and pieces[other].label == piece.label
+            for other, n in shared[k].items()
+        )) for k, piece in enumerate(pieces)
+    ]  # fmt: skip
+    for k in range(len(pieces)):
+        better = ((n, areas[k] + areas[other] - n) for other, n in shared[k].items() if other < k and stays[other])
+        stays[k] = stays[k] and not any(n > _SAME * union for n, union in better)
     return [piece for piece, stay in zip(pieces, stays, strict=True) if stay]
 
 

@@ -18,8 +18,7 @@ from safetensors.torch import save_file
 
 from companion.config.sections import Detection
 from companion.detection import plots
-from companion.detection.batch import Detections
-from companion.detection.data import Recipe, recipe_of
+from companion.detection.data import Detections, Recipe, recipe_of
 from companion.detection.model import anchor_boxes, build, load_weights
 from companion.detection.predict import COLUMNS, predict
 from companion.detection.train import learning_rate, load_detector, train_detector

@@ -15,8 +15,8 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.ops import roi_align
 
 from companion.config.sections import Detection
-from companion.detection import heads, regions
-from companion.detection.batch import Batch, Detections
+from companion.detection import roi_ops
+from companion.detection.data import Batch, Detections
 from companion.detection.model import anchor_boxes
 
 _BETA = 1 / 9  # of the smooth L1 losses, as in torchvision
@@ -75,7 +75,7 @@ class BatchedDetector(nn.Module):
     def forward(self, images: Tensor, anchors: Tensor, batch: Batch | None = None):
         """Losses by name of a batch with its truth; without: features, and what `_classify` returns."""
         features, size = self.network.backbone(images), images.shape[-1]
-        counts, logits, deltas = heads.score_anchors(self.network.rpn.head, list(features.values()))
+        counts, logits, deltas = roi_ops.score_anchors(self.network.rpn.head, list(features.values()))
         with torch.no_grad():
             proposals, valid = self._propose(counts, logits, deltas, anchors, size)
         if batch is None:
@@ -95,33 +95,33 @@ class BatchedDetector(nn.Module):
             scores.append(F.pad(score, pad, value=-torch.inf)), places.append(F.pad(place + start, pad))
             start += count
         scores, places = torch.cat(scores, 1), torch.cat(places, 1)  # (B, L * most)
-        boxes = regions.decode(regions.pick(deltas, places), anchors[places], rpn.box_coder.weights).clamp(0, size)
+        boxes = roi_ops.decode(roi_ops.pick(deltas, places), anchors[places], rpn.box_coder.weights).clamp(0, size)
         # Of a network that has diverged, until that is noticed: kernels may index memory by coordinates.
         boxes = boxes.nan_to_num(nan=0.0)
         good = (scores > -torch.inf) & ((boxes[..., 2:] - boxes[..., :2]) >= rpn.min_size).all(dim=-1)
         # Levels do not suppress each other: every level of every patch is a group of its own.
-        good = regions.suppress(boxes.reshape(-1, most, 4), good.reshape(-1, most), rpn.nms_thresh)
+        good = roi_ops.suppress(boxes.reshape(-1, most, 4), good.reshape(-1, most), rpn.nms_thresh)
         scores = torch.where(good.reshape(scores.shape), scores.sigmoid(), -1.0)
         scores, order = scores.sort(dim=1, descending=True, stable=True)
         order = order[:, : rpn.post_nms_top_n()]
-        return regions.pick(boxes, order), scores[:, : order.shape[1]] >= 0
+        return roi_ops.pick(boxes, order), scores[:, : order.shape[1]] >= 0
 
     # --- training -------------------------------------------------------------------------------------------
 
     def _rpn_losses(self, batch: Batch, logits: Tensor, deltas: Tensor, anchors: Tensor) -> dict[str, Tensor]:
         rpn = self.network.rpn
         with torch.no_grad():
-            overlap = regions.overlaps(batch.boxes, anchors[None])
-            truth, positive, negative = regions.match(overlap, batch.labels > 0, rpn.proposal_matcher, every_truth=True)
+            overlap = roi_ops.overlaps(batch.boxes, anchors[None])
+            truth, positive, negative = roi_ops.match(overlap, batch.labels > 0, rpn.proposal_matcher, every_truth=True)
             keys = self.random_keys(logits.shape, logits.device)
-            index, chosen, is_positive = regions.sample(positive, negative, keys, rpn.fg_bg_sampler)
+            index, chosen, is_positive = roi_ops.sample(positive, negative, keys, rpn.fg_bg_sampler)
             near, is_near = index[:, : is_positive.shape[1]], is_positive[..., None]
-            wanted = regions.pick(batch.boxes, regions.pick(truth, near))
-            wanted = regions.encode(wanted, anchors[near], rpn.box_coder.weights)
+            wanted = roi_ops.pick(batch.boxes, roi_ops.pick(truth, near))
+            wanted = roi_ops.encode(wanted, anchors[near], rpn.box_coder.weights)
         count = chosen.sum().clamp(min=1)
         labels = F.pad(is_positive, (0, index.shape[1] - near.shape[1])).to(logits)
-        loss = F.binary_cross_entropy_with_logits(regions.pick(logits, index), labels, reduction="none")
-        box = F.smooth_l1_loss(regions.pick(deltas, near), wanted, beta=_BETA, reduction="none")
+        loss = F.binary_cross_entropy_with_logits(roi_ops.pick(logits, index), labels, reduction="none")
+        box = F.smooth_l1_loss(roi_ops.pick(deltas, near), wanted, beta=_BETA, reduction="none")
         return {
             "loss_objectness": _sum_where(loss, chosen) / count, "loss_rpn_box_reg": _sum_where(box, is_near) / count
         }  # fmt: skip
@@ -133,21 +133,21 @@ class BatchedDetector(nn.Module):
         with torch.no_grad():
             # Truths are proposals too, so that the heads see defects before the proposals are any good.
             boxes, valid = torch.cat([proposals, batch.boxes], dim=1), torch.cat([valid, batch.labels > 0], dim=1)
-            overlap = regions.overlaps(batch.boxes, boxes)
-            truth, positive, negative = regions.match(overlap, batch.labels > 0, roi.proposal_matcher)
+            overlap = roi_ops.overlaps(batch.boxes, boxes)
+            truth, positive, negative = roi_ops.match(overlap, batch.labels > 0, roi.proposal_matcher)
             keys = self.random_keys(valid.shape, valid.device)
-            index, chosen, is_near = regions.sample(positive & valid, negative & valid, keys, roi.fg_bg_sampler)
-            boxes, places = regions.pick(boxes, index), is_near.shape[1]  # (B, R, 4), positive ones first
-            near, truth = boxes[:, :places], regions.pick(truth, index[:, :places])
-            near_labels = torch.where(is_near, regions.pick(batch.labels, truth), 0)  # (B, P)
+            index, chosen, is_near = roi_ops.sample(positive & valid, negative & valid, keys, roi.fg_bg_sampler)
+            boxes, places = roi_ops.pick(boxes, index), is_near.shape[1]  # (B, R, 4), positive ones first
+            near, truth = boxes[:, :places], roi_ops.pick(truth, index[:, :places])
+            near_labels = torch.where(is_near, roi_ops.pick(batch.labels, truth), 0)  # (B, P)
             labels = F.pad(near_labels, (0, index.shape[1] - places)).flatten()
-            wanted = regions.encode(regions.pick(batch.boxes, truth), near, roi.box_coder.weights)
-        pooled = heads.pool(roi.box_roi_pool, features, boxes, size)
-        scores, corrections = roi.box_predictor(heads.box_features(roi.box_head, pooled))
-        corrections = heads.wide(corrections).reshape(*index.shape, -1, 4)[:, :places]  # (B, P, K + 1, 4)
+            wanted = roi_ops.encode(roi_ops.pick(batch.boxes, truth), near, roi.box_coder.weights)
+        pooled = roi_ops.pool(roi.box_roi_pool, features, boxes, size)
+        scores, corrections = roi.box_predictor(roi_ops.box_features(roi.box_head, pooled))
+        corrections = roi_ops.wide(corrections).reshape(*index.shape, -1, 4)[:, :places]  # (B, P, K + 1, 4)
         of_class = near_labels[..., None, None].expand(-1, -1, 1, 4)
         box = F.smooth_l1_loss(corrections.gather(2, of_class)[:, :, 0], wanted, beta=_BETA, reduction="none")
-        classifier = F.cross_entropy(heads.wide(scores), labels, reduction="none")
+        classifier = F.cross_entropy(roi_ops.wide(scores), labels, reduction="none")
         count = chosen.sum().clamp(min=1)
         return {
             "loss_classifier": _sum_where(classifier, chosen.flatten()) / count,
@@ -161,12 +161,12 @@ class BatchedDetector(nn.Module):
         """Of regions [B, P, 4] with label 0 where a place is left over."""
         roi, valid = self.network.roi_heads, (labels > 0).flatten()
         # Places that are left over cost nothing where shapes may depend on values.
-        keep = slice(None) if regions.fixed_shapes(boxes) else valid.nonzero()[:, 0]
-        pooled = _rows(heads.pool(roi.mask_roi_pool, features, boxes, size), keep)
-        logits = heads.mask_logits(roi.mask_predictor, roi.mask_head(pooled), labels.flatten()[keep])
+        keep = slice(None) if roi_ops.fixed_shapes(boxes) else valid.nonzero()[:, 0]
+        pooled = _rows(roi_ops.pool(roi.mask_roi_pool, features, boxes, size), keep)
+        logits = roi_ops.mask_logits(roi.mask_predictor, roi.mask_head(pooled), labels.flatten()[keep])
         with torch.no_grad():
             owner = torch.arange(len(boxes), device=boxes.device)[:, None].expand(labels.shape).flatten()[keep]
-            number = regions.pick(batch.ids, truth).flatten()[keep]
+            number = roi_ops.pick(batch.ids, truth).flatten()[keep]
             masks = (batch.instances[owner] == number[:, None, None]).to(boxes)  # (N, S, S)
             own = torch.arange(len(masks), device=boxes.device)[:, None]
             rois = torch.cat([own.to(boxes), boxes.reshape(-1, 4)[keep]], dim=1)
@@ -179,30 +179,30 @@ class BatchedDetector(nn.Module):
     def _classify(self, features: dict[str, Tensor], proposals: Tensor, valid: Tensor, size: int) -> tuple[Tensor, ...]:
         """Boxes [B, D, 4], scores, labels and marks [B, D] of the detections, best first."""
         roi = self.network.roi_heads
-        pooled = heads.pool(roi.box_roi_pool, features, proposals, size)
-        scores, corrections = roi.box_predictor(heads.box_features(roi.box_head, pooled))
-        scores = heads.wide(scores).softmax(-1).reshape(*valid.shape, -1)[..., 1:]  # (B, P, K)
-        corrections = heads.wide(corrections).reshape(*valid.shape, -1, 4)[:, :, 1:]
-        boxes = regions.decode(corrections, proposals[:, :, None], roi.box_coder.weights).clamp(0, size)
+        pooled = roi_ops.pool(roi.box_roi_pool, features, proposals, size)
+        scores, corrections = roi.box_predictor(roi_ops.box_features(roi.box_head, pooled))
+        scores = roi_ops.wide(scores).softmax(-1).reshape(*valid.shape, -1)[..., 1:]  # (B, P, K)
+        corrections = roi_ops.wide(corrections).reshape(*valid.shape, -1, 4)[:, :, 1:]
+        boxes = roi_ops.decode(corrections, proposals[:, :, None], roi.box_coder.weights).clamp(0, size)
         good = valid[..., None] & (scores > roi.score_thresh)
         good &= ((boxes[..., 2:] - boxes[..., :2]) >= 1e-2).all(dim=-1)  # torchvision's smallest detection
         # Classes do not suppress each other: every class of every patch is a group of its own.
         scores = torch.where(good, scores, -1.0).transpose(1, 2)  # (B, K, P)
         scores, order = scores.sort(dim=2, descending=True, stable=True)
         boxes = boxes.transpose(1, 2).gather(2, order[..., None].expand(-1, -1, -1, 4))
-        kept = regions.suppress(boxes.flatten(0, 1), (scores >= 0).flatten(0, 1), roi.nms_thresh)
+        kept = roi_ops.suppress(boxes.flatten(0, 1), (scores >= 0).flatten(0, 1), roi.nms_thresh)
         labels = torch.arange(1, scores.shape[1] + 1, device=scores.device)[None, :, None].expand(scores.shape)
         scores = torch.where(kept.reshape(scores.shape), scores, -1.0).flatten(1)
         scores, order = scores.sort(dim=1, descending=True, stable=True)
         order, scores = order[:, : roi.detections_per_img], scores[:, : roi.detections_per_img]
-        return regions.pick(boxes.flatten(1, 2), order), scores, labels.flatten(1).gather(1, order), scores >= 0
+        return roi_ops.pick(boxes.flatten(1, 2), order), scores, labels.flatten(1).gather(1, order), scores >= 0
 
     def _masks(self, features: dict[str, Tensor], boxes: Tensor, labels: Tensor, valid: Tensor, size: int) -> Tensor:
         """Mask probabilities [N, 2m, 2m] of the valid detections, patch by patch."""
         roi, most = self.network.roi_heads, int(valid.sum(dim=1).max())  # the valid come first
         valid = valid[:, :most]
-        pooled = _rows(heads.pool(roi.mask_roi_pool, features, boxes[:, :most], size), valid.flatten())
-        return heads.mask_logits(roi.mask_predictor, roi.mask_head(pooled), labels[:, :most][valid]).sigmoid()
+        pooled = _rows(roi_ops.pool(roi.mask_roi_pool, features, boxes[:, :most], size), valid.flatten())
+        return roi_ops.mask_logits(roi.mask_predictor, roi.mask_head(pooled), labels[:, :most][valid]).sigmoid()
 
 
 def _rows(images: Tensor, keep: Tensor | slice) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from companion.config.sections import Detection
-from companion.detection.batch import Batch, Detections
+from companion.detection.data import Batch, Detections
 from companion.detection.model import ASPECT_RATIOS, sides_per_level
 from companion.errors import CompanionError
 

@@ -27,7 +27,7 @@ from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d, MultiScale
 
 from companion import layout
 from companion.config.sections import Detection
-from companion.detection.batch import Batch, Detections
+from companion.detection.data import Batch, Detections
 from companion.errors import CompanionError
 from companion.weights import load_state
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torchvision.ops import nms
 
-from companion.detection.batch import Detections, enlarge
+from companion.detection.data import Detections, enlarge
 from companion.detection.model import Detector
 from companion.geometry import encode_rle
 from companion.training import Device, uncompiled
@@ -47,7 +47,7 @@ def predict(
     """
     rows: list[tuple] = []
     for start in range(0, len(images), batch_size):
-        batch = torch.from_numpy(np.ascontiguousarray(images[start : start + batch_size]))
+        batch = torch.from_numpy(np.array(images[start : start + batch_size]))
         seen = enlarge(batch, detector.resize_px) if detector.resize_px else batch
         last = len(batch) < batch_size and isinstance(detector, nn.Module)  # a shape that is met once
         with device.autocast(), uncompiled(detector) if last else nullcontext():

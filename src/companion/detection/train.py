@@ -11,11 +11,12 @@ import pandas as pd
 import torch
 from torch import nn
 
+from companion import layout
 from companion.config.sections import Detection
 from companion.detection.data import Recipe
 from companion.detection.model import Detector, build, build_untrained
 from companion.errors import CompanionError
-from companion.provenance import write_table
+from companion.provenance import hash_file, write_table
 from companion.training import Device, drop_checkpoint, fingerprint, fit, one_cycle, set_learning_rate
 from companion.weights import is_finished, load_state, save_state
 
@@ -50,7 +51,6 @@ def train_detector(
     folder: Path,
     *,
     callback: Callable[[int], None] | None = None,
-    watch: Callable[[pd.DataFrame], None] | None = None,
 ) -> tuple[Detector, pd.DataFrame]:
     """Train a detector and write ``weights.safetensors`` and ``log.parquet`` into `folder`.
 
@@ -64,7 +64,6 @@ def train_detector(
     settings : network, optimiser, number of steps
     folder : where weights, log and checkpoints are written
     callback : called with the number of steps done after each stretch between checkpoints
-    watch : called with the log so far after each checkpoint
 
     Returns
     -------
@@ -78,8 +77,10 @@ def train_detector(
     """
     patches, seeds = next(iter(recipe.sources.values())), recipe.seeds
     card = Card(settings, patches.classes, patches.size)
+    pretrained = layout.given(settings.weights or "")
+    pretrained = hash_file(pretrained) if pretrained.is_file() else None  # a missing one `build` refuses in words
     identity = fingerprint(
-        __name__, card=card.to_json(), recipe=recipe.identity(),
+        __name__, card=card.to_json(), recipe=recipe.identity(), pretrained=pretrained,
         device=[str(device.torch), str(device.dtype), device.compile, torch.get_num_threads()],
     )  # fmt: skip
     path = folder / WEIGHTS
@@ -108,7 +109,7 @@ def train_detector(
 
     log = fit(
         step, {"network": detector.network, "optimizer": optimizer}, steps=settings.steps, folder=folder,
-        identity=identity, every=settings.checkpoint_every, title="detector", callback=callback, watch=watch,
+        identity=identity, every=settings.checkpoint_every, title="detector", callback=callback,
         explain=lambda number: _explain(recipe, settings, number),
     )  # fmt: skip
     save_state(

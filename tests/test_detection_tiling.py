@@ -249,7 +249,7 @@ def test_table_coco_and_overlay_say_the_same(tmp_path, dark):
     paths = [tmp_path / "a.png", tmp_path / "b.png"]
     Image.fromarray(picture((128, 100), [(50, 50, 20, 14), (80, 20, 5, 5)])).save(paths[0])
     Image.fromarray(picture((70, 70), [])).save(paths[1])
-    table, card = predict_micrographs(tmp_path / "w", paths, DEVICE, pixel_size_nm={"a.png": 0.5})
+    table, card = predict_micrographs(tmp_path / "w", paths, DEVICE, pixel_size_nm=0.5)
     assert sorted(table["class"]) == ["dot", "loop"] and np.allclose(table["size_nm"], table["size_px"] * 0.5)
     open_before = plt.get_fignums()
     written = write_defects(table, card.classes, paths, tmp_path / "out")
@@ -275,4 +275,3 @@ def test_what_cannot_be_used_is_said(tmp_path):
     refused("not a readable image", "a.png")
     refused("several micrographs are called a:", "a.png", "x/a.tif")
     refused("pixel size 0 nm per px is not above 0", "a.png", pixel_size_nm=0)
-    refused("pixel size -1 nm per px is not above 0", "a.png", pixel_size_nm={"a.png": -1})

@@ -5,7 +5,7 @@ This is what ``companion predict`` gives a microscopist: defects as a table, as 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -148,21 +148,18 @@ def detect_micrograph(
     card: Card,
     pixels: NDArray[np.uint8],
     device: Device,
-    *,
     confidence: float = 0.5,
-    overlap: float = 0.5,
 ) -> pd.DataFrame:
     """Defects of one micrograph of any size.
 
-    The micrograph is cut into tiles of the size that the detector was trained on. What several tiles show of one
-    defect, or one tile shows twice, is one row (see `merge`).
+    The micrograph is cut into tiles of the size that the detector was trained on, each half over the next. What several
+    tiles show of one defect, or one tile shows twice, is one row (see `merge`).
 
     Parameters
     ----------
     detector, card : from `load_detector`
     pixels : uint8 [H, W]; smaller ones than a tile are mirrored at their borders
     confidence : smallest score
-    overlap : share of a tile that neighbouring tiles share
 
     Returns
     -------
@@ -173,7 +170,7 @@ def detect_micrograph(
     size = card.patch_size
     height, width = pixels.shape
     padded = np.pad(pixels, ((0, max(0, size - height)), (0, max(0, size - width))), mode="symmetric")
-    rows, columns = (tile_starts(length, size, int(overlap * size)) for length in padded.shape)
+    rows, columns = (tile_starts(length, size, size // 2) for length in padded.shape)
     starts = [(y, x) for y in rows for x in columns]
     tiles = np.stack([padded[y : y + size, x : x + size] for y, x in starts])
     found = predict(detector, tiles, device, suppression="across classes")
@@ -216,7 +213,7 @@ def predict_micrographs(
     images: Sequence[Path],
     device: Device,
     *,
-    pixel_size_nm: float | Mapping[str, float] | None = None,
+    pixel_size_nm: float | None = None,
     confidence: float = 0.5,
 ) -> tuple[pd.DataFrame, Card]:
     """Defects of micrographs, by a detector from its weights file.
@@ -225,7 +222,7 @@ def predict_micrographs(
     ----------
     weights : ``weights.safetensors`` of a detector
     images : 8 or 16-bit grey files
-    pixel_size_nm : nm per px, one for all or by file name; without it sizes are in px alone
+    pixel_size_nm : nm per px; without it sizes are in px alone
     confidence : smallest score
 
     Returns
@@ -243,15 +240,14 @@ def predict_micrographs(
     stems = [Path(path).stem for path in images]
     if twice := sorted({stem for stem in stems if stems.count(stem) > 1}):
         raise CompanionError(f"several micrographs are called {', '.join(twice)}: their overlays would be one file")
-    scales = pixel_size_nm if isinstance(pixel_size_nm, Mapping) else {Path(p).name: pixel_size_nm for p in images}
-    if wrong := [scale for scale in scales.values() if scale is not None and not scale > 0]:
-        raise CompanionError(f"pixel size {wrong[0]} nm per px is not above 0; leave it out to have sizes in px alone")
+    if pixel_size_nm is not None and not pixel_size_nm > 0:
+        raise CompanionError(f"pixel size {pixel_size_nm} nm per px is not above 0; leave it out to have px alone")
     pictures = {path: to_uint8(read_grey(path)) for path in map(Path, images)}
     detector, card = load_detector(Path(weights), device)
     tables = []
     for path, pixels in pictures.items():
         table = detect_micrograph(detector, card, pixels, device, confidence=confidence)
-        table["size_nm"] = table["size_px"] * (scales.get(path.name) or np.nan)
+        table["size_nm"] = table["size_px"] * (pixel_size_nm or np.nan)
         table["class"] = [card.classes[code - 1] for code in table["class"]]
         table["image"] = str(path)
         tables.append(table)

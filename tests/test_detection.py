@@ -6,10 +6,9 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
-import IPython.display
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,22 +16,22 @@ import torch
 from conftest import ellipse_patches
 from safetensors.torch import save_file
 
-from companion.micrographs.patches import Patches, instance_table
-from companion.detection.anchors import anchor_boxes, best_anchors
-from companion.detection.batch import Detections
-from companion.detection.model import build, load_weights
-from companion.detection.predict import COLUMNS, predict, write_predictions
-from companion.detection.presets import PRESETS
-from companion.detection.recipes import recipe
+from companion.config.sections import Detection
+from companion.detection import plots
+from companion.detection.data import Detections, Recipe, recipe_of
+from companion.detection.model import anchor_boxes, build, load_weights
+from companion.detection.predict import COLUMNS, predict
 from companion.detection.train import learning_rate, load_detector, train_detector
 from companion.errors import CompanionError
-from companion.detection.plots import live_losses
 from companion.geometry import box_iou, decode_rle
-from companion.config.profile import Detection
-from companion.training import Compute, load_state
+from companion.micrographs.patches import Patches, instance_table
+from companion.seeds import Seeds
+from companion.training import Device
+from companion.weights import load_state, save_state
 
-COMPUTE = Compute(torch.device("cpu"), torch.float32, root_seed=11)
+DEVICE = Device(torch.device("cpu"))
 QUICK = {"steps": 4, "batch_size": 2, "checkpoint_every": 2, "rois_per_image": 16, "proposals": 20}
+BOX = ["x1", "y1", "x2", "y2"]
 
 
 @pytest.fixture(autouse=True)
@@ -43,17 +42,17 @@ def deterministic():
     torch.use_deterministic_algorithms(False)
 
 
-def train(folder: Path, patches: Patches, arm="EXP", generated=None, seed=1, callback=None, **settings):
+def made(patches: Patches, arm="EXP", other=None, seed=1, **settings) -> tuple[Recipe, Detection]:
     settings = Detection(**{**QUICK, **settings})
-    made = recipe(
-        arm, {"real": patches, **({"generated": generated} if generated else {})}, batch_size=settings.batch_size,
-        generated_share=settings.generated_share, root_seed=11, names=("detector", seed),
-    )  # fmt: skip
-    return train_detector(made, settings, COMPUTE, folder, inputs={}, callback=callback)
+    return recipe_of(arm, patches, other, settings, Seeds(11, "detector", seed)), settings
+
+
+def train(folder: Path, patches: Patches, callback=None, **changes):
+    return train_detector(*made(patches, **changes), DEVICE, folder, callback=callback)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_detector(folder / "weights.safetensors", COMPUTE)[0].network.state_dict()
+    return load_detector(folder / "weights.safetensors", DEVICE)[0].network.state_dict()
 
 
 def assert_same_weights(a: Path, b: Path) -> None:
@@ -65,16 +64,15 @@ def assert_same_weights(a: Path, b: Path) -> None:
 def patches_with(instances: np.ndarray, classes: dict[tuple[int, int], int], n_classes: int = 3) -> Patches:
     template = ellipse_patches(len(instances), size=instances.shape[-1])
     names = tuple(f"class {k}" for k in range(1, n_classes + 1))
-    table = instance_table(instances, classes)
-    return Patches(template.images, instances, template.index, table, names, (0, 1))
+    return Patches(template.images, instances, template.index, instance_table(instances, classes), names, (0, 1))
 
 
-def forty_defects() -> Patches:
+def forty_defects(n_classes: int = 3) -> Patches:
     instances = np.zeros((2, 64, 64), dtype=np.uint8)
     for k in range(40):
         row, column = divmod(k, 8)
         instances[:, row * 12 : row * 12 + 6, column * 8 : column * 8 + 5] = k + 1
-    return patches_with(instances, {(p, k + 1): k % 3 + 1 for p in range(2) for k in range(40)})
+    return patches_with(instances, {(p, k + 1): k % n_classes + 1 for p in range(2) for k in range(40)}, n_classes)
 
 
 def one_pixel_defects() -> Patches:
@@ -89,10 +87,8 @@ CASES = {
     "one-pixel defects": one_pixel_defects(),
     "forty defects": forty_defects(),
     "one class": ellipse_patches(4, classes=1),
-    "ten classes": patches_with(
-        forty_defects().instances, {(p, k): k % 10 + 1 for p in (0, 1) for k in range(1, 41)}, n_classes=10
-    ),
-}  # fmt: skip
+    "ten classes": forty_defects(10),
+}
 
 
 @pytest.mark.parametrize("patches", CASES.values(), ids=CASES.keys())
@@ -101,7 +97,7 @@ def test_every_kind_of_patch_trains(tmp_path, patches):
     assert np.isfinite(log.to_numpy()).all()
     assert log["step"].tolist() == [0, 1]
     assert {"learning_rate", "total", "loss_mask", "loss_objectness", "loss_classifier"} <= set(log.columns)
-    predictions = predict(detector, patches.images, COMPUTE)
+    predictions = predict(detector, patches.images, DEVICE)
     assert predictions["label"].between(1, len(patches.classes)).all()
 
 
@@ -112,38 +108,27 @@ def test_a_killed_training_continues_to_the_same_bits(tmp_path):
     script = (
         "import os, signal, sys; sys.path.insert(0, sys.argv[1])\n"
         "import test_detection as t, torch\n"
-        "from pathlib import Path\n"
         "torch.set_num_threads(1); torch.use_deterministic_algorithms(True)\n"
-        "from companion.detection import train as module\n"
-        "kill = lambda step: os.kill(os.getpid(), signal.SIGKILL) if step == 2 else None\n"
-        "settings = t.Detection(**t.QUICK)\n"
-        "made = t.recipe('EXP', {'real': t.ellipse_patches(6)}, batch_size=2, generated_share=0.5, root_seed=11,\n"
-        "                names=('detector', 1))\n"
-        "module.train_detector(made, settings, t.COMPUTE, Path(sys.argv[2]), inputs={}, callback=kill)\n"
+        "kill = lambda step: os.kill(os.getpid(), signal.SIGKILL) if step == 4 else None\n"
+        "t.train(t.Path(sys.argv[2]), t.ellipse_patches(6), callback=kill)\n"
     )
     folder = tmp_path / "killed"
     done = subprocess.run([sys.executable, "-c", script, str(Path(__file__).parent), str(folder)], timeout=120)
     assert done.returncode == -signal.SIGKILL
-    assert (folder / "checkpoint" / "state.safetensors").exists()
-    assert not (folder / "weights.safetensors").exists()
-    _, log = train(folder, patches)
-    assert log["step"].tolist() == [0, 1, 2, 3]
-    assert_same_weights(folder, tmp_path / "straight")
-    assert (folder / "log.parquet").read_bytes() == (tmp_path / "straight" / "log.parquet").read_bytes()
+    assert (folder / "checkpoint" / "detector.safetensors").exists() and not (folder / "weights.safetensors").exists()
+    steps = []
+    train(folder, patches, callback=steps.append)
+    assert steps == [4]  # it went on from step 2
+    for name in ("weights.safetensors", "log.parquet"):
+        assert (folder / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
     assert not (folder / "checkpoint").exists()
 
 
-def test_the_same_seed_gives_the_same_predictions_to_the_bit(tmp_path):
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(tmp_path):
     patches = ellipse_patches(6)
-    tables = []
-    for name in ("a", "b"):
-        detector, _ = train(tmp_path / name, patches)
-        write_predictions(tmp_path / name, predict(detector, patches.images, COMPUTE))
-        tables.append((tmp_path / name / "predictions.parquet").read_bytes())
-    assert tables[0] == tables[1]
-    assert (tmp_path / "a" / "weights.safetensors").read_bytes() == (
-        tmp_path / "b" / "weights.safetensors"
-    ).read_bytes()
+    one, other = (train(tmp_path / name, patches)[0] for name in ("a", "b"))
+    assert (tmp_path / "a/weights.safetensors").read_bytes() == (tmp_path / "b/weights.safetensors").read_bytes()
+    pd.testing.assert_frame_equal(predict(one, patches.images, DEVICE), predict(other, patches.images, DEVICE))
     train(tmp_path / "other", patches, seed=2)
     ours, others = weights(tmp_path / "a"), weights(tmp_path / "other")
     assert any(not torch.equal(ours[name], others[name]) for name in ours)
@@ -151,192 +136,175 @@ def test_the_same_seed_gives_the_same_predictions_to_the_bit(tmp_path):
 
 def test_a_finished_training_is_read_back_and_a_changed_one_is_not(tmp_path):
     patches = ellipse_patches(6)
-    train(tmp_path, patches)
-    before = (tmp_path / "weights.safetensors").stat().st_ino  # a file that is written again is another one
     _, log = train(tmp_path, patches)
+    before = (tmp_path / "weights.safetensors").stat().st_ino  # a file that is written again is another one
+    (tmp_path / "log.parquet").unlink()  # a new run of the notebook starts without it
+    pd.testing.assert_frame_equal(train(tmp_path, patches)[1], log)
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "log.parquet"), log)
     assert (tmp_path / "weights.safetensors").stat().st_ino == before
-    assert len(log) == 4
-    _, log = train(tmp_path, patches, steps=3)
-    assert len(log) == 3
+    train(tmp_path, replace(patches, images=255 - patches.images))
+    assert (tmp_path / "weights.safetensors").stat().st_ino != before
+    assert len(train(tmp_path, patches, steps=3)[1]) == 3
 
 
 def test_arms_of_one_seed_start_from_the_same_weights(tmp_path):
-    real, generated = ellipse_patches(6), ellipse_patches(6, seed=9)
-    train(tmp_path / "exp", real, steps=1, learning_rate=1e-30)
-    train(tmp_path / "gen", real, "EXP+GEN", generated, steps=1, learning_rate=1e-30)
+    labelled, generated = ellipse_patches(6), ellipse_patches(6, seed=9)
+    train(tmp_path / "exp", labelled, steps=1, learning_rate=1e-30)
+    train(tmp_path / "gen", labelled, arm="EXP+GEN", other=generated, steps=1, learning_rate=1e-30)
     one, other = weights(tmp_path / "exp"), weights(tmp_path / "gen")
     assert all(torch.allclose(one[n], other[n], atol=1e-7) for n in one if "running" not in n)
-    train(tmp_path / "more", real, "EXP+GEN", generated, steps=2, learning_rate=1e-2)
+    train(tmp_path / "more", labelled, arm="EXP+GEN", other=generated, steps=2, learning_rate=1e-2)
     more = weights(tmp_path / "more")
     assert any(not torch.allclose(one[n], more[n], atol=1e-7) for n in one if "running" not in n)
 
 
 def test_a_diverging_loss_names_step_batch_and_the_last_good_checkpoint(tmp_path):
+    diverging = {"steps": 12, "optimizer": "sgd", "learning_rate": 1e12, "checkpoint_every": 1}
     with pytest.raises(CompanionError) as caught:
-        train(tmp_path, ellipse_patches(6), steps=12, optimizer="sgd", learning_rate=1e12, checkpoint_every=1)
+        train(tmp_path, ellipse_patches(6), **diverging)
     said = str(caught.value)
     step = int(re.search(r"loss is not finite at step (\d+)", said)[1])
-    made = recipe("EXP", {"real": ellipse_patches(6)}, batch_size=2, generated_share=0.5, root_seed=11,
-                  names=("detector", 1))  # fmt: skip
-    draw = made.draw(step)[0]
-    assert f"real patches {draw.patches.tolist()} in symmetries {draw.symmetries.tolist()}" in said
+    draw = made(ellipse_patches(6), **diverging)[0].draw(step)["labelled"]
+    assert f"labelled patches {draw.patches.tolist()} in symmetries {draw.symmetries.tolist()}" in said
     assert f"last good checkpoint: step {step}, {tmp_path / 'checkpoint'}" in said
     assert "Lower the learning rate (detection.learning_rate = 1e+12)" in said
-    _, about = load_state(tmp_path / "checkpoint" / "state.safetensors")
-    assert about["step"] == step >= 1
+    assert load_state(tmp_path / "checkpoint" / "detector.safetensors")[1]["step"] == step >= 1
     assert not (tmp_path / "weights.safetensors").exists()
 
 
-def test_it_learns_and_its_boxes_fit(tmp_path):
-    patches = ellipse_patches(8, classes=1)
-    detector, log = train(tmp_path, patches, steps=60, batch_size=4, rois_per_image=32)
+@pytest.fixture(scope="module")
+def learnt(tmp_path_factory):
+    patches = ellipse_patches(8, classes=2)
+    settings = {"steps": 60, "batch_size": 4, "rois_per_image": 32}
+    return patches, *train(tmp_path_factory.mktemp("learnt"), patches, **settings)
+
+
+def test_it_learns_and_its_boxes_fit(learnt):
+    patches, detector, log = learnt
     assert log["total"].tail(5).mean() < 0.6 * log["total"].head(5).mean()
-    found = predict(detector, patches.images, COMPUTE)
-    best = found[found["score"] > 0.5]
-    assert len(best) > 0
-    hits = 0
-    for patch, rows in best.groupby("patch"):
-        boxes = ["x1", "y1", "x2", "y2"]
-        hits += int((box_iou(rows[boxes], patches.of(patch)[boxes]).max(axis=1, initial=0) > 0.5).sum())
-    assert hits > 0.7 * len(best)
+    best = predict(detector, patches.images, DEVICE).query("score > 0.5")
+    hits = [(box_iou(rows[BOX], patches.of(p)[BOX]).max(axis=1, initial=0) > 0.5).sum()
+            for p, rows in best.groupby("patch")]  # fmt: skip
+    assert len(best) > 0 and sum(hits) > 0.7 * len(best)
 
 
-def test_losses_are_shown_while_it_trains_and_change_nothing(tmp_path, monkeypatch):
-    shown = []
-    monkeypatch.setattr(IPython.display, "display", shown.append)
-    settings = Detection(**QUICK)
-    made = recipe("EXP", {"real": ellipse_patches(6)}, batch_size=2, generated_share=0.5, root_seed=11,
-                  names=("detector", 1))  # fmt: skip
-    train_detector(made, settings, COMPUTE, tmp_path / "a", inputs={}, watch=live_losses("so far"))
-    assert [figure.axes[0].lines[0].get_xdata().tolist() for figure in shown] == [[0, 1], [0, 1, 2, 3]]
-    assert not plt.get_fignums()
-    train(tmp_path / "b", ellipse_patches(6))
-    for name in ("weights.safetensors", "log.parquet"):
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+@pytest.mark.parametrize("most", [100, 3], ids=["all detections", "three detections a patch at most"])
+def test_thresholds_swept_offline_are_those_of_running_again(learnt, most):
+    # Suppression goes from high scores to low ones, and what is cut off at `max_detections` are the lowest: neither
+    # lets a prediction below a threshold touch one above it. The limit is the score floor.
+    patches, detector, _ = learnt
+    state = detector.network.state_dict()
+
+    def at(floor):
+        other = build(Detection(**{**QUICK, "score_floor": floor, "max_detections": most}), 2)
+        other.network.load_state_dict(state)
+        return predict(other, patches.images, DEVICE)
+
+    written, kept = at(0.05), []
+    for threshold in (0.1, 0.3, 0.5, 0.7):
+        again, offline = at(threshold), written[written["score"] > threshold].reset_index(drop=True)
+        kept.append(len(again))
+        # Masks are computed for other numbers of regions together, which changes their last bits.
+        numbers = ["patch", "label", "score", *BOX]
+        pd.testing.assert_frame_equal(offline[numbers], again[numbers], atol=1e-5)
+    assert len(written) > kept[0] > kept[-1] > 0
 
 
 class Scripted:
-    """A detector that finds what it is told to."""
+    """A detector that finds what it is told to: for each patch a list of (box, score, class)."""
 
-    network = torch.nn.Identity()
+    network, resize_px = torch.nn.Identity(), None
 
-    def __init__(self, counts: list[int], size: int) -> None:
-        self.counts, self.size, self.seen = counts, size, 0
+    def __init__(self, found: list[list[tuple]]) -> None:
+        self.found, self.seen = found, 0
 
-    def detect(self, images: torch.Tensor) -> list[Detections]:
-        found = []
-        for image in images:
-            assert image.shape == (self.size, self.size)
-            n = self.counts[self.seen]
-            masks = np.zeros((n, self.size, self.size), dtype=bool)
-            masks[:, 2:5, 3:7] = True
-            box = np.tile(np.array([3, 2, 7, 5], dtype=np.float32), (n, 1))
-            found.append(Detections(box, np.full(n, 0.5, np.float32), np.ones(n, np.int64), masks))
-            self.seen += 1
-        return found
+    def detect(self, images: torch.Tensor, size: int) -> list[Detections]:
+        answers = self.found[self.seen : self.seen + len(images)]
+        self.seen += len(images)
+        return [self.one(answer, size) for answer in answers]
+
+    def one(self, answer, size):
+        masks = np.zeros((len(answer), size, size), dtype=bool)
+        for mask, ((x1, y1, x2, y2), *_) in zip(masks, answer, strict=True):
+            mask[y1:y2, x1:x2] = True
+        boxes, scores, labels = ([a[k] for a in answer] for k in range(3))
+        return Detections(
+            np.array(boxes, np.float32).reshape(-1, 4), np.array(scores, np.float32), np.array(labels, np.int64), masks
+        )
 
 
-def test_predictions_have_the_agreed_columns(tmp_path):
-    images = np.zeros((5, 32, 32), dtype=np.uint8)
-    table = predict(Scripted([2, 0, 1, 0, 3], 32), images, COMPUTE, batch_size=2)
-    assert table["patch"].tolist() == [0, 0, 2, 4, 4, 4]
-    write_predictions(tmp_path, table)
-    read = pd.read_parquet(tmp_path / "predictions.parquet")
-    assert list(read.columns) == list(COLUMNS)
-    assert {name: str(read[name].dtype) for name in COLUMNS if name != "mask"} == {
-        name: kind for name, kind in COLUMNS.items() if name != "mask"
-    }
-    mask = decode_rle([read["mask"][0]], (32, 32))[0]
+HERE, NEAR, FAR = (3, 2, 7, 5), (3, 2, 7, 6), (20, 20, 28, 28)
+
+
+def test_predictions_have_the_agreed_columns():
+    found = [[(HERE, 0.9, 1), (FAR, 0.8, 2)], [], [(HERE, 0.7, 1)], [], [(FAR, 0.3, 3)]]
+    table = predict(Scripted(found), np.zeros((5, 32, 32), np.uint8), DEVICE, batch_size=2)
+    assert table["patch"].tolist() == [0, 0, 2, 4] and table["label"].tolist() == [1, 2, 1, 3]
+    assert table.dtypes.astype(str).to_dict() == COLUMNS
+    mask = decode_rle([table["mask"][0]], (32, 32))[0]
     assert mask.sum() == 12 and mask[2:5, 3:7].all()
+    nothing = predict(Scripted([[], []]), np.zeros((2, 32, 32), np.uint8), DEVICE)
+    assert len(nothing) == 0 and nothing.dtypes.astype(str).to_dict() == COLUMNS
 
 
-def test_nothing_found_is_an_empty_table_of_the_same_columns(tmp_path):
-    table = predict(Scripted([0, 0], 32), np.zeros((2, 32, 32), dtype=np.uint8), COMPUTE)
-    assert len(table) == 0 and list(table.columns) == list(COLUMNS)
-    write_predictions(tmp_path, table)
-    assert list(pd.read_parquet(tmp_path / "predictions.parquet").columns) == list(COLUMNS)
+def test_suppression_across_classes_keeps_the_best_on_each_place():
+    found = [[(HERE, 0.9, 1), (NEAR, 0.8, 2), (FAR, 0.7, 2), (HERE, 0.6, 3)], []]
+    images = np.zeros((2, 32, 32), np.uint8)
+    assert predict(Scripted(found), images, DEVICE)["label"].tolist() == [1, 2, 2, 3]
+    table = predict(Scripted(found), images, DEVICE, suppression="across classes")
+    assert table["label"].tolist() == [1, 2] and np.allclose(table["score"], [0.9, 0.7])
 
 
-def test_patches_are_not_resized(monkeypatch):
-    detector = build(Detection(**QUICK), 2)
-    sizes = []
-    backbone = detector.network.backbone
-    backbone.register_forward_pre_hook(lambda _, inputs: sizes.append(tuple(inputs[0].shape)))
-    detector.detect(torch.zeros((2, 96, 96), dtype=torch.uint8))
-    assert sizes[-1] == (2, 1, 96, 96) and {size[2:] for size in sizes} == {(96, 96)}
-
-
-def test_the_tiny_network_has_under_a_million_parameters():
+def test_the_networks_are_what_their_names_say():
     parameters = sum(p.numel() for p in build(Detection(), 3).network.parameters())
     assert 0.8e6 < parameters < 1.0e6
-
-
-def test_the_papers_network_builds_with_trainable_normalisation():
     network = build(Detection(network="r50-fpn", anchor_sizes_px=[8, 16, 32, 64, 128]), 3).network
     norms = [m for m in network.backbone.modules() if isinstance(m, torch.nn.BatchNorm2d)]
-    assert len(norms) == 53
-    assert all(p.requires_grad for p in network.parameters())
+    assert len(norms) == 53 and all(p.requires_grad for p in network.parameters())
 
 
 def test_pretrained_weights_fill_all_but_the_heads(tmp_path):
-    torch.manual_seed(0)
     source = build(Detection(), 5).network
-    save_file({n: v.contiguous() for n, v in source.state_dict().items()}, tmp_path / "five.safetensors")
-    network = build(Detection(weights=str(tmp_path / "five.safetensors")), 3).network
+    path = tmp_path / "five.safetensors"
+    save_file({n: v.contiguous() for n, v in source.state_dict().items()}, path)
+    network = build(Detection(weights=str(path)), 3).network
     assert torch.equal(network.backbone.stem[0].weight, source.backbone.stem[0].weight)
-    unfilled = load_weights(build(Detection(), 3).network, tmp_path / "five.safetensors")
+    unfilled = load_weights(build(Detection(), 3).network, path)
     assert unfilled and all("predictor" in name for name in unfilled)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"), [(None, "cannot be read as weights"), (b"nonsense", "cannot be read as weights")]
-)
-def test_unreadable_weights_are_refused(tmp_path, content, message):
-    path = tmp_path / "w.safetensors"
-    if content:
-        path.write_bytes(content)
-    with pytest.raises(CompanionError, match=message):
-        build(Detection(weights=str(path)), 3)
-
-
-def test_weights_of_another_network_are_refused(tmp_path):
-    save_file({"encoder.weight": torch.zeros(3)}, tmp_path / "w.safetensors")
-    with pytest.raises(CompanionError, match="no tensor in it fits the backbone"):
-        build(Detection(weights=str(tmp_path / "w.safetensors")), 3)
     with pytest.raises(CompanionError, match="not a weights file of this package"):
-        load_detector(tmp_path / "w.safetensors", COMPUTE)
+        load_detector(path, DEVICE)
 
 
-def test_anchor_sizes_must_match_the_levels():
+def test_unusable_weights_are_refused_in_words(tmp_path):
+    path = tmp_path / "w.safetensors"
+    with pytest.raises(CompanionError, match="cannot be read as weights"):
+        build(Detection(weights=str(path)), 3)
+    path.write_bytes(b"nonsense")
+    with pytest.raises(CompanionError, match="cannot be read as weights"):
+        build(Detection(weights=str(path)), 3)
+    save_file({"encoder.weight": torch.zeros(3)}, path)
+    with pytest.raises(CompanionError, match="no tensor in it fits the backbone"):
+        build(Detection(weights=str(path)), 3)
+    with pytest.raises(CompanionError, match=r"is a folder, not a weights file; a detector's is called weights"):
+        load_detector(tmp_path, DEVICE)
+    save_state({"w": torch.ones(2)}, path, {"identity": "denoiser"})
+    with pytest.raises(CompanionError, match="does not hold the weights of a detector; is it the file of another"):
+        load_detector(path, DEVICE)
+    save_state({"w": torch.ones(2)}, path, {"settings": {"network": "huge"}, "classes": ["a"], "patch_size": 64})
+    with pytest.raises(CompanionError, match=r"(?s)w.safetensors .*network.*tiny"):
+        load_detector(path, DEVICE)
+
+
+def test_anchors_lie_on_their_grid():
+    settings = Detection(anchor_sizes_px=[[8, 12], [16, 24], [32, 48]])
+    boxes = anchor_boxes(settings, 64).numpy()
+    assert len(boxes) == 6 * (16 * 16 + 8 * 8 + 4 * 4)
+    level = boxes[6 * 256 : 6 * 320].reshape(8, 8, 6, 4)
+    assert ((level[3, 5, :, :2] + level[3, 5, :, 2:]) / 2 == (40, 24)).all()
+    sides = np.sqrt(np.prod(level[0, 0, :, 2:] - level[0, 0, :, :2], axis=1))
+    assert np.allclose(np.sort(sides), [16, 16, 16, 24, 24, 24], atol=1)
     with pytest.raises(CompanionError, match=r"anchor_sizes_px \[8, 16\].*3 feature levels"):
         build(Detection(anchor_sizes_px=[8, 16]), 3)
-
-
-def test_anchors_lie_on_their_grid_in_patch_pixels():
-    levels = anchor_boxes(Detection(anchor_sizes_px=[[8, 12], [16, 24], [32, 48]]), 64)
-    assert [level.shape for level in levels] == [(16, 16, 6, 4), (8, 8, 6, 4), (4, 4, 6, 4)]
-    centres = (levels[1][..., :2] + levels[1][..., 2:]) / 2
-    assert (centres[3, 5] == (40, 24)).all()
-    sides = np.sqrt(np.prod(levels[1][0, 0, :, 2:] - levels[1][0, 0, :, :2], axis=1))
-    assert np.allclose(np.sort(sides), [16, 16, 16, 24, 24, 24], atol=1)
-    resized = anchor_boxes(Detection(resize_px=128), 64)
-    assert resized[0].shape == (32, 32, 3, 4) and resized[0][0, 0].max() <= 64 * 40 / 128
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-def test_the_best_anchor_is_the_best_of_all(preset):
-    settings = PRESETS[preset].model_copy(update={"resize_px": 160 if preset == "paper" else None})
-    levels = anchor_boxes(settings, 64)
-    every = np.concatenate([level.reshape(-1, 4) for level in levels])
-    rng = np.random.default_rng(0)
-    corner = rng.uniform(0, 60, (200, 2))
-    boxes = np.concatenate([corner, np.minimum(corner + rng.uniform(1, 40, (200, 2)), 64)], axis=1)
-    boxes[:3] = [[0, 0, 64, 64], [0, 0, 1, 1], [63, 20, 64, 64]]
-    anchors, iou = best_anchors(boxes, levels)
-    expected = box_iou(boxes, every).max(axis=1)
-    assert np.allclose(iou, expected, atol=1e-12) and expected.min() >= 0 and expected.max() > 0.7
-    assert np.allclose(np.diag(box_iou(boxes, anchors)), expected, atol=1e-12)
-    assert all(len(part) == 0 for part in best_anchors(boxes[:0], levels))
 
 
 @pytest.mark.parametrize(
@@ -361,3 +329,11 @@ def test_learning_rates():
     warm = sgd.model_copy(update={"warmup_steps": 9})
     assert [learning_rate(warm, k) for k in (0, 4, 9, 20)] == pytest.approx([0.01, 0.05, 0.1, 0.1])
     assert learning_rate(sgd, 0) == 0.1 and learning_rate(sgd, 80) == pytest.approx(0.01)
+
+
+def test_detections_are_drawn_solid_and_labels_dashed_in_the_colours_of_their_classes():
+    truths = pd.DataFrame([(4, 1, 1, 9, 9, 1)], columns=["patch", *BOX, "class"])
+    found = pd.DataFrame([(4, 2, 2, 9, 9, 2), (7, 2, 2, 9, 9, 1)], columns=["patch", *BOX, "label"])
+    figure = plots.detections(np.zeros((1, 32, 32), np.uint8), [4], truths, found, ("a", "b"), "t")
+    drawn = [(box.get_linestyle(), box.get_edgecolor()[:3]) for box in figure.axes[0].patches]
+    assert [line for line, _ in drawn] == ["--", "-"] and drawn[0][1] != drawn[1][1]

@@ -68,11 +68,11 @@ class Masks(Section):
 class Detection(Section):
     """Mask R-CNN."""
 
-    backend: Literal["batched", "torchvision", "detectron2"] = Field(
-        "batched", description="batched: torchvision's network without its loops over images; detectron2: the authors'"
+    backend: Literal["torchvision", "detectron2"] = Field(
+        "torchvision", description="whose Mask R-CNN; detectron2: the authors'"
     )
-    network: Literal["tiny", "compact", "r50-fpn"] = Field(
-        "tiny", description="tiny: 0.9 M parameters; compact: 3.4 M; r50-fpn: the paper's, 44 M"
+    network: Literal["tiny", "r50-fpn"] = Field(
+        "tiny", description="tiny: 0.9 M parameters; r50-fpn: the paper's, 44 M"
     )
     weights: str | None = Field(None, description="path of pretrained weights; none: from scratch")
     steps: Count = Field(120, description="optimiser steps, equal in every arm")
@@ -80,7 +80,7 @@ class Detection(Section):
     learning_rate: Positive = Field(2e-3, description="peak learning rate")
     optimizer: Literal["adamw-one-cycle", "sgd"] = Field("adamw-one-cycle", description="sgd is the paper's")
     warmup_steps: Whole = Field(0, description="steps of a linear warm-up of SGD; detectron2's default is 1,000")
-    generated_share: Share = Field(0.5, description="share of generated patches in a batch of EXP+GEN")
+    generated_share: Share = Field(0.5, description="share of a batch that an arm adds to labelled patches")
     anchor_sizes_px: list[Count | Annotated[list[Count], Field(min_length=1)]] = Field(
         [8, 16, 32], description="sides of anchors per feature level, one or a list; as many on every level"
     )
@@ -91,6 +91,9 @@ class Detection(Section):
     roi_iou: Share = Field(0.4, description="region IoU from which a region is a defect")
     score_floor: Share = Field(0.05, description="predictions below this score are not written")
     max_detections: Count = Field(100, description="predictions per patch at most")
+    suppression: Literal["per class", "across classes"] = Field(
+        "per class", description="which predictions on one place a better one removes; per class: Mask R-CNN's"
+    )
     checkpoint_every: Count = Field(50, description="steps between checkpoints")
 
     @model_validator(mode="after")

@@ -1,1 +1,1 @@
-"""Stage 6: Mask R-CNN, its training recipes and its predictions."""
+"""Notebook 06: Mask R-CNN, the training batches of each arm, and predictions."""

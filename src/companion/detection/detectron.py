@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from companion.detection.anchors import ASPECT_RATIOS, per_level
-from companion.detection.batch import Batch, Detections, enlarge, enlarge_batch, library_targets
+from companion.config.sections import Detection
+from companion.detection.data import Batch, Detections
+from companion.detection.model import ASPECT_RATIOS, sides_per_level
 from companion.errors import CompanionError
-from companion.config.profile import Detection
 
 _CONFIG = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml"
 _LOSSES = {"loss_rpn_cls": "loss_objectness", "loss_rpn_loc": "loss_rpn_box_reg", "loss_cls": "loss_classifier"}
@@ -44,7 +44,7 @@ class Detectron2Detector:
         config.MODEL.WEIGHTS = ""
         if not settings.weights:
             config.MODEL.RESNETS.NORM, config.MODEL.BACKBONE.FREEZE_AT = "BN", 0
-        config.MODEL.ANCHOR_GENERATOR.SIZES = [list(sides) for sides in per_level(settings.anchor_sizes_px)]
+        config.MODEL.ANCHOR_GENERATOR.SIZES = sides_per_level(settings)
         config.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS = [list(ASPECT_RATIOS)]
         config.MODEL.RPN.IOU_THRESHOLDS = list(settings.rpn_iou)
         config.MODEL.RPN.POST_NMS_TOPK_TRAIN = config.MODEL.RPN.POST_NMS_TOPK_TEST = settings.proposals
@@ -67,24 +67,22 @@ class Detectron2Detector:
         from detectron2.utils.events import EventStorage
 
         self.network.train()
-        batch = enlarge_batch(batch, self.resize_px) if self.resize_px else batch
         inputs = self._inputs(batch.images, batch.images.shape[-1])
-        for entry, target in zip(inputs, library_targets(batch), strict=True):
+        for k, entry in enumerate(inputs):
+            real = batch.labels[k] > 0
             truth = Instances(tuple(batch.images.shape[-2:]))
-            truth.gt_boxes = Boxes(target["boxes"])
-            truth.gt_classes = target["labels"] - 1  # detectron2 counts classes from 0
-            truth.gt_masks = BitMasks(target["masks"].bool())
+            truth.gt_boxes = Boxes(batch.boxes[k, real])
+            truth.gt_classes = batch.labels[k, real] - 1  # detectron2 counts classes from 0
+            truth.gt_masks = BitMasks(batch.instances[k] == batch.ids[k, real, None, None])  # (N, S, S)
             entry["instances"] = truth
         with EventStorage():
             found = self.network(inputs)
         return {_LOSSES.get(name, name): loss for name, loss in found.items()}  # as torchvision calls them
 
     @torch.no_grad()
-    def detect(self, images: Tensor) -> list[Detections]:
+    def detect(self, images: Tensor, size: int) -> list[Detections]:
         self.network.eval()
-        size = images.shape[-1]  # detectron2 brings its boxes and masks back to this size
-        inputs = self._inputs(enlarge(images, self.resize_px) if self.resize_px else images, size)
-        found = [output["instances"].to("cpu") for output in self.network(inputs)]
+        found = (output["instances"].to("cpu") for output in self.network(self._inputs(images, size)))
         return [
             Detections(
                 f.pred_boxes.tensor.float().numpy(), f.scores.float().numpy(), f.pred_classes.numpy() + 1,

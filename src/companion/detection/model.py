@@ -1,15 +1,14 @@
 """Mask R-CNN behind one interface, whichever library carries it.
 
-torchvision's model is the default. detectron2, the authors' choice, is an optional adapter. Patches have one
-fixed size, so nothing inside the model looks at the size of an image, and weights come from a path or from
-scratch: nothing is downloaded.
+torchvision's network is the default; detectron2, the authors' choice, is an optional adapter. Patches have one fixed
+size, so nothing inside the model looks at the size of an image, and weights come from a path or from scratch: nothing
+is downloaded.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,89 +16,38 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import resnet50
 from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d, MultiScaleRoIAlign
 
-from companion import paths
-from companion.detection.anchors import generator
-from companion.detection.batch import Batch, Detections, library_targets
+from companion import layout
+from companion.config.sections import Detection
+from companion.detection.data import Batch, Detections
 from companion.errors import CompanionError
-from companion.config.profile import Detection
-from companion.training import load_state
+from companion.weights import load_state
 
-
-@dataclass(frozen=True)
-class Widths:
-    """Channels of a small Mask R-CNN: of the backbone's stages, the pyramid, the box head and the mask head."""
-
-    stages: tuple[int, int, int]
-    pyramid: int
-    box: int
-    mask: int
-
-
-SMALL = {"tiny": Widths((32, 64, 128), 64, 128, 32), "compact": Widths((64, 128, 256), 128, 256, 64)}
+ASPECT_RATIOS = (0.5, 1.0, 2.0)  # height / width of anchors
+STRIDES = {"tiny": (4, 8, 16), "r50-fpn": (4, 8, 16, 32, 64)}  # px per cell of each feature level
 
 
 class Detector(Protocol):
-    """One interface for every backend."""
+    """One interface for every backend; patches come at the side `resize_px` where it is not None."""
 
     network: nn.Module
+    resize_px: int | None
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Scalar losses of a training batch, by name; their sum is what is minimised."""
         ...
 
-    def detect(self, images: Tensor) -> list[Detections]:
-        """Detections in patches, uint8 [B, S, S], one entry per patch."""
+    def detect(self, images: Tensor, size: int) -> list[Detections]:
+        """Detections in patches [B, S, S], one entry per patch, in px of patches of side `size`."""
         ...
-
-
-class TorchvisionDetector:
-    """torchvision's Mask R-CNN (He et al. 2017) on fixed-size grey patches."""
-
-    def __init__(self, network: MaskRCNN, channels: int) -> None:
-        self.network = network
-        self.channels = channels  # 1 for our own backbones, 3 for those made for colour images
-
-    def _images(self, images: Tensor) -> list[Tensor]:
-        grey = images.to(next(self.network.parameters())) / 255
-        return list(grey[:, None].expand(-1, self.channels, -1, -1))  # each [C, S, S]
-
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        self.network.train()
-        return self.network(self._images(batch.images), library_targets(batch))
-
-    @torch.no_grad()
-    def detect(self, images: Tensor) -> list[Detections]:
-        self.network.eval()
-        found = self.network(self._images(images))
-        return [
-            Detections(
-                f["boxes"].float().cpu().numpy(),
-                f["scores"].float().cpu().numpy(),
-                f["labels"].cpu().numpy(),
-                (f["masks"][:, 0] > 0.5).cpu().numpy(),
-            )
-            for f in found
-        ]
-
-
-class _FixedSize(GeneralizedRCNNTransform):
-    """torchvision's normalisation without its resizing: a patch stays as large as it is."""
-
-    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, Any]:
-        return image, target
-
-
-def _transform(settings: Detection, mean: list[float], std: list[float]) -> GeneralizedRCNNTransform:
-    if settings.resize_px is None:
-        return _FixedSize(0, 0, mean, std)
-    return GeneralizedRCNNTransform(settings.resize_px, settings.resize_px, mean, std)
 
 
 class SmallBackbone(nn.Module):
@@ -114,10 +62,9 @@ class SmallBackbone(nn.Module):
     def __init__(self, channels: Sequence[int], out_channels: int) -> None:
         super().__init__()
         self.stem = _convolution(1, channels[0], stride=2)
-        widths = [channels[0], *channels]
         self.stages = nn.ModuleList(
             nn.Sequential(_convolution(before, after, stride=2), _convolution(after, after, stride=1))
-            for before, after in itertools.pairwise(widths)
+            for before, after in itertools.pairwise([channels[0], *channels])
         )
         self.pyramid = FeaturePyramidNetwork(list(channels), out_channels)
         self.out_channels = out_channels
@@ -131,9 +78,15 @@ class SmallBackbone(nn.Module):
 
 
 def _convolution(before: int, after: int, stride: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(before, after, 3, stride=stride, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU(inplace=True)
-    )
+    convolution = nn.Conv2d(before, after, 3, stride=stride, padding=1, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(after), nn.ReLU(inplace=True))
+
+
+class _FixedSize(GeneralizedRCNNTransform):
+    """torchvision's normalisation without its resizing: a patch stays as large as it is."""
+
+    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, Any]:
+        return image, target
 
 
 def build(settings: Detection, n_classes: int) -> Detector:
@@ -151,7 +104,7 @@ def build(settings: Detection, n_classes: int) -> Detector:
     """
     detector = build_untrained(settings, n_classes)
     if settings.weights:
-        load_weights(detector.network, paths.given(settings.weights))
+        load_weights(detector.network, layout.given(settings.weights))
     return detector
 
 
@@ -161,18 +114,43 @@ def build_untrained(settings: Detection, n_classes: int) -> Detector:
         from companion.detection.detectron import Detectron2Detector
 
         return Detectron2Detector(settings, n_classes)
-    network, channels = (_small if settings.network in SMALL else _r50)(settings, n_classes)
-    if settings.backend == "torchvision":
-        return TorchvisionDetector(network, channels)
     from companion.detection.batched import BatchedDetector
 
-    return BatchedDetector(network, channels, settings.resize_px)
+    return BatchedDetector((_tiny if settings.network == "tiny" else _r50)(settings, n_classes), settings)
+
+
+def _tiny(settings: Detection, n_classes: int) -> MaskRCNN:
+    network = MaskRCNN(
+        SmallBackbone((32, 64, 128), 64),
+        rpn_head=RPNHead(64, anchor_generator(settings).num_anchors_per_location()[0]),
+        rpn_pre_nms_top_n_train=3 * settings.proposals, rpn_pre_nms_top_n_test=3 * settings.proposals,
+        rpn_batch_size_per_image=128,
+        # Defects are small: every region is pooled from the finest level, as torchvision's rule would have it too.
+        box_roi_pool=MultiScaleRoIAlign(["0"], 7, 2), mask_roi_pool=MultiScaleRoIAlign(["0"], 14, 2),
+        box_head=TwoMLPHead(64 * 7 * 7, 128), box_predictor=FastRCNNPredictor(128, n_classes + 1),
+        mask_head=MaskRCNNHeads(64, (32, 32), 1), mask_predictor=MaskRCNNPredictor(32, 32, n_classes + 1),
+        **_common(settings),
+    )  # fmt: skip
+    network.transform = _FixedSize(0, 0, [0.5], [0.25])
+    return network
+
+
+def _r50(settings: Detection, n_classes: int) -> MaskRCNN:
+    # From scratch every layer and its normalisation is trained; pretrained, the normalisation, the stem and the
+    # first stage stay as they are (FREEZE_AT 2 in the authors' configuration).
+    backbone = resnet50(weights=None, norm_layer=FrozenBatchNorm2d if settings.weights else nn.BatchNorm2d)
+    network = MaskRCNN(
+        _resnet_fpn_extractor(backbone, trainable_layers=3 if settings.weights else 5), n_classes + 1,
+        rpn_pre_nms_top_n_train=2000, rpn_pre_nms_top_n_test=1000, **_common(settings),
+    )  # fmt: skip
+    network.transform = _FixedSize(0, 0, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    return network
 
 
 def _common(settings: Detection) -> dict[str, Any]:
     low, high = settings.rpn_iou
     return {
-        "rpn_fg_iou_thresh": high, "rpn_bg_iou_thresh": low,
+        "rpn_anchor_generator": anchor_generator(settings), "rpn_fg_iou_thresh": high, "rpn_bg_iou_thresh": low,
         "box_fg_iou_thresh": settings.roi_iou, "box_bg_iou_thresh": settings.roi_iou,
         "rpn_post_nms_top_n_train": settings.proposals, "rpn_post_nms_top_n_test": settings.proposals,
         "box_batch_size_per_image": settings.rois_per_image, "box_score_thresh": settings.score_floor,
@@ -180,39 +158,33 @@ def _common(settings: Detection) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _small(settings: Detection, n_classes: int) -> tuple[MaskRCNN, int]:
-    widths = SMALL[settings.network]
-    anchors = generator(settings)
-    network = MaskRCNN(
-        SmallBackbone(widths.stages, widths.pyramid),
-        rpn_anchor_generator=anchors, rpn_head=RPNHead(widths.pyramid, anchors.num_anchors_per_location()[0]),
-        rpn_pre_nms_top_n_train=3 * settings.proposals, rpn_pre_nms_top_n_test=3 * settings.proposals,
-        rpn_batch_size_per_image=128,
-        # Defects are small: every region is pooled from the finest level, as torchvision's rule would have it too.
-        box_roi_pool=MultiScaleRoIAlign(["0"], 7, 2), mask_roi_pool=MultiScaleRoIAlign(["0"], 14, 2),
-        box_head=TwoMLPHead(widths.pyramid * 7 * 7, widths.box),
-        box_predictor=FastRCNNPredictor(widths.box, n_classes + 1),
-        mask_head=MaskRCNNHeads(widths.pyramid, (widths.mask, widths.mask), 1),
-        mask_predictor=MaskRCNNPredictor(widths.mask, widths.mask, n_classes + 1),
-        **_common(settings),
-    )  # fmt: skip
-    network.transform = _transform(settings, [0.5], [0.25])
-    return network, 1
+def sides_per_level(settings: Detection) -> list[list[int]]:
+    """Anchor sides of every feature level, px.
+
+    Raises
+    ------
+    CompanionError
+        The settings have more or fewer than the network has feature levels.
+    """
+    sizes, levels = settings.anchor_sizes_px, len(STRIDES[settings.network])
+    if len(sizes) != levels:
+        raise CompanionError(
+            f"detection.anchor_sizes_px {sizes}: network '{settings.network}' has {levels} feature levels "
+            "and needs one anchor size for each"
+        )
+    return [[size] if isinstance(size, int) else size for size in sizes]
 
 
-def _r50(settings: Detection, n_classes: int) -> tuple[MaskRCNN, int]:
-    # From scratch every layer and its normalisation is trained; pretrained, the normalisation, the stem and the
-    # first stage stay as they are (FREEZE_AT 2 in the authors' configuration).
-    backbone = resnet50(weights=None, norm_layer=FrozenBatchNorm2d if settings.weights else nn.BatchNorm2d)
-    network = MaskRCNN(
-        _resnet_fpn_extractor(backbone, trainable_layers=3 if settings.weights else 5),
-        n_classes + 1,
-        rpn_anchor_generator=generator(settings),
-        rpn_pre_nms_top_n_train=2000, rpn_pre_nms_top_n_test=1000,
-        **_common(settings),
-    )  # fmt: skip
-    network.transform = _transform(settings, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-    return network, 3
+def anchor_generator(settings: Detection) -> AnchorGenerator:
+    """torchvision's generator of the settings' anchors."""
+    sides = tuple(map(tuple, sides_per_level(settings)))
+    return AnchorGenerator(sides, (ASPECT_RATIOS,) * len(sides))
+
+
+def anchor_boxes(settings: Detection, size: int) -> Tensor:
+    """Anchors of patches of side `size`, float32 [A, 4] px: boxes on a grid, from finest to coarsest level."""
+    levels = [torch.empty((1, 1, -(-size // stride), -(-size // stride))) for stride in STRIDES[settings.network]]
+    return anchor_generator(settings)(ImageList(torch.empty((1, 1, size, size)), [(size, size)]), levels)[0]
 
 
 def load_weights(network: nn.Module, path: Path) -> list[str]:
@@ -229,8 +201,7 @@ def load_weights(network: nn.Module, path: Path) -> list[str]:
     CompanionError
         The file is missing or broken, or holds no tensor that fits the backbone.
     """
-    given = _read_weights(path)
-    own = network.state_dict()
+    given, own = _read_weights(path), network.state_dict()
     fits = {name: value for name, value in given.items() if name in own and value.shape == own[name].shape}
     if not any(name.startswith("backbone.") for name in fits):
         raise CompanionError(f"{path}: no tensor in it fits the backbone of this network; is it for another one?")

@@ -2,34 +2,42 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from contextlib import nullcontext
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from torch import nn
+from torchvision.ops import nms
 
+from companion.detection.data import Detections, enlarge
 from companion.detection.model import Detector
 from companion.geometry import encode_rle
-from companion.provenance import write_table
-from companion.training import Compute
+from companion.training import Device, uncompiled
 
 COLUMNS = {
     "patch": "int64", "x1": "float32", "y1": "float32", "x2": "float32", "y2": "float32", "score": "float32",
     "label": "int64", "mask": "object",
 }  # fmt: skip
-PREDICTIONS, VALIDATION = "predictions.parquet", "predictions-val.parquet"
+SAME = 0.5  # box IoU above which two detections are of one defect; that of the network's own suppression
 
 
-def predict(detector: Detector, images: NDArray[np.uint8], compute: Compute, batch_size: int = 16) -> pd.DataFrame:
-    """Detections in patches, as the table of ``predictions.parquet``.
+def predict(
+    detector: Detector,
+    images: NDArray[np.uint8],
+    device: Device,
+    suppression: Literal["per class", "across classes"] = "per class",
+    batch_size: int = 16,
+) -> pd.DataFrame:
+    """Detections in patches, as the tables in ``predictions/``.
 
     Parameters
     ----------
     detector : a trained detector; its score floor decides what is kept
     images : uint8 [P, S, S]
-    compute : device and precision
+    suppression : which detections on one place a better one removes: those of its class, as in Mask R-CNN, or all
     batch_size : patches per forward pass
 
     Returns
@@ -39,14 +47,19 @@ def predict(detector: Detector, images: NDArray[np.uint8], compute: Compute, bat
     """
     rows: list[tuple] = []
     for start in range(0, len(images), batch_size):
-        with compute.autocast():
-            found = detector.detect(torch.from_numpy(np.ascontiguousarray(images[start : start + batch_size])))
+        batch = torch.from_numpy(np.array(images[start : start + batch_size]))
+        seen = enlarge(batch, detector.resize_px) if detector.resize_px else batch
+        last = len(batch) < batch_size and isinstance(detector, nn.Module)  # a shape that is met once
+        with device.autocast(), uncompiled(detector) if last else nullcontext():
+            found = detector.detect(seen, images.shape[-1])
         for patch, d in enumerate(found, start=start):
+            d = _suppress_across_classes(d) if suppression == "across classes" else d
             parts = (d.boxes, d.scores, d.labels, encode_rle(d.masks))
             rows += [(patch, *box, score, label, mask) for box, score, label, mask in zip(*parts, strict=True)]
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
 
 
-def write_predictions(folder: Path, predictions: pd.DataFrame, held_out: Literal["test", "val"] = "test") -> None:
-    """Write ``predictions.parquet`` or, of validation patches ("val"), ``predictions-val.parquet``, atomically."""
-    write_table(folder / (PREDICTIONS if held_out == "test" else VALIDATION), predictions[list(COLUMNS)])
+def _suppress_across_classes(found: Detections) -> Detections:
+    """Without the detections that one of a higher score, of whatever class, overlaps by more than `SAME`."""
+    kept = nms(torch.from_numpy(found.boxes), torch.from_numpy(found.scores), SAME).numpy()
+    return Detections(*(values[kept] for values in vars(found).values()))

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
+from torch import nn
 
-from companion.detection.batched import BatchedDetector
+from companion import layout
+from companion.config.sections import Detection
+from companion.detection.data import Recipe
 from companion.detection.model import Detector, build, build_untrained
-from companion.detection.recipes import Recipe
 from companion.errors import CompanionError
-from companion.config.profile import Detection, validate
-from companion.provenance import write_table
-from companion.training import (
-    Compute,
-    drop_checkpoint,
-    fingerprint,
-    fit,
-    is_finished,
-    load_state,
-    one_cycle,
-    save_state,
-    set_learning_rate,
-)
+from companion.provenance import hash_file, write_table
+from companion.training import Device, drop_checkpoint, fingerprint, fit, one_cycle, set_learning_rate
+from companion.weights import is_finished, load_state, save_state
 
 WEIGHTS, LOG = "weights.safetensors", "log.parquet"
 
@@ -47,36 +39,31 @@ class Card:
     patch_size: int
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "settings": self.settings.model_dump(mode="json"), "classes": self.classes, "patch_size": self.patch_size
-        }  # fmt: skip
+        """As `load_detector` reads it."""
+        settings = self.settings.model_dump(mode="json")
+        return {"settings": settings, "classes": self.classes, "patch_size": self.patch_size}
 
 
 def train_detector(
     recipe: Recipe,
     settings: Detection,
-    compute: Compute,
+    device: Device,
     folder: Path,
     *,
-    inputs: Mapping[str, Any],
     callback: Callable[[int], None] | None = None,
-    watch: Callable[[pd.DataFrame], None] | None = None,
 ) -> tuple[Detector, pd.DataFrame]:
     """Train a detector and write ``weights.safetensors`` and ``log.parquet`` into `folder`.
 
-    A finished training with the same code, settings and inputs is read back; an interrupted one continues from
-    its last checkpoint and ends with the weights it would have had. The first weights and the sampling of
-    anchors and regions depend on the recipe's names, not on the arm: arms of one seed start alike.
+    A finished training with the same code, settings and patches is read back; an interrupted one continues from its
+    last checkpoint and ends with the weights it would have had. The first weights and the sampling of anchors and
+    regions depend on the recipe's seeds, which the arm is no part of: arms of one seed start alike.
 
     Parameters
     ----------
     recipe : where the batches come from
     settings : network, optimiser, number of steps
-    compute : device and precision
-    folder : the stage's folder
-    inputs : hashes or values that identify the training patches
-    callback : called with the number of steps done at the start and after each checkpoint
-    watch : called with the log so far after each checkpoint
+    folder : where weights, log and checkpoints are written
+    callback : called with the number of steps done after each stretch between checkpoints
 
     Returns
     -------
@@ -88,31 +75,30 @@ def train_detector(
     CompanionError
         Training diverges, or the settings cannot be used.
     """
-    root_seed, names = recipe.names
-    first = next(iter(recipe.pools.values()))
-    card = Card(settings, first.classes, first.size)
+    patches, seeds = next(iter(recipe.sources.values())), recipe.seeds
+    card = Card(settings, patches.classes, patches.size)
+    pretrained = layout.given(settings.weights or "")
+    pretrained = hash_file(pretrained) if pretrained.is_file() else None  # a missing one `build` refuses in words
     identity = fingerprint(
-        __name__, card=card.to_json(), counts=dict(recipe.counts), names=[root_seed, *names], inputs=dict(inputs),
-        compute=[str(compute.device), str(compute.dtype), torch.get_num_threads()],
+        __name__, card=card.to_json(), recipe=recipe.identity(), pretrained=pretrained,
+        device=[str(device.torch), str(device.dtype), device.compile, torch.get_num_threads()],
     )  # fmt: skip
     path = folder / WEIGHTS
-    if is_finished(path, identity) and (folder / LOG).exists():
-        (folder / LOG).touch()
-        detector = load_detector(path, compute)[0]
-        _compile(detector, settings, compute)  # as after a training: its last bits are those of compiled code
-        return detector, pd.read_parquet(folder / LOG)
-    with compute.global_seed(*names, "weights"):
+    if is_finished(path, identity):
+        log = pd.DataFrame(load_state(path)[1]["log"])
+        write_table(folder / LOG, log)
+        return load_detector(path, device)[0], log
+    with device.global_seed(seeds.integer("weights")):
         detector = build(settings, len(card.classes))
-    detector.network.to(compute.device)
-    _compile(detector, settings, compute)
-    optimizer = optimizer_of(detector, settings)
+    optimizer = optimizer_of(_placed(detector, device), settings)
 
     def step(number: int) -> dict[str, float | torch.Tensor]:
         rate = learning_rate(settings, number)
         set_learning_rate(optimizer, rate)
-        batch = recipe.batch(number, compute.device)
+        batch = recipe.batch(number, device)
+        batch = batch.enlarged(settings.resize_px) if settings.resize_px else batch
         # The library samples anchors and regions with the global generator.
-        with compute.global_seed(*names, "sampling", number), compute.autocast():
+        with device.global_seed(seeds.integer("sampling", number)), device.autocast():
             losses = detector.losses(batch)
         total = torch.stack(list(losses.values())).sum()
         optimizer.zero_grad(set_to_none=True)
@@ -123,29 +109,33 @@ def train_detector(
 
     log = fit(
         step, {"network": detector.network, "optimizer": optimizer}, steps=settings.steps, folder=folder,
-        identity=identity, every=settings.checkpoint_every, title="detector", callback=callback, watch=watch,
+        identity=identity, every=settings.checkpoint_every, title="detector", callback=callback,
         explain=lambda number: _explain(recipe, settings, number),
     )  # fmt: skip
+    save_state(
+        detector.network.state_dict(), path, {"identity": identity, **card.to_json(), "log": log.to_dict("list")}
+    )
     write_table(folder / LOG, log)
-    save_state(detector.network.state_dict(), path, {"identity": identity, **card.to_json()})
-    drop_checkpoint(folder)
+    drop_checkpoint(folder, "detector")
     return detector, log
 
 
-def _compile(detector: Detector, settings: Detection, compute: Compute) -> None:
-    if settings.compile and isinstance(detector, BatchedDetector):
-        replace(compute, compile=True).prepare()  # refuses where there is no compiler
-        detector.compile()
+def _placed(detector: Detector, device: Device) -> Detector:
+    detector.network.to(device.torch)
+    if isinstance(detector, nn.Module):  # the libraries' own loops over images cannot be compiled as a whole
+        device.prepare(detector)
+    return detector
 
 
 def _explain(recipe: Recipe, settings: Detection, step: int) -> str:
     batch = "; ".join(
-        f"{d.pool} patches {d.patches.tolist()} in symmetries {d.symmetries.tolist()}" for d in recipe.draw(step)
+        f"{source} patches {draw.patches.tolist()} in symmetries {draw.symmetries.tolist()}"
+        for source, draw in recipe.draw(step).items()
     )
     return f"Its batch: {batch}. Lower the learning rate (detection.learning_rate = {settings.learning_rate:g})."
 
 
-def load_detector(path: Path, compute: Compute) -> tuple[Detector, Card]:
+def load_detector(path: Path, device: Device) -> tuple[Detector, Card]:
     """A trained detector from its weights file.
 
     Raises
@@ -159,14 +149,13 @@ def load_detector(path: Path, compute: Compute) -> tuple[Detector, Card]:
     if not {"settings", "classes", "patch_size"} <= about.keys():
         raise CompanionError(f"{path} does not hold the weights of a detector; is it the file of another network?")
     try:
-        settings = validate(Detection, about["settings"], source=str(path))
+        settings = Detection.model_validate(about["settings"])
         card = Card(settings, tuple(about["classes"]), int(about["patch_size"]))
         detector = build_untrained(settings, len(card.classes))
         detector.network.load_state_dict(state)
     except (TypeError, ValueError, RuntimeError) as error:
         raise CompanionError(f"{path} does not hold the weights of a detector: {error}") from None
-    detector.network.to(compute.device)
-    return detector, card
+    return _placed(detector, device), card
 
 
 def learning_rate(settings: Detection, step: int) -> float:

@@ -1,0 +1,168 @@
+"""Recipes of arms: equal batches, draws by step only, truth that moves with its patch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from conftest import ellipse_patches
+from test_detection import DEVICE
+
+from companion.config.arms import ARMS
+from companion.config.sections import Detection
+from companion.detection.data import Draw, Example, copy_paste, recipe_of
+from companion.errors import CompanionError
+from companion.geometry import box_of, symmetry, symmetry_boxes
+from companion.seeds import Seeds
+
+EVERY = tuple(range(8))
+
+
+def make(arm="EXP", n=12, batch_size=4, share=0.5, seed=1, **given):
+    settings = Detection(batch_size=batch_size, generated_share=share)
+    given = {"labelled": ellipse_patches(n), "other": ellipse_patches(7, seed=5), **given}
+    return recipe_of(arm, given["labelled"], given["other"], settings, Seeds(3, "detector", seed))
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_every_arm_has_the_batch_size_and_the_parts_that_its_row_says(arm):
+    made = make(arm, batch_size=8, share=0.25)
+    expected = {"labelled": 6, ARMS[arm].other: 2} if ARMS[arm].labelled else {ARMS[arm].other: 8}
+    assert made.counts == ({"labelled": 8} if ARMS[arm].other is None else expected)
+    batch = made.batch(0, DEVICE)
+    assert batch.images.shape == (8, 64, 64) and batch.images.numpy().dtype == np.uint8
+
+
+def test_a_share_of_nothing_is_the_plain_arm():
+    assert make("EXP+GEN", share=0.0).counts == {"labelled": 4}
+    assert make("EXP+GEN", share=1.0).counts == {"generated": 4}
+
+
+def test_a_step_is_drawn_without_the_steps_before_and_alike_in_every_arm():
+    straight = [make("EXP+GEN").draw(step) for step in range(5)][4]
+    alone = make("EXP+GEN").draw(4)
+    assert straight.keys() == alone.keys()
+    for one, other in zip(straight.values(), alone.values(), strict=True):
+        assert (one.patches == other.patches).all() and (one.symmetries == other.symmetries).all()
+    assert (make("EXP+FRESH").draw(4)["labelled"].patches == alone["labelled"].patches).all()
+    assert (make(seed=1).draw(0)["labelled"].patches != make(seed=2).draw(0)["labelled"].patches).any()
+
+
+def test_all_patches_are_seen_equally_often_in_a_new_order_each_time():
+    drawn = [int(p) for step in range(5) for p in make(n=10).draw(step)["labelled"].patches]
+    assert Counter(drawn) == dict.fromkeys(range(10), 2) and drawn[:10] != drawn[10:]
+
+
+def test_only_allowed_symmetries_are_drawn():
+    made = make(labelled=replace(ellipse_patches(12), symmetries=(1, 6)))
+    assert {int(c) for step in range(20) for c in made.draw(step)["labelled"].symmetries} == {1, 6}
+
+
+def by_hand(patches, draw):
+    """Examples patch by patch."""
+    for number, code in zip(*draw, strict=True):
+        rows = patches.of(number)
+        rows = rows[(rows["x2"] > rows["x1"]) & (rows["y2"] > rows["y1"])]
+        boxes = symmetry_boxes(rows[["x1", "y1", "x2", "y2"]].to_numpy(float), code, patches.size)
+        truth = np.column_stack([boxes, rows["class"], rows["instance"]])
+        yield Example(symmetry(patches.images[number], code), symmetry(patches.instances[number], code), truth)
+
+
+@pytest.mark.parametrize("arm", ["EXP", "EXP+GEN", "EXP+PASTE"])
+def test_batches_are_what_the_draw_says(arm):
+    labelled = replace(ellipse_patches(12), symmetries=EVERY)
+    table = labelled.table.copy()
+    table.loc[0, "x2"] = table.loc[0, "x1"]  # nothing to learn from
+    table.loc[1:, ["x1", "x2"]] += 0.3  # not only whole numbers survive
+    labelled = replace(labelled, table=table.sample(frac=1, random_state=0) if arm != "EXP+PASTE" else table)
+    other = ellipse_patches(7, seed=5)
+    many = {"instances": other.instances.astype(np.uint16) * 300, "symmetries": (2, 5)}
+    other = replace(other, **many, table=other.table.assign(instance=other.table["instance"] * 300))
+    made = make(arm, batch_size=6, labelled=labelled, other=other)
+    for step in range(6):
+        expected, batch = [], made.batch(step, DEVICE)
+        for source, draw in made.draw(step).items():
+            rows = list(by_hand(made.sources[source], draw))
+            if source == "pasted":
+                rng = Seeds(3, "detector", 1).rng("paste", step)
+                codes = rng.choice(EVERY, size=len(rows))
+                others = by_hand(labelled, Draw(rng.integers(12, size=len(rows)), codes))
+                rows = [copy_paste(target, source, rng) for target, source in zip(rows, others, strict=True)]
+            expected += rows
+        for place, (image, instances, truth) in enumerate(expected):
+            n = len(truth)
+            assert (batch.images[place].numpy() == image).all()
+            assert (batch.instances[place].numpy() == instances).all()
+            assert (batch.boxes[place, :n].numpy() == truth[:, :4].astype(np.float32)).all()
+            assert (batch.labels[place, :n].numpy() == truth[:, 4]).all()
+            assert (batch.ids[place, :n].numpy() == truth[:, 5]).all()
+            for padding in (batch.boxes[place, n:], batch.labels[place, n:], batch.ids[place, n:]):
+                assert not padding.any()
+
+
+@pytest.mark.parametrize("arm", ["EXP", "EXP+PASTE"])
+def test_boxes_are_those_of_their_masks_in_every_symmetry(arm):
+    made = make(arm, labelled=replace(ellipse_patches(12), symmetries=EVERY), batch_size=8, share=1.0)
+    checked = 0
+    for step in range(6):
+        batch = made.batch(step, DEVICE)
+        for place, column in zip(*(batch.labels > 0).nonzero(as_tuple=True), strict=True):
+            mask = (batch.instances[place] == batch.ids[place, column]).numpy()
+            assert box_of(mask) == tuple(batch.boxes[place, column].tolist())
+            checked += 1
+    everything = 4 * len(ellipse_patches(12).table)  # in 6 batches of 8
+    assert checked == everything if arm == "EXP" else checked > 1.2 * everything
+
+
+class Always:
+    """A generator whose coin always falls on paste."""
+
+    def random(self, n):
+        return np.zeros(n)
+
+
+def test_pasting_by_hand():
+    instances = np.zeros((8, 8), dtype=np.uint8)
+    instances[2, 2], instances[5:7, 5:7] = 1, 2
+    truth = np.array([[2, 2, 3, 3, 1, 1], [5, 5, 7, 7, 3, 2]], dtype=float)
+    target = Example(np.full((8, 8), 100, dtype=np.uint8), instances, truth)
+    source = Example(np.full((8, 8), 150, np.uint8), np.zeros((8, 8), np.uint8), np.array([[2, 2, 4, 6, 2, 7.0]]))
+    source.instances[2:6, 2:4], source.image[2:6, 2:4] = 7, 90
+    image, ids, rows = copy_paste(target, source, Always())
+    # The one-pixel defect is hidden; the pasted one is 60 below its background, as it was at home.
+    assert rows.tolist() == [[5, 5, 7, 7, 3, 2], [2, 2, 4, 6, 2, 9]]
+    assert (image[2:6, 2:4] == 40).all() and (image[ids != 9] == 100).all()
+    assert (target.image == 100).all() and target.instances[2, 2] == 1 and source.truth[0, 5] == 7
+    empty = Example(source.image, np.zeros_like(instances), np.zeros((0, 6)))
+    assert (copy_paste(target, empty, Always()).image == target.image).all()
+    assert len(copy_paste(empty, source, Always()).truth) == 1
+
+
+def test_the_identity_of_a_recipe_changes_with_all_that_it_draws_from():
+    plain, patches = make().identity(), ellipse_patches(12)
+    assert make().identity() == plain
+    changed = [
+        make(seed=2), make(n=11), make(batch_size=2), make("EXP+GEN"),
+        make(labelled=replace(patches, table=patches.table.assign(**{"class": 1}))),
+        make(labelled=replace(patches, symmetries=(0,))), make(labelled=replace(patches, images=patches.images + 1)),
+    ]  # fmt: skip
+    assert all(recipe.identity() != plain for recipe in changed)
+
+
+@pytest.mark.parametrize(
+    ("arm", "given", "message"),
+    [
+        ("EXP+GAN", {}, r"no arm 'EXP[+]GAN': .*EXP[+]GEN"),
+        ("EXP", {"labelled": ellipse_patches(0)}, "needs labelled patches, and there are none"),
+        ("EXP", {"labelled": replace(ellipse_patches(2), images=None)}, "none with images"),
+        ("EXP+GEN", {"other": None}, "needs generated patches, and none were given"),
+        ("EXP+FILTERED", {"other": ellipse_patches(0)}, "kept .*; lower faithfulness.least_confirmed"),
+        ("EXP+GEN", {"other": ellipse_patches(2, size=32)}, "differ in size .*64.*32"),
+        ("EXP+GEN", {"other": ellipse_patches(2, classes=1)}, "differ in classes"),
+    ],
+)
+def test_unusable_patches_are_named(arm, given, message):
+    with pytest.raises(CompanionError, match=message):
+        make(arm, **given)

@@ -1,0 +1,277 @@
+"""Whole micrographs: what tiles show of one defect becomes one row of its true size; what is two defects stays two."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from scipy import ndimage
+from test_detection import BOX, DEVICE
+
+from companion.config.sections import Detection
+from companion.detection import tiling
+from companion.detection.data import Detections
+from companion.detection.tiling import detect_micrograph, predict_micrographs, tile_starts, write_defects
+from companion.detection.train import Card
+from companion.errors import CompanionError
+from companion.geometry import box_of, decode_rle, ellipse_radius, encode_rle
+
+CARD = Card(Detection(), ("loop", "other loop", "dot"), patch_size=64)  # tiles start at 0, 32, 64...
+SHAPE = (160, 192)
+
+
+def detections(masks, labels, scores) -> Detections:
+    boxes = np.array([box_of(mask) for mask in masks], dtype=np.float32).reshape(-1, 4)
+    masks = np.stack(masks) if len(masks) else np.zeros((0, 64, 64), dtype=bool)
+    return Detections(boxes, np.array(scores, np.float32), np.array(labels, np.int64), masks)
+
+
+class Dark:
+    """Finds every connected dark region of a tile; large ones are class 1, small ones class 3."""
+
+    network, resize_px = torch.nn.Identity(), None
+
+    def detect(self, images, size):
+        found = []
+        for image in images.numpy():
+            regions, count = ndimage.label(image < 100)
+            masks = [regions == k for k in range(1, count + 1)]
+            found.append(detections(masks, [1 if m.sum() > 60 else 3 for m in masks], [0.9] * count))
+        return found
+
+
+class Shown:
+    """A detector that shows each tile its parts of given defects, (mask [H, W], class) pairs.
+
+    `change` takes (x, y) of the tile, the number of the defect, its mask [64, 64], class and score, and gives the
+    last three, or nothing if the tile misses it.
+    """
+
+    network, resize_px = torch.nn.Identity(), None
+
+    def __init__(self, defects, change):
+        self.defects, self.change = defects, change
+
+    def detect(self, images, size):
+        found = []
+        for image in images.numpy():
+            x, y = CORNERS[image[0, 0] - 1]
+            parts = [(k, mask[y : y + 64, x : x + 64], label) for k, (mask, label) in enumerate(self.defects)]
+            shown = [self.change((x, y), k, part, label, 0.9) for k, part, label in parts if part.any()]
+            shown = [one for one in shown if one is not None and one[0].any()]
+            found.append(detections(*([one[k] for one in shown] for k in range(3))))
+        return found
+
+
+CORNERS = [(x, y) for y in tile_starts(SHAPE[0], 64, 32) for x in tile_starts(SHAPE[1], 64, 32)]
+
+
+def as_it_is(corner, number, mask, label, score):
+    return mask, label, score
+
+
+def found_of(defects, change=as_it_is):
+    """Rows and masks [N, H, W] found of (mask, class) pairs."""
+    pixels = np.zeros(SHAPE, dtype=np.uint8)
+    for k, (x, y) in enumerate(CORNERS, start=1):
+        pixels[y, x] = k  # how the detector knows its tile
+    rows = detect_micrograph(Shown(defects, change), CARD, pixels, DEVICE)
+    return rows, decode_rle(rows["mask"].tolist(), SHAPE)
+
+
+def ellipse(x, y, major, minor, angle=0.0):
+    mask = np.zeros(SHAPE, dtype=bool)
+    radius, window = ellipse_radius(SHAPE, x, y, major, minor, angle)
+    mask[window] = radius <= 1
+    return mask
+
+
+def assert_same(masks, expected):
+    """Masks that are the expected ones, in any order."""
+    assert sorted(encode_rle(masks)) == sorted(encode_rle(np.stack(expected)))
+
+
+def picture(shape, ellipses):
+    pixels = np.full(shape, 180, dtype=np.uint8)
+    for x, y, major, minor in ellipses:
+        radius, window = ellipse_radius(shape, x, y, major, minor, 30)
+        pixels[window][radius <= 1] = 50
+    return pixels
+
+
+# --- tiles --------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 700), st.integers(16, 128), st.floats(0, 0.8))
+def test_tiles_cover_a_side(length, size, share):
+    overlap = int(share * size)
+    starts = tile_starts(length, size, overlap)
+    assert starts[0] == 0 and (length <= size or starts[-1] == length - size)
+    assert all(0 < b - a <= size - overlap for a, b in itertools.pairwise(starts))
+
+
+def test_a_defect_on_a_tile_border_is_found_once_and_whole():
+    # Tiles of 64 px start at 0, 32 and 64: one defect lies across each border, and one in four tiles.
+    truth = [(32, 20, 24, 16), (64, 90, 20, 12), (64, 64, 22, 22), (100, 20, 6, 6), (5, 110, 12, 8)]
+    pixels = picture((128, 128), truth)
+    found = detect_micrograph(Dark(), CARD, pixels, DEVICE)
+    assert len(found) == len(truth) and found["area_px"].sum() == (pixels == 50).sum()
+    for x, y, major, _ in truth[:3]:
+        row = found.loc[((found["x_px"] - x).abs() + (found["y_px"] - y).abs()).idxmin()]
+        assert abs(row["x_px"] - x) < 0.6 and abs(row["y_px"] - y) < 0.6
+        assert row["size_px"] == pytest.approx(major, rel=0.06)
+    for mask, box in zip(decode_rle(found["mask"].tolist(), (128, 128)), found[BOX].to_numpy(), strict=True):
+        assert box_of(mask) == tuple(box)
+    assert len(detect_micrograph(Dark(), CARD, pixels, DEVICE, confidence=0.95)) == 0
+
+
+def test_a_micrograph_smaller_than_a_tile_and_an_empty_one():
+    pixels = picture((40, 50), [(20, 20, 14, 10)])
+    small = detect_micrograph(Dark(), CARD, pixels, DEVICE)
+    assert len(small) == 1 and not small["cut"][0] and small["area_px"][0] == (pixels == 50).sum()
+    assert len(detect_micrograph(Dark(), CARD, picture((90, 90), []), DEVICE)) == 0
+
+
+# --- merging ------------------------------------------------------------------------------------------------
+
+
+LONG = [(90, 50, 90, 24, 0), (90, 80, 90, 20, 90), (95, 80, 110, 24, 35), (96, 80, 84, 76, 0), (64, 64, 70, 70, 0)]
+
+
+@pytest.mark.parametrize("shape", LONG)
+def test_a_defect_longer_than_a_tile_is_one_row_of_its_length(shape):
+    whole = ellipse(*shape)
+    rows, masks = found_of([(whole, 1)], lambda corner, *shown: (*shown[1:3], 0.6 + corner[0] / 1000))
+    assert_same(masks, [whole])
+    assert rows["size_px"][0] == pytest.approx(shape[2], abs=1.5) and not rows["cut"][0]
+    assert rows["score"][0] == pytest.approx(
+        0.6 + max(x for x, y in CORNERS if whole[y : y + 64, x : x + 64].any()) / 1000
+    )
+
+
+@pytest.mark.parametrize("shape", LONG)
+def test_boxes_that_end_before_the_border_and_ragged_masks_do_not_shorten_it(shape):
+    rng = np.random.default_rng(5)
+
+    def ragged(corner, number, mask, label, score):
+        inside = np.zeros_like(mask)
+        inside[2:62, 2:62] = mask[2:62, 2:62] & (rng.random((60, 60)) < 0.85)
+        return inside, label, score
+
+    rows, _ = found_of([(ellipse(*shape), 1)], ragged)
+    assert rows["size_px"][0] == pytest.approx(shape[2], abs=3) and len(rows) == 1
+
+
+@pytest.mark.parametrize("dot", [(90, 50), (64, 50), (97, 64), (32, 32)])  # mid-tile and on borders of tiles
+@pytest.mark.parametrize("loop", [(50, 40), (90, 60)])  # whole in a tile, and united
+def test_a_dot_in_a_loop_stays(dot, loop):
+    defects = [(ellipse(90, 50, *loop), 1), (ellipse(*dot, 8, 8), 3), (ellipse(86, 48, 7, 7), 1)]
+    rows, masks = found_of(defects)
+    assert_same(masks, [mask for mask, _ in defects])
+    assert sorted(rows["class"]) == [1, 1, 3]
+
+
+def test_touching_loops_of_one_class_longer_than_a_tile_stay_two():
+    both = ellipse(95, 80, 100, 60)
+    upper = both & (np.arange(SHAPE[0]) < 80)[:, None]
+    assert_same(found_of([(upper, 1), (both & ~upper, 1)])[1], [upper, both & ~upper])
+
+
+def test_a_sliver_drawn_on_its_neighbour_joins_nothing():
+    # The tile at x = 0 sees three columns of the right defect and draws them three to the left, on the left defect.
+    left, right = np.zeros(SHAPE, dtype=bool), np.zeros(SHAPE, dtype=bool)
+    left[40:56, 20:61], left[36:60, 20:24], right[40:56, 61:150] = True, True, True
+
+    def shifted(corner, number, mask, label, score):
+        if number == 0 and corner[0] not in (0, 32):
+            return None
+        return (np.roll(mask, -3, axis=1), label, score) if number == 1 and corner[0] == 0 else (mask, label, score)
+
+    assert_same([m for m in found_of([(left, 1), (right, 1)], shifted)[1] if m.sum() > 100], [left, right])
+
+
+@pytest.mark.parametrize("label", [1, 3])
+def test_a_whole_piece_beats_cut_ones_of_higher_score(label):
+    whole = ellipse(64, 32, 50, 30)
+
+    def surer(corner, number, mask, own, score):
+        return (mask, own, 0.7) if corner == (32, 0) else (mask | np.roll(mask, 1, axis=0), label, 0.95)
+
+    rows, masks = found_of([(whole, 1)], surer)
+    assert_same(masks, [whole])
+    assert rows["class"].tolist() == [1] and rows["score"][0] == pytest.approx(0.7)
+
+
+def test_a_whole_piece_beats_cut_scraps_of_its_defect():
+    def scraps(corner, number, mask, label, score):
+        return (mask, label, score) if corner == (32, 0) else (mask & (np.arange(64) % 3 == 0)[:, None], label, score)
+
+    whole = ellipse(64, 32, 50, 30)
+    assert_same(found_of([(whole, 1)], scraps)[1], [whole])
+
+
+@pytest.mark.parametrize("shape", [(96, 60, 30, 20), (90, 60, 90, 20)])  # whole in a tile, and united
+def test_of_what_a_tile_shows_twice_the_best_stays(shape):
+    defects = [(ellipse(*shape), 1), (ellipse(*shape[:3], shape[3] - 4), 1), (ellipse(*shape), 2)]
+    rows, masks = found_of(defects, lambda corner, number, mask, label, score: (mask, label, 0.9 - number / 10))
+    assert rows["class"].tolist() == [1] and rows["score"].tolist() == pytest.approx([0.9])
+    assert_same(masks, [defects[0][0]])
+
+
+def test_what_the_micrograph_cuts_is_marked():
+    defects = [
+        (ellipse(10, 30, 30, 20), 1), (ellipse(60, 155, 90, 20), 1), (ellipse(150, 80, 90, 20), 1),
+        (ellipse(96, 60, 90, 20), 2), (ellipse(180, 20, 10, 10), 3),
+    ]  # fmt: skip
+    rows, masks = found_of(defects)
+    assert_same(masks, [mask for mask, _ in defects])
+    expected = {mask.tobytes(): k < 3 for k, (mask, _) in enumerate(defects)}
+    assert rows["cut"].tolist() == [expected[mask.tobytes()] for mask in masks]
+
+
+# --- files --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def dark(monkeypatch):
+    monkeypatch.setattr(tiling, "load_detector", lambda path, device: (Dark(), CARD))
+
+
+def test_table_coco_and_overlay_say_the_same(tmp_path, dark):
+    paths = [tmp_path / "a.png", tmp_path / "b.png"]
+    Image.fromarray(picture((128, 100), [(50, 50, 20, 14), (80, 20, 5, 5)])).save(paths[0])
+    Image.fromarray(picture((70, 70), [])).save(paths[1])
+    table, card = predict_micrographs(tmp_path / "w", paths, DEVICE, pixel_size_nm=0.5)
+    assert sorted(table["class"]) == ["dot", "loop"] and np.allclose(table["size_nm"], table["size_px"] * 0.5)
+    open_before = plt.get_fignums()
+    written = write_defects(table, card.classes, paths, tmp_path / "out")
+    assert plt.get_fignums() == open_before
+    assert all(path.stat().st_size > 0 for path in written) and len(written) == 4
+    document = json.loads((tmp_path / "out" / "defects.json").read_text())
+    assert [image["file_name"] for image in document["images"]] == ["a.png", "b.png"]
+    assert len(document["annotations"]) == len(table) == len(pd.read_csv(tmp_path / "out" / "defects.csv"))
+    first = document["annotations"][0]
+    mask = decode_rle([first["segmentation"]["counts"].encode()], tuple(first["segmentation"]["size"]))[0]
+    assert mask.sum() == first["area"]
+    without = predict_micrographs(tmp_path / "w", paths, DEVICE)[0]
+    assert without["size_nm"].isna().all() and len(without) == 2
+
+
+def test_what_cannot_be_used_is_said(tmp_path):
+    def refused(message, *names, **more):
+        with pytest.raises(CompanionError, match=message):
+            predict_micrographs(tmp_path / "w", [tmp_path / name for name in names], DEVICE, **more)
+
+    refused("no micrographs")
+    (tmp_path / "a.png").write_text("no image")
+    refused("not a readable image", "a.png")
+    refused("several micrographs are called a:", "a.png", "x/a.tif")
+    refused("pixel size 0 nm per px is not above 0", "a.png", pixel_size_nm=0)

@@ -40,7 +40,7 @@ def test_pretraining_pairs_differ_by_noise_alone_and_any_size_can_use_the_file(t
     assert about["origin"]["data"].startswith("phantom") and made.encode(torch.zeros(1, 64, 64)).shape == (1, 4, 16, 16)
 
 
-def test_no_tested_micrograph_is_trained_on(tmp_path):
+def test_no_tested_micrograph_is_trained_on(tmp_path, monkeypatch):
     folder = tmp_path / "mine"
     render_dataset(Phantom(size_px=128, n_images=6, frames_per_grain=1, duplicate_share=0.0), 5, folder)
     data = load_dataset(folder)
@@ -48,7 +48,7 @@ def test_no_tested_micrograph_is_trained_on(tmp_path):
         split = {"dataset": data.name, "train": sorted({*data.files} - {*test}), "test": list(test)}
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(split))
     changes = {"sizes": [4], "studies.bias_n_train": 4, "controls": {}, "patches.size": 64, "patches.train_stride": 64}
-    changes |= {f"diffusion.autoencoder.{name}": value for name, value in SMALL.items()}
+    monkeypatch.setattr(pretrain, "SETTINGS", pretrain.SETTINGS.model_copy(update=SMALL))
     splits = [str(tmp_path / f"{name}.yaml") for name in "ab"]
     P = load_profile("smoke", dataset=str(folder), splits=splits, changes=changes)
     pretrain.pretrain_on(tmp_path / "w.safetensors", P)

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from hypothesis import settings
 
-from companion.micrographs.patches import Patches, instance_table
 from companion.geometry import ellipse_radius
+from companion.micrographs.patches import Patches, instance_table
 
 # The same examples every time: a test that fails has failed because of a change.
 settings.register_profile("repeatable", derandomize=True, deadline=None)

@@ -71,7 +71,8 @@ def notebook(name: str, more: str = "") -> nbformat.NotebookNode:
         "from companion.provenance import write_json\ncheck_parameters()\n"
         f"P = load_profile(profile, dataset=dataset)\nruns = Layout(P)\nout = runs.output({FOLDERS[name]})\n"
         f"read = [str(each) for each in [{reads}]]\n"
-        f"for part in {below}:\n    write_json(out / part / 'result.json', [part, *(read if not part else read[:1])])\n{more}"
+        f"for part in {below}:\n    told = read if not part else read[:1]\n"
+        f"    write_json(out / part / 'result.json', [part, *told])\n{more}"
     )
     cells = [
         nbformat.v4.new_markdown_cell(f"# {name}"),

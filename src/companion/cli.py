@@ -134,7 +134,7 @@ def predict(
     table, card = tiling.predict_micrographs(
         weights, images, device, pixel_size_nm=pixel_size_nm, confidence=confidence
     )
-    written = tiling.write_defects(table, card, images, out)
+    written = tiling.write_defects(table, card.classes, images, out)
     print(f"{len(table)} defects in {len(images)} micrograph(s): {', '.join(str(path) for path in written)}")
 
 

@@ -236,9 +236,10 @@ def fit(
 
 
 def drop_checkpoint(folder: Path, title: str = "training") -> None:
-    """Remove the checkpoint of a training whose final weights are written."""
-    for name in (f"{title}.safetensors", "progress.json"):
-        (folder / CHECKPOINT / name).unlink(missing_ok=True)
+    """Remove the checkpoint of a training whose final weights are written, and what a killed one was writing."""
+    for path in [folder / CHECKPOINT / f"{title}.safetensors", *(folder / CHECKPOINT).glob(".tmp-*")]:
+        path.unlink(missing_ok=True)
+    (folder / CHECKPOINT / "progress.json").unlink(missing_ok=True)
     if (folder / CHECKPOINT).is_dir() and not any((folder / CHECKPOINT).iterdir()):
         (folder / CHECKPOINT).rmdir()
 

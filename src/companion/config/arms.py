@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from companion.errors import CompanionError, nearest
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -36,7 +38,12 @@ class Arm:
     labelled: bool = True
 
 
-ARMS = {
+class _Arms(dict[str, Arm]):
+    def __missing__(self, name: str) -> Arm:
+        raise CompanionError(f"no arm '{name}': {nearest(name, self)}")
+
+
+ARMS = _Arms({
     "EXP": Arm("labelled patches alone", None, "#0072B2", "o"),
     "EXP+GEN": Arm("and generated ones, as in the paper", "generated", "#D55E00", "s"),
     "EXP+GEN2": Arm("the same by a second model: the luck of one", "generated", "#D55E00", "D", model="2"),
@@ -46,5 +53,5 @@ ARMS = {
     "EXP+FRESH": Arm("patches of as many fresh micrographs: what more data would give", "fresh", "#56B4E9", "v"),
     "EXP+PASTE": Arm("defects pasted onto other labelled patches", "pasted", "#CC79A7", "P"),
     "GEN": Arm("generated patches alone", "generated", "#E69F00", "X", labelled=False),
-}  # fmt: skip
+})  # fmt: skip
 PHANTOM_ONLY = ("EXP+RENDER", "EXP+FRESH")

@@ -49,8 +49,8 @@ def write_fragments(folder: Path, P: Profile, claims: Path, sizes: Path, stages:
     rows = json.loads(claims.read_text(encoding="utf-8"))["claims"]
     table = pd.read_parquet(sizes)
     here = (table["split"].astype(str) == P.split_names[0]) & (table["n_train"] == P.sizes[-1])
-    chosen = (table["arm"] == "EXP+GEN") & (table["threshold"] == "best on test") & table["measure"].isin(list(MEASURES))
-    gains = table[here & chosen].sort_values("measure", key=lambda names: names.map(list(MEASURES).index))
+    here &= (table["arm"] == "EXP+GEN") & (table["threshold"] == "best on test") & table["measure"].isin(list(MEASURES))
+    gains = table[here].sort_values("measure", key=lambda names: names.map(list(MEASURES).index))
     glue_notebook(quoted_numbers(P, rows, gains, [stamp for stamp, _ in stages]), folder / "headline.ipynb")
     fragments = {
         "notice": data_notice(P.dataset, P.name),

@@ -42,9 +42,10 @@ def run_of(keys: dict[str, Any], predictions: pd.DataFrame, patches: Patches) ->
 
 
 def scores(runs: Sequence[Run], settings: Evaluation) -> pd.DataFrame:
-    """Scores of every run at every confidence of the sweep, at the headline's IoU: the columns of scores.parquet."""
+    """Columns of scores.parquet and all keys of each run, at every confidence of the sweep and the headline's IoU."""
     counts = count_runs(runs, [settings.iou], settings.confidence_sweep, settings.matching)
-    return tabulate_runs(runs, counts)
+    tables = [tabulate_runs([run], [counted]).assign(**run.keys) for run, counted in zip(runs, counts, strict=True)]
+    return pd.concat(tables, ignore_index=True)
 
 
 def at_chosen(test: pd.DataFrame, chosen_on: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:

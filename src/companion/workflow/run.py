@@ -41,8 +41,7 @@ def run(P: Profile, cores: int, console: Console, cluster: Path | None = None) -
     -------
     Exit code: 0 done, 2 a stage refused its input, 1 a stage failed otherwise, 130 interrupted.
     """
-    # Being told to end, or losing the terminal, is an interrupt; a script's `&` hands SIGINT on ignored.
-    for told in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for told in (signal.SIGINT, signal.SIGTERM):  # being told to end is an interrupt; a script's `&` ignores SIGINT
         signal.signal(told, signal.default_int_handler)
     try:
         return _run(P, cores, console, cluster)

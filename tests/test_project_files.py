@@ -211,13 +211,3 @@ def test_every_shown_program_exists_with_the_options_that_are_shown() -> None:
     shown = texts() + [(p.name, ast.get_docstring(ast.parse(p.read_text(encoding="utf-8"))) or "") for p in programs]
     assert not {name: wrong for name, text in shown if (wrong := unknown_options(text))}
     assert unknown_options("`python benchmarks/speed.py`") and unknown_options("python benchmarks/ldm.py --presetz x")
-
-
-@pytest.mark.parametrize(("given", "spread"), [
-    ("evaluate p t --iou 0.3 0.5 --json", "evaluate p t --iou 0.3 --iou 0.5 --json"),
-    ("evaluate --iou .3 .5 1 p t", "evaluate --iou .3 --iou .5 --iou 1 p t"),
-    ("evaluate p t --iou --json", "evaluate p t --iou --json"),
-    ("run smoke --split 2", "run smoke --split 2"),
-])  # fmt: skip
-def test_several_values_may_follow_one_option(given, spread):
-    assert cli.repeat_options(given.split()) == spread.split()

@@ -186,7 +186,7 @@ def test_a_bundle_goes_on_elsewhere_and_a_damaged_one_is_refused_whole(project, 
     assert project.ran(before) == {"claims"}
     shutil.rmtree(project.root / "runs")
     (out / "thresholds" / "result.json").write_text("[]")
-    assert "thresholds/result.json" in project.companion("unbundle", str(out), code=2)
+    assert "thresholds: result.json is not what was packed" in project.companion("unbundle", str(out), code=2)
     assert not (project.root / "runs").exists()
     assert "not complete" in project.companion("bundle", "tiny", "--out", str(tmp_path / "other"), code=2)
 

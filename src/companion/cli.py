@@ -253,25 +253,10 @@ def _print_table(rows) -> None:
     _console().print(table)
 
 
-def repeat_options(arguments: list[str], options: tuple[str, ...] = ("--iou", "--confidence")) -> list[str]:
-    """``--iou 0.3 0.5`` as ``--iou 0.3 --iou 0.5``: several values may follow one option."""
-    spread: list[str] = []
-    option = ""
-    for argument in arguments:
-        if option and spread[-1] != option and argument.replace(".", "", 1).isdecimal():
-            spread.append(option)
-        elif option and spread[-1] != option:
-            option = ""
-        if argument in options:
-            option = argument
-        spread.append(argument)
-    return spread
-
-
 def main() -> None:
     """Entry point: an unusable input is one message on stderr and exit code 2."""
     try:
-        app(repeat_options(sys.argv[1:]))
+        app()
     except CompanionError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

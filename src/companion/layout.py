@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -202,9 +201,8 @@ def _assigned(source: str) -> dict[str, Any]:
     return found
 
 
-def written(folder: Path, files: Iterable[Path] | None = None) -> pd.DataFrame:
+def written(folder: Path) -> pd.DataFrame:
     """What a notebook has written, for its last cell: file (below runs/) and size in KiB."""
-    files = sorted(path for path in (folder.rglob("*") if files is None else files) if path.is_file())
-    shown_here = [f for f in files if not any(part.startswith(".") for part in f.relative_to(folder).parts)]
-    rows = [(f.relative_to(runs()).as_posix(), round(f.stat().st_size / 1024, 1)) for f in shown_here]
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(".")]
+    rows = [(path.relative_to(runs()).as_posix(), round(path.stat().st_size / 1024, 1)) for path in files]
     return pd.DataFrame(rows, columns=["file", "KiB"])

@@ -156,14 +156,7 @@ def hash_arrays(*arrays: np.ndarray) -> str:
 
 def hash_code(source: str) -> str:
     """sha256 of what a source text does: its syntax tree, without docstrings; comments and layout do not count."""
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
-            value = body[0].value
-            if isinstance(value, ast.Constant) and isinstance(value.value, str):
-                node.body = body[1:] or [ast.Pass()]  # type: ignore[attr-defined]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+    return _analyse(source)[0]
 
 
 def code_hashes(source: str, name: str = "", without: Iterable[str] = ()) -> dict[str, str]:
@@ -173,8 +166,8 @@ def code_hashes(source: str, name: str = "", without: Iterable[str] = ()) -> dic
     ----------
     without : names of files that do not count, e.g. ``["plots.py"]``
     """
-    found = {name: hash_code(source)} if name else {}
-    waiting = list(_imports(source))
+    own, imported = _analyse(source)
+    found, waiting = {name: own} if name else {}, list(imported)
     while waiting:
         path = _module_path(waiting.pop())
         if path is None or path.name in without or any(path.is_relative_to(each) for each in _NO_RESULT):
@@ -188,20 +181,48 @@ def code_hashes(source: str, name: str = "", without: Iterable[str] = ()) -> dic
 
 @lru_cache(maxsize=1024)
 def _module(path: Path, _modified: int) -> tuple[str, tuple[str, ...]]:
-    source = path.read_text(encoding="utf-8")
-    return hash_code(source), _imports(source)
+    return _analyse(path.read_text(encoding="utf-8"))
 
 
 @lru_cache(maxsize=1024)
-def _imports(source: str) -> tuple[str, ...]:
+def _analyse(source: str) -> tuple[str, tuple[str, ...]]:
+    """Hash of a source text's syntax tree, and the package modules that it imports.
+
+    Written out here, and not as `ast.dump` has it, since that differs between versions of Python.
+    """
+    told: list[str] = []
     names: list[str] = []
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            # `from companion.masks import spatial` may name a module or a function of the package.
-            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return tuple(name for name in names if name.split(".")[0] == _SOURCE.name)
+
+    def tell(value: Any) -> None:
+        if isinstance(value, list):
+            told.append("[")
+            for each in value:
+                tell(each)
+            told.append("]")
+        elif not isinstance(value, ast.AST):
+            told.append(repr(value))
+        else:
+            told.append(type(value).__name__)
+            if isinstance(value, ast.Import):
+                names.extend(alias.name for alias in value.names)
+            elif isinstance(value, ast.ImportFrom) and value.level == 0 and value.module:
+                # `from companion.masks import spatial` may name a module or a function of the package.
+                names.extend([value.module, *(f"{value.module}.{alias.name}" for alias in value.names)])
+            for field in value._fields:
+                part = getattr(value, field, None)
+                if field == "body" and isinstance(part, list) and part and _is_text(part[0]):
+                    part = part[1:]  # a docstring
+                if part not in (None, []) and field not in ("kind", "type_comment", "type_params"):
+                    told.append(field)
+                    tell(part)
+
+    tell(ast.parse(source))
+    imports = tuple(name for name in names if name.split(".")[0] == _SOURCE.name)
+    return hashlib.sha256("\n".join(told).encode()).hexdigest(), imports
+
+
+def _is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
 def _module_path(name: str) -> Path | None:

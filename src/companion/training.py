@@ -53,13 +53,7 @@ class Device:
         return torch.autocast(self.torch.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
     def prepare(self, *networks: torch.nn.Module) -> None:
-        """Compile networks and lay their weights out as the profile asks; in place, and state dicts stay the same.
-
-        Raises
-        ------
-        CompanionError
-            When compiling is asked for and there is no C++ compiler.
-        """
+        """Compile networks and lay their weights out as the profile asks; in place, and state dicts stay the same."""
         if self.compile and self.torch.type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "c++"))):
             raise CompanionError(
                 "device.compile: true needs a C++ compiler, and there is none; install g++ or say false"
@@ -81,26 +75,16 @@ class Device:
         fused = True if self.torch.type == "cuda" else None
         return torch.optim.AdamW(network.parameters(), lr=rate, fused=fused, **more)
 
-    def global_seed(self, seed: int) -> AbstractContextManager[object]:
+    @contextmanager
+    def global_seed(self, seed: int) -> Iterator[None]:
         """A context in which torch's global generator has a seed, for libraries that draw from it; restored after."""
-
-        @contextmanager
-        def seeded() -> Iterator[None]:
-            with torch.random.fork_rng(devices=[self.torch] if self.torch.type == "cuda" else []):
-                torch.manual_seed(seed)
-                yield
-
-        return seeded()
+        with torch.random.fork_rng(devices=[self.torch] if self.torch.type == "cuda" else []):
+            torch.manual_seed(seed)
+            yield
 
 
 def open_device(settings: sections.Device) -> Device:
-    """The device of a profile; sets the number of CPU threads and deterministic kernels.
-
-    Raises
-    ------
-    CompanionError
-        When the profile asks for a GPU and there is none.
-    """
+    """The device of a profile; sets the number of CPU threads and deterministic kernels."""
     if settings.name == "cuda" and not torch.cuda.is_available():
         raise CompanionError("device.name: cuda, but torch sees no GPU; use auto or cpu")
     use_gpu = settings.name != "cpu" and torch.cuda.is_available()
@@ -125,13 +109,7 @@ def uncompiled(*networks: torch.nn.Module) -> AbstractContextManager[object]:
 
 @contextmanager
 def enough_memory(what: str) -> Iterator[None]:
-    """Turn a device's lack of memory into a message that says what to lower.
-
-    Raises
-    ------
-    CompanionError
-        When the device's memory is too small for `what`.
-    """
+    """Turn a device's lack of memory into a `CompanionError` that says what to lower."""
     try:
         yield
     except torch.OutOfMemoryError as error:

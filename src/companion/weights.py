@@ -18,13 +18,7 @@ from companion.provenance import atomic
 
 
 def save_state(state: Any, path: Path, about: dict[str, Any]) -> None:
-    """Write nested dicts and lists with tensors as safetensors, atomically; `about` and structure as JSON metadata.
-
-    Raises
-    ------
-    CompanionError
-        When the disk is full or does not let itself be written; what `path` held is still there.
-    """
+    """Write nested dicts and lists with tensors as safetensors, atomically; `about` and structure as JSON metadata."""
     tensors: dict[str, torch.Tensor] = {}
     storages: set[int] = set()
 
@@ -72,13 +66,7 @@ def digest(network: torch.nn.Module) -> str:
 
 
 def load_state(path: Path, device: str = "cpu") -> tuple[Any, dict[str, Any]]:
-    """Read what `save_state` wrote: (state, about).
-
-    Raises
-    ------
-    CompanionError
-        When the file is missing, broken or foreign.
-    """
+    """Read what `save_state` wrote: (state, about); a missing, broken or foreign file is a `CompanionError`."""
     try:
         with safe_open(path, framework="pt", device=device) as file:
             found = json.loads((file.metadata() or {})["state"])
@@ -110,22 +98,13 @@ def _keys(structure: dict[str, Any]) -> list[str]:
 
 
 def load_network(path: Path, kind: str, build: Callable[[Any], torch.nn.Module], device: str | torch.device):
-    """A network in evaluation mode and without gradients, built from the configuration kept with its weights.
+    """A network in evaluation mode and without gradients, and what its file says about it.
 
     Parameters
     ----------
     path : what `save_state` wrote, its `about` with the entries "kind" and "config"
-    kind : what the file must hold
+    kind : what the file must hold; another network is a `CompanionError`
     build : the network of a configuration
-
-    Returns
-    -------
-    network, about
-
-    Raises
-    ------
-    CompanionError
-        When the file is missing, broken, or holds another network.
     """
     state, about = load_state(path)
     if about.get("kind") != kind:

@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from companion import layout
+from companion import layout, provenance
 from companion.config import ARMS, Profile
 from companion.errors import CompanionError
 from companion.provenance import code_hashes, hash_file, hash_value
@@ -49,7 +49,13 @@ def code(name: str) -> dict[str, str]:
 
     Figures are no result of a training: for notebooks that use a device, files of figures do not count.
     """
-    return code_hashes(source(name), f"notebooks/{name}.ipynb", ["plots.py"] if trains(name) else [])
+    changed = max(path.stat().st_mtime_ns for path in provenance._SOURCE.rglob("*.py"))
+    return _code(name, source(name), changed)
+
+
+@lru_cache(maxsize=64)
+def _code(name: str, text: str, _changed: int) -> dict[str, str]:
+    return code_hashes(text, f"notebooks/{name}.ipynb", ["plots.py"] if trains(name) else [])
 
 
 def trains(name: str) -> bool:
@@ -83,6 +89,7 @@ def parameters(name: str, P: Profile, keys: Mapping[str, str]) -> dict[str, Any]
     return found
 
 
+@lru_cache(maxsize=64)
 def entries(text: str) -> list[str]:
     """Dotted entries of the profile that a text reads as attributes of `P`."""
     attributes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Attribute)]

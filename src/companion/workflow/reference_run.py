@@ -1,22 +1,19 @@
 """A finished run as plain files that fit into git, packed and installed.
 
-`bundle` packs a run with a manifest of checksums: for the book (predictions, scores, logs, stamps; figures and executed
-notebooks of the stages that pages show; weights, arrays and tables of every defect stay behind, and the stamps say so:
-``left_out``, ``packed``), or whole, to go on with on another machine. `unbundle` checks and installs.
+A bundle has the layout of ``runs/``, and its stamps name the hash of every file. For the book it holds predictions,
+scores, logs, and what pages show of the stages on them; weights, arrays and tables of every defect stay behind, and the
+stamps say so: ``left_out``, ``packed``. To go on elsewhere it holds every finished stage whole.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import shutil
-import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Literal
 
 import pandas as pd
 
@@ -25,12 +22,10 @@ from companion.config import Profile
 from companion.errors import CompanionError, problems
 from companion.layout import Layout
 from companion.provenance import atomic_folder, hash_file, write_json, write_table
-from companion.workflow import freshness, job
+from companion.workflow import freshness
 from companion.workflow.freshness import EXECUTED, STAMP, read_stamp
 
-MANIFEST = "manifest.json"
 FILE_LIMIT, TOTAL_LIMIT = 15 << 20, 60 << 20  # bytes, of what goes into git
-SUFFIXES = (".json", ".parquet", ".yaml", ".png", ".svg", ".ipynb", ".npy", ".safetensors")
 # Tables with a row for each patch or defect stay behind where pages do not read them.
 PER_DEFECT = ("index.parquet", "table.parquet", "drawn.parquet", "statistics.parquet")
 READ_BY_PAGES = ("masks-plain/patches/table.parquet", "masks-rare/patches/table.parquet", "patches/index.parquet")
@@ -39,10 +34,9 @@ READ_BY_PAGES = ("masks-plain/patches/table.parquet", "masks-rare/patches/table.
 @contextmanager
 def committed(P: Profile) -> Iterator[bool]:
     """Let ``results/`` be the folder of runs where a profile's run is committed there and none is here; yield which."""
-    here = any(freshness.stages(Layout(P).tree))
     kept = layout.root() / "results"
-    use = not here and (kept / P.folder / Path(P.dataset).name).is_dir()
-    with runs_in(kept) if use else runs_in(layout.runs()):
+    use = not any(freshness.stages(Layout(P).tree)) and (kept / P.folder / Path(P.dataset).name).is_dir()
+    with runs_in(kept if use else layout.runs()):
         yield use
 
 
@@ -57,72 +51,63 @@ def runs_in(folder: Path) -> Iterator[None]:
         os.environ.pop("COMPANION_RUNS") if before is None else os.environ.update(COMPANION_RUNS=before)
 
 
-# --- packing ------------------------------------------------------------------------------------------------
-
-
 def bundle(P: Profile, out: Path, purpose: Literal["book", "resume"]) -> list[Path]:
-    """Pack a run into the folder `out`; returns the files written, the manifest last.
+    """Pack a run into the folder `out`, which must not be there or be empty; returns the files written.
 
     Parameters
     ----------
-    purpose : "book": a complete run, without what no page needs; "resume": every stage that is finished, whole
+    purpose : "book": a complete run, without what no page needs; "resume": every stage that is fresh, whole
 
     Raises
     ------
     CompanionError
-        The run is not complete or not fresh ("book"), holds nothing ("resume"), is too large (the largest files are
-        named), tells where on this machine it was made, or `out` holds something else than a bundle.
+        The run is not complete or not fresh ("book"), holds nothing ("resume"), is too large for git (the largest files
+        are named), or tells where on this machine it was made.
     """
     from companion.workflow.book import shown
     from companion.workflow.status import jobs
 
-    if out.exists() and any(out.iterdir()) and not (out / MANIFEST).is_file():
-        raise CompanionError(f"--out {out} exists and is not a bundle; give a folder that is empty or not there yet")
+    if out.exists() and any(out.iterdir()):
+        raise CompanionError(f"--out {out} holds something already; give a folder that is empty or not there yet")
     tree = Layout(P).tree
-    folders = list(freshness.stages(tree)) if purpose == "resume" else [tree / each.folder for each in jobs(P)]
-    waiting = {folder: why for folder in folders if (why := freshness.reasons(folder, P, tree)) != []}
-    if waiting and purpose == "book":
-        said = (f"{f.relative_to(tree)}: {'; '.join(why or ['missing'])}" for f, why in waiting.items())
+    states = {job.folder: job.why for job in jobs(P)}
+    waiting = {name: why for name, why in states.items() if why != []}
+    if waiting and (purpose == "book" or len(waiting) == len(states)):
+        said = (f"{name}: {'; '.join(why or ['missing'])}" for name, why in waiting.items())
         raise problems(f"the run of {P.name} is not complete; `companion run {P.name}` makes it:", first(said))
-    pages = set(shown(P, tree).values())
+    pages = {folder.relative_to(tree).as_posix() for folder in shown(P, tree).values()}
     with atomic_folder(out) as folder:
-        for stage in folders:
-            if stage not in waiting:
-                _pack(stage, folder / stage.relative_to(tree), stage in pages or purpose == "resume", purpose, P)
-        files = {p.relative_to(folder).as_posix(): hash_file(p) for p in _files(folder)}
-        if not files:
-            raise CompanionError(f"{layout.shown(tree)}: nothing is finished, so there is nothing to pack")
-        if purpose == "book":
-            _check_size(folder)
-        _check_no_place(folder)
-        write_json(folder / MANIFEST, {
-            "profile": P.folder, "dataset": Path(P.dataset).name, "purpose": purpose, "commit": job.git_commit(),
-            "files": files,
-        })  # fmt: skip
-    return [*(out / name for name in files), out / MANIFEST]
+        for name in states.keys() - waiting.keys():
+            target = folder / P.folder / tree.name / name
+            if purpose == "resume":
+                _copy(tree / name, target, list((read_stamp(tree / name) or {})["outputs"]), True)
+            else:
+                _pack(tree / name, target, name in pages, P.evaluation.confidence)
+        _check(folder, purpose)
+    return [path for path in sorted(out.rglob("*")) if path.is_file()]
 
 
-def _pack(stage: Path, target: Path, page: bool, purpose: str, P: Profile) -> None:
-    stamp = read_stamp(stage)
-    assert stamp is not None  # it is fresh
-    names = [name for name in stamp["outputs"] if purpose == "resume" or _is_packed(stage, name, page)]
-    for name in [*names, *([EXECUTED] if page else [])]:
+def _copy(stage: Path, target: Path, names: Iterable[str], executed: bool) -> None:
+    for name in (*names, STAMP, *([EXECUTED] if executed else [])):
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(stage / name, target / name)
-    if purpose == "book":
-        for name in (name for name in names if name.startswith("predictions/")):
-            # Masks below the confidence at which pages look at them are most of the file.
-            table = pd.read_parquet(target / name)
-            write_table(
-                target / name, table.assign(mask=table["mask"].where(table["score"] >= P.evaluation.confidence))
-            )
-            stamp["packed"] = {**stamp.get("packed", {}), name: hash_file(target / name)}
-        stamp["left_out"] = sorted(stamp["outputs"].keys() - set(names))
+
+
+def _pack(stage: Path, target: Path, page: bool, least_score: float) -> None:
+    stamp = read_stamp(stage) or {}
+    names = [name for name in stamp["outputs"] if _is_packed(stage, name, page)]
+    _copy(stage, target, names, page)
+    for name in (name for name in names if name.startswith("predictions/")):
+        # Masks below the score at which pages look at them are most of the file.
+        table = pd.read_parquet(target / name)
+        write_table(target / name, table.assign(mask=table["mask"].where(table["score"] >= least_score)))
+        stamp["packed"] = {**stamp.get("packed", {}), name: hash_file(target / name)}
+    stamp["left_out"] = sorted(stamp["outputs"].keys() - set(names))
     write_json(target / STAMP, stamp)
 
 
 def _is_packed(stage: Path, name: str, page: bool) -> bool:
-    """Whether a page needs an artifact, as it is or to be computed again."""
+    """Whether a page needs a file, as it is or to be computed again."""
     path = PurePosixPath(name)
     if path.parts[0] == "figures":
         return (page and path.suffix == ".png") or path.match("fig[1-5].svg") or path.match("strip.svg")
@@ -131,112 +116,73 @@ def _is_packed(stage: Path, name: str, page: bool) -> bool:
     return path.name not in PER_DEFECT or any(f"{stage.name}/{name}".endswith(each) for each in READ_BY_PAGES)
 
 
-def _check_size(folder: Path) -> None:
-    sizes = {p.relative_to(folder): p.stat().st_size for p in _files(folder)}
-    largest = sorted(sizes, key=lambda name: -sizes[name])
-    told = [f"{name}: {sizes[name] / 2**20:.1f} MiB" for name in largest[:5]]
-    if sum(sizes.values()) > TOTAL_LIMIT or sizes[largest[0]] > FILE_LIMIT:
-        total, most = f"{sum(sizes.values()) / 2**20:.1f}", f"{TOTAL_LIMIT >> 20} MiB, {FILE_LIMIT >> 20} MiB a file"
-        raise problems(f"a bundle of {total} MiB is above the limits ({most}); its largest files:", told)
-
-
-def _check_no_place(folder: Path) -> None:
-    """A bundle is published: it must not say where on a machine it was made."""
-    named = (layout.root(), layout.runs(), layout.data_cache(), Path.home())
-    places = [str(path).encode() for path in named if len(path.parts) > 2]
-    texts = [p for p in _files(folder) if p.suffix in (".json", ".yaml", ".ipynb", ".svg")]
-    if found := [str(p.relative_to(folder)) for p in texts if any(place in p.read_bytes() for place in places)]:
+def _check(folder: Path, purpose: str) -> None:
+    """A bundle for the book fits into git, and none says where on a machine it was made."""
+    files = sorted((path for path in folder.rglob("*") if path.is_file()), key=lambda path: -path.stat().st_size)
+    sizes = [path.stat().st_size for path in files]
+    if purpose == "book" and (sum(sizes) > TOTAL_LIMIT or sizes[0] > FILE_LIMIT):
+        most = f"{TOTAL_LIMIT >> 20} MiB, {FILE_LIMIT >> 20} MiB a file"
+        told = [f"{path.relative_to(folder)}: {path.stat().st_size / 2**20:.1f} MiB" for path in files[:5]]
+        raise problems(f"a bundle of {sum(sizes) / 2**20:.1f} MiB is above the limits ({most}); its largest:", told)
+    here = [str(path).encode() for path in (layout.root(), layout.runs(), layout.data_cache(), Path.home())]
+    texts = [path for path in files if path.suffix in (".json", ".yaml", ".ipynb", ".svg")]
+    if found := [str(p.relative_to(folder)) for p in texts if any(each in p.read_bytes() for each in here)]:
         raise problems("files of this run name a folder of this machine, which a bundle must not:", first(found))
 
 
-# --- installing ---------------------------------------------------------------------------------------------
-
-
 def unbundle(source: Path) -> str:
-    """Check every file of a bundle and install it whole; nothing in it is executed.
+    """Check a bundle against its stamps and install it whole; nothing in it is executed.
+
+    Only files that a stamp names are taken. One for the book takes the place of a run in results/; of one to go on with
+    the stages that are missing here go to runs/.
 
     Returns
     -------
-    What was installed and where: one for the book in results/, one to go on with in runs/, beside what is there.
+    What was installed and where
 
     Raises
     ------
     CompanionError
-        Not a bundle, of other code, or with files that are missing, changed, not listed, of another kind or links.
+        Not a bundle, of other code than this checkout's, or with files that are missing, changed, or links.
     """
-    manifest = _manifest(source)
-    listed = manifest["files"]
-    wrong = [f"{name}: {reason}" for name in listed if (reason := _bad_name(name))]
-    found: set[str] = set()
-    for folder, folders, names in os.walk(source):  # does not follow links
-        for entry in (Path(folder, n) for n in (*folders, *names)):
-            relative, mode = entry.relative_to(source).as_posix(), entry.lstat().st_mode
-            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-                wrong.append(f"{relative}: a link or device, not a file")
-            elif stat.S_ISREG(mode) and relative != MANIFEST:
-                found.add(relative)
-    wrong += [f"{name}: not in the manifest" for name in sorted(found - listed.keys())]
-    wrong += [f"{name}: missing" for name in sorted(listed.keys() - found)]
-    if wrong:
-        raise problems(f"{source} cannot be installed:", first(wrong))
-    base = layout.root() / "results" if manifest["purpose"] == "book" else layout.runs()
-    target = base / manifest["profile"] / manifest["dataset"]
+    trees = sorted({path.parent for path in source.glob("*/*/*") if any(path.rglob(STAMP))})
+    if len(trees) != 1:
+        raise CompanionError(f"{source} is not a bundle: it should hold one run, as `companion bundle` writes it")
+    stages = [folder.relative_to(trees[0]) for folder in freshness.stages(trees[0])]
     with tempfile.TemporaryDirectory(prefix="bundle-") as scratch:
-        folder = Path(scratch)
-        for name in listed:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source / name, folder / name, follow_symlinks=False)
-        # The copies are checked, so that nothing can change between the check and the copying.
-        if changed := [name for name, sha in listed.items() if hash_file(folder / name) != sha]:
-            raise problems(f"{source} cannot be installed, these files are not what was packed:", first(changed))
-        stages = [stage.relative_to(folder) for stage in freshness.stages(folder)]
-        if other := [f"{stage}: {', '.join(names)}" for stage in stages if (names := _other_code(folder / stage))]:
-            raise problems(f"{source} is of another version of the code than this checkout's:", first(other))
-        if manifest["purpose"] == "book":
+        folder, wrong = Path(scratch), []
+        for name in stages:  # the copies are checked, so that nothing can change between the check and the copying
+            try:
+                stamp = read_stamp(trees[0] / name) or {}
+                kept = [each for each in stamp["outputs"] if each not in stamp.get("left_out", [])]
+                if odd := [each for each in (*kept, STAMP) if not _is_plain(trees[0] / name / each, trees[0])]:
+                    raise CompanionError(f"{odd[0]} is missing, a link, or elsewhere")
+                _copy(trees[0] / name, folder / name, kept, (trees[0] / name / EXECUTED).is_file())
+                expected = {each: stamp.get("packed", {}).get(each, stamp["outputs"][each]) for each in kept}
+                if changed := [each for each, sha in freshness.outputs(folder / name).items() if expected[each] != sha]:
+                    raise CompanionError(f"{changed[0]} is not what was packed")
+                if stamp["code"] != freshness.code(stamp["notebook"]):
+                    raise CompanionError("made by another version of the code than this checkout's")
+            except (KeyError, TypeError, OSError, CompanionError) as error:
+                wrong.append(f"{name}: {error}")
+        if wrong:
+            raise problems(f"{source} cannot be installed:", first(wrong))
+        book = any("left_out" in (read_stamp(folder / name) or {}) for name in stages)
+        target = (layout.root() / "results" if book else layout.runs()) / trees[0].parent.name / trees[0].name
+        if book:
             with atomic_folder(target) as whole:
                 shutil.copytree(folder, whole, dirs_exist_ok=True)
-        for stage in stages:
-            if read_stamp(target / stage) is None:
-                with atomic_folder(target / stage) as whole:
-                    names = (STAMP, EXECUTED, *(read_stamp(folder / stage) or {})["outputs"])
-                    for name in names:
-                        (whole / name).parent.mkdir(parents=True, exist_ok=True)
-                        shutil.copyfile(folder / stage / name, whole / name)
-    return f"{len(stages)} stages of {manifest['profile']} on {manifest['dataset']}: {layout.shown(target)}"
+        for name in [] if book else [name for name in stages if read_stamp(target / name) is None]:
+            with atomic_folder(target / name) as whole:
+                shutil.copytree(folder / name, whole, dirs_exist_ok=True)
+    return f"{len(stages)} stages of {target.parent.name} on {target.name}: {layout.shown(target)}"
 
 
-def _other_code(stage: Path) -> list[str]:
-    stamp = read_stamp(stage) or {}
-    try:
-        now = freshness.code(stamp["notebook"])
-    except (OSError, KeyError):
-        return ["no such notebook"]
-    return sorted(name for name in now.keys() | stamp["code"].keys() if now.get(name) != stamp["code"].get(name))[:3]
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    try:
-        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        names = (content["profile"], content["dataset"])
-        good = content["purpose"] in ("book", "resume") and all(isinstance(v, str) for v in content["files"].values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CompanionError(f"{folder} is not a bundle: {MANIFEST}: {error}") from None
-    if not good or not all(isinstance(name, str) and re.fullmatch(r"\w[\w.+-]*", name) for name in names):
-        raise CompanionError(f"{folder / MANIFEST}: profile, data set, purpose or files are unusable")
-    return content
-
-
-def _bad_name(name: str) -> str:
-    parts = PurePosixPath(name).parts
-    if not parts or not all(re.fullmatch(r"[\w+-][\w+.-]*", part) for part in parts) or name != "/".join(parts):
-        return "not a relative path of plain names"
-    return "" if name.endswith(SUFFIXES) else f"not one of {', '.join(SUFFIXES)}"
-
-
-def _files(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != MANIFEST]
+def _is_plain(path: Path, root: Path) -> bool:
+    return path.is_file() and not path.is_symlink() and path.resolve().is_relative_to(root.resolve())
 
 
 def first(lines: Iterable[str], most: int = 10) -> list[str]:
+    """The first of many lines, and how many more there are."""
     lines = list(lines)
     return [*lines[:most], f"and {len(lines) - most} more"] if len(lines) > most else lines

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import importlib.util
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -26,7 +25,7 @@ from companion.layout import Layout, shown
 from companion.workflow.freshness import DONE, ERROR, read_stamp
 from companion.workflow.status import duration, error_of, expected, jobs, last_error, progress_of, snakemake, title
 
-LOG, TERMINAL = "snakemake.log", "terminal.log"
+LOG = "snakemake.log"
 
 
 def run(P: Profile, cores: int, console: Console, cluster: Path | None = None) -> int:
@@ -58,8 +57,6 @@ def _run(P: Profile, cores: int, console: Console, cluster: Path | None) -> int:
     _check_data(P)
     tree = Layout(P).tree
     with _only_run(tree) as lock:
-        if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
-            signal.signal(signal.SIGHUP, lambda *_: _leave_terminal(tree / TERMINAL))
         found = jobs(P)
         waiting = [job.folder for job in found if job.why != []]
         if not waiting:
@@ -170,13 +167,6 @@ def _summarise(tree: Path, ran: list[str], took_s: float, console: Console) -> N
         counted = ", ".join(f"{n} {verdict}" for verdict, n in verdicts.most_common())
         lines.append(f"claims of the paper on this data: {counted}. {shown(claims)}")
     console.print("\n".join(lines), highlight=False, soft_wrap=True)
-
-
-def _leave_terminal(log: Path) -> None:
-    """The terminal is gone: the run goes on, and what it would have said goes to a file."""
-    with open(log, "a", encoding="utf-8") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -51,20 +51,13 @@ def test_of_two_processes_that_render_at_once_the_first_stays(cache, monkeypatch
     assert [path.name for path in cache.iterdir()] == [folder.name]
 
 
-@pytest.mark.parametrize(
-    ("stop", "said"),
-    [
-        (KeyboardInterrupt(), None),
-        (OSError(28, "No space left on device"), "could not be written: No space left on device"),
-    ],
-)
-def test_a_rendering_that_stops_leaves_nothing(cache, monkeypatch, stop, said):
+def test_a_rendering_that_stops_leaves_nothing(cache, monkeypatch):
     def stopped(phantom, seed, target):
         (target / "images").mkdir(parents=True)
-        raise stop
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(registry, "render_dataset", stopped)
-    with pytest.raises(CompanionError if said else KeyboardInterrupt, match=said):
+    with pytest.raises(KeyboardInterrupt):
         registry.obtain("phantom", SMALL, 1)
     assert not list(cache.iterdir())
 
@@ -83,8 +76,8 @@ def test_a_path_is_used_as_it_is_and_downloads_are_never_implicit(cache, tmp_pat
 
 
 def test_every_entry_states_licence_and_citation(tmp_path):
-    assert [entry.name for entry in registry.entries()] == ["phantom", "loops_316L", "fecral"]
-    assert all(entry.licence and entry.citation and entry.source for entry in registry.entries())
+    assert list(registry.entries()) == ["phantom", "loops_316L", "fecral"]
+    assert all(entry["licence"] and entry["citation"] and entry["source"] for entry in registry.entries().values())
     files = registry._loops_files(tmp_path)
     assert len(files.registry) == 17 and all(checksum.startswith("sha256:") for checksum in files.registry.values())
     assert all("19e9c46d731e525fd80270d9bb602a6e94e92e70" in url for url in files.urls.values())
@@ -103,7 +96,7 @@ def made(cache, tmp_path, monkeypatch):
         return pooch.create(path=downloads, base_url="http://127.0.0.1:9/", registry=checksums)
 
     monkeypatch.setitem(registry._FETCHED, "made", (files, lambda here, to, card: shutil.copytree(here, to)))
-    known = (*registry.entries(), registry.Entry("made", "made", "MIT", "none", "here"))
+    known = {**registry.entries(), "made": {"licence": "MIT"}}
     monkeypatch.setattr(registry, "entries", lambda: known)
     return source
 
@@ -167,7 +160,7 @@ def test_fecral_is_imported_from_the_files_of_its_record(cache, tmp_path, monkey
     make_dataset(tmp_path / "set", n=2)
     mirror = tmp_path / "mirror"
     monkeypatch.setenv("COMPANION_DATA_MIRROR", str(mirror))
-    with pytest.raises(CompanionError, match=r"has no folder fecral"):
+    with pytest.raises(CompanionError, match=r"fecral: a file could not be had .*No such file"):
         registry.fetch("fecral")
     (mirror / "fecral").mkdir(parents=True)
     (mirror / "fecral" / "read.me").write_text("just text")

@@ -55,11 +55,12 @@ class Patches:
 
     def label_maps(self, patches: NDArray[np.integer] | slice = slice(None)) -> NDArray[np.uint8]:
         """Class codes per pixel, uint8 [n, S, S], of the chosen patches; 0 is background."""
-        numbers = np.arange(len(self))[patches]
+        chosen = self.instances[patches]
         lookup = np.zeros((len(self), int(self.instances.max(initial=0)) + 1), dtype=np.uint8)
-        lookup[self.table["patch"].to_numpy(), self.table["instance"].to_numpy()] = self.table["class"].to_numpy()
-        maps = [lookup[p][self.instances[p]] for p in numbers]
-        return np.stack(maps) if maps else np.zeros((0, self.size, self.size), dtype=np.uint8)
+        lookup[self.table["patch"], self.table["instance"]] = self.table["class"]
+        return np.take_along_axis(lookup[patches], chosen.reshape(len(chosen), self.size**2), axis=1).reshape(
+            chosen.shape
+        )
 
     def of(self, patch: int) -> pd.DataFrame:
         """Rows of `table` of one patch."""
@@ -90,30 +91,19 @@ class Patches:
 
 
 def load_patches(folder: Path) -> Patches:
-    """Read a patches folder; arrays are memory-mapped.
-
-    Raises
-    ------
-    CompanionError
-        When a file is missing or broken, or the files do not belong together.
-    """
+    """Read a patches folder; arrays are memory-mapped."""
     try:
-        description = json.loads((folder / "patches.json").read_text(encoding="utf-8"))
-        images, instances = (
-            np.load(path, mmap_mode="r", allow_pickle=False) if path.exists() or path.stem == "instances" else None
-            for path in (folder / "images.npy", folder / "instances.npy")
-        )
+        said = json.loads((folder / "patches.json").read_text(encoding="utf-8"))
+        images = np.load(folder / "images.npy", mmap_mode="r") if (folder / "images.npy").exists() else None
+        instances = np.load(folder / "instances.npy", mmap_mode="r")
         index = pd.read_parquet(folder / "index.parquet", columns=INDEX_COLUMNS)
         table = pd.read_parquet(folder / "table.parquet", columns=TABLE_COLUMNS)
-        classes, symmetries = tuple(description["classes"]), tuple(description["symmetries"])
-    except FileNotFoundError as error:
-        raise CompanionError(f"{folder} is not a patches folder: {Path(error.filename).name} is missing") from None
     except (OSError, ValueError, KeyError) as error:  # a column that is missing is a ValueError
         raise CompanionError(f"{folder} is not a readable patches folder: {error}") from None
     if len(index) != len(instances) or (images is not None and images.shape != instances.shape):
         shapes = f"images {None if images is None else images.shape}, instances {instances.shape}"
         raise CompanionError(f"{folder}: {shapes} and {len(index)} rows of index.parquet do not belong together")
-    return Patches(images, instances, index, table, classes, symmetries)
+    return Patches(images, instances, index, table, tuple(said["classes"]), tuple(said["symmetries"]))
 
 
 def instance_table(instances: NDArray[np.integer], labels: dict[tuple[int, int], int] | pd.DataFrame) -> pd.DataFrame:

@@ -16,8 +16,8 @@ from PIL import Image
 from companion.errors import CompanionError
 from companion.geometry import encode_rle
 from companion.micrographs.check import check_dataset
-from companion.micrographs.cutting import cut_patches, describe, grid
 from companion.micrographs.coco import read_coco
+from companion.micrographs.cutting import cut_patches, describe, grid
 from companion.micrographs.dataset import load_dataset
 from companion.micrographs.images import segmentation_mask
 from companion.micrographs.patches import load_patches

@@ -55,12 +55,13 @@ class Patches:
 
     def label_maps(self, patches: NDArray[np.integer] | slice = slice(None)) -> NDArray[np.uint8]:
         """Class codes per pixel, uint8 [n, S, S], of the chosen patches; 0 is background."""
-        chosen = self.instances[patches]
         lookup = np.zeros((len(self), int(self.instances.max(initial=0)) + 1), dtype=np.uint8)
         lookup[self.table["patch"], self.table["instance"]] = self.table["class"]
-        return np.take_along_axis(lookup[patches], chosen.reshape(len(chosen), self.size**2), axis=1).reshape(
-            chosen.shape
-        )
+        numbers = np.arange(len(self))[patches]
+        maps = np.empty((len(numbers), self.size, self.size), dtype=np.uint8)
+        for place, patch in enumerate(numbers):
+            maps[place] = lookup[patch][self.instances[patch]]
+        return maps
 
     def of(self, patch: int) -> pd.DataFrame:
         """Rows of `table` of one patch."""

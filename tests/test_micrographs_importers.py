@@ -143,7 +143,7 @@ def test_every_problem_of_a_folder_at_once(images, tmp_path):
         import_dataset("yolo-seg", images, labels, CLASSES, 1, tmp_path / "out")
     for part in (
         "5 problem(s), nothing imported", "z.txt: there is no image of that name",
-        "a_70kx.txt, line 3: 'loop 1 2' is not a class and x, y pairs", "a_70kx.png, instance 1: its class 7 is not one",
+        "a_70kx.txt, line 3: 'loop 1 2' is not a class and x, y pairs", "a_70kx.png, instance 1: its class 7 is not",
         "annotation 1: segmentation should be", "annotation 2: a polygon reaches outside the 64 x 48 px image",
     ):  # fmt: skip
         assert part in str(caught.value)
@@ -210,7 +210,7 @@ def test_what_cannot_even_be_started(images, tmp_path):
         (("via", tmp_path / "x", labels, CLASSES, 1), r"no folder of images .*x, or no"),
         (("via", images, tmp_path / "x", CLASSES, 1), r"no annotations at .*x$"),
         (("via", images, labels, (), 1), r"format via needs the names of the classes"),
-        (("via", images, written(tmp_path / "bad.json", "{"), CLASSES, 1), r"is not a JSON file"),
+        (("via", images, written(tmp_path / "bad.json", "{"), CLASSES, 1), r"is not of format via"),
         (("detectron2", images, labels, CLASSES, 1), r"is not of format detectron2"),
     ):
         with pytest.raises(CompanionError, match=message):
@@ -272,7 +272,7 @@ def test_coco_keeps_the_classes_asked_for_and_ids_and_folders(images, tmp_path):
     with pytest.raises(CompanionError, match=r"exists already"):
         import_dataset("coco", images, labels, None, 0.25, tmp_path / "out")
     document["images"][1]["file_name"] = "../pictures/deep/a_70kx.png"  # a name may not lead out of the folder
-    with pytest.raises(CompanionError, match=r"a_70kx.png: missing from"):
+    with pytest.raises(CompanionError, match=r"another image becomes a_70kx.png"):
         import_dataset("coco", images, written(labels, document), None, 0.25, tmp_path / "none")
     assert not (tmp_path / "none").exists() and not list(tmp_path.glob(".tmp*"))
 

@@ -164,7 +164,7 @@ def test_fecral_is_imported_from_the_files_of_its_record(cache, tmp_path, monkey
         registry.fetch("fecral")
     (mirror / "fecral").mkdir(parents=True)
     (mirror / "fecral" / "read.me").write_text("just text")
-    with pytest.raises(CompanionError, match=r"holds 0 COCO files .* `companion data import"):
+    with pytest.raises(CompanionError, match=r"holds 0 JSON files .* `companion data import"):
         registry.fetch("fecral")
     assert (cache / ".downloads" / "fecral" / "read.me").read_text() == "just text" and not (cache / "fecral").exists()
     shutil.make_archive(str(mirror / "fecral" / "data"), "zip", tmp_path / "set")

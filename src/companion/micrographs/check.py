@@ -22,8 +22,8 @@ class Check:
     Attributes
     ----------
     card : names and texts, ready to print
-    classes : one row per class: class, instances, share, micrographs (that show it), median_nm and the 5th and
-        95th percentile of the equivalent circle's diameter (nm)
+    classes : one row per class: class, instances, share, micrographs (that show it), and the 5th percentile, median
+        and 95th percentile of the equivalent circle's diameter (nm)
     notes : what deserves a second look, in words
     """
 
@@ -49,10 +49,10 @@ def check_dataset(folder: Path | str) -> Check:
         if not 10 < (grey := micrograph.read().mean()) < 245:
             notes.append(f"{micrograph.file_name}: mean grey level {grey:.0f}, nearly black or white")
     by_class = pd.concat(found).groupby("class", observed=False)
-    classes = by_class.agg(instances=("diameter", "size"), micrographs=("image", "nunique")).reset_index()
-    classes.insert(2, "share", classes["instances"] / max(sum(counts), 1))
-    for name, share in (("median_nm", 0.5), ("p5_nm", 0.05), ("p95_nm", 0.95)):
-        classes[name] = by_class["diameter"].quantile(share).to_numpy()
+    classes = by_class.agg(instances=("diameter", "size"), micrographs=("image", "nunique"))
+    classes.insert(1, "share", classes["instances"] / max(sum(counts), 1))
+    classes[["p5_nm", "median_nm", "p95_nm"]] = by_class["diameter"].quantile([0.05, 0.5, 0.95]).unstack()
+    classes = classes.reset_index()
     notes += [f"class '{name}' has no instance" for name in classes["class"][classes["instances"] == 0]]
     notes += [f"{a} and {b} look like the same field: a drawn split keeps them on one side"
               for a, b in near_duplicates(dataset, dataset.files, dataset.files)]  # fmt: skip

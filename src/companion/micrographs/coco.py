@@ -103,23 +103,15 @@ class _Coco(_Entry):
     annotations: list[_Annotation]
 
 
-def read_json(path: Path) -> Any:
-    """Content of a JSON file."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CompanionError(f"no annotation file {path}") from None
-    except (OSError, ValueError) as error:
-        raise CompanionError(f"{path} is not a JSON file: {error}") from None
-
-
 def read_coco(path: Path) -> dict[str, Any]:
     """Lists of dicts images, categories (of both id, and file_name or name, unique), annotations, and a dict info.
 
-    Annotations have an image_id and a category_id, which need not be among these. A `CompanionError` lists every entry
-    that is not of this form.
+    Annotations have an image_id and a category_id, which need not be among these.
     """
-    document = read_json(path)
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CompanionError(f"{path} is not a COCO annotation file: {error}") from None
     if isinstance(document, dict):
         document["info"] = document.get("info") or {}
     if found := coco_problems(document):
@@ -130,10 +122,8 @@ def read_coco(path: Path) -> dict[str, Any]:
 def coco_problems(document: Any, folder: Path | None = None) -> list[str]:
     """What is wrong with a COCO document, a line each.
 
-    Parameters
-    ----------
-    folder : of the images; with it a document that `read_coco` takes is looked at as the one format: images, their
-        sizes and pixel sizes, outlines within them, classes
+    With the folder of the images, a document that `read_coco` takes is looked at as the one format: images, their
+    sizes and pixel sizes, outlines within them, classes.
     """
     context, files = None, {}
     if folder is not None:

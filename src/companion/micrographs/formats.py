@@ -7,6 +7,7 @@ says. What cannot be read is appended to `found`, a line each.
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from PIL import Image
 from skimage.measure import label, regionprops
 
 from companion.geometry import encode_rle
-from companion.micrographs.coco import read_coco, read_json
+from companion.micrographs.coco import read_coco
 from companion.micrographs.images import SUFFIXES, read_grey
 
 IMAGE_SUFFIXES = (*SUFFIXES, ".jpg", ".jpeg", ".bmp")
@@ -50,8 +51,8 @@ def labelmap(labels: Path, images: Path, classes: tuple[str, ...], found: list[s
             maps[image.name] = read_grey(path)
     values, n = sorted(set().union(*(np.unique(pixels).tolist() for pixels in maps.values())) - {0}), len(classes)
     full = 255 if max(values, default=0) <= 255 else 65535
-    scales = [list(range(1, n + 1)), [round(full * k / n) for k in range(1, n + 1)], values]
-    scale = next(scale for scale in scales if set(values) <= set(scale))
+    steps = (range(1, n + 1), [round(full * k / n) for k in range(1, n + 1)], values)
+    scale = next(list(scale) for scale in steps if set(values) <= set(scale))
     if len(scale) > n:
         found.append(f"label maps hold the values {values}, which do not fit {n} class(es)")
     for name, pixels in maps.items():
@@ -85,7 +86,7 @@ def yolo(labels: Path, images: Path, classes: tuple[str, ...], found: list[str])
 
 def via(labels: Path, images: Path, classes: tuple[str, ...], found: list[str]) -> Rows:
     """VGG Image Annotator JSON, annotations or whole project; the class is a region attribute's value."""
-    content = read_json(labels)
+    content = json.loads(labels.read_text("utf-8"))
     for entry in content.get("_via_img_metadata", content).values():
         instances, regions = [], entry.get("regions", [])
         for number, region in enumerate(regions.values() if isinstance(regions, dict) else regions, start=1):
@@ -114,7 +115,7 @@ def _via_polygon(shape: dict[str, Any]) -> list[float]:
 
 def detectron2(labels: Path, images: Path, classes: tuple[str, ...], found: list[str]) -> Rows:
     """A JSON list of detectron2's standard dicts; classes count from 0."""
-    for entry in read_json(labels):
+    for entry in json.loads(labels.read_text("utf-8")):
         instances = [(a["category_id"], {"segmentation": a["segmentation"]}) for a in entry.get("annotations", [])]
         yield {"file_name": entry["file_name"]}, instances
 

@@ -38,10 +38,7 @@ def import_dataset(
         "face-on": "<100> loop"}; `classes` then names the class, not its parts
     card : data set card, beside what a COCO file's own says
 
-    Raises
-    ------
-    CompanionError
-        Every problem at once, with file names; nothing is written then.
+    A `CompanionError` lists every problem at once, with file names; nothing is written then.
     """
     images, labels, out, merge = Path(images), Path(labels), Path(out), merge or {}
     if format not in FORMATS:
@@ -118,17 +115,19 @@ def _copied(name: str, images: Path, target: Path) -> dict[str, Any]:
 
     Where `images` has no file of that name, the folders that its author's machine had are left out.
     """
-    inside = not Path(name).is_absolute() and ".." not in Path(name).parts
-    name = name if inside and (images / name).is_file() else PureWindowsPath(name).name  # parted by either slash
-    copied = name if Path(name).suffix.lower() in SUFFIXES else str(Path(name).with_suffix(".png"))
-    if not (images / name).is_file():
+    source = images / name
+    if not source.is_file() or Path(name).is_absolute() or ".." in Path(name).parts:
+        bare = PureWindowsPath(name).name  # parted by either slash
+        source = next((path for path in sorted(images.rglob("*")) if path.name == bare), None)
+    if source is None:
         raise CompanionError(f"missing from {images}")
-    if (target / copied).exists():
-        raise CompanionError(f"another image becomes {copied}, too")
-    pixels = read_grey(images / name)
-    (target / copied).parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(images / name, target / copied) if copied == name else write_grey(target / copied, pixels)
-    return {"file_name": Path(copied).as_posix(), "height": pixels.shape[0], "width": pixels.shape[1]}
+    kept = source.suffix.lower() in SUFFIXES
+    copy, pixels = target / source.relative_to(images).with_suffix(source.suffix if kept else ".png"), read_grey(source)
+    if copy.exists():
+        raise CompanionError(f"another image becomes {copy.name}, too")
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, copy) if kept else write_grey(copy, pixels)
+    return {"file_name": copy.relative_to(target).as_posix(), "height": pixels.shape[0], "width": pixels.shape[1]}
 
 
 def _pixel_sizes(given: float | str | None) -> dict[str, float] | None:

@@ -26,10 +26,12 @@ def outline(axes: Axes, ids: NDArray[np.integer], codes: NDArray[np.integer]) ->
         axes.contour(ids == instance, levels=[0.5], colors=[color], linewidths=0.8)
 
 
-def legend(figure: Figure, classes: Sequence[str]) -> None:
-    """Class names with their colours, below the figure."""
+def told(figure: Figure, classes: Sequence[str], title: str) -> Figure:
+    """The figure with its title, and class names with their colours below."""
     handles = [Patch(color=CLASS_COLORS[k % len(CLASS_COLORS)], label=name) for k, name in enumerate(classes)]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(classes))
+    figure.suptitle(title)
+    return figure
 
 
 def labelled_micrographs(dataset: DataSet, files: Sequence[str], note: str) -> Figure:
@@ -44,9 +46,7 @@ def labelled_micrographs(dataset: DataSet, files: Sequence[str], note: str) -> F
         outline(below, truth.ids, truth.codes)
         above.set_title(f"{name}: {len(truth.codes) - 1} defects")
         scale_bar(above, micrograph.width, micrograph.pixel_size_nm)
-    legend(figure, dataset.classes)
-    figure.suptitle(f"Micrographs and their labels ({note})")
-    return figure
+    return told(figure, dataset.classes, f"Micrographs and their labels ({note})")
 
 
 def scale_bar(axes: Axes, width: int, pixel_size_nm: float) -> None:
@@ -65,17 +65,15 @@ def patch_grid(patches: Patches, chosen: Sequence[int], note: str, columns: int 
     """Chosen patches with the outlines of their labels."""
     rows = -(-len(chosen) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(1.6 * columns, 1.75 * rows + 0.6), squeeze=False)
-    for place in axes.ravel():
-        place.axis("off")
+    plt.setp(axes.ravel(), visible=False)
     for place, patch in zip(axes.ravel(), chosen, strict=False):
         own = patches.of(patch)
         place.imshow(patches.images[patch], vmin=0, vmax=255)
+        place.set(visible=True, xticks=[], yticks=[])
         codes = dict(zip(own["instance"], own["class"], strict=True))
         outline(place, np.asarray(patches.instances[patch]), codes)
         place.set_title(f"patch {patch}", fontsize=7)
-    legend(figure, patches.classes)
-    figure.suptitle(f"Training patches and their labels ({note})")
-    return figure
+    return told(figure, patches.classes, f"Training patches and their labels ({note})")
 
 
 def counts_per_patch(lists: dict[str, Patches], note: str) -> Figure:

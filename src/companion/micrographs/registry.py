@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 import pooch
@@ -37,24 +37,22 @@ def entries() -> dict[str, dict[str, str]]:
 def obtain(dataset: str, phantom: Phantom, root_seed: int) -> Path:
     """Folder of a data set; renders the phantom once per settings, root seed and code, downloads nothing.
 
-    A registered set that is not in the cache is made from ``COMPANION_DATA_MIRROR`` when that is set.
-
     Parameters
     ----------
-    dataset : registered name, or path of a data set folder
+    dataset : registered name, or path of a data set folder; a registered set that is not in the cache is made from
+        ``COMPANION_DATA_MIRROR`` when that is set
     phantom, root_seed : what the phantom is rendered with; other data do not look at them
     """
     if dataset == "phantom":
         return _rendered(phantom, root_seed)
+    if dataset not in _FETCHED and len(Path(dataset).parts) == 1 and not Path(dataset).is_dir():
+        known = nearest(dataset, ["phantom", *_FETCHED])
+        raise CompanionError(f"dataset '{dataset}': {known} (or give the path of a folder)")
     if dataset not in _FETCHED:
-        if len(Path(dataset).parts) == 1 and not Path(dataset).is_dir():
-            known = nearest(dataset, ["phantom", *_FETCHED])
-            raise CompanionError(f"dataset '{dataset}': {known} (or give the path of a folder)")
         return Path(dataset)
     if not (layout.data_cache() / dataset / ANNOTATIONS).is_file() and layout.data_mirror() is None:
         raise CompanionError(
-            f"data set {dataset} has not been downloaded to {layout.data_cache()}: run `companion data fetch {dataset}`"
-            ", or set COMPANION_DATA_MIRROR to a folder that holds it"
+            f"data set {dataset} is not in {layout.data_cache()}: run `companion data fetch {dataset}`"
         )
     return fetch(dataset)
 
@@ -75,17 +73,9 @@ def _rendered(phantom: Phantom, root_seed: int) -> Path:
 
 
 def fetch(name: str) -> Path:
-    """Download a registered data set (from ``COMPANION_DATA_MIRROR`` if set) and convert it to the one format.
+    """Download a registered data set (from ``COMPANION_DATA_MIRROR`` if set) and convert it; its folder in the cache.
 
-    Returns
-    -------
-    its folder in the data cache
-
-    Raises
-    ------
-    CompanionError
-        Unknown name, no network, a file that is not there or of another checksum, a full disk. Whole files stay for
-        the next try; there is no partial data set.
+    Where a file cannot be had, whole ones stay for the next try; there is no partial data set.
     """
     if name not in _FETCHED:
         raise CompanionError(f"data set '{name}' is not one to download: {nearest(name, _FETCHED)}")
@@ -98,7 +88,7 @@ def fetch(name: str) -> Path:
         for file in files.registry:
             if mirror:
                 files.urls[file] = str(mirror / name / file)
-            files.fetch(file, downloader=_copy if mirror else None)
+            files.fetch(file, downloader=(lambda source, to, _: shutil.copyfile(source, to)) if mirror else None)
     except (OSError, ValueError) as error:  # those of requests are OSErrors, a wrong checksum is a ValueError
         raise CompanionError(
             f"{name}: a file could not be had from the {place}: {error}. Files that are whole are kept in {downloads}; "
@@ -109,11 +99,6 @@ def fetch(name: str) -> Path:
     return folder
 
 
-def _copy(source: str, target: str, _pooch: object) -> None:
-    """What pooch calls instead of a download from a mirror; it checks the copy as it checks a download."""
-    shutil.copyfile(source, target)
-
-
 def _loops_files(downloads: Path) -> pooch.Pooch:
     files = pooch.create(path=downloads, base_url="")
     files.load_registry(Path(__file__).with_name("loops_316L.txt"))
@@ -121,7 +106,7 @@ def _loops_files(downloads: Path) -> pooch.Pooch:
 
 
 def _import_loops(downloads: Path, folder: Path, card: dict[str, Any]) -> None:
-    """The published annotations lack the pixel size: the field of view is 200 nm over 512 px."""
+    """What was published lacks the pixel size: the field of view is 200 nm over 512 px."""
     import_dataset("coco", downloads / "images", downloads / ANNOTATIONS, None, 200 / 512, folder, card=card)
 
 
@@ -139,24 +124,19 @@ def _import_fecral(downloads: Path, folder: Path, card: dict[str, Any]) -> None:
     """Where the record holds one COCO file and the images that it names; else it stays for `companion data import`."""
     for archive in sorted(downloads.rglob("*.zip")):
         shutil.unpack_archive(archive, archive.with_suffix(""))
-    documents = {}
-    for path in sorted(downloads.rglob("*.json")):
-        with contextlib.suppress(CompanionError):
-            documents[path] = read_coco(path)
-    if len(documents) != 1:
+    paths = sorted(downloads.rglob("*.json"))
+    if len(paths) != 1:
         raise CompanionError(
-            f"{downloads} holds {len(documents)} COCO files ({', '.join(path.name for path in documents)}); one was "
-            "expected. The files are there: use `companion data import --format coco` on the one you want"
+            f"{downloads} holds {len(paths)} JSON files ({', '.join(path.name for path in paths)}); one was expected. "
+            "The files are there: use `companion data import --format coco` on the one you want"
         )
-    [(path, document)] = documents.items()
-    places = {path.name: path.relative_to(downloads) for path in downloads.rglob("*") if path.is_file()}
+    document = read_coco(paths[0])
     for image in document["images"]:
-        name = PureWindowsPath(image["file_name"]).name
-        image["file_name"] = str(places.get(name, name))
         with contextlib.suppress(CompanionError):
-            image.setdefault("pixel_size_nm", fitting_size(name, MAGNIFICATIONS) * 1024 / image.get("width", 1024))
-    write_json(path, document)
-    import_dataset("coco", downloads, path, None, None, folder, card=card)
+            size = fitting_size(image["file_name"], MAGNIFICATIONS) * 1024 / image.get("width", 1024)
+            image.setdefault("pixel_size_nm", size)
+    write_json(paths[0], document)
+    import_dataset("coco", downloads, paths[0], None, None, folder, card=card)
 
 
 _FETCHED = {"loops_316L": (_loops_files, _import_loops), "fecral": (_fecral_files, _import_fecral)}

@@ -39,23 +39,15 @@ NEAR_DUPLICATE_BITS = 12
 
 @dataclass(frozen=True)
 class Split:
-    """File names of a split; no file is in two lists.
-
-    Attributes
-    ----------
-    train : in the order in which they are used: N training micrographs are the first N
-    val, test : choose thresholds, and test
-    fresh : further labelled micrographs, for arm EXP+FRESH alone
-    warning : what deserves attention, in words: pixel sizes that are tested but not trained on, near-duplicates in
-        two lists; empty where nothing does
-    """
+    """File names of a split; no file is in two lists."""
 
     name: str
     dataset: str
-    train: tuple[str, ...]
-    val: tuple[str, ...]
+    train: tuple[str, ...]  # in the order in which they are used: N training micrographs are the first N
+    val: tuple[str, ...]  # choose thresholds
     test: tuple[str, ...]
-    fresh: tuple[str, ...] = ()
+    fresh: tuple[str, ...] = ()  # further labelled micrographs, for arm EXP+FRESH alone
+    # What deserves attention: pixel sizes that are tested but not trained on, near-duplicates in two lists.
     warning: str = field(default="", compare=False)
 
     def save(self, path: Path) -> None:
@@ -100,11 +92,9 @@ def choose_split(
         left = [file for (file,) in _mixed(dataset, [[file] for file in left], rng)]
     leaking = {file for file, _ in near_duplicates(dataset, left, [*lists["val"], *lists["test"]])}
     lists["fresh"] += [file for file in left if file not in leaking][: max(0, n_fresh - len(lists["fresh"]))]
-    if (lacking := n_fresh - len(lists["fresh"])) > 0:
-        raise CompanionError(
-            f"arm EXP+FRESH needs n_fresh = {n_fresh} micrographs beside those of split {name}, {dataset.name} has "
-            f"{n_fresh - lacking}: lower n_fresh or sizes of the profile, or let it have {lacking} more"
-        )
+    if len(lists["fresh"]) < n_fresh:
+        has = f"{dataset.name} has {len(lists['fresh'])}: lower n_fresh or sizes of the profile"
+        raise CompanionError(f"EXP+FRESH needs n_fresh = {n_fresh} micrographs beside those of split {name}, {has}")
     files = {part: tuple(lists[part]) for part in LISTS}
     return Split(name, dataset.name, **files, warning="\n".join(_warnings(dataset, files, sizes)))
 
@@ -141,14 +131,10 @@ def _mixed(dataset: DataSet, groups: Sequence[list[str]], rng: np.random.Generat
 
 def _take(groups: Sequence[list[str]], number: int) -> tuple[list[str], list[list[str]]]:
     """Files of the first groups that fit into `number`, and the groups that are left, in their order."""
-    taken: list[str] = []
-    left = []
+    taken, left = [], []
     for files in groups:
-        if len(taken) + len(files) <= number:
-            taken += files
-        else:
-            left.append(files)
-    return taken, left
+        (taken if sum(map(len, taken)) + len(files) <= number else left).append(files)
+    return [file for files in taken for file in files], left
 
 
 def _inseparable(dataset: DataSet, files: Sequence[str], group_by: str | None) -> list[list[str]]:
@@ -162,12 +148,10 @@ def _inseparable(dataset: DataSet, files: Sequence[str], group_by: str | None) -
 
 
 def group_of(micrograph: Micrograph, group_by: str | None) -> str:
-    """The group of a micrograph: those of one group stay on one side of a split.
+    """The group of a micrograph, whose members stay on one side of a split; None: every file for itself.
 
-    Parameters
-    ----------
-    group_by : an entry of ``images`` in the annotation file, e.g. grain or magnification; or a regular expression
-        for the file name, whose first parenthesis (or whole match) is the group; None: every file for itself
+    It is an entry of ``images`` in the annotation file, e.g. grain or magnification, or the first parenthesis (or the
+    whole match) of a regular expression for the file name.
     """
     if group_by is None or group_by in micrograph.attributes:
         return str(micrograph.attributes[group_by] if group_by else micrograph.file_name)

@@ -211,14 +211,14 @@ def test_check_describes_a_data_set(tmp_path):
     document["annotations"] = [a for a in document["annotations"] if a["image_id"] != 3]
     document["categories"].append({"id": 9, "name": "void"})
     (tmp_path / "annotations.json").write_text(json.dumps(document))
-    check = check_dataset(tmp_path)
-    assert check.card["name"] == "mine" and check.card["sizes"] == "64 x 64 px of 0.5 nm (3)"
-    assert check.card["micrographs"] == "3, of which 1 without a labelled defect"
-    assert check.classes["instances"].tolist() == [1, 3, 0]
-    assert check.classes["median_nm"][0] == pytest.approx(2 * (100 / np.pi) ** 0.5 * 0.5)
-    notes = "\n".join(check.notes)
+    _, card, classes, notes = check_dataset(tmp_path)
+    assert card["name"] == "mine" and card["sizes"] == "64 x 64 px of 0.5 nm (3)"
+    assert card["micrographs"] == "3, of which 1 without a labelled defect"
+    assert classes["instances"].tolist() == [1, 3, 0]
+    assert classes["median_nm"][0] == pytest.approx(2 * (100 / np.pi) ** 0.5 * 0.5)
+    said = "\n".join(notes)
     for part in ("class 'void' has no instance", "m1.png and m3.png look like", "states no licence", "m1.png: 12% of"):
-        assert part in notes
+        assert part in said
 
 
 shapes = st.tuples(st.integers(8, 40), st.integers(8, 40))

@@ -11,7 +11,7 @@ from PIL import Image
 from companion.errors import CompanionError
 from companion.micrographs.dataset import load_dataset
 from companion.micrographs.formats import FORMATS
-from companion.micrographs.importers import import_dataset, parse_merge
+from companion.micrographs.importers import fitting_size, import_dataset, parse_merge
 
 SQUARE = [10, 10, 20, 10, 20, 20, 10, 20]
 CLASSES = ("loop", "dot")
@@ -98,29 +98,26 @@ def test_every_format_gives_the_same_data_set(format, images, tmp_path):
     assert truths(load_dataset(tmp_path / "out")) == EXPECTED
 
 
-@pytest.mark.parametrize(
-    "given", ["70kx=0.8805, 300kx=0.4785", "sizes.csv"], ids=["pattern in the file name", "column"]
-)
-def test_pixel_sizes_per_image(given, images, tmp_path, monkeypatch):
+def test_pixel_sizes_per_image_and_what_cannot_be_used(images, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     written(tmp_path / "sizes.csv", "file_name,pixel_size_nm\na_70kx.png,0.8805\nb_300kx.tif,0.4785\n")
-    dataset = import_dataset("via", images, labels_of("via", tmp_path), CLASSES, given, tmp_path / "out")
-    assert [m.pixel_size_nm for m in dataset.micrographs] == [0.8805, 0.4785]
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
+    labels = labels_of("via", tmp_path)
+    for number, given in enumerate(("70kx=0.8805, 300kx=0.4785", "sizes.csv")):
+        dataset = import_dataset("via", images, labels, CLASSES, given, tmp_path / f"out{number}")
+        assert [m.pixel_size_nm for m in dataset.micrographs] == [0.8805, 0.4785]
+    for given, message in (
         (-1.0, r"a_70kx.png: pixel_size_nm should be a positive number"),
         ("70kx=0.8", r"b_300kx.tif: its name should contain one of 70kx"),
         ("large", r"pixel size 'large' should be a number"),
         ("gone.csv", r"pixel size 'gone.csv' should be .*No such file"),
-    ],
-)
-def test_pixel_sizes_that_cannot_be_used(given, message, images, tmp_path):
-    with pytest.raises(CompanionError, match=message):
-        import_dataset("via", images, labels_of("via", tmp_path), CLASSES, given, tmp_path / "out")
+    ):
+        with pytest.raises(CompanionError, match=message):
+            import_dataset("via", images, labels, CLASSES, given, tmp_path / "out")
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".tmp*"))
+    sizes = {"70kx": 0.88, "0.70kx": 3.0}
+    assert fitting_size("a_70KX.png", sizes) == 0.88 and fitting_size("c-0.70kx.png", sizes) == 3.0
+    with pytest.raises(CompanionError):
+        fitting_size("b_170kx.png", sizes)
 
 
 def test_colour_files_become_grey_when_their_channels_are_equal(images, tmp_path):
@@ -158,17 +155,6 @@ def test_every_problem_of_a_folder_at_once(images, tmp_path):
     )
     with pytest.raises(CompanionError, match=said):
         import_dataset("labelmap", images, maps, CLASSES, 1, tmp_path / "out")
-
-
-def test_16_bit_label_maps_and_regions_that_touch_at_a_corner(images, tmp_path):
-    maps = tmp_path / "maps"
-    maps.mkdir()
-    pixels = np.zeros((48, 64), np.uint16)
-    pixels[2:4, 2:4], pixels[4:6, 4:6], pixels[20:25, 20:25] = 1, 1, 2
-    for name in ("a_70kx.png", "b_300kx.png"):
-        Image.fromarray(pixels).save(maps / name)
-    dataset = import_dataset("labelmap", images, maps, CLASSES, 1, tmp_path / "out")
-    assert truths(dataset)["a_70kx.png"] == [(1, 8), (2, 25)]
 
 
 def test_via_shapes_and_their_problems(images, tmp_path):
@@ -217,20 +203,6 @@ def test_what_cannot_even_be_started(images, tmp_path):
             import_dataset(*given, tmp_path / "out")
 
 
-def test_a_magnification_is_not_found_within_a_longer_number(tmp_path):
-    folder = tmp_path / "frames"
-    folder.mkdir()
-    for name in ("a_70kx.png", "b_170kx.png", "c-0.70kx.png"):
-        Image.fromarray(np.zeros((8, 8), np.uint8)).save(folder / name)
-    pictures = [{"id": k, "file_name": p.name} for k, p in enumerate(sorted(folder.iterdir()))]
-    document = {"images": pictures, "annotations": [], "categories": [{"id": 1, "name": "loop"}]}
-    labels = written(tmp_path / "coco.json", document)
-    with pytest.raises(CompanionError, match=r"(?s)b_170kx.png: its name.*c-0.70kx.png: its name"):
-        import_dataset("coco", folder, labels, None, "70kx=0.88", tmp_path / "out")
-    made = import_dataset("coco", folder, labels, None, "70kx=0.88,170kx=0.5,0.70kx=3", tmp_path / "out")
-    assert [m.pixel_size_nm for m in made.micrographs] == [0.88, 0.5, 3.0]
-
-
 def test_sub_labels_of_a_coco_file_are_merged(images, tmp_path):
     names = {1: "edge-on", 2: "face-on", 3: "<111> loop"}
     document = {
@@ -275,10 +247,3 @@ def test_coco_keeps_the_classes_asked_for_and_ids_and_folders(images, tmp_path):
     with pytest.raises(CompanionError, match=r"another image becomes a_70kx.png"):
         import_dataset("coco", images, written(labels, document), None, 0.25, tmp_path / "none")
     assert not (tmp_path / "none").exists() and not list(tmp_path.glob(".tmp*"))
-
-
-def test_two_images_that_would_become_one_file_are_refused(images, tmp_path):
-    Image.open(images / "a_70kx.png").convert("RGB").save(images / "a_70kx.bmp")
-    (tmp_path / "yolo").mkdir()
-    with pytest.raises(CompanionError, match=r"another image becomes a_70kx.png, too"):
-        import_dataset("yolo-seg", images, tmp_path / "yolo", CLASSES, 1, tmp_path / "out")

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import threading
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pooch
 import pytest
@@ -102,6 +99,8 @@ def made(cache, tmp_path, monkeypatch):
 
 
 def test_the_mirror_serves_what_the_network_would_and_nothing_else(cache, made, monkeypatch):
+    with pytest.raises(CompanionError, match=r"from the network: .*set COMPANION_DATA_MIRROR"):
+        registry.fetch("made")  # nobody answers
     monkeypatch.setenv("COMPANION_DATA_MIRROR", str(made.parent))
     wrong = made / "images" / "m2.png"
     right = wrong.read_bytes()
@@ -116,44 +115,6 @@ def test_the_mirror_serves_what_the_network_would_and_nothing_else(cache, made, 
     assert registry.obtain("made", SMALL, 1) == cache / "made"
     assert len(load_dataset(cache / "made").micrographs) == 2
     assert not (cache / ".downloads" / "made").exists()
-
-
-def test_a_data_set_is_fetched_over_the_network_once(cache, made, monkeypatch):
-    """A local server that first lacks a file, then sends another, then the right one."""
-    with pytest.raises(CompanionError, match=r"from the network: .*set COMPANION_DATA_MIRROR"):
-        registry.fetch("made")  # nobody answers
-    asked = []
-
-    class Handler(SimpleHTTPRequestHandler):
-        def log_message(self, *_):
-            asked.append(self.path)
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(made)))
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    files, convert = registry._FETCHED["made"]
-
-    def served(downloads):
-        found = files(downloads)
-        found.base_url = f"http://127.0.0.1:{server.server_port}/"
-        return found
-
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setitem(registry._FETCHED, "made", (served, convert))
-    wanted = made / "images" / "m2.png"
-    right = wanted.read_bytes()
-    wanted.unlink()
-    with pytest.raises(CompanionError, match=r"from the network: 404"):
-        registry.fetch("made")
-    wanted.write_bytes(b"something else")
-    with pytest.raises(CompanionError, match=r"does not match the known hash"):
-        registry.fetch("made")
-    assert not (cache / "made").exists()
-    wanted.write_bytes(right)
-    assert registry.fetch("made") == registry.fetch("made") == cache / "made"
-    server.shutdown()
-    server.server_close()
-    assert sum("m1.png" in path for path in asked) == 1, "what has arrived whole is not asked for again"
-    assert len(load_dataset(cache / "made").micrographs) == 2
 
 
 def test_fecral_is_imported_from_the_files_of_its_record(cache, tmp_path, monkeypatch):

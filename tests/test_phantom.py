@@ -146,11 +146,6 @@ def test_labelled_defects_are_darker_than_what_surrounds_them(tmp_path):
     assert np.mean(darker) >= 0.97
 
 
-def test_a_phantom_without_defects_is_an_empty_micrograph(tmp_path):
-    render_dataset(Phantom(n_images=1, size_px=128, defects_per_megapixel=1e-9), 1, tmp_path)
-    assert load_dataset(tmp_path).micrographs[0].instances().ids.max() == 0
-
-
 def test_parameters_that_make_no_sense_are_refused():
     with pytest.raises(CompanionError, match=r"class_shares: shares should sum to 1, not 0.9"):
         validate(Phantom, {"class_shares": (0.3, 0.3, 0.3)}, "test")
@@ -232,15 +227,6 @@ def test_frames_of_a_grain_share_their_session_which_changes_contrast_and_nothin
     factors = {round(b.amplitude / a.amplitude, 9) for a, b in zip(before.defects, first.defects, strict=True)}
     assert factors == {round(first.contrast, 9)} != {1.0}
     assert [(d.x, d.y, d.major_px) for d in before.defects] == [(d.x, d.y, d.major_px) for d in first.defects]
-
-
-def test_defocus_takes_fine_detail_away():
-    seeds = Seeds(5, "phantom")
-    sharp = Phantom(size_px=128, dose_electrons=1e6, detector_noise=0.0, stripes=0.0, row_jitter_px=0.0)
-    images = [optics.image(draw_scene(p, seeds, 1), p, seeds, 1).astype(float)
-              for p in (sharp, sharp.model_copy(update={"defocus_nm": 4.0}))]  # fmt: skip
-    fine = [np.diff(image, axis=1).std() for image in images]
-    assert fine[1] < 0.9 * fine[0]
 
 
 def test_no_defect_is_wider_than_long_and_dots_keep_their_aspect():

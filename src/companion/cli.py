@@ -167,11 +167,11 @@ def data_check(
     from companion.micrographs.check import check_dataset
 
     named = layout.data_cache() / path
-    found = check_dataset(named if not path.exists() and named.is_dir() else path)
-    for name, text in found.card.items():
+    _, card, classes, notes = check_dataset(named if not path.exists() and named.is_dir() else path)
+    for name, text in card.items():
         print(f"{name}: {text}")
-    _print_table(found.classes)
-    print("\n".join(f"look twice: {note}" for note in found.notes) or "no problem found")
+    _print_table(classes)
+    print("\n".join(f"look twice: {note}" for note in notes) or "no problem found")
 
 
 @data.command("import")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,26 +14,17 @@ from companion.micrographs.splits import near_duplicates
 from companion.phantom.render import TRUTH
 
 
-@dataclass(frozen=True)
-class Check:
-    """What a data set holds.
+def check_dataset(folder: Path | str) -> tuple[DataSet, dict[str, str], pd.DataFrame, list[str]]:
+    """Validate a data set folder (see `load_dataset`) and describe it.
 
-    Attributes
-    ----------
+    Returns
+    -------
+    dataset
     card : names and texts, ready to print
     classes : one row per class: class, instances, share, micrographs (that show it), and the 5th percentile, median
         and 95th percentile of the equivalent circle's diameter (nm)
     notes : what deserves a second look, in words
     """
-
-    dataset: DataSet
-    card: dict[str, str]
-    classes: pd.DataFrame
-    notes: tuple[str, ...]
-
-
-def check_dataset(folder: Path | str) -> Check:
-    """Validate a data set folder (see `load_dataset`) and describe it."""
     dataset = load_dataset(folder)
     counts, found, notes = [], [], []
     for micrograph in dataset.micrographs:
@@ -65,7 +55,7 @@ def check_dataset(folder: Path | str) -> Check:
         "sizes": ", ".join(f"{size} ({n})" for size, n in sorted(sizes.items())),
         "instances": f"{sum(counts)}, per micrograph {min(counts)} to {max(counts)}, median {np.median(counts):g}",
     }  # fmt: skip
-    return Check(dataset, card, classes, tuple(notes))
+    return dataset, card, classes, notes
 
 
 def label_errors(folder: Path | str) -> pd.DataFrame | None:

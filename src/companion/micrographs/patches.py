@@ -27,7 +27,7 @@ class Patches:
 
     Attributes
     ----------
-    images : uint8 [P, S, S] grey levels, or None where nothing has been imaged (simulated masks)
+    images : uint8 [P, S, S] grey levels, None where nothing has been imaged (simulated masks)
     instances : uint8 or uint16 [P, S, S] instance ids, 0 for none; where instances overlap the later is on top
     index : one row per patch: patch (0...P-1), image (file name, or the condition that it was drawn for),
         x0, y0 (px, top left corner in the image), symmetry (0-7), pixel_size_nm
@@ -117,7 +117,7 @@ def instance_table(instances: NDArray[np.integer], labels: dict[tuple[int, int],
         instances with no visible pixel get no row
     """
     if isinstance(labels, pd.DataFrame):
-        labels = {(p, i): c for p, i, c in labels[["patch", "instance", "class"]].itertuples(index=False)}
+        labels = labels.set_index(["patch", "instance"])["class"].to_dict()
     rows, size = [], instances.shape[-1]
     for patch, ids in enumerate(instances):
         areas = np.bincount(ids.ravel())
@@ -126,6 +126,5 @@ def instance_table(instances: NDArray[np.integer], labels: dict[tuple[int, int],
                 (y1, y2), (x1, x2) = ((part.start, part.stop) for part in window)
                 touches = min(x1, y1) == 0 or max(x2, y2) == size
                 rows.append((patch, instance, labels[patch, instance], x1, y1, x2, y2, areas[instance], touches))
-    table = pd.DataFrame(rows, columns=TABLE_COLUMNS)
-    types = {column: "float32" if column in ("x1", "y1", "x2", "y2") else "int32" for column in TABLE_COLUMNS}
-    return table.astype({**types, "touches_border": bool})
+    types = {**dict.fromkeys(TABLE_COLUMNS, "int32"), **dict.fromkeys(["x1", "y1", "x2", "y2"], "float32")}
+    return pd.DataFrame(rows, columns=TABLE_COLUMNS).astype({**types, "touches_border": bool})

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -74,18 +72,3 @@ def patch_grid(patches: Patches, chosen: Sequence[int], note: str, columns: int 
         outline(place, np.asarray(patches.instances[patch]), codes)
         place.set_title(f"patch {patch}", fontsize=7)
     return told(figure, patches.classes, f"Training patches and their labels ({note})")
-
-
-def counts_per_patch(lists: dict[str, Patches], note: str) -> Figure:
-    """Histogram of the number of instances per patch, as shares of the patches of each list."""
-    counts = pd.DataFrame([
-        {"list": f"{name}: {len(patches)} patches", "instances": number}
-        for name, patches in lists.items()
-        for number in np.bincount(patches.table["patch"], minlength=len(patches))
-    ])  # fmt: skip
-    figure, axes = plt.subplots(figsize=(6, 3))
-    sns.histplot(counts, x="instances", hue="list", stat="probability", common_norm=False, discrete=True,
-                 element="step", fill=False, palette=["#0072B2", "#D55E00"][: len(lists)], ax=axes)  # fmt: skip
-    axes.set(xlabel="labelled instances per patch", ylabel="share of patches", title=f"Instances per patch ({note})")
-    axes.get_legend().set_title(None)
-    return figure

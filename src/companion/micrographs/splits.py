@@ -60,9 +60,8 @@ class Split:
         """Number of micrographs by list (rows: training N = 10, ..., val, test, fresh) and nm per px (columns)."""
         lists = {f"train, N = {n}": self.train[:n] for n in sizes}
         lists |= {name: getattr(self, name) for name in LISTS[1:] if getattr(self, name)}
-        counted = {
-            name: Counter(dataset.micrograph(file).pixel_size_nm for file in files) for name, files in lists.items()
-        }
+        scale = {m.file_name: m.pixel_size_nm for m in dataset.micrographs}
+        counted = {name: Counter(scale[file] for file in files) for name, files in lists.items()}
         return pd.DataFrame(counted).T.fillna(0).astype(int).sort_index(axis=1).rename(columns="{:g}".format)
 
 
@@ -131,7 +130,8 @@ def _mixed(dataset: DataSet, groups: Sequence[list[str]], rng: np.random.Generat
 
 def _take(groups: Sequence[list[str]], number: int) -> tuple[list[str], list[list[str]]]:
     """Files of the first groups that fit into `number`, and the groups that are left, in their order."""
-    taken, left = [], []
+    taken: list[list[str]] = []
+    left: list[list[str]] = []
     for files in groups:
         (taken if sum(map(len, taken)) + len(files) <= number else left).append(files)
     return [file for files in taken for file in files], left

@@ -46,7 +46,7 @@ def paint_masks(patches: Patches, phantom: Phantom, seeds: Seeds) -> NDArray[np.
             f"patches of {patches.classes}, {size} px: the phantom has {CLASSES}, {phantom.size_px} px"
         )
     images = np.empty(patches.instances.shape, dtype=np.uint8)
-    codes = {(p, i): c for p, i, c in patches.table[["patch", "instance", "class"]].itertuples(index=False)}
+    codes = patches.table.set_index(["patch", "instance"])["class"].to_dict()
     scales, side = patches.index["pixel_size_nm"].to_numpy(), phantom.size_px // size  # tiles along a micrograph
     for scale in np.unique(scales):
         own = np.flatnonzero(scales == scale)

@@ -218,10 +218,10 @@ def test_sub_labels_of_a_coco_file_are_merged(images, tmp_path):
     assert [a["category_id"] for a in chosen.micrographs[0].annotations] == [2, 2, 1]
     into = import_dataset("coco", images, labels, None, 0.5, tmp_path / "into", {"edge-on": "face-on"})
     assert into.classes == ("face-on", "<111> loop")
-    with pytest.raises(CompanionError, match=r"class 'edgeon' is not among .* did you mean 'edge-on'"):
-        import_dataset("coco", images, labels, None, 0.5, tmp_path / "x", {"edgeon": "<100> loop"})
-    with pytest.raises(CompanionError, match=r"class 'edge-on' is not among"):
-        import_dataset("coco", images, labels, ["edge-on"], 0.5, tmp_path / "x", parts)
+    said = r"(?s)class 'edgeon' is not among .* did you mean 'edge-on'.*class 'face-on' is not among"
+    with pytest.raises(CompanionError, match=said):
+        wrong = {"edgeon": "<100> loop", "face-on": "<111> loop"}
+        import_dataset("coco", images, labels, ["face-on"], 0.5, tmp_path / "x", wrong)
     assert not (tmp_path / "x").exists()
     for text in ("edge-on", "a,=b", "a=b=c", "a=b;a=c"):
         with pytest.raises(CompanionError, match=r"is not sub-labels=class, each once"):

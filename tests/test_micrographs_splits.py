@@ -93,13 +93,8 @@ def test_splits_differ_and_say_what_does_not_fit():
 def test_frames_of_a_group_stay_on_one_side():
     dataset = listed([0.5, 0.9] * 12, grain=lambda k: k // 3)
     made = choose(dataset, 1, [9], 7, 4, group_by="grain", n_fresh=3)
-    side = {int(f[1:4]) // 3: set() for f in dataset.files}
-    for part in ("val", "test"):
-        for file in getattr(made, part):
-            side[int(file[1:4]) // 3].add(part)
-    for file in (*made.train, *made.fresh):
-        side[int(file[1:4]) // 3].add("training")
-    assert all(len(parts) <= 1 for parts in side.values())
+    grains = [{int(f[1:4]) // 3 for f in files} for files in (made.val, made.test, [*made.train, *made.fresh])]
+    assert sum(map(len, grains)) == len(set.union(*grains))
     assert (len(made.test), len(made.val), len(made.train)) == (6, 3, 9), "whole groups of three"
     by_name = choose(listed([1.0] * 12), 4, [4], 3, group_by=r"m00|m01(\d)")  # m00x together, m010 and m011 alone
     assert len(by_name.train) == 4 and not {f[:4] for f in by_name.test} & {"m00"} and len(by_name.test) == 2

@@ -53,14 +53,9 @@ def ratios(code: int, beam: str) -> list[float]:
 def test_projected_aspects_of_all_variants(beam, loops100, loops111):
     assert ratios(LOOP_100, beam) == pytest.approx(loops100, abs=1e-4)
     assert ratios(LOOP_111, beam) == pytest.approx(loops111, abs=1e-4)
-
-
-def test_along_001_the_111_loops_lie_45_degrees_from_the_100_bars():
-    direction, reference = BEAMS["001"]
-    bars = {round(projected(n, unit(direction), unit(reference))[1]) for n in NORMALS[LOOP_100][:2]}
-    ellipses = {round(projected(n, unit(direction), unit(reference))[1]) for n in NORMALS[LOOP_111]}
-    assert bars == {0, 90}
-    assert ellipses == {45, 135}
+    if beam == "001":  # <111> loops lie 45 degrees from the <100> bars
+        angles = [{round(projected(n, *map(unit, BEAMS[beam]))[1]) for n in NORMALS[code]} for code in (1, 2)]
+        assert angles[0] >= {0, 90} and angles[1] == {45, 135}
 
 
 def test_one_azimuth_ties_the_orientations_of_an_image_together():
@@ -76,6 +71,7 @@ def test_one_azimuth_ties_the_orientations_of_an_image_together():
 def test_sizes_and_shares_are_those_asked_for():
     parameters = Phantom(size_px=2048, defects_per_megapixel=300, density_spread=0.0)
     scene = draw_scene(parameters, Seeds(2, "phantom"), 1)
+    assert all(d.minor_px <= d.major_px for d in scene.defects)
     codes = np.array([d.code for d in scene.defects])
     shares = np.bincount(codes, minlength=4)[1:] / len(codes)
     assert shares == pytest.approx(parameters.class_shares, abs=0.06)
@@ -147,14 +143,14 @@ def test_labelled_defects_are_darker_than_what_surrounds_them(tmp_path):
 
 
 def test_parameters_that_make_no_sense_are_refused():
-    with pytest.raises(CompanionError, match=r"class_shares: shares should sum to 1, not 0.9"):
-        validate(Phantom, {"class_shares": (0.3, 0.3, 0.3)}, "test")
-    with pytest.raises(CompanionError, match=r"contrast .* should rise"):
-        validate(Phantom, {"contrast": (0.5, 0.1)}, "test")
-    with pytest.raises(CompanionError, match=r"magnifications: shares should sum to 1"):
-        validate(Phantom, {"magnifications": {"70kx": (0.88, 0.7)}}, "test")
-    with pytest.raises(CompanionError, match=r"preset"):
-        validate(Phantom, {"preset": "fecra"}, "test")
+    for given, message in (
+        ({"class_shares": (0.3, 0.3, 0.3)}, r"class_shares: shares should sum to 1, not 0.9"),
+        ({"contrast": (0.5, 0.1)}, r"contrast .* should rise"),
+        ({"magnifications": {"70kx": (0.88, 0.7)}}, r"magnifications: shares should sum to 1"),
+        ({"preset": "fecra"}, r"preset"),
+    ):
+        with pytest.raises(CompanionError, match=message):
+            validate(Phantom, given, "test")
 
 
 def test_a_preset_is_a_starting_point():
@@ -170,14 +166,10 @@ def crowd():
     return draw_scene(Phantom(size_px=2048, crowding=0.6, defects_per_megapixel=400), Seeds(4, "phantom"), 1)
 
 
-def test_the_perfect_annotator_draws_the_truth(crowd):
-    drawn = annotate(crowd, Annotator(), np.random.default_rng(0))
-    for label, exact in zip(drawn, truth(crowd), strict=True):
-        assert (label.code, label.window, label.defect) == (exact.code, exact.window, exact.defect)
-        assert (label.mask == exact.mask).all()
-
-
 def test_misses_follow_contrast_and_crowding(crowd):
+    for label, exact in zip(annotate(crowd, Annotator(), np.random.default_rng(0)), truth(crowd), strict=True):
+        assert (label.code, label.window, label.defect) == (exact.code, exact.window, exact.defect)
+        assert (label.mask == exact.mask).all(), "the perfect annotator draws the truth"
     assert miss_probability(crowd.defects, Annotator(miss=0.2)) == pytest.approx(0.2)
     pair = [loop("rim", 20.0, 20.0, amplitude=0.1), loop("rim", 44.0, 20.0, amplitude=0.3)]
     assert miss_probability(pair, Annotator(miss_contrast=0.1)) == pytest.approx([0.5, 1 / 82])
@@ -227,14 +219,6 @@ def test_frames_of_a_grain_share_their_session_which_changes_contrast_and_nothin
     factors = {round(b.amplitude / a.amplitude, 9) for a, b in zip(before.defects, first.defects, strict=True)}
     assert factors == {round(first.contrast, 9)} != {1.0}
     assert [(d.x, d.y, d.major_px) for d in before.defects] == [(d.x, d.y, d.major_px) for d in first.defects]
-
-
-def test_no_defect_is_wider_than_long_and_dots_keep_their_aspect():
-    dense = Phantom(size_px=2048, defects_per_megapixel=400, density_spread=0.0, edge_on_nm=(30.0, 40.0))
-    defects = draw_scene(dense, Seeds(6, "phantom"), 1).defects  # the smallest loops are shorter than 30 nm
-    dots = [d for d in defects if d.code == BLACK_DOT]
-    assert len(dots) > 100 and all(0.75 * d.major_px <= d.minor_px + 1e-9 for d in dots)
-    assert all(d.minor_px <= d.major_px for d in defects)
 
 
 def test_the_ellipse_of_a_mask_is_the_one_that_was_drawn_also_beyond_the_border():

@@ -63,11 +63,10 @@ def patch_grid(patches: Patches, chosen: Sequence[int], note: str, columns: int 
     """Chosen patches with the outlines of their labels."""
     rows = -(-len(chosen) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(1.6 * columns, 1.75 * rows + 0.6), squeeze=False)
-    plt.setp(axes.ravel(), visible=False)
+    plt.setp(axes.ravel(), frame_on=False, xticks=[], yticks=[])
     for place, patch in zip(axes.ravel(), chosen, strict=False):
         own = patches.of(patch)
         place.imshow(patches.images[patch], vmin=0, vmax=255)
-        place.set(visible=True, xticks=[], yticks=[])
         codes = dict(zip(own["instance"], own["class"], strict=True))
         outline(place, np.asarray(patches.instances[patch]), codes)
         place.set_title(f"patch {patch}", fontsize=7)

@@ -139,7 +139,7 @@ class Phantom(Section):
                   "class_shares": self.class_shares}  # fmt: skip
         for name, given in shares.items():
             if abs(sum(given) - 1) > 1e-6:
-                raise ValueError(f"{name}: shares should sum to 1, not {sum(given):g}")
+                raise ValueError(f"{name} sum to {sum(given):g}, should be 1")
         for name in type(self).model_fields:
             values = getattr(self, name)
             if isinstance(values, tuple) and name not in shares and list(values) != sorted(values):

@@ -5,7 +5,7 @@ What a mask does not say (depth, strength, rim, background, unlabelled lines, no
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,14 +18,11 @@ from companion.phantom.optics import defect_contrast, empty_foil, record
 from companion.phantom.scene import CLASSES, EDGE_ON_RATIO, Ellipse, dressed, empty_scene
 from companion.seeds import Seeds
 
-if TYPE_CHECKING:
-    from companion.micrographs.patches import Patches
-
 ARC_POINTS = 10  # an ellipse has five parameters; part of one needs more points
 SMALLEST_MINOR_PX, LARGEST_MAJOR = 0.5, 2.0  # beyond them a fit has failed; the latter in diagonals of its box
 
 
-def paint_masks(patches: Patches, phantom: Phantom, seeds: Seeds) -> NDArray[np.uint8]:
+def paint_masks(patches: Any, phantom: Phantom, seeds: Seeds) -> NDArray[np.uint8]:
     """Images of the given masks as a perfect image model would make them.
 
     Patches are painted as tiles of whole micrographs of one pixel size each, so that neighbours share foil, scan
@@ -33,7 +30,7 @@ def paint_masks(patches: Patches, phantom: Phantom, seeds: Seeds) -> NDArray[np.
 
     Parameters
     ----------
-    patches : masks of the phantom's classes; their images, if any, are not looked at
+    patches : `companion.micrographs.patches.Patches` of the phantom's classes; their images are not looked at
     phantom : whose optics; what it says of the number of micrographs and of their defects does not matter
 
     Returns

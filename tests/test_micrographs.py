@@ -241,7 +241,7 @@ def test_patches_come_back_as_saved_and_broken_folders_are_named(patches, tmp_pa
     with pytest.raises(CompanionError, match=r"images \(3, 64, 64\), instances \(12, 64, 64\) and 12 rows of"):
         load_patches(tmp_path / "p")
     (tmp_path / "masks" / "instances.npy").unlink()
-    with pytest.raises(CompanionError, match=r"is not a readable patches folder: .*instances.npy"):
+    with pytest.raises(CompanionError, match=r"is not a patches folder: .*instances.npy"):
         load_patches(tmp_path / "masks")
 
 

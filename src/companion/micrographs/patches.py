@@ -100,7 +100,7 @@ def load_patches(folder: Path) -> Patches:
         index = pd.read_parquet(folder / "index.parquet", columns=INDEX_COLUMNS)
         table = pd.read_parquet(folder / "table.parquet", columns=TABLE_COLUMNS)
     except (OSError, ValueError, KeyError) as error:  # a column that is missing is a ValueError
-        raise CompanionError(f"{folder} is not a readable patches folder: {error}") from None
+        raise CompanionError(f"{folder} is not a patches folder: {error}") from None
     if len(index) != len(instances) or (images is not None and images.shape != instances.shape):
         shapes = f"images {None if images is None else images.shape}, instances {instances.shape}"
         raise CompanionError(f"{folder}: {shapes} and {len(index)} rows of index.parquet do not belong together")

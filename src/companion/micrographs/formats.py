@@ -55,6 +55,7 @@ def labelmap(labels: Path, images: Path, classes: tuple[str, ...], found: list[s
     scale = next(list(scale) for scale in steps if set(values) <= set(scale))
     if len(scale) > n:
         found.append(f"label maps hold the values {values}, which do not fit {n} class(es)")
+        return
     for name, pixels in maps.items():
         regions = label(pixels, connectivity=2)
         instances = []

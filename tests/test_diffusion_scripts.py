@@ -42,7 +42,7 @@ def test_pretraining_pairs_differ_by_noise_alone_and_any_size_can_use_the_file(t
 
 def test_no_tested_micrograph_is_trained_on(tmp_path, monkeypatch):
     folder = tmp_path / "mine"
-    render_dataset(Phantom(size_px=128, n_images=6, frames_per_grain=1, duplicate_share=0.0), 5, folder)
+    render_dataset(Phantom(size_px=128, n_images=6, frames_per_grain=1), 5, folder)
     data = load_dataset(folder)
     for name, test in (("a", data.files[:2]), ("b", data.files[2:4])):
         split = {"dataset": data.name, "train": sorted({*data.files} - {*test}), "test": list(test)}

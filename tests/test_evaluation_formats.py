@@ -99,13 +99,13 @@ def test_unusable_results_are_named(coco, results, says):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"images": None}, "needs lists named images"),
+        ({"images": None}, "images: Input should be a valid list"),
         ({"annotations": [{**LOOP, "image_id": 1}]}, "unknown image 1"),
         ({"annotations": [{**LOOP, "category_id": 9}]}, "unknown category 9"),
         ({"annotations": [{**LOOP, "bbox": [0, 0, -1, 4]}]}, "annotation 1: box .* inverted"),
         ({"annotations": [{**LOOP, "iscrowd": 1}]}, "annotation 1: iscrowd"),
         ({"images": [{"id": 7, "file_name": "a"}, {"id": 7, "file_name": "b"}]}, "two have the id 7"),
-        ({"categories": ["loop"]}, r"categories\[0\] needs id and name, is loop"),
+        ({"categories": ["loop"]}, r"categories.0: Input should be"),
         ({"images": [], "annotations": []}, "no images"),
     ],
 )

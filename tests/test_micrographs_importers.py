@@ -11,7 +11,7 @@ from PIL import Image
 from companion.errors import CompanionError
 from companion.micrographs.dataset import load_dataset
 from companion.micrographs.formats import FORMATS
-from companion.micrographs.importers import import_dataset, import_record, parse_merge
+from companion.micrographs.importers import fitting_size, import_dataset, parse_merge
 
 SQUARE = [10, 10, 20, 10, 20, 20, 10, 20]
 CLASSES = ("loop", "dot")
@@ -98,30 +98,26 @@ def test_every_format_gives_the_same_data_set(format, images, tmp_path):
     assert truths(load_dataset(tmp_path / "out")) == EXPECTED
 
 
-@pytest.mark.parametrize(
-    "given", ["70kx=0.8805, 300kx=0.4785", "sizes.csv"], ids=["pattern in the file name", "column"]
-)
-def test_pixel_sizes_per_image(given, images, tmp_path, monkeypatch):
+def test_pixel_sizes_per_image_and_what_cannot_be_used(images, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     written(tmp_path / "sizes.csv", "file_name,pixel_size_nm\na_70kx.png,0.8805\nb_300kx.tif,0.4785\n")
-    dataset = import_dataset("via", images, labels_of("via", tmp_path), CLASSES, given, tmp_path / "out")
-    assert [m.pixel_size_nm for m in dataset.micrographs] == [0.8805, 0.4785]
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        (None, r"a_70kx.png: pixel_size_nm should be a positive number"),
+    labels = labels_of("via", tmp_path)
+    for number, given in enumerate(("70kx=0.8805, 300kx=0.4785", "sizes.csv")):
+        dataset = import_dataset("via", images, labels, CLASSES, given, tmp_path / f"out{number}")
+        assert [m.pixel_size_nm for m in dataset.micrographs] == [0.8805, 0.4785]
+    for given, message in (
         (-1.0, r"a_70kx.png: pixel_size_nm should be a positive number"),
         ("70kx=0.8", r"b_300kx.tif: its name should contain one of 70kx"),
         ("large", r"pixel size 'large' should be a number"),
-        ("gone.csv", r"gone.csv is not a table with columns file_name and pixel_size_nm"),
-    ],
-)
-def test_pixel_sizes_that_cannot_be_used(given, message, images, tmp_path):
-    with pytest.raises(CompanionError, match=message):
-        import_dataset("via", images, labels_of("via", tmp_path), CLASSES, given, tmp_path / "out")
+        ("gone.csv", r"pixel size 'gone.csv' should be .*No such file"),
+    ):
+        with pytest.raises(CompanionError, match=message):
+            import_dataset("via", images, labels, CLASSES, given, tmp_path / "out")
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".tmp*"))
+    sizes = {"70kx": 0.88, "0.70kx": 3.0}
+    assert fitting_size("a_70KX.png", sizes) == 0.88 and fitting_size("c-0.70kx.png", sizes) == 3.0
+    with pytest.raises(CompanionError):
+        fitting_size("b_170kx.png", sizes)
 
 
 def test_colour_files_become_grey_when_their_channels_are_equal(images, tmp_path):
@@ -136,40 +132,29 @@ def test_colour_files_become_grey_when_their_channels_are_equal(images, tmp_path
     np.testing.assert_array_equal(dataset.micrographs[0].read(), grey)
 
 
-def test_every_problem_of_a_yolo_folder_at_once(images, tmp_path):
+def test_every_problem_of_a_folder_at_once(images, tmp_path):
     text = "7 0.1 0.1 0.2 0.1 0.2 0.2\n0 0.1 0.1\nloop 1 2\n1 0.1 0.1 0.2 0.1 0.2 1.5\n"
     labels = written(tmp_path / "yolo" / "a_70kx.txt", text).parent
     written(labels / "z.txt", "")
     with pytest.raises(CompanionError) as caught:
         import_dataset("yolo-seg", images, labels, CLASSES, 1, tmp_path / "out")
-    for part in ("5 problem(s), nothing imported", "z.txt: there is no image", "line 1: class 7 is not in 0...1",
-                 "line 2: needs three", "line 3: 'loop 1 2' is not", "line 4: needs three"):  # fmt: skip
+    for part in (
+        "5 problem(s), nothing imported", "z.txt: there is no image of that name",
+        "a_70kx.txt, line 3: 'loop 1 2' is not a class and x, y pairs", "a_70kx.png, instance 1: its class 7 is not",
+        "annotation 1: segmentation should be", "annotation 2: a polygon reaches outside the 64 x 48 px image",
+    ):  # fmt: skip
         assert part in str(caught.value)
     assert not (tmp_path / "out").exists()
-
-
-def test_every_problem_of_label_maps_at_once(images, tmp_path):
-    labels = labels_of("labelmap", tmp_path)
+    maps = labels_of("labelmap", tmp_path)
     pixels = np.zeros((48, 64), np.uint8)
     pixels[0, :3] = 10, 20, 30
-    Image.fromarray(pixels).save(labels / "a_70kx.png")
-    (labels / "b_300kx.tif").rename(labels / "other.tif")
-    with pytest.raises(CompanionError) as caught:
-        import_dataset("labelmap", images, labels, CLASSES, 1, tmp_path / "out")
-    for part in ("b_300kx.tif", "has no label map of that name", "other.tif: there is no image of that name",
-                 "values [10, 20, 30], which do not fit 2 class(es)"):  # fmt: skip
-        assert part in str(caught.value)
-
-
-def test_16_bit_label_maps_and_regions_that_touch_at_a_corner(images, tmp_path):
-    maps = tmp_path / "maps"
-    maps.mkdir()
-    pixels = np.zeros((48, 64), np.uint16)
-    pixels[2:4, 2:4], pixels[4:6, 4:6], pixels[20:25, 20:25] = 1, 1, 2
-    for name in ("a_70kx.png", "b_300kx.png"):
-        Image.fromarray(pixels).save(maps / name)
-    dataset = import_dataset("labelmap", images, maps, CLASSES, 1, tmp_path / "out")
-    assert truths(dataset)["a_70kx.png"] == [(1, 8), (2, 25)]
+    Image.fromarray(pixels).save(maps / "a_70kx.png")
+    (maps / "b_300kx.tif").rename(maps / "other.tif")
+    said = (
+        r"(?s)b_300kx.tif: .* has no label map.*other.tif: there is no image.*\[10, 20, 30\], which do not fit 2 class"
+    )
+    with pytest.raises(CompanionError, match=said):
+        import_dataset("labelmap", images, maps, CLASSES, 1, tmp_path / "out")
 
 
 def test_via_shapes_and_their_problems(images, tmp_path):
@@ -187,26 +172,20 @@ def test_via_shapes_and_their_problems(images, tmp_path):
     assert ids[34, 30] == 1 and ids[24, 38] == 0
     entry["regions"] = [region({"name": "rect", "x": 1}), region(circle, "spot"), region({"name": "circle", "cx": 3})]
     labels = written(tmp_path / "via.json", {"a": entry})
-    with pytest.raises(CompanionError) as caught:
+    said = r"(?s)3 problem.*region 1: only polygon.*region 3: only polygon.*instance 1: its class \['spot'\] is not one"
+    with pytest.raises(CompanionError, match=said):
         import_dataset("via", images, labels, CLASSES, 1, tmp_path / "again")
-    for part in (
-        "3 problem(s)",
-        "region 1: only polygon",
-        "region 2: its attributes ['spot'] name 0",
-        "region 3: only",
-    ):
-        assert part in str(caught.value)
 
 
 def test_detectron2_and_coco_problems(images, tmp_path):
     entry = {"file_name": "a_70kx.png", "annotations": [{"category_id": 2, "segmentation": [SQUARE]}]}
     labels = written(tmp_path / "d2.json", [entry, {"file_name": "gone.png"}])
-    with pytest.raises(CompanionError, match=r"(?s)category_id 2 is not in 0...1.*gone.png: missing from"):
+    with pytest.raises(CompanionError, match=r"(?s)2 problem.*instance 1: its class 2 is.*gone.png: missing from"):
         import_dataset("detectron2", images, labels, CLASSES, 1, tmp_path / "out")
     coco = json.loads(labels_of("coco", tmp_path).read_text())
     coco["annotations"][0]["category_id"] = 9
     coco["annotations"][1]["segmentation"] = [[90, 10, 99, 10, 99, 20]]
-    with pytest.raises(CompanionError, match=r"(?s)2 problem.*unknown category_id 9.*reaches outside"):
+    with pytest.raises(CompanionError, match=r"(?s)2 problem.*its class category_id 9 is not.*reaches outside"):
         import_dataset("coco", images, written(tmp_path / "c.json", coco), None, 1, tmp_path / "out")
 
 
@@ -214,28 +193,14 @@ def test_what_cannot_even_be_started(images, tmp_path):
     labels = labels_of("via", tmp_path)
     for given, message in (
         (("vai", images, labels, CLASSES, 1), r"format 'vai': did you mean 'via'"),
-        (("via", tmp_path / "x", labels, CLASSES, 1), r"no folder of images"),
-        (("via", images, tmp_path / "x", CLASSES, 1), r"no annotations at"),
-        (("via", images, labels, (), 1), r"format via needs the class names"),
-        (("via", images, written(tmp_path / "bad.json", "{"), CLASSES, 1), r"is not a JSON file"),
-        (("detectron2", images, labels, CLASSES, 1), r"is not a list of detectron2 dicts"),
+        (("via", tmp_path / "x", labels, CLASSES, 1), r"no folder of images .*x, or no"),
+        (("via", images, tmp_path / "x", CLASSES, 1), r"no annotations at .*x$"),
+        (("via", images, labels, (), 1), r"format via needs the names of the classes"),
+        (("via", images, written(tmp_path / "bad.json", "{"), CLASSES, 1), r"is not of format via"),
+        (("detectron2", images, labels, CLASSES, 1), r"is not of format detectron2"),
     ):
         with pytest.raises(CompanionError, match=message):
             import_dataset(*given, tmp_path / "out")
-
-
-def test_a_magnification_is_not_found_within_a_longer_number(tmp_path):
-    folder = tmp_path / "frames"
-    folder.mkdir()
-    for name in ("a_70kx.png", "b_170kx.png", "c-0.70kx.png"):
-        Image.fromarray(np.zeros((8, 8), np.uint8)).save(folder / name)
-    pictures = [{"id": k, "file_name": p.name} for k, p in enumerate(sorted(folder.iterdir()))]
-    document = {"images": pictures, "annotations": [], "categories": [{"id": 1, "name": "loop"}]}
-    labels = written(tmp_path / "coco.json", document)
-    with pytest.raises(CompanionError, match=r"(?s)b_170kx.png: its name.*c-0.70kx.png: its name"):
-        import_dataset("coco", folder, labels, None, "70kx=0.88", tmp_path / "out")
-    made = import_dataset("coco", folder, labels, None, "70kx=0.88,170kx=0.5,0.70kx=3", tmp_path / "out")
-    assert [m.pixel_size_nm for m in made.micrographs] == [0.88, 0.5, 3.0]
 
 
 def test_sub_labels_of_a_coco_file_are_merged(images, tmp_path):
@@ -253,36 +218,14 @@ def test_sub_labels_of_a_coco_file_are_merged(images, tmp_path):
     assert [a["category_id"] for a in chosen.micrographs[0].annotations] == [2, 2, 1]
     into = import_dataset("coco", images, labels, None, 0.5, tmp_path / "into", {"edge-on": "face-on"})
     assert into.classes == ("face-on", "<111> loop")
-    with pytest.raises(CompanionError, match=r"no category 'edgeon'; did you mean 'edge-on'"):
-        import_dataset("coco", images, labels, None, 0.5, tmp_path / "x", {"edgeon": "<100> loop"})
-    with pytest.raises(CompanionError, match=r"class 'edge-on' is merged into '<100> loop': name that"):
-        import_dataset("coco", images, labels, ["edge-on"], 0.5, tmp_path / "x", parts)
-    with pytest.raises(CompanionError, match=r"merge is for COCO files; format labelmap"):
-        import_dataset("labelmap", images, images, ["a"], 0.5, tmp_path / "x", parts)
+    said = r"(?s)class 'edgeon' is not among .* did you mean 'edge-on'.*class 'face-on' is not among"
+    with pytest.raises(CompanionError, match=said):
+        wrong = {"edgeon": "<100> loop", "face-on": "<111> loop"}
+        import_dataset("coco", images, labels, ["face-on"], 0.5, tmp_path / "x", wrong)
     assert not (tmp_path / "x").exists()
-
-
-def test_merges_that_say_nothing_clear():
-    said = "is not sub-labels=class"
-    for text, message in (("edge-on", said), ("a,=b", said), ("a=b=c", said), ("a=b;a=c", "'a' to both 'b' and 'c'")):
-        with pytest.raises(CompanionError, match=message):
+    for text in ("edge-on", "a,=b", "a=b=c", "a=b;a=c"):
+        with pytest.raises(CompanionError, match=r"is not sub-labels=class, each once"):
             parse_merge(text)
-
-
-def test_a_downloaded_record_with_one_coco_file(images, tmp_path):
-    import shutil
-
-    labels_of("coco", images)
-    record = tmp_path / "record"
-    record.mkdir()
-    shutil.make_archive(str(record / "data"), "zip", images)
-    import_record(record, tmp_path / "out", {"name": "made"})
-    dataset = load_dataset(tmp_path / "out")
-    assert dataset.classes == ("dot", "loop") and truths(dataset)["data/a_70kx.png"] == [(2, 100), (1, 100)]
-    assert dataset.micrographs[0].pixel_size_nm == pytest.approx(0.8805 * 1024 / 64)
-    written(record / "second.json", (record / "data" / "coco.json").read_text())
-    with pytest.raises(CompanionError, match=r"holds 2 COCO files"):
-        import_record(record, tmp_path / "again", {})
 
 
 def test_coco_keeps_the_classes_asked_for_and_ids_and_folders(images, tmp_path):
@@ -301,13 +244,6 @@ def test_coco_keeps_the_classes_asked_for_and_ids_and_folders(images, tmp_path):
     with pytest.raises(CompanionError, match=r"exists already"):
         import_dataset("coco", images, labels, None, 0.25, tmp_path / "out")
     document["images"][1]["file_name"] = "../pictures/deep/a_70kx.png"  # a name may not lead out of the folder
-    with pytest.raises(CompanionError, match=r"a_70kx.png: missing from"):
+    with pytest.raises(CompanionError, match=r"another image becomes a_70kx.png"):
         import_dataset("coco", images, written(labels, document), None, 0.25, tmp_path / "none")
     assert not (tmp_path / "none").exists() and not list(tmp_path.glob(".tmp*"))
-
-
-def test_two_images_that_would_become_one_file_are_refused(images, tmp_path):
-    Image.open(images / "a_70kx.png").convert("RGB").save(images / "a_70kx.bmp")
-    (tmp_path / "yolo").mkdir()
-    with pytest.raises(CompanionError, match=r"another image becomes a_70kx.png, too"):
-        import_dataset("yolo-seg", images, tmp_path / "yolo", CLASSES, 1, tmp_path / "out")

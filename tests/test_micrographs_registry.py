@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import threading
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pooch
 import pytest
@@ -51,20 +48,13 @@ def test_of_two_processes_that_render_at_once_the_first_stays(cache, monkeypatch
     assert [path.name for path in cache.iterdir()] == [folder.name]
 
 
-@pytest.mark.parametrize(
-    ("stop", "said"),
-    [
-        (KeyboardInterrupt(), None),
-        (OSError(28, "No space left on device"), "could not be written: No space left on device"),
-    ],
-)
-def test_a_rendering_that_stops_leaves_nothing(cache, monkeypatch, stop, said):
+def test_a_rendering_that_stops_leaves_nothing(cache, monkeypatch):
     def stopped(phantom, seed, target):
         (target / "images").mkdir(parents=True)
-        raise stop
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(registry, "render_dataset", stopped)
-    with pytest.raises(CompanionError if said else KeyboardInterrupt, match=said):
+    with pytest.raises(KeyboardInterrupt):
         registry.obtain("phantom", SMALL, 1)
     assert not list(cache.iterdir())
 
@@ -83,8 +73,8 @@ def test_a_path_is_used_as_it_is_and_downloads_are_never_implicit(cache, tmp_pat
 
 
 def test_every_entry_states_licence_and_citation(tmp_path):
-    assert [entry.name for entry in registry.entries()] == ["phantom", "loops_316L", "fecral"]
-    assert all(entry.licence and entry.citation and entry.source for entry in registry.entries())
+    assert list(registry.entries()) == ["phantom", "loops_316L", "fecral"]
+    assert all(entry["licence"] and entry["citation"] and entry["source"] for entry in registry.entries().values())
     files = registry._loops_files(tmp_path)
     assert len(files.registry) == 17 and all(checksum.startswith("sha256:") for checksum in files.registry.values())
     assert all("19e9c46d731e525fd80270d9bb602a6e94e92e70" in url for url in files.urls.values())
@@ -103,12 +93,14 @@ def made(cache, tmp_path, monkeypatch):
         return pooch.create(path=downloads, base_url="http://127.0.0.1:9/", registry=checksums)
 
     monkeypatch.setitem(registry._FETCHED, "made", (files, lambda here, to, card: shutil.copytree(here, to)))
-    known = (*registry.entries(), registry.Entry("made", "made", "MIT", "none", "here"))
+    known = {**registry.entries(), "made": {"licence": "MIT"}}
     monkeypatch.setattr(registry, "entries", lambda: known)
     return source
 
 
 def test_the_mirror_serves_what_the_network_would_and_nothing_else(cache, made, monkeypatch):
+    with pytest.raises(CompanionError, match=r"from the network: .*set COMPANION_DATA_MIRROR"):
+        registry.fetch("made")  # nobody answers
     monkeypatch.setenv("COMPANION_DATA_MIRROR", str(made.parent))
     wrong = made / "images" / "m2.png"
     right = wrong.read_bytes()
@@ -125,53 +117,15 @@ def test_the_mirror_serves_what_the_network_would_and_nothing_else(cache, made, 
     assert not (cache / ".downloads" / "made").exists()
 
 
-def test_a_data_set_is_fetched_over_the_network_once(cache, made, monkeypatch):
-    """A local server that first lacks a file, then sends another, then the right one."""
-    with pytest.raises(CompanionError, match=r"from the network: .*set COMPANION_DATA_MIRROR"):
-        registry.fetch("made")  # nobody answers
-    asked = []
-
-    class Handler(SimpleHTTPRequestHandler):
-        def log_message(self, *_):
-            asked.append(self.path)
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(made)))
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    files, convert = registry._FETCHED["made"]
-
-    def served(downloads):
-        found = files(downloads)
-        found.base_url = f"http://127.0.0.1:{server.server_port}/"
-        return found
-
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setitem(registry._FETCHED, "made", (served, convert))
-    wanted = made / "images" / "m2.png"
-    right = wanted.read_bytes()
-    wanted.unlink()
-    with pytest.raises(CompanionError, match=r"from the network: 404"):
-        registry.fetch("made")
-    wanted.write_bytes(b"something else")
-    with pytest.raises(CompanionError, match=r"does not match the known hash"):
-        registry.fetch("made")
-    assert not (cache / "made").exists()
-    wanted.write_bytes(right)
-    assert registry.fetch("made") == registry.fetch("made") == cache / "made"
-    server.shutdown()
-    server.server_close()
-    assert sum("m1.png" in path for path in asked) == 1, "what has arrived whole is not asked for again"
-    assert len(load_dataset(cache / "made").micrographs) == 2
-
-
 def test_fecral_is_imported_from_the_files_of_its_record(cache, tmp_path, monkeypatch):
     make_dataset(tmp_path / "set", n=2)
     mirror = tmp_path / "mirror"
     monkeypatch.setenv("COMPANION_DATA_MIRROR", str(mirror))
-    with pytest.raises(CompanionError, match=r"has no folder fecral"):
+    with pytest.raises(CompanionError, match=r"fecral: a file could not be had .*No such file"):
         registry.fetch("fecral")
     (mirror / "fecral").mkdir(parents=True)
     (mirror / "fecral" / "read.me").write_text("just text")
-    with pytest.raises(CompanionError, match=r"holds 0 COCO files .* `companion data import"):
+    with pytest.raises(CompanionError, match=r"holds 0 JSON files .* `companion data import"):
         registry.fetch("fecral")
     assert (cache / ".downloads" / "fecral" / "read.me").read_text() == "just text" and not (cache / "fecral").exists()
     shutil.make_archive(str(mirror / "fecral" / "data"), "zip", tmp_path / "set")

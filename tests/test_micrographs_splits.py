@@ -84,34 +84,24 @@ def test_splits_differ_and_say_what_does_not_fit():
     assert choose(dataset, 1, [4], 6).test != choose(dataset, 2, [4], 6).test
     assert choose(dataset, 1, [4], 6).test != choose(dataset, 1, [4], 6, root_seed=6).test
     assert len(choose(dataset, 1, [8], 5, n_val=9).val) == 3, "16 - 8 - 5 are left"
-    with pytest.raises(CompanionError, match=r"has 16 micrographs, .*: 11 for training and 6 for testing do not fit"):
+    with pytest.raises(CompanionError, match=r"has 16 micrographs, .*: lower sizes \(11\) or n_test \(6\)"):
         choose(dataset, 1, [11], 6)
-    phantom = DataSet("phantom", Path(), ("a",), dataset.micrographs)
-    with pytest.raises(CompanionError, match=r"n_fresh = 8 .* has 4: phantom.n_images would have to be 20; lower"):
-        choose(phantom, 1, [4, 6], 6, n_fresh=8)
-    with pytest.raises(CompanionError, match=r"listed has 4: lower n_fresh or sizes"):
+    with pytest.raises(CompanionError, match=r"n_fresh = 8 .*listed has 4: lower n_fresh"):
         choose(dataset, 1, [6], 6, n_fresh=8)
 
 
 def test_frames_of_a_group_stay_on_one_side():
     dataset = listed([0.5, 0.9] * 12, grain=lambda k: k // 3)
     made = choose(dataset, 1, [9], 7, 4, group_by="grain", n_fresh=3)
-    side = {int(f[1:4]) // 3: set() for f in dataset.files}
-    for part in ("val", "test"):
-        for file in getattr(made, part):
-            side[int(file[1:4]) // 3].add(part)
-    for file in (*made.train, *made.fresh):
-        side[int(file[1:4]) // 3].add("training")
-    assert all(len(parts) <= 1 for parts in side.values())
+    grains = [{int(f[1:4]) // 3 for f in files} for files in (made.val, made.test, [*made.train, *made.fresh])]
+    assert sum(map(len, grains)) == len(set.union(*grains))
     assert (len(made.test), len(made.val), len(made.train)) == (6, 3, 9), "whole groups of three"
     by_name = choose(listed([1.0] * 12), 4, [4], 3, group_by=r"m00|m01(\d)")  # m00x together, m010 and m011 alone
     assert len(by_name.train) == 4 and not {f[:4] for f in by_name.test} & {"m00"} and len(by_name.test) == 2
     with pytest.raises(CompanionError, match=r"up to 12 of which stay on one side \(group_by film"):
         choose(listed([1.0] * 24, film=lambda k: k % 2), 1, [4], 4, group_by="film")
-    with pytest.raises(CompanionError, match=r"neither an entry of m000.png .*\(grain\) nor found in its name"):
+    with pytest.raises(CompanionError, match=r"neither an entry of m000.png .*\(grain\) nor a pattern"):
         choose(dataset, 1, [4], 4, group_by="grian")
-    with pytest.raises(CompanionError, match=r"not a regular expression"):
-        choose(dataset, 1, [4], 4, group_by="(")
 
 
 def with_copies(folder: Path) -> DataSet:
@@ -168,16 +158,16 @@ def test_bad_split_files_list_their_problems(tmp_path):
         choose(dataset, str(path), [9], 1)
     for part in (
         "5 problem(s)", "it is for data set 'other', not", "x.png is not in ", "m2.png is named 2 times",
-        "m1.png is named 2 times, in train, test", "train lists 4 micrographs; the profile asks for N = 9",
+        "m1.png is named 2 times", "train lists 4 micrographs; the profile asks for N = 9",
     ):  # fmt: skip
         assert part in str(caught.value)
     for content, message in (
-        ("[1]", "should map"), ("a: [", "not a split file"), ("name: x", "(?s)train: Field required.*test: Field"),
+        ("[1]", "dictionary"), ("a: [", "not a split file"), ("name: x", "(?s)train: Field required.*test: Field"),
         ("{train: m1.png, test: [], tset: 1}", "(?s)train: .*list.*test: .*at least 1.*tset: .*did you mean 'test'"),
         ("{train: [m1.png], test: [m2.png]}", "train lists 1 micrographs; the profile asks for N = 2"),
     ):  # fmt: skip
         path.write_text(content)
         with pytest.raises(CompanionError, match=message):
             choose(dataset, str(path), [2], 1)
-    with pytest.raises(CompanionError, match=r"no split file"):
+    with pytest.raises(CompanionError, match=r"not a split file: .*No such file"):
         choose(dataset, "nowhere.yaml", [1], 1)

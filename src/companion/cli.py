@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 from pathlib import Path
@@ -146,9 +145,9 @@ def data_list() -> None:
     from companion import layout
     from companion.micrographs.registry import entries
 
-    here = {e.name: e.name == "phantom" or (layout.data_cache() / e.name).is_dir() for e in entries()}
-    rows = [(e.name, e.title, e.licence, e.source, "yes" if here[e.name] else "no") for e in entries()]
-    _print_table(pd.DataFrame(rows, columns=["name", "title", "licence", "source", "here"]))
+    table = pd.DataFrame(entries()).T.rename_axis("name").reset_index()
+    table["here"] = ["yes" if n == "phantom" or (layout.data_cache() / n).is_dir() else "no" for n in table["name"]]
+    _print_table(table[["name", "title", "licence", "source", "here"]])
 
 
 @data.command("fetch")
@@ -162,22 +161,17 @@ def data_fetch(name: Annotated[str, typer.Argument(help="a name of `companion da
 @data.command("check")
 def data_check(
     path: Annotated[Path, typer.Argument(help="data set folder (images/, annotations.json), or a name that is here")],
-    pictures: Annotated[Path | None, typer.Option(help="folder for pictures of micrographs with their labels")] = None,
 ) -> None:
     """Validate a data set folder and print its card, or list everything that is wrong with it."""
     from companion import layout
     from companion.micrographs.check import check_dataset
 
     named = layout.data_cache() / path
-    found = check_dataset(named if not path.exists() and named.is_dir() else path)
-    for name, text in found.card.items():
+    _, card, classes, notes = check_dataset(named if not path.exists() and named.is_dir() else path)
+    for name, text in card.items():
         print(f"{name}: {text}")
-    _print_table(found.classes)
-    print("\n".join(f"look twice: {note}" for note in found.notes) or "no problem found")
-    if pictures is not None:
-        from companion.micrographs.plots import save_all
-
-        print(f"pictures: {save_all(found.dataset, pictures)}")
+    _print_table(classes)
+    print("\n".join(f"look twice: {note}" for note in notes) or "no problem found")
 
 
 @data.command("import")
@@ -198,10 +192,8 @@ def data_import(
     from companion.micrographs.importers import import_dataset, parse_merge
 
     names = [name.strip() for name in classes.split(",")] if classes else None
-    size: float | str | None = pixel_size_nm
-    with contextlib.suppress(ValueError, TypeError):
-        size = float(pixel_size_nm)  # type: ignore[arg-type]
-    dataset = import_dataset(format, images, labels, names, size, out, parse_merge(merge) if merge else None)
+    parts = parse_merge(merge) if merge else None
+    dataset = import_dataset(format, images, labels, names, pixel_size_nm, out, parts)
     print(f"{out}: {len(dataset.micrographs)} micrographs, classes {', '.join(dataset.classes)}")
 
 

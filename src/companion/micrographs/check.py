@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -13,74 +13,49 @@ from companion.micrographs.dataset import DataSet, load_dataset
 from companion.micrographs.splits import near_duplicates
 from companion.phantom.render import TRUTH
 
-CARD = ("title", "source", "licence", "citation")  # what is told of a data set's own card
 
+def check_dataset(folder: Path | str) -> tuple[DataSet, dict[str, str], pd.DataFrame, list[str]]:
+    """Validate a data set folder (see `load_dataset`) and describe it.
 
-@dataclass(frozen=True)
-class Check:
-    """What a data set holds.
-
-    Attributes
-    ----------
+    Returns
+    -------
+    dataset
     card : names and texts, ready to print
-    classes : one row per class: class, instances, share, micrographs (that show it), median_nm and the 5th and
-        95th percentile of the equivalent circle's diameter (nm)
+    classes : one row per class: class, instances, share, micrographs (that show it), and the 5th percentile, median
+        and 95th percentile of the equivalent circle's diameter (nm)
     notes : what deserves a second look, in words
     """
-
-    dataset: DataSet
-    card: dict[str, str]
-    classes: pd.DataFrame = field(repr=False)
-    notes: tuple[str, ...]
-
-
-def check_dataset(folder: Path | str) -> Check:
-    """Validate a data set folder and describe it.
-
-    Raises
-    ------
-    CompanionError
-        Every problem at once, when it is not a valid data set (see `load_dataset`).
-    """
     dataset = load_dataset(folder)
-    rows, tables = [], []
+    counts, found, notes = [], [], []
     for micrograph in dataset.micrographs:
-        truth, scale = micrograph.instances(), micrograph.pixel_size_nm
+        truth = micrograph.instances()
         areas = np.bincount(truth.ids.ravel(), minlength=len(truth.codes))[1:]
-        rows.append((micrograph.file_name, f"{micrograph.width} x {micrograph.height}", f"{scale:g}", len(areas),
-                     truth.overlap_share, micrograph.read().mean()))  # fmt: skip
+        diameter = 2 * np.sqrt(areas / np.pi) * micrograph.pixel_size_nm
         names = pd.Categorical.from_codes(truth.codes[1:].astype(int) - 1, dataset.classes)
-        diameter = 2 * np.sqrt(areas / np.pi) * scale
-        tables.append(pd.DataFrame({"image": micrograph.file_name, "class": names, "diameter": diameter}))
-    m = pd.DataFrame(rows, columns=["image", "size", "scale", "instances", "overlap", "grey"])
-    found = pd.concat(tables)
-    by_class = found.groupby("class", observed=False)
-    classes = by_class.agg(instances=("diameter", "size"), micrographs=("image", "nunique")).reset_index()
-    classes.insert(2, "share", classes["instances"] / max(len(found), 1))
-    for name, share in (("median_nm", 0.5), ("p5_nm", 0.05), ("p95_nm", 0.95)):
-        classes[name] = by_class["diameter"].quantile(share).to_numpy()
-    pairs = near_duplicates(dataset, dataset.files, dataset.files)
-    counted = {what: ", ".join(f"{value} ({n})" for value, n in m[what].value_counts().sort_index().items())
-               for what in ("size", "scale")}  # fmt: skip
-    card = {
-        "name": dataset.name, **{key: str(dataset.card[key]) for key in CARD if dataset.card.get(key)},
-        "micrographs": f"{len(m)}, of which {(m['instances'] == 0).sum()} without a labelled defect",
-        "size, px": counted["size"], "pixel size, nm": counted["scale"],
-        "instances": f"{m['instances'].sum()}, per micrograph {m['instances'].min()} to {m['instances'].max()}, "
-        f"median {m['instances'].median():g}",
-        "labelled px lost to overlap": f"{m['overlap'].mean():.2%} on average",
-        "near-duplicates": f"{len(pairs)} pair(s)",
-    }  # fmt: skip
-    notes = [f"class '{name}' has no instance" for name in classes["class"][classes["instances"] == 0]]
-    if hidden := (found["diameter"] == 0).sum():
-        notes.append(f"{hidden} instance(s) lie wholly under later ones")
-    notes += [f"{row.image}: {row.overlap:.0%} of its labelled pixels are hidden by overlap"
-              for row in m[m["overlap"] > 0.1].itertuples()]  # fmt: skip
-    notes += [f"{row.image}: mean grey level {row.grey:.0f}, nearly black or white"
-              for row in m[~m["grey"].between(10, 245)].itertuples()]  # fmt: skip
-    notes += [f"{a} and {b} look like the same field: a drawn split keeps them on one side" for a, b in pairs]
+        found.append(pd.DataFrame({"image": micrograph.file_name, "class": names, "diameter": diameter}))
+        counts.append(len(areas))
+        if truth.overlap_share > 0.1:
+            notes.append(f"{micrograph.file_name}: {truth.overlap_share:.0%} of its labelled pixels are under others")
+        if not 10 < (grey := micrograph.read().mean()) < 245:
+            notes.append(f"{micrograph.file_name}: mean grey level {grey:.0f}, nearly black or white")
+    by_class = pd.concat(found).groupby("class", observed=False)
+    classes = by_class.agg(instances=("diameter", "size"), micrographs=("image", "nunique"))
+    classes.insert(1, "share", classes["instances"] / max(sum(counts), 1))
+    classes[["p5_nm", "median_nm", "p95_nm"]] = by_class["diameter"].quantile([0.05, 0.5, 0.95]).unstack()
+    classes = classes.reset_index()
+    notes += [f"class '{name}' has no instance" for name in classes["class"][classes["instances"] == 0]]
+    notes += [f"{a} and {b} look like the same field: a drawn split keeps them on one side"
+              for a, b in near_duplicates(dataset, dataset.files, dataset.files)]  # fmt: skip
     notes += ["the data set card states no licence"] * (not dataset.card.get("licence"))
-    return Check(dataset, card, classes, tuple(notes))
+    sizes = Counter(f"{m.width} x {m.height} px of {m.pixel_size_nm:g} nm" for m in dataset.micrographs)
+    told = ("title", "source", "licence", "citation")
+    card = {
+        "name": dataset.name, **{key: str(dataset.card[key]) for key in told if dataset.card.get(key)},
+        "micrographs": f"{len(counts)}, of which {counts.count(0)} without a labelled defect",
+        "sizes": ", ".join(f"{size} ({n})" for size, n in sorted(sizes.items())),
+        "instances": f"{sum(counts)}, per micrograph {min(counts)} to {max(counts)}, median {np.median(counts):g}",
+    }  # fmt: skip
+    return dataset, card, classes, notes
 
 
 def label_errors(folder: Path | str) -> pd.DataFrame | None:
@@ -100,10 +75,9 @@ def label_errors(folder: Path | str) -> pd.DataFrame | None:
     table = pd.DataFrame({
         "class": pd.Categorical([exact.classes[defect["category_id"] - 1] for defect in defects], exact.classes),
         "overlooked": [label is None for _, label in pairs],
-        "confused": [np.nan if b is None else b["category_id"] != a["category_id"] for a, b in pairs],
+        "confused": [np.nan if b is None else float(b["category_id"] != a["category_id"]) for a, b in pairs],
         "iou": [np.nan if b is None else coco.iou([a["segmentation"]], [b["segmentation"]], [0])[0, 0]
                 for a, b in pairs],
-    }).astype({"confused": float, "iou": float})  # fmt: skip
-    rates = table.groupby("class", observed=False)[["overlooked", "confused", "iou"]].mean()
-    rates.insert(0, "defects", table["class"].value_counts().reindex(exact.classes))
-    return rates.reset_index()
+    })  # fmt: skip
+    rates = table.groupby("class", observed=False)
+    return rates.mean().assign(defects=rates.size())[["defects", "overlooked", "confused", "iou"]].reset_index()

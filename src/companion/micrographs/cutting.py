@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -39,45 +40,34 @@ def cut_patches(
     patches : crops at symmetry 0, row by row; instance ids count from 1 in each patch
     report : one row per micrograph: image, patches, instances, empty_patches, cut_away (instance-in-patch
         pieces below `min_visible`), overlap_share (see `InstanceMap`)
-
-    Raises
-    ------
-    CompanionError
-        Lists the micrographs that are smaller than a patch.
     """
     chosen = [dataset.micrograph(name) for name in files]
     small = [f"{m.file_name} is {m.width} x {m.height} px" for m in chosen if min(m.width, m.height) < size]
     if small:
         raise problems(f"{dataset.name}: {len(small)} micrograph(s) smaller than a patch of {size} px", small)
-    crops = [(m, y0, x0) for m in chosen for y0 in grid(m.height, size, stride) for x0 in grid(m.width, size, stride)]
-    many = any(len(m.annotations) > 255 for m in chosen)
-    images = np.empty((len(crops), size, size), dtype=np.uint8)
-    instances = np.zeros((len(crops), size, size), dtype=np.uint16 if many else np.uint8)
+    images, instances, index, report = [], [], [], []
     labels: dict[tuple[int, int], int] = {}
-    report, patch = [], 0
     for micrograph in chosen:
-        first, cut_away = patch, 0
+        first, cut_away = len(index), 0
         pixels, truth = micrograph.read(), micrograph.instances()
         whole = np.bincount(truth.ids.ravel(), minlength=len(truth.codes))
-        for y0 in grid(micrograph.height, size, stride):
-            for x0 in grid(micrograph.width, size, stride):
-                window = np.s_[y0 : y0 + size, x0 : x0 + size]
-                inside = np.bincount(truth.ids[window].ravel(), minlength=len(whole))
-                inside[0] = 0
-                kept = (inside > 0) & (inside >= min_visible * whole)
-                new = np.where(kept, np.cumsum(kept), 0)  # id in the patch by id in the micrograph
-                images[patch], instances[patch] = pixels[window], new[truth.ids[window]]
-                labels.update({(patch, int(new[i])): int(truth.codes[i]) for i in np.flatnonzero(kept)})
-                cut_away += int(((inside > 0) & ~kept).sum())
-                patch += 1
-        empty = int((~instances[first:patch].any(axis=(1, 2))).sum())
-        found = len(truth.codes) - 1
-        report.append((micrograph.file_name, patch - first, found, empty, cut_away, truth.overlap_share))
-    index = pd.DataFrame(
-        [(k, m.file_name, x0, y0, 0, m.pixel_size_nm) for k, (m, y0, x0) in enumerate(crops)], columns=INDEX_COLUMNS
-    )
+        for y0, x0 in product(*(grid(side, size, stride) for side in pixels.shape)):
+            window = np.s_[y0 : y0 + size, x0 : x0 + size]
+            inside = np.bincount(truth.ids[window].ravel(), minlength=len(whole))
+            inside[0] = 0
+            kept = (inside > 0) & (inside >= min_visible * whole)
+            new = np.where(kept, np.cumsum(kept), 0).astype(truth.ids.dtype)  # id in the patch by id in the micrograph
+            labels.update({(len(index), int(new[i])): int(truth.codes[i]) for i in np.flatnonzero(kept)})
+            images.append(pixels[window])
+            instances.append(new[truth.ids[window]])
+            index.append((len(index), micrograph.file_name, x0, y0, 0, micrograph.pixel_size_nm))
+            cut_away += int(((inside > 0) & ~kept).sum())
+        empty = sum(not ids.any() for ids in instances[first:])
+        report.append((micrograph.file_name, len(index) - first, len(whole) - 1, empty, cut_away, truth.overlap_share))
+    ids = np.stack(instances)
+    table, rows = instance_table(ids, labels), pd.DataFrame(index, columns=INDEX_COLUMNS)
+    patches = Patches(np.stack(images), ids, rows, table, dataset.classes, tuple(symmetries))
     columns = ["image", "patches", "instances", "empty_patches", "cut_away", "overlap_share"]
-    patches = Patches(images, instances, index, instance_table(instances, labels), dataset.classes, tuple(symmetries))
     return patches, pd.DataFrame(report, columns=columns)
 
 

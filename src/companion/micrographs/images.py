@@ -17,18 +17,12 @@ from companion.provenance import atomic
 
 PERCENTILES = (0.5, 99.5)  # grey levels of a 16-bit micrograph that become 0 and 255
 CHANNEL_DIFFERENCE = 3  # grey levels between the channels of a grey picture that was stored in colour (JPEG)
-GREY_MODES = ("L", "I", "I;16", "I;16L", "I;16B", "I;16N")
+SUFFIXES = (".png", ".tif", ".tiff")  # of the one format
 Window = tuple[slice, slice]  # (rows, columns)
 
 
 def read_grey(path: Path) -> NDArray[np.uint8] | NDArray[np.uint16]:
-    """Grey levels [H, W] of an 8 or 16-bit image file; a colour file counts if its channels are equal.
-
-    Raises
-    ------
-    CompanionError
-        The file cannot be read to its end, holds several pictures, or is a colour picture.
-    """
+    """Grey levels [H, W] of an 8 or 16-bit image file; a colour file counts if its channels are equal."""
     try:
         with Image.open(path) as opened:
             if (frames := getattr(opened, "n_frames", 1)) > 1:

@@ -27,7 +27,7 @@ class Patches:
 
     Attributes
     ----------
-    images : uint8 [P, S, S] grey levels, or None where nothing has been imaged (simulated masks)
+    images : uint8 [P, S, S] grey levels, None where nothing has been imaged (simulated masks)
     instances : uint8 or uint16 [P, S, S] instance ids, 0 for none; where instances overlap the later is on top
     index : one row per patch: patch (0...P-1), image (file name, or the condition that it was drawn for),
         x0, y0 (px, top left corner in the image), symmetry (0-7), pixel_size_nm
@@ -55,11 +55,13 @@ class Patches:
 
     def label_maps(self, patches: NDArray[np.integer] | slice = slice(None)) -> NDArray[np.uint8]:
         """Class codes per pixel, uint8 [n, S, S], of the chosen patches; 0 is background."""
-        numbers = np.arange(len(self))[patches]
         lookup = np.zeros((len(self), int(self.instances.max(initial=0)) + 1), dtype=np.uint8)
-        lookup[self.table["patch"].to_numpy(), self.table["instance"].to_numpy()] = self.table["class"].to_numpy()
-        maps = [lookup[p][self.instances[p]] for p in numbers]
-        return np.stack(maps) if maps else np.zeros((0, self.size, self.size), dtype=np.uint8)
+        lookup[self.table["patch"], self.table["instance"]] = self.table["class"]
+        numbers = np.arange(len(self))[patches]
+        maps = np.empty((len(numbers), self.size, self.size), dtype=np.uint8)
+        for place, patch in enumerate(numbers):
+            maps[place] = lookup[patch][self.instances[patch]]
+        return maps
 
     def of(self, patch: int) -> pd.DataFrame:
         """Rows of `table` of one patch."""
@@ -90,30 +92,19 @@ class Patches:
 
 
 def load_patches(folder: Path) -> Patches:
-    """Read a patches folder; arrays are memory-mapped.
-
-    Raises
-    ------
-    CompanionError
-        When a file is missing or broken, or the files do not belong together.
-    """
+    """Read a patches folder; arrays are memory-mapped."""
     try:
-        description = json.loads((folder / "patches.json").read_text(encoding="utf-8"))
-        images, instances = (
-            np.load(path, mmap_mode="r", allow_pickle=False) if path.exists() or path.stem == "instances" else None
-            for path in (folder / "images.npy", folder / "instances.npy")
-        )
+        said = json.loads((folder / "patches.json").read_text(encoding="utf-8"))
+        images = np.load(folder / "images.npy", mmap_mode="r") if (folder / "images.npy").exists() else None
+        instances = np.load(folder / "instances.npy", mmap_mode="r")
         index = pd.read_parquet(folder / "index.parquet", columns=INDEX_COLUMNS)
         table = pd.read_parquet(folder / "table.parquet", columns=TABLE_COLUMNS)
-        classes, symmetries = tuple(description["classes"]), tuple(description["symmetries"])
-    except FileNotFoundError as error:
-        raise CompanionError(f"{folder} is not a patches folder: {Path(error.filename).name} is missing") from None
     except (OSError, ValueError, KeyError) as error:  # a column that is missing is a ValueError
-        raise CompanionError(f"{folder} is not a readable patches folder: {error}") from None
+        raise CompanionError(f"{folder} is not a patches folder: {error}") from None
     if len(index) != len(instances) or (images is not None and images.shape != instances.shape):
         shapes = f"images {None if images is None else images.shape}, instances {instances.shape}"
         raise CompanionError(f"{folder}: {shapes} and {len(index)} rows of index.parquet do not belong together")
-    return Patches(images, instances, index, table, classes, symmetries)
+    return Patches(images, instances, index, table, tuple(said["classes"]), tuple(said["symmetries"]))
 
 
 def instance_table(instances: NDArray[np.integer], labels: dict[tuple[int, int], int] | pd.DataFrame) -> pd.DataFrame:
@@ -126,7 +117,7 @@ def instance_table(instances: NDArray[np.integer], labels: dict[tuple[int, int],
         instances with no visible pixel get no row
     """
     if isinstance(labels, pd.DataFrame):
-        labels = {(p, i): c for p, i, c in labels[["patch", "instance", "class"]].itertuples(index=False)}
+        labels = labels.set_index(["patch", "instance"])["class"].to_dict()
     rows, size = [], instances.shape[-1]
     for patch, ids in enumerate(instances):
         areas = np.bincount(ids.ravel())
@@ -135,6 +126,5 @@ def instance_table(instances: NDArray[np.integer], labels: dict[tuple[int, int],
                 (y1, y2), (x1, x2) = ((part.start, part.stop) for part in window)
                 touches = min(x1, y1) == 0 or max(x2, y2) == size
                 rows.append((patch, instance, labels[patch, instance], x1, y1, x2, y2, areas[instance], touches))
-    table = pd.DataFrame(rows, columns=TABLE_COLUMNS)
-    types = {column: "float32" if column in ("x1", "y1", "x2", "y2") else "int32" for column in TABLE_COLUMNS}
-    return table.astype({**types, "touches_border": bool})
+    types = {**dict.fromkeys(TABLE_COLUMNS, "int32"), **dict.fromkeys(["x1", "y1", "x2", "y2"], "float32")}
+    return pd.DataFrame(rows, columns=TABLE_COLUMNS).astype({**types, "touches_border": bool})

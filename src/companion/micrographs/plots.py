@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Patch
+from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 from numpy.typing import NDArray
 
 from companion.micrographs.dataset import DataSet
 from companion.micrographs.patches import Patches
-from companion.plots import CLASS_COLORS, save, use_style
+from companion.plots import CLASS_COLORS
 
 
 def outline(axes: Axes, ids: NDArray[np.integer], codes: NDArray[np.integer]) -> None:
@@ -24,10 +24,12 @@ def outline(axes: Axes, ids: NDArray[np.integer], codes: NDArray[np.integer]) ->
         axes.contour(ids == instance, levels=[0.5], colors=[color], linewidths=0.8)
 
 
-def legend(figure: Figure, classes: Sequence[str]) -> None:
-    """Class names with their colours, below the figure."""
+def told(figure: Figure, classes: Sequence[str], title: str) -> Figure:
+    """The figure with its title, and class names with their colours below."""
     handles = [Patch(color=CLASS_COLORS[k % len(CLASS_COLORS)], label=name) for k, name in enumerate(classes)]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(classes))
+    figure.suptitle(title)
+    return figure
 
 
 def labelled_micrographs(dataset: DataSet, files: Sequence[str], note: str) -> Figure:
@@ -41,57 +43,31 @@ def labelled_micrographs(dataset: DataSet, files: Sequence[str], note: str) -> F
             place.axis("off")
         outline(below, truth.ids, truth.codes)
         above.set_title(f"{name}: {len(truth.codes) - 1} defects")
-        scale_bar(above, micrograph.width, micrograph.height, micrograph.pixel_size_nm)
-    legend(figure, dataset.classes)
-    figure.suptitle(f"Micrographs and their labels ({note})")
-    return figure
+        scale_bar(above, micrograph.width, micrograph.pixel_size_nm)
+    return told(figure, dataset.classes, f"Micrographs and their labels ({note})")
 
 
-def scale_bar(axes: Axes, width: int, height: int, pixel_size_nm: float) -> None:
+def scale_bar(axes: Axes, width: int, pixel_size_nm: float) -> None:
     """A bar of a round number of nm, about a fifth of the image wide."""
     wanted = 0.2 * width * pixel_size_nm
     power = 10.0 ** np.floor(np.log10(wanted))
     length = max(step * power for step in (1, 2, 5) if step * power <= wanted)
-    x, y, bar = 0.05 * width, 0.93 * height, length / pixel_size_nm
-    axes.add_patch(Rectangle((0.7 * x, y - 0.075 * height), bar + 0.6 * x, 0.11 * height, color="white", alpha=0.8))
-    axes.plot([x, x + bar], [y, y], color="black", linewidth=3, solid_capstyle="butt")
-    axes.text(x + bar / 2, y - 0.015 * height, f"{length:g} nm", ha="center", va="bottom", color="black", fontsize=8)
+    bar = AnchoredSizeBar(
+        axes.transData, length / pixel_size_nm, f"{length:g} nm", "lower left", size_vertical=width / 100
+    )
+    bar.patch.set(alpha=0.8, linewidth=0)
+    axes.add_artist(bar)
 
 
 def patch_grid(patches: Patches, chosen: Sequence[int], note: str, columns: int = 6) -> Figure:
     """Chosen patches with the outlines of their labels."""
     rows = -(-len(chosen) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(1.6 * columns, 1.75 * rows + 0.6), squeeze=False)
-    for place in axes.ravel():
-        place.axis("off")
+    plt.setp(axes.ravel(), frame_on=False, xticks=[], yticks=[])
     for place, patch in zip(axes.ravel(), chosen, strict=False):
         own = patches.of(patch)
         place.imshow(patches.images[patch], vmin=0, vmax=255)
         codes = dict(zip(own["instance"], own["class"], strict=True))
         outline(place, np.asarray(patches.instances[patch]), codes)
         place.set_title(f"patch {patch}", fontsize=7)
-    legend(figure, patches.classes)
-    figure.suptitle(f"Training patches and their labels ({note})")
-    return figure
-
-
-def counts_per_patch(lists: dict[str, Patches], note: str) -> Figure:
-    """Histogram of the number of instances per patch, as shares of the patches of each of two lists."""
-    figure, axes = plt.subplots(figsize=(6, 3))
-    for (name, patches), color, style in zip(lists.items(), ("#0072B2", "#D55E00"), ("-", "--"), strict=True):
-        counts = np.bincount(patches.table["patch"], minlength=len(patches))
-        bins, weights = np.arange(counts.max(initial=0) + 2) - 0.5, np.full(len(counts), 1 / len(counts))
-        axes.hist(counts, bins=bins, weights=weights, histtype="step", color=color, linestyle=style,
-                  label=f"{name}: {len(counts)} patches")  # fmt: skip
-    axes.set(xlabel="labelled instances per patch", ylabel="share of patches", title=f"Instances per patch ({note})")
-    axes.legend()
-    return figure
-
-
-def save_all(dataset: DataSet, folder: Path) -> Path:
-    """Every micrograph of a data set with its labels, four to a picture; returns the folder of the pictures."""
-    use_style()
-    for start in range(0, len(dataset.files), 4):
-        figure = labelled_micrographs(dataset, dataset.files[start : start + 4], dataset.name)
-        save(figure, folder, f"micrographs-{start // 4 + 1:02d}")
-    return folder / "figures"
+    return told(figure, patches.classes, f"Training patches and their labels ({note})")

@@ -6,11 +6,11 @@ data set appears when it is whole.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pooch
 import yaml
@@ -18,77 +18,64 @@ import yaml
 from companion import layout
 from companion.config.phantom import Phantom
 from companion.errors import CompanionError, nearest
-from companion.micrographs.dataset import ANNOTATIONS, load_dataset, read_coco
-from companion.micrographs.importers import import_record
+from companion.micrographs.coco import read_coco
+from companion.micrographs.dataset import ANNOTATIONS
+from companion.micrographs.importers import fitting_size, import_dataset
 from companion.phantom.render import render_dataset
 from companion.provenance import code_hashes, hash_value, write_json
 
 RECORD = "doi:10.6084/m9.figshare.27281400/"
+# nm per px at a width of 1024 px, by the magnification in the file name (the paper's microscope).
+MAGNIFICATIONS = {"70kx": 0.8805, "100kx": 0.8691, "300kx": 0.4785, "500kx": 0.2832}
 
 
-@dataclass(frozen=True)
-class Entry:
-    """What ``registry.yaml`` says of a data set."""
-
-    name: str
-    title: str
-    licence: str
-    citation: str
-    source: str
-
-
-def entries() -> tuple[Entry, ...]:
-    """Every registered data set."""
-    rows = yaml.safe_load(Path(__file__).with_name("registry.yaml").read_text(encoding="utf-8"))
-    return tuple(Entry(name, **row) for name, row in rows.items())
+def entries() -> dict[str, dict[str, str]]:
+    """Title, licence, citation and source of every registered data set, by name."""
+    return yaml.safe_load(Path(__file__).with_name("registry.yaml").read_text(encoding="utf-8"))
 
 
 def obtain(dataset: str, phantom: Phantom, root_seed: int) -> Path:
     """Folder of a data set; renders the phantom once per settings, root seed and code, downloads nothing.
 
-    A registered set that is not in the cache is made from ``COMPANION_DATA_MIRROR`` when that is set.
-
     Parameters
     ----------
-    dataset : registered name, or path of a data set folder
+    dataset : registered name, or path of a data set folder; a registered set that is not in the cache is made from
+        ``COMPANION_DATA_MIRROR`` when that is set
     phantom, root_seed : what the phantom is rendered with; other data do not look at them
-
-    Raises
-    ------
-    CompanionError
-        The data set is unknown or has not been fetched.
     """
     if dataset == "phantom":
-        code = code_hashes("from companion.phantom import render")
-        code = {k: v for k, v in code.items() if k.startswith("companion/phantom/") or k.endswith("geometry.py")}
-        name = hash_value([phantom.model_dump(mode="json"), root_seed, code])[:12]
-        folder = layout.data_cache() / f"phantom-{name}"
-        return _once(folder, lambda made: render_dataset(phantom, root_seed, made))
+        return _rendered(phantom, root_seed)
+    if dataset not in _FETCHED and len(Path(dataset).parts) == 1 and not Path(dataset).is_dir():
+        known = nearest(dataset, ["phantom", *_FETCHED])
+        raise CompanionError(f"dataset '{dataset}': {known} (or give the path of a folder)")
     if dataset not in _FETCHED:
-        if len(Path(dataset).parts) == 1 and not Path(dataset).is_dir():
-            known = nearest(dataset, ["phantom", *_FETCHED])
-            raise CompanionError(f"dataset '{dataset}': {known} (or give the path of a folder)")
         return Path(dataset)
     if not (layout.data_cache() / dataset / ANNOTATIONS).is_file() and layout.data_mirror() is None:
         raise CompanionError(
-            f"data set {dataset} has not been downloaded to {layout.data_cache()}: run `companion data fetch {dataset}`"
-            ", or set COMPANION_DATA_MIRROR to a folder that holds it"
+            f"data set {dataset} is not in {layout.data_cache()}: run `companion data fetch {dataset}`"
         )
     return fetch(dataset)
 
 
+def _rendered(phantom: Phantom, root_seed: int) -> Path:
+    """The phantom's folder as it is, or made; of several processes that make it at once the first one's stays."""
+    code = code_hashes("from companion.phantom import render")
+    code = {k: v for k, v in code.items() if k.startswith("companion/phantom/") or k.endswith("geometry.py")}
+    cache, name = layout.data_cache(), hash_value([phantom.model_dump(mode="json"), root_seed, code])[:12]
+    folder = cache / f"phantom-{name}"
+    if not (folder / ANNOTATIONS).is_file():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache, prefix=".phantom-") as scratch:
+            render_dataset(phantom, root_seed, Path(scratch) / "made")
+            with contextlib.suppress(OSError):  # another process was first
+                (Path(scratch) / "made").rename(folder)
+    return folder
+
+
 def fetch(name: str) -> Path:
-    """Download a registered data set (from ``COMPANION_DATA_MIRROR`` if set) and convert it to the one format.
+    """Download a registered data set (from ``COMPANION_DATA_MIRROR`` if set) and convert it; its folder in the cache.
 
-    Returns
-    -------
-    its folder in the data cache
-
-    Raises
-    ------
-    CompanionError
-        Unknown name, no network, a file that is not there or of another checksum, a full disk. Whole files stay for
-        the next try; there is no partial data set.
+    Where a file cannot be had, whole ones stay for the next try; there is no partial data set.
     """
     if name not in _FETCHED:
         raise CompanionError(f"data set '{name}' is not one to download: {nearest(name, _FETCHED)}")
@@ -101,40 +88,14 @@ def fetch(name: str) -> Path:
         for file in files.registry:
             if mirror:
                 files.urls[file] = str(mirror / name / file)
-            files.fetch(file, downloader=_copy if mirror else None)
+            files.fetch(file, downloader=(lambda source, to, _: shutil.copyfile(source, to)) if mirror else None)
     except (OSError, ValueError) as error:  # those of requests are OSErrors, a wrong checksum is a ValueError
         raise CompanionError(
             f"{name}: a file could not be had from the {place}: {error}. Files that are whole are kept in {downloads}; "
             f"run `companion data fetch {name}` again, or set COMPANION_DATA_MIRROR to a folder that holds {name}/"
         ) from None
-    card = {**asdict(next(entry for entry in entries() if entry.name == name)), "simulated": False}
-    made = _once(folder, lambda target: convert(downloads, target, card))
-    shutil.rmtree(downloads, ignore_errors=True)
-    return made
-
-
-def _copy(source: str, target: str, _pooch: object) -> None:
-    """What pooch calls instead of a download from a mirror; it checks the copy as it checks a download."""
-    shutil.copyfile(source, target)
-
-
-def _once(folder: Path, make: Callable[[Path], None]) -> Path:
-    """`folder` as it is, or made whole; of several processes that make it at once the first one's stays."""
-    if (folder / ANNOTATIONS).is_file():
-        return folder
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
-            made = Path(scratch) / folder.name
-            make(made)
-            load_dataset(made)
-            try:
-                made.rename(folder)
-            except OSError:
-                if not (folder / ANNOTATIONS).is_file():
-                    raise
-    except OSError as error:
-        raise CompanionError(f"{folder} could not be written: {error.strerror or error}") from None
+    convert(downloads, folder, {"name": name, **entries()[name], "simulated": False})
+    shutil.rmtree(downloads)
     return folder
 
 
@@ -144,13 +105,9 @@ def _loops_files(downloads: Path) -> pooch.Pooch:
     return files
 
 
-def _convert_loops(downloads: Path, folder: Path, card: dict) -> None:
-    """Adds what the published annotations lack: the pixel size (field of view 200 nm over 512 px) and a card."""
-    document = read_coco(downloads / ANNOTATIONS)
-    document["images"] = [{**image, "pixel_size_nm": 200 / 512} for image in document["images"]]
-    document["info"]["dataset_card"] = card
-    shutil.copytree(downloads / "images", folder / "images")
-    write_json(folder / ANNOTATIONS, document)
+def _import_loops(downloads: Path, folder: Path, card: dict[str, Any]) -> None:
+    """What was published lacks the pixel size: the field of view is 200 nm over 512 px."""
+    import_dataset("coco", downloads / "images", downloads / ANNOTATIONS, None, 200 / 512, folder, card=card)
 
 
 def _fecral_files(downloads: Path) -> pooch.Pooch:
@@ -158,11 +115,28 @@ def _fecral_files(downloads: Path) -> pooch.Pooch:
     files = pooch.create(path=downloads, base_url=RECORD)
     if (mirror := layout.data_mirror()) is None:
         files.load_registry_from_doi()
-    elif not (mirror / "fecral").is_dir():
-        raise CompanionError(f"fecral: the mirror {mirror} has no folder fecral with the files of the record")
     else:
         files.registry = {path.name: None for path in sorted((mirror / "fecral").iterdir()) if path.is_file()}
     return files
 
 
-_FETCHED = {"loops_316L": (_loops_files, _convert_loops), "fecral": (_fecral_files, import_record)}
+def _import_fecral(downloads: Path, folder: Path, card: dict[str, Any]) -> None:
+    """Where the record holds one COCO file and the images that it names; else it stays for `companion data import`."""
+    for archive in sorted(downloads.rglob("*.zip")):
+        shutil.unpack_archive(archive, archive.with_suffix(""))
+    paths = sorted(downloads.rglob("*.json"))
+    if len(paths) != 1:
+        raise CompanionError(
+            f"{downloads} holds {len(paths)} JSON files ({', '.join(path.name for path in paths)}); one was expected. "
+            "The files are there: use `companion data import --format coco` on the one you want"
+        )
+    document = read_coco(paths[0])
+    for image in document["images"]:
+        with contextlib.suppress(CompanionError):
+            size = fitting_size(image["file_name"], MAGNIFICATIONS) * 1024 / image.get("width", 1024)
+            image.setdefault("pixel_size_nm", size)
+    write_json(paths[0], document)
+    import_dataset("coco", downloads, paths[0], None, None, folder, card=card)
+
+
+_FETCHED = {"loops_316L": (_loops_files, _import_loops), "fecral": (_fecral_files, _import_fecral)}

@@ -39,23 +39,15 @@ NEAR_DUPLICATE_BITS = 12
 
 @dataclass(frozen=True)
 class Split:
-    """File names of a split; no file is in two lists.
-
-    Attributes
-    ----------
-    train : in the order in which they are used: N training micrographs are the first N
-    val, test : choose thresholds, and test
-    fresh : further labelled micrographs, for arm EXP+FRESH alone
-    warning : what deserves attention, in words: pixel sizes that are tested but not trained on, near-duplicates in
-        two lists; empty where nothing does
-    """
+    """File names of a split; no file is in two lists."""
 
     name: str
     dataset: str
-    train: tuple[str, ...]
-    val: tuple[str, ...]
+    train: tuple[str, ...]  # in the order in which they are used: N training micrographs are the first N
+    val: tuple[str, ...]  # choose thresholds
     test: tuple[str, ...]
-    fresh: tuple[str, ...] = ()
+    fresh: tuple[str, ...] = ()  # further labelled micrographs, for arm EXP+FRESH alone
+    # What deserves attention: pixel sizes that are tested but not trained on, near-duplicates in two lists.
     warning: str = field(default="", compare=False)
 
     def save(self, path: Path) -> None:
@@ -68,7 +60,7 @@ class Split:
         """Number of micrographs by list (rows: training N = 10, ..., val, test, fresh) and nm per px (columns)."""
         lists = {f"train, N = {n}": self.train[:n] for n in sizes}
         lists |= {name: getattr(self, name) for name in LISTS[1:] if getattr(self, name)}
-        scale = _scales(dataset)
+        scale = {m.file_name: m.pixel_size_nm for m in dataset.micrographs}
         counted = {name: Counter(scale[file] for file in files) for name, files in lists.items()}
         return pd.DataFrame(counted).T.fillna(0).astype(int).sort_index(axis=1).rename(columns="{:g}".format)
 
@@ -88,30 +80,20 @@ def choose_split(
     n_val : validation micrographs of a drawn split, fewer where training and test leave fewer
     group_by : what a drawn split keeps on one side, see `group_of`; it always keeps near-duplicates together
     n_fresh : further micrographs that stand in no other list and are near-duplicates of none that is held out
-
-    Raises
-    ------
-    CompanionError
-        Too few micrographs, an unreadable or misspelt split file, a file that is not in the data set, or one
-        that is in two lists.
     """
-    seeds = Seeds(root_seed, "split", dataset.name, source if isinstance(source, int) else name)
+    rng = Seeds(root_seed, "split", dataset.name, source if isinstance(source, int) else name).rng()
     if isinstance(source, int):
-        lists = _draw(dataset, max(sizes), n_test, n_val, group_by, seeds.rng())
+        lists = _draw(dataset, max(sizes), n_test, n_val, group_by, rng)
         lists["train"], left = lists["train"][: max(sizes)], lists["train"][max(sizes) :]
     else:
         lists = _read(dataset, Path(source), max(sizes))
         left = [file for file in dataset.files if not any(file in files for files in lists.values())]
-        left = [file for (file,) in _mixed(dataset, [[file] for file in left], seeds.rng())]
-    if (wanted := n_fresh - len(lists["fresh"])) > 0:
-        leaking = {file for file, _ in near_duplicates(dataset, left, [*lists["val"], *lists["test"]])}
-        lists["fresh"] += [file for file in left if file not in leaking][:wanted]
-    if (lacking := n_fresh - len(lists["fresh"])) > 0:
-        larger = f"phantom.n_images would have to be {len(dataset.files) + lacking}; " * (dataset.name == "phantom")
-        raise CompanionError(
-            f"arm EXP+FRESH needs n_fresh = {n_fresh} micrographs beside those of split {name}, {dataset.name} has "
-            f"{n_fresh - lacking}: {larger}lower n_fresh or sizes of the profile"
-        )
+        left = [file for (file,) in _mixed(dataset, [[file] for file in left], rng)]
+    leaking = {file for file, _ in near_duplicates(dataset, left, [*lists["val"], *lists["test"]])}
+    lists["fresh"] += [file for file in left if file not in leaking][: max(0, n_fresh - len(lists["fresh"]))]
+    if len(lists["fresh"]) < n_fresh:
+        has = f"{dataset.name} has {len(lists['fresh'])}: lower n_fresh or sizes of the profile"
+        raise CompanionError(f"EXP+FRESH needs n_fresh = {n_fresh} micrographs beside those of split {name}, {has}")
     files = {part: tuple(lists[part]) for part in LISTS}
     return Split(name, dataset.name, **files, warning="\n".join(_warnings(dataset, files, sizes)))
 
@@ -127,8 +109,7 @@ def _draw(
     if not test or len(train) < n_train:
         raise CompanionError(
             f"{dataset.name} has {len(dataset.files)} micrographs, up to {max(map(len, sequence))} of which stay on "
-            f"one side (group_by {group_by}, near-duplicates): {n_train} for training and {n_test} for testing do not "
-            "fit; lower sizes or n_test of the profile"
+            f"one side (group_by {group_by}, near-duplicates): lower sizes ({n_train}) or n_test ({n_test})"
         )
     return {"train": train, "val": sorted(val), "test": sorted(test), "fresh": []}
 
@@ -139,8 +120,7 @@ def _mixed(dataset: DataSet, groups: Sequence[list[str]], rng: np.random.Generat
     Systematic sampling: those of one pixel size are spread evenly, the last of them at the very end. Training begins
     there, so that what is rare is trained on before it is tested.
     """
-    scale, place = _scales(dataset), np.empty(len(groups))
-    strata = np.array([scale[files[0]] for files in groups])
+    place, strata = np.empty(len(groups)), np.array([dataset.micrograph(files[0]).pixel_size_nm for files in groups])
     for value in np.unique(strata):
         own = rng.permutation(np.flatnonzero(strata == value))
         reached = np.cumsum([len(groups[k]) for k in own])
@@ -150,14 +130,11 @@ def _mixed(dataset: DataSet, groups: Sequence[list[str]], rng: np.random.Generat
 
 def _take(groups: Sequence[list[str]], number: int) -> tuple[list[str], list[list[str]]]:
     """Files of the first groups that fit into `number`, and the groups that are left, in their order."""
-    taken: list[str] = []
-    left = []
+    taken: list[list[str]] = []
+    left: list[list[str]] = []
     for files in groups:
-        if len(taken) + len(files) <= number:
-            taken += files
-        else:
-            left.append(files)
-    return taken, left
+        (taken if sum(map(len, taken)) + len(files) <= number else left).append(files)
+    return [file for files in taken for file in files], left
 
 
 def _inseparable(dataset: DataSet, files: Sequence[str], group_by: str | None) -> list[list[str]]:
@@ -171,25 +148,21 @@ def _inseparable(dataset: DataSet, files: Sequence[str], group_by: str | None) -
 
 
 def group_of(micrograph: Micrograph, group_by: str | None) -> str:
-    """The group of a micrograph: those of one group stay on one side of a split.
+    """The group of a micrograph, whose members stay on one side of a split; None: every file for itself.
 
-    Parameters
-    ----------
-    group_by : an entry of ``images`` in the annotation file, e.g. grain or magnification; or a regular expression
-        for the file name, whose first parenthesis (or whole match) is the group; None: every file for itself
+    It is an entry of ``images`` in the annotation file, e.g. grain or magnification, or the first parenthesis (or the
+    whole match) of a regular expression for the file name.
     """
     if group_by is None or group_by in micrograph.attributes:
         return str(micrograph.attributes[group_by] if group_by else micrograph.file_name)
     try:
         match = re.search(group_by, micrograph.file_name)
-    except re.error as error:
-        raise CompanionError(f"group_by '{group_by}' is not a regular expression: {error}") from None
-    if match is None:
+        return match[match.lastindex or 0]
+    except (re.error, AttributeError, TypeError):
         raise CompanionError(
             f"group_by '{group_by}' is neither an entry of {micrograph.file_name} in the annotation file "
-            f"({', '.join(micrograph.attributes) or 'it has none'}) nor found in its name"
-        )
-    return match[match.lastindex or 0]
+            f"({', '.join(micrograph.attributes) or 'it has none'}) nor a pattern found in its name"
+        ) from None
 
 
 def near_duplicates(dataset: DataSet, some: Sequence[str], others: Sequence[str]) -> list[tuple[str, str]]:
@@ -201,8 +174,8 @@ def near_duplicates(dataset: DataSet, some: Sequence[str], others: Sequence[str]
     a, b = (np.array([_hash(paths[file], paths[file].stat().st_mtime_ns) for file in files]).reshape(-1, 64)
             for files in (some, others))  # fmt: skip
     alike = np.argwhere((a[:, None] != b[None]).sum(axis=2) <= NEAR_DUPLICATE_BITS)
-    pairs = dict.fromkeys((some[i], others[j]) for i, j in alike if some[i] != others[j])
-    return [pair for k, pair in enumerate(pairs) if pair[::-1] not in list(pairs)[:k]]
+    pairs = {frozenset((some[i], others[j])): (some[i], others[j]) for i, j in alike[::-1] if some[i] != others[j]}
+    return list(pairs.values())[::-1]
 
 
 @lru_cache(maxsize=4096)
@@ -211,12 +184,8 @@ def _hash(path: Path, _modified: int) -> NDArray[np.bool_]:
     return imagehash.phash(Image.fromarray(to_uint8(read_grey(path)))).hash.ravel()
 
 
-def _scales(dataset: DataSet) -> dict[str, float]:
-    return {m.file_name: m.pixel_size_nm for m in dataset.micrographs}
-
-
 def _warnings(dataset: DataSet, lists: dict[str, tuple[str, ...]], sizes: Sequence[int]) -> list[str]:
-    scale = _scales(dataset)
+    scale = {m.file_name: m.pixel_size_nm for m in dataset.micrographs}
     tested = Counter(scale[file] for file in lists["test"])
     found = [
         f"{number} test micrograph(s) have {size:g} nm per px, which none of the first {n} training micrographs has"
@@ -243,21 +212,16 @@ def _read(dataset: DataSet, path: Path, n_train: int) -> dict[str, list[str]]:
     """The lists of a split file that can be used with the data set."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CompanionError(f"no split file {path}") from None
+        given, found = validate(_File, content, source=str(path)), []
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise CompanionError(f"{path} is not a split file: {error}") from None
-    if not isinstance(content, dict):
-        raise CompanionError(f"{path} is not a split file: it should map {', '.join(_File.model_fields)} to values")
-    given, found = validate(_File, content, source=str(path)), []
     if given.dataset not in (None, dataset.name):
         found.append(f"it is for data set '{given.dataset}', not '{dataset.name}'")
     lists = {part: list(getattr(given, part)) for part in LISTS}
     named = Counter(file for files in lists.values() for file in files)
     found += [f"{file} is not in {dataset.name}; {nearest(file, dataset.files)}" for file in named
               if file not in dataset.files]  # fmt: skip
-    found += [f"{file} is named {times} times, in {', '.join(part for part in LISTS if file in lists[part])}"
-              for file, times in named.items() if times > 1]  # fmt: skip
+    found += [f"{file} is named {times} times" for file, times in named.items() if times > 1]
     if len(given.train) < n_train:
         found.append(f"train lists {len(given.train)} micrographs; the profile asks for N = {n_train}")
     if found:

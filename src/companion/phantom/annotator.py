@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial.distance import cdist
 
 from companion.config.phantom import Annotator
 from companion.geometry import ellipse_radius
@@ -19,12 +20,12 @@ WAVES = (0, 2, 3, 4)  # undulations of a hand-drawn outline; 0 is its size
 
 @dataclass(frozen=True)
 class Label:
-    """One labelled instance: class code, mask [h, w], its window, and the number of the defect in the scene."""
+    """One labelled instance."""
 
     code: int
-    mask: NDArray[np.bool_]
+    mask: NDArray[np.bool_]  # [h, w]
     window: Window
-    defect: int
+    defect: int  # its number in the scene
 
 
 def truth(scene: Scene) -> list[Label]:
@@ -53,10 +54,8 @@ def miss_probability(defects: Sequence[Defect], annotator: Annotator) -> NDArray
     """Probability that each defect is overlooked: carelessness, faintness and crowding, independent."""
     if not defects:
         return np.zeros(0)
-    places = np.array([(d.x, d.y, d.mean_radius_px) for d in defects])
-    squared = ((places[:, None, :2] - places[None, :, :2]) ** 2).sum(axis=2)
-    near = squared < (TOUCHING * np.add.outer(places[:, 2], places[:, 2])) ** 2
-    neighbours = near.sum(axis=1) - 1
+    radius, places = np.array([d.mean_radius_px for d in defects]), np.array([(d.x, d.y) for d in defects])
+    neighbours = (cdist(places, places) < TOUCHING * np.add.outer(radius, radius)).sum(axis=1) - 1
     relative = np.array([d.amplitude for d in defects]) / max(annotator.miss_contrast, 1e-9)
     faint = 1 / (1 + relative**4)
     return 1 - (1 - annotator.miss) * (1 - faint) * (1 - annotator.miss_crowded) ** neighbours

@@ -22,15 +22,10 @@ BEAMS = {"001": ((0, 0, 1), (1, 0, 0)), "110": ((1, 1, 0), (0, 0, 1)), "111": ((
 def projected(normal: NDArray, beam: NDArray, reference: NDArray) -> tuple[float, float]:
     """Aspect ratio (minor/major, 0-1) and long-axis angle (degrees, [0, 180)) of a circular loop.
 
-    Parameters
-    ----------
-    normal : [3] unit normal of the loop plane, crystal axes
-    beam : [3] unit vector along the beam
-    reference : [3] in-plane direction that is displayed at angle 0
+    Unit vectors [3] in crystal axes: `normal` of its plane, `beam`; `reference` is displayed at angle 0.
     """
     along = np.cross(normal, beam)
     e1 = reference - (reference @ beam) * beam
-    e1 /= np.sqrt(e1 @ e1)
     e2 = np.cross(beam, e1)
     angle = float(np.rad2deg(np.arctan2(along @ e2, along @ e1))) % 180.0
     return float(min(1.0, abs(normal @ beam))), angle
@@ -39,7 +34,7 @@ def projected(normal: NDArray, beam: NDArray, reference: NDArray) -> tuple[float
 def zone_axis(beam: str, error_deg: float, rng: np.random.Generator) -> NDArray[np.float64]:
     """Unit vector along the beam, tilted off the zone axis by a normal error."""
     direction = np.array(BEAMS[beam][0], dtype=float)
-    return _tilted(direction / np.sqrt(direction @ direction), error_deg, rng)
+    return _tilted(direction / np.linalg.norm(direction), error_deg, rng)
 
 
 def random_loop(
@@ -52,4 +47,4 @@ def random_loop(
 
 def _tilted(vector: NDArray, spread_deg: float, rng: np.random.Generator) -> NDArray[np.float64]:
     moved = vector + np.deg2rad(spread_deg) * rng.standard_normal(3)
-    return moved / np.sqrt(moved @ moved)
+    return moved / np.linalg.norm(moved)

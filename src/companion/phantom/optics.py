@@ -11,21 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from companion.config.phantom import Phantom
-from companion.phantom.scene import Defect, Line, Scene, Session, Window
+from companion.phantom.scene import Defect, Line, Scene, Window
 from companion.seeds import Seeds
 
 SUBPIXEL_BITS = 4  # cv2 draws lines at 1/16 px
 
 
 def image(scene: Scene, phantom: Phantom, seeds: Seeds, number: int) -> NDArray[np.uint8]:
-    """Micrograph `number` of a scene, uint8 [S, S]; frames of one field share their background, not their scan."""
-    size, foil = scene.size_px, seeds.rng("foil", scene.same_field_as or number)
-    signal = background(size, scene.pixel_size_nm, phantom, foil)  # transmitted share of the mean, around 1
-    signal *= 1 - draw_lines(scene.lines, size)
+    """Micrograph `number` of a scene, uint8 [S, S]."""
+    signal = empty_foil(scene, phantom, seeds.rng("foil", number))
     for defect in scene.defects:
-        stamp, window = defect_contrast(defect, size)
+        stamp, window = defect_contrast(defect, scene.size_px)
         signal[window] *= 1 - stamp
-    return record(signal, phantom, scene.session, seeds.rng("scan", number))
+    return record(signal, phantom, scene, seeds.rng("scan", number))
 
 
 def defect_contrast(defect: Defect, size: int) -> tuple[NDArray[np.float64], Window]:
@@ -51,9 +49,6 @@ def defect_contrast(defect: Defect, size: int) -> tuple[NDArray[np.float64], Win
     if defect.look == "rim":
         hole = np.clip(inside - min(defect.rim_px, 0.7 * b) + 0.5, 0, 1)
         profile = profile - (1 - defect.inner) * hole
-    elif defect.look == "coffee-bean":
-        width = max(0.22 * b, 0.7)
-        profile = profile * (1 - 0.85 * np.exp(-((across / width) ** 2)))
     if defect.look in ("rim", "filled"):
         # Strain contrast vanishes where the displacement lies in the diffracting planes.
         weak = np.deg2rad(defect.uneven_deg)
@@ -91,8 +86,9 @@ def smooth_field(size: int, order: int, rng: np.random.Generator) -> NDArray[np.
     return waves @ weights @ waves.T / norm
 
 
-def background(size: int, pixel_size_nm: float, p: Phantom, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Signal of the empty foil, [S, S], around 1: unevenness, wedge, bend contours, contamination, mottle."""
+def empty_foil(scene: Scene, p: Phantom, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Signal without defects, [S, S], around 1: unevenness, wedge, bend contours, mottle, unlabelled lines."""
+    size = scene.size_px
     axis = (np.arange(size) + 0.5) / size - 0.5
     turn = rng.uniform(0, 2 * np.pi)
     across = axis[None, :] * np.cos(turn) + axis[:, None] * np.sin(turn)  # -0.7 ... 0.7
@@ -103,23 +99,19 @@ def background(size: int, pixel_size_nm: float, p: Phantom, rng: np.random.Gener
         distance = axis[None, :] * np.cos(turn) + axis[:, None] * np.sin(turn) - rng.uniform(-0.5, 0.5)
         distance = distance + 0.05 * smooth_field(size, 3, rng)
         signal *= 1 - rng.uniform(0.1, 0.3) / (1 + (distance / rng.uniform(0.03, 0.12)) ** 2)
-    for _ in range(rng.poisson(p.contamination)):
-        x, y, width = rng.uniform(-0.5, 0.5), rng.uniform(-0.5, 0.5), rng.uniform(0.1, 0.25)
-        squared = ((axis[None, :] - x) ** 2 + (axis[:, None] - y) ** 2) / width**2
-        signal *= 1 - rng.uniform(0.05, 0.15) * np.exp(-(squared**2))
     if p.texture:
-        width = p.texture_nm / pixel_size_nm / 2
+        width = p.texture_nm / scene.pixel_size_nm / 2
         mottle = cv2.GaussianBlur(rng.standard_normal((size, size)), (0, 0), width)
         # The blur divides the standard deviation of white noise by 2 sqrt(pi) widths.
         signal *= 1 + p.texture * max(1.0, 2 * np.sqrt(np.pi) * width) * mottle
-    return np.clip(signal, 0.2, 1.6)
+    return np.clip(signal, 0.2, 1.6) * (1 - draw_lines(scene.lines, size))
 
 
-def record(signal: NDArray[np.float64], p: Phantom, session: Session, rng: np.random.Generator) -> NDArray[np.uint8]:
+def record(signal: NDArray[np.float64], p: Phantom, scene: Scene, rng: np.random.Generator) -> NDArray[np.uint8]:
     """What the detector writes, line by line: defocus, shifted lines, line gain, counting and detector noise, gamma."""
-    size, dose = len(signal), session.dose_electrons
-    if session.defocus_px > 0.1:  # a narrower kernel than that is a single pixel
-        signal = cv2.GaussianBlur(signal, (0, 0), session.defocus_px, borderType=cv2.BORDER_REFLECT)
+    size, dose = len(signal), scene.dose_electrons
+    if scene.defocus_px > 0.1:  # a narrower kernel than that is a single pixel
+        signal = cv2.GaussianBlur(signal, (0, 0), scene.defocus_px, borderType=cv2.BORDER_REFLECT)
     vertical = bool(rng.integers(2))
     lines = signal.T if vertical else signal
     shift = np.rint(rng.normal(0, p.row_jitter_px, size)).astype(int)

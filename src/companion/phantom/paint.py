@@ -5,7 +5,7 @@ What a mask does not say (depth, strength, rim, background, unlabelled lines, no
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,18 +14,15 @@ from skimage.measure import find_contours, regionprops
 
 from companion.config.phantom import Phantom
 from companion.errors import CompanionError
-from companion.phantom.optics import background, defect_contrast, draw_lines, record
+from companion.phantom.optics import defect_contrast, empty_foil, record
 from companion.phantom.scene import CLASSES, EDGE_ON_RATIO, Ellipse, dressed, empty_scene
 from companion.seeds import Seeds
-
-if TYPE_CHECKING:
-    from companion.micrographs.patches import Patches
 
 ARC_POINTS = 10  # an ellipse has five parameters; part of one needs more points
 SMALLEST_MINOR_PX, LARGEST_MAJOR = 0.5, 2.0  # beyond them a fit has failed; the latter in diagonals of its box
 
 
-def paint_masks(patches: Patches, phantom: Phantom, seeds: Seeds) -> NDArray[np.uint8]:
+def paint_masks(patches: Any, phantom: Phantom, seeds: Seeds) -> NDArray[np.uint8]:
     """Images of the given masks as a perfect image model would make them.
 
     Patches are painted as tiles of whole micrographs of one pixel size each, so that neighbours share foil, scan
@@ -33,25 +30,20 @@ def paint_masks(patches: Patches, phantom: Phantom, seeds: Seeds) -> NDArray[np.
 
     Parameters
     ----------
-    patches : masks; their images, if any, are not looked at
+    patches : `companion.micrographs.patches.Patches` of the phantom's classes; their images are not looked at
     phantom : whose optics; what it says of the number of micrographs and of their defects does not matter
 
     Returns
     -------
     uint8 [P, S, S]
-
-    Raises
-    ------
-    CompanionError
-        When the classes are not the phantom's or a patch is larger than a micrograph.
     """
     size = patches.size
-    if tuple(patches.classes) != CLASSES:
-        raise CompanionError(f"masks are painted with the phantom's optics, for classes {CLASSES}: {patches.classes}")
-    if size > phantom.size_px:
-        raise CompanionError(f"patches of {size} px are larger than phantom.size_px = {phantom.size_px}")
+    if tuple(patches.classes) != CLASSES or size > phantom.size_px:
+        raise CompanionError(
+            f"patches of {patches.classes}, {size} px: the phantom has {CLASSES}, {phantom.size_px} px"
+        )
     images = np.empty(patches.instances.shape, dtype=np.uint8)
-    codes = {(p, i): c for p, i, c in patches.table[["patch", "instance", "class"]].itertuples(index=False)}
+    codes = patches.table.set_index(["patch", "instance"])["class"].to_dict()
     scales, side = patches.index["pixel_size_nm"].to_numpy(), phantom.size_px // size  # tiles along a micrograph
     for scale in np.unique(scales):
         own = np.flatnonzero(scales == scale)
@@ -59,8 +51,7 @@ def paint_masks(patches: Patches, phantom: Phantom, seeds: Seeds) -> NDArray[np.
             # One each, so that foil and scan do not depend on how many defects there are.
             foil, looks, scan = (seeds.rng(int(chosen[0]), name) for name in ("foil", "looks", "scan"))
             scene = empty_scene(phantom, float(scale), foil)
-            signal = background(scene.size_px, scene.pixel_size_nm, phantom, foil)
-            signal *= 1 - draw_lines(scene.lines, scene.size_px)
+            signal = empty_foil(scene, phantom, foil)
             tiles = [np.s_[size * y : size * (y + 1), size * x : size * (x + 1)]
                      for y, x in (divmod(k, side) for k in range(len(chosen)))]  # fmt: skip
             for patch, tile in zip(chosen, tiles, strict=True):
@@ -71,7 +62,7 @@ def paint_masks(patches: Patches, phantom: Phantom, seeds: Seeds) -> NDArray[np.
                     defect = dressed(code, ellipse, thin, looks.uniform(size=6), scene, phantom)
                     stamp, window = defect_contrast(defect, size)
                     signal[tile][window] *= 1 - stamp
-            micrograph = record(signal, phantom, scene.session, scan)
+            micrograph = record(signal, phantom, scene, scan)
             images[chosen] = [micrograph[tile] for tile in tiles]
     return images
 

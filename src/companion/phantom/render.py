@@ -6,15 +6,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
+from PIL import Image
 
 from companion.config.phantom import Phantom
 from companion.geometry import box_of, encode_rle
 from companion.phantom.annotator import Label, annotate, truth
 from companion.phantom.optics import image
 from companion.phantom.scene import CLASSES, draw_scene
-from companion.provenance import write_json
+from companion.provenance import atomic, write_json
 from companion.seeds import Seeds
 
 TRUTH = "truth.json"
@@ -28,20 +28,18 @@ def render_dataset(phantom: Phantom, root_seed: int, folder: Path) -> None:
     Each image has its own generators, by number: the first images of a larger set are those of a smaller one.
     """
     seeds = Seeds(root_seed, "phantom")
-    images: list[dict[str, Any]] = []
-    labels: list[dict[str, Any]] = []
-    defects: list[dict[str, Any]] = []
-    (folder / "images").mkdir(parents=True, exist_ok=True)
+    images, labels, defects = [], [], []
     for number in range(1, phantom.n_images + 1):
         scene = draw_scene(phantom, seeds, number)
         name, size = f"phantom_{number:03d}_{scene.magnification}.png", scene.size_px
         pixels = image(scene, phantom, seeds, number)
-        cv2.imwrite(str(folder / "images" / name), pixels, [cv2.IMWRITE_PNG_COMPRESSION, 3])
+        with atomic(folder / "images" / name) as temporary:
+            Image.fromarray(pixels).save(temporary, compress_level=3)
         images.append({
             "id": number, "file_name": name, "width": size, "height": size, "pixel_size_nm": scene.pixel_size_nm,
             "magnification": scene.magnification, "grain": scene.grain, "beam": phantom.beam,
-            "azimuth_deg": round(scene.azimuth_deg, 3), "same_field_as": scene.same_field_as,
-            "session": _rounded(scene.session),
+            "azimuth_deg": round(scene.azimuth_deg, 3), "dose_electrons": round(scene.dose_electrons, 3),
+            "contrast": round(scene.contrast, 6), "defocus_px": round(scene.defocus_px, 6),
         })  # fmt: skip
         label_ids = {}
         for label in annotate(scene, phantom.annotator, seeds.rng("annotator", number)):
@@ -63,7 +61,7 @@ def render_dataset(phantom: Phantom, root_seed: int, folder: Path) -> None:
 
 
 def _annotation(label: Label, size: int) -> dict[str, Any]:
-    """COCO annotation, without ids, of a mask in an image of side `size` px."""
+    """COCO annotation of a mask in an image of side `size` px."""
     full = np.zeros((size, size, 1), dtype=np.uint8).T  # [1, H, W], columns contiguous: run lengths go down them
     full[0][label.window] = label.mask
     x1, y1, x2, y2 = box_of(label.mask)

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from companion.config.phantom import Phantom
 from companion.geometry import ellipse_radius
-from companion.phantom.crystal import BLACK_DOT, LOOP_111, random_loop, zone_axis
+from companion.phantom.crystal import BLACK_DOT, random_loop, zone_axis
 from companion.seeds import Seeds
 
 CLASSES = ("<100> loop", "<111> loop", "black dot")
-Look = Literal["rim", "filled", "coffee-bean", "edge-on", "dot"]
+Look = Literal["rim", "filled", "edge-on", "dot"]
 Window = tuple[slice, slice]  # (rows, columns)
 Ellipse = tuple[float, float, float, float, float]  # x, y, major_px, minor_px, angle_deg
 
@@ -27,37 +27,25 @@ EDGE_ON_RATIO = 0.25  # below this minor/major a loop looks like a bar
 SMALL_NM = 11.0  # loops below this diameter have no room for a rim
 PLACEMENT_TRIES = 40
 VISIBLE_PX = 12  # an instance with fewer pixels in the image is not an instance
-DRIFT = 0.03  # of the field, between near-duplicate frames; standard deviation
 
 
 @dataclass(frozen=True)
 class Defect:
-    """One loop or dot.
+    """One loop or dot."""
 
-    Attributes
-    ----------
-    code : class
-    x, y, major_px, minor_px, angle_deg : ellipse
-    rim_px, inner : width of the rim; contrast inside it, share of the rim's
-    depth : 0 (top face) to 1 (bottom face); fades and blurs
-    amplitude : loss of signal at its strongest, share of the local mean
-    unevenness, uneven_deg : share of the contrast that is lost along one direction, and that direction
-    """
-
-    code: int
+    code: int  # class
     look: Look
-    x: float
+    x: float  # the ellipse, px
     y: float
     major_px: float
     minor_px: float
     angle_deg: float
-    rim_px: float
-    inner: float
-    depth: float
-    amplitude: float
+    rim_px: float  # width of the rim
+    inner: float  # contrast inside the rim, share of the rim's
+    amplitude: float  # loss of signal at its strongest, share of the local mean
     blur_px: float
-    unevenness: float
-    uneven_deg: float
+    unevenness: float  # share of the contrast that is lost along one direction
+    uneven_deg: float  # that direction
 
     @property
     def mean_radius_px(self) -> float:
@@ -75,38 +63,20 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Session:
-    """Recording conditions that the frames of one grain share: electrons per px, factor on contrast, blur in px."""
-
-    dose_electrons: float
-    contrast: float
-    defocus_px: float
-
-
-@dataclass(frozen=True)
 class Scene:
-    """Truth of one micrograph.
-
-    Attributes
-    ----------
-    magnification, pixel_size_nm : name and nm per px
-    grain : number of the crystal that it shows, shared by neighbouring frames
-    beam : vector [3] along the beam, crystal axes
-    azimuth_deg : displayed angle of the in-plane reference direction of the zone axis
-    session : conditions under which it was recorded
-    same_field_as : number of the image whose field this one shows again, None for a field of its own
-    """
+    """Truth of one micrograph, and the conditions under which it was recorded, which the frames of one grain share."""
 
     size_px: int
-    magnification: str
     pixel_size_nm: float
-    grain: int
-    beam: NDArray[np.float64]
-    azimuth_deg: float
-    session: Session
-    defects: tuple[Defect, ...]
-    lines: tuple[Line, ...]
-    same_field_as: int | None = None
+    beam: NDArray[np.float64]  # vector [3] along the beam, crystal axes
+    azimuth_deg: float  # displayed angle of the in-plane reference direction of the zone axis
+    dose_electrons: float  # per px
+    contrast: float  # factor on the amplitude of all defects
+    defocus_px: float  # blur
+    magnification: str = ""  # name of the pixel size
+    grain: int = 0  # number of the crystal that it shows, shared by neighbouring frames
+    defects: tuple[Defect, ...] = ()
+    lines: tuple[Line, ...] = ()
 
     def mask(self, defect: Defect) -> tuple[NDArray[np.bool_], Window]:
         """Pixels of a defect [h, w] and their window in the image."""
@@ -122,10 +92,6 @@ def draw_scene(phantom: Phantom, seeds: Seeds, number: int) -> Scene:
     The density is per px, not per nm: microscopists choose the magnification by what they want to see.
     """
     p, rng = phantom, seeds.rng("scene", number)
-    if number > 1 and rng.uniform() < p.duplicate_share:
-        earlier = draw_scene(p, seeds, number - 1)
-        source = earlier.same_field_as or number - 1
-        return replace(_moved(earlier, rng.normal(0, DRIFT * p.size_px, 2)), same_field_as=source)
     names = sorted(p.magnifications)
     name = names[rng.choice(len(names), p=[p.magnifications[n][1] for n in names])]
     grain = 1 + (number - 1) // p.frames_per_grain
@@ -143,22 +109,12 @@ def empty_scene(phantom: Phantom, pixel_size_nm: float, rng: np.random.Generator
 def _crystal(p: Phantom, pixel_size_nm: float, crystal: np.random.Generator, rng: np.random.Generator) -> Scene:
     """A scene with nothing in it: orientation drawn from `crystal`, recording conditions from `rng`."""
     beam, azimuth = zone_axis(p.beam, p.zone_error_deg, crystal), float(crystal.uniform(0, 360))
-    session = Session(
+    return Scene(
+        p.size_px, pixel_size_nm, beam, azimuth,
         dose_electrons=float(p.dose_electrons * np.exp(p.dose_spread * rng.standard_normal())),
         contrast=float(np.exp(p.contrast_spread * rng.standard_normal())),
         defocus_px=float(rng.uniform(0, p.defocus_nm)) / pixel_size_nm,
-    )
-    return Scene(p.size_px, "", pixel_size_nm, 0, beam, azimuth, session, (), ())
-
-
-def _moved(scene: Scene, by: NDArray) -> Scene:
-    defects = [replace(d, x=d.x + float(by[0]), y=d.y + float(by[1])) for d in scene.defects]
-    lines = tuple(replace(line, points=line.points + by) for line in scene.lines)
-    return replace(scene, defects=_visible(scene, defects), lines=lines)
-
-
-def _visible(scene: Scene, defects: Sequence[Defect]) -> tuple[Defect, ...]:
-    return tuple(d for d in defects if scene.mask(d)[0].sum() >= VISIBLE_PX)
+    )  # fmt: skip
 
 
 def _place_defects(scene: Scene, p: Phantom, rng: np.random.Generator) -> tuple[Defect, ...]:
@@ -178,7 +134,7 @@ def _place_defects(scene: Scene, p: Phantom, rng: np.random.Generator) -> tuple[
             x, y = places[free.argmax()].tolist()
             defects.append(replace(shape, x=x, y=y))
             taken = np.vstack([taken, (x, y, shape.mean_radius_px)])
-    return _visible(scene, defects)
+    return tuple(defect for defect in defects if scene.mask(defect)[0].sum() >= VISIBLE_PX)
 
 
 def _draw_defect(code: int, scene: Scene, p: Phantom, rng: np.random.Generator) -> Defect:
@@ -203,24 +159,17 @@ def dressed(code: int, ellipse: Ellipse, edge_on: bool, draws: Sequence[float], 
     Parameters
     ----------
     edge_on : whether a loop is seen along its plane
-    draws : six uniform numbers in 0-1, for depth, strength, rim, inside, kind of look and unevenness
+    draws : six uniform numbers in 0-1, for depth (0: top face), strength, rim, inside, look and unevenness
     """
     x, y, major_px, minor_px, angle_deg = ellipse
     depth, strength, rim, inner, pick, uneven = draws
-    look: Look
-    if code == BLACK_DOT:
-        look = "dot"
-    elif edge_on:
-        look = "edge-on"
-    elif major_px * scene.pixel_size_nm < SMALL_NM or pick > 1 - p.filled_share:
-        look = "filled"
-    else:
-        look = "coffee-bean" if code == LOOP_111 and pick < p.coffee_bean_share else "rim"
-    amplitude = scene.session.contrast * p.contrast[0] * (p.contrast[1] / p.contrast[0]) ** strength
+    filled = major_px * scene.pixel_size_nm < SMALL_NM or pick > 1 - p.filled_share
+    look: Look = "dot" if code == BLACK_DOT else "edge-on" if edge_on else "filled" if filled else "rim"
+    amplitude = scene.contrast * p.contrast[0] * (p.contrast[1] / p.contrast[0]) ** strength
     amplitude *= 1 - p.depth_fade * depth
     return Defect(
         code, look, x, y, major_px, minor_px, angle_deg % 180, rim_px=_between(p.rim_nm, rim) / scene.pixel_size_nm,
-        inner=_between(p.inner_contrast, inner), depth=depth, amplitude=min(amplitude, 0.9),
+        inner=_between(p.inner_contrast, inner), amplitude=min(amplitude, 0.9),
         blur_px=_between(p.depth_blur_nm, depth) / scene.pixel_size_nm, unevenness=uneven * p.rim_unevenness,
         uneven_deg=scene.azimuth_deg % 180,
     )  # fmt: skip
@@ -249,11 +198,10 @@ def _draw_lines(scene: Scene, p: Phantom, rng: np.random.Generator) -> tuple[Lin
         ratio, angle = random_loop(code, p.beam, scene.beam, p.tilt_jitter_deg, rng)
         major = rng.uniform(*p.large_loop_nm) / scale / 2
         turn, t = np.deg2rad(angle + scene.azimuth_deg), np.linspace(0, 2 * np.pi, 73)
-        wobble = major * (1 + 0.05 * np.cos(3 * t + rng.uniform(0, 6)) + 0.03 * np.cos(5 * t + rng.uniform(0, 6)))
+        wobble = major * (1 + 0.05 * np.cos(3 * t + rng.uniform(0, 6)))
         along, across = wobble * np.cos(t), ratio * wobble * np.sin(t)
-        x, y = rng.uniform(0, size, 2)
-        outline = np.stack([x + along * np.cos(turn) + across * np.sin(turn),
-                            y - along * np.sin(turn) + across * np.cos(turn)], axis=1)  # fmt: skip
+        turned = [along * np.cos(turn) + across * np.sin(turn), across * np.cos(turn) - along * np.sin(turn)]
+        outline = rng.uniform(0, size, 2) + np.stack(turned, axis=1)
         lines.append(Line(outline, rng.uniform(1.5, 3.5) / scale, _uneven(72, scene, p, rng)))
     return tuple(lines)
 
@@ -261,4 +209,4 @@ def _draw_lines(scene: Scene, p: Phantom, rng: np.random.Generator) -> tuple[Lin
 def _uneven(n: int, scene: Scene, p: Phantom, rng: np.random.Generator) -> NDArray[np.float64]:
     """Amplitudes along a line that runs through the foil: its contrast oscillates with depth."""
     phase = rng.uniform(0, 2 * np.pi) + np.arange(n) * rng.uniform(0.05, 0.9)
-    return scene.session.contrast * rng.uniform(*p.contrast) * (0.7 + 0.3 * np.cos(phase)) * 0.8
+    return scene.contrast * rng.uniform(*p.contrast) * (0.7 + 0.3 * np.cos(phase)) * 0.8

@@ -276,13 +276,11 @@ def test_finished_trainings_are_not_repeated_and_others_are(tmp_path, monkeypatc
 
 def test_messages_name_what_is_wrong(autoencoder, tmp_path):
     patches, here = ellipse_patches(4), fitting(tmp_path)
-    with pytest.raises(CompanionError, match="masks without images"):
-        train.get_autoencoder(replace(patches, images=None), AUTOENCODER, here)
-    with pytest.raises(CompanionError, match="no patches"):
-        train.get_denoiser(patches.only(np.arange(0)), autoencoder, DENOISER, here)
-    for side, said in ((96, "is 96, larger than the patches"), (30, r"is 30 px, not a multiple of .* 4")):
-        with pytest.raises(CompanionError, match=f"crop_px {said}"):
-            train.get_autoencoder(patches, changed(AUTOENCODER, crop_px=side), here)
+    deep = changed(DENOISER, channels=[16, 16, 16, 16, 16, 16])
+    with pytest.raises(CompanionError, match=r"patches\.size is 64 px, but the networks need a multiple of 128 px"):
+        train.get_denoiser(patches, autoencoder, deep, here)
+    with pytest.raises(CompanionError, match=r"patches\.size is 30 px, but the networks need a multiple of 4 px"):
+        train.get_autoencoder(ellipse_patches(4, 30), AUTOENCODER, here)
     train.get_denoiser(patches, autoencoder, DENOISER, here)
     with pytest.raises(CompanionError, match="holds 'companion denoiser', not a companion autoencoder"):
         load_autoencoder(tmp_path / "denoiser.safetensors")

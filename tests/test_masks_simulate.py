@@ -108,7 +108,7 @@ def test_one_class_works_and_what_cannot_be_drawn_is_refused():
     one = ellipse_patches(20, classes=1)  # without directions; also of a single micrograph
     for few in (one, one.only(np.arange(4))):
         assert set(draw(few, sampler="companion", n=20).drawn["class"]) == {1}
-    with pytest.raises(CompanionError, match=r"needs two classes or more.*Use masks 'plain'"):
+    with pytest.raises(CompanionError, match=r"needs two classes or more.*use 'plain'"):
         draw(one, rare_weight=2.0)
     with pytest.raises(CompanionError, match="sampler 'learned' cannot weigh classes"):
         draw(rare_weight=2.0, sampler="learned")

@@ -80,7 +80,7 @@ def test_no_instance_gives_an_empty_table():
     assert len(statistics.measure(patches)) == 0 and list(statistics.measure(patches)) == statistics.STATISTICS_COLUMNS
     assert statistics.counts(patches)["count"].tolist() == [0, 0, 0, 0]
     table = statistics.summary(statistics.measure(patches), statistics.counts(patches), ("a", "b"), 8)
-    assert table["instances"].tolist() == [0, 0] and table["major_px"].isna().all()
+    assert table["instances"].tolist() == [0, 0] and table["major_nm"].isna().all()
     assert statistics.merge_touching(patches) is patches
 
 

@@ -199,19 +199,16 @@ def test_later_ellipses_lie_on_top_and_the_smallest_keeps_a_pixel():
 def test_real_outlines_are_moved_and_turned():
     maps = np.zeros((1, 64, 64), np.uint8)
     maps[0, 20:40, 28:33] = maps[0, 35:40, 28:43] = 1  # an L, whose area no ellipse has
-    index = pd.DataFrame({"patch": [0], "image": "a", "x0": 0, "y0": 0, "symmetry": 0, "pixel_size_nm": 1.0})
-    real = Patches(None, maps, index, instance_table(maps, {(0, 1): 1}), ("a",))
+    real = replace(REAL_PATCHES.only(np.arange(1)), instances=maps, table=instance_table(maps, {(0, 1): 1}))
     table = measure(real)
     x, y, major, minor, angle = table[ELLIPSE_COLUMNS].iloc[0]
     same = ellipses((0, 1, x, y, major + CONTOUR_PX, minor + CONTOUR_PX, angle, 0))
     assert (draw_instances(same, 1, 64, real, table) == maps).mean() > 0.999
     turned = draw_instances(same.assign(angle_deg=(angle + 90) % 180), 1, 64, real, table)
     assert (turned > 0).sum() == pytest.approx((maps > 0).sum(), abs=8) and (turned != maps).sum() > 100
-    corner = draw_instances(same.assign(x=0.0, y=0.0), 1, 64, real, table)
-    assert 0 < (corner > 0).sum() < (maps > 0).sum()
+    assert 0 < (draw_instances(same.assign(x=0.0, y=0.0), 1, 64, real, table) > 0).sum() < (maps > 0).sum()
     none = same.assign(source=-1)
     assert (draw_instances(none, 1, 64, real, table) == draw_instances(none, 1, 64)).all()
-    assert not draw_instances(same.assign(x=-200.0), 1, 64, real, table).any()
 
 
 def test_learned_sampler_draws_valid_masks_learns_their_number_and_is_repeatable():
@@ -231,9 +228,8 @@ def test_judges_tell_the_paper_s_sampler_from_real_masks_and_ours_less():
         found = simulate(MEASURED, PER_PATCH, REAL_PATCHES, settings, np.random.default_rng(0), name)
         described[name] = describe(found.patches, 4, found.origin)
     compared = compare(truth, described, 4, np.random.default_rng(0)).set_index("sampler")
-    assert compared.index.tolist() == [REAL, *samplers] and list(variants(Masks(compare=[])))[1:] == [
-        f"+ {r}" for r in REPAIRS
-    ]
+    assert compared.index.tolist() == [REAL, *samplers]
+    assert list(variants(Masks(compare=[])))[1:] == [f"+ {repair}" for repair in REPAIRS]
     assert compared["auc"]["authors"] > 0.75 and compared["auc"]["companion"] < 0.65
     assert compared["count"]["companion"] < compared["count"]["authors"] and compared["empty"]["authors"] == 0
 

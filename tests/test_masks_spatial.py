@@ -63,12 +63,11 @@ def test_crystal_azimuth_is_found_up_to_the_fold():
     for k, azimuth in enumerate(azimuths):
         for code, offset in ((1, 0), (2, 45)):
             angle = (azimuth + offset + 90 * rng.integers(2, size=15) + rng.normal(0, 4, 15)) % 180
-            minor = 2.5 if code == 1 else 5.8
             rows.append(
-                table(angle_deg=angle, image=[f"{k}.png"] * 15, minor_px=[minor] * 15).assign(**{"class": code})
+                table(angle_deg=angle).assign(image=f"{k}.png", minor_px=(2.5, 5.8)[code - 1], **{"class": code})
             )
-        noise = rng.uniform(0, 180, 15)
-        rows.append(table(angle_deg=noise, image=[f"{k}.png"] * 15, minor_px=[9.5] * 15).assign(**{"class": 3}))
+        noise = table(angle_deg=rng.uniform(0, 180, 15))
+        rows.append(noise.assign(image=f"{k}.png", minor_px=9.5, **{"class": 3}))
     crystal = spatial.find_crystals(pd.concat(rows, ignore_index=True), 4)
     found = crystal["azimuth_deg"].reindex([f"{k}.png" for k in range(12)]).to_numpy()
     error = (found - azimuths + 45) % 90 - 45

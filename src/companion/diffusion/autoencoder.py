@@ -75,10 +75,8 @@ class Autoencoder(nn.Module):
 
     def fold(self, scaled: Tensor) -> Tensor:
         """What the encoder gets, [B, stem^2 or 3, S/stem, S/stem], of `scale`'s output."""
-        folded = F.pixel_unshuffle(scaled, self.config["stem"])
-        if folded.shape[1] == 1:  # a network for colour images sees grey as three equal channels
-            folded = folded.expand(-1, int(self.config["vq"]["in_channels"]), -1, -1)
-        return folded
+        folded, channels = F.pixel_unshuffle(scaled, self.config["stem"]), self.config["vq"]["in_channels"]
+        return folded.expand(-1, channels, -1, -1)  # a network for colour images sees grey as three equal channels
 
     def unscaled_latents(self, scaled: Tensor) -> Tensor:
         """Latents as the network gives them, [B, C, S/f, S/f], of `scale`'s output."""
@@ -114,15 +112,15 @@ class Autoencoder(nn.Module):
         """Set the latents' mean and standard deviation, per channel, from patches uint8 [P, S, S]."""
         self.latent_mean.zero_()
         self.latent_std.fill_(1)
-        latents = encode_all(self, images)
-        self.latent_mean.copy_(latents.mean(dim=(0, 2, 3), keepdim=True))
-        self.latent_std.copy_(latents.std(dim=(0, 2, 3), keepdim=True).clamp_min(1e-6))
+        std, mean = torch.std_mean(encode_all(self, images), dim=(0, 2, 3), keepdim=True)
+        self.latent_mean.copy_(mean)
+        self.latent_std.copy_(std.clamp_min(1e-6))
 
     @torch.no_grad()
     def features(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:
         """What the encoder sees: mean and standard deviation over each of its levels' channels, float [P, D].
 
-        Feature space of distances between sets of images, as no network pretrained on such images is at hand.
+        Distances between sets of images are taken in it, as no other network pretrained on such images is at hand.
         """
         encoder, rows = self.vq.encoder, []
         for start in range(0, len(images), BATCH):

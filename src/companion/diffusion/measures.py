@@ -74,11 +74,8 @@ def histograms(images: NDArray[np.uint8]) -> Floats:
 def nearest_training(images: NDArray[np.uint8], train: Patches) -> pd.DataFrame:
     """The most similar training patch of each image [P, S, S], over all symmetries that training applied.
 
-    Images are averaged down to `THUMBNAIL_PX` and centred, so that neither noise nor brightness hides a copy.
-
-    Returns
-    -------
-    One row per image: patch, nearest (training patch), symmetry, distance (root mean square, grey levels).
+    Images are averaged down to `THUMBNAIL_PX` and centred, so that neither noise nor brightness hides a copy. One row
+    per image: patch, nearest (training patch), symmetry, distance (root mean square, grey levels).
     """
 
     def thumbnails(images: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -7,7 +7,7 @@ whole micrographs (real) or patches (generated), because patches of one microgra
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -25,22 +25,6 @@ KERNELS = {  # Binkowski et al. 2018; Jayasumana et al. 2024, as wide as two dra
     "kid": lambda a, b: polynomial_kernel(a, b, degree=3),
     "cmmd": lambda a, b: rbf_kernel(a, b, gamma=1 / (4 * a.shape[1])),
 }
-
-
-@dataclass(frozen=True)
-class Described:
-    """What the measures need of a set of P patches."""
-
-    groups: NDArray  # [P]: what is resampled as a whole
-    contrast: pd.DataFrame  # see `measures.across_outlines`, as total and count
-    total: Floats
-    count: Floats
-    power: Floats
-    histogram: Floats
-    nearest: Floats  # [P]: distance to the nearest training patch, grey levels
-    features: Floats  # [P, D]
-    within: dict[str, Floats]  # kernels [P, P] by name
-    between: dict[str, Floats]  # and [P, Q] with held-out images
 
 
 def spectral_distance(a: Floats, b: Floats) -> Floats:
@@ -68,18 +52,18 @@ def _mean(rows: Floats, w: Floats) -> Floats:
     return w @ rows / w.sum() if w.sum() > 0 else np.nan
 
 
-def _across(a: Described, w: Floats) -> Floats:
+def _across(a: SimpleNamespace, w: Floats) -> Floats:
     total, count = (np.tensordot(w, part, axes=1) for part in (a.total, a.count))  # (K, 2 * PROFILE_PX)
     return total / np.where(count > 0, count, np.nan)
 
 
-def _profile(a: Described, w: Floats, b: Described, v: Floats) -> float:
+def _profile(a: SimpleNamespace, w: Floats, b: SimpleNamespace, v: Floats) -> float:
     apart = np.abs(_across(a, w) - _across(b, v))
     return apart[np.isfinite(apart)].mean() if np.isfinite(apart).any() else np.nan
 
 
-# Of a set `a` whose patches count w times, and held-out real images `b` whose patches count v times.
-MEASURES: dict[str, tuple[str, str, Callable[[Described, Floats, Described, Floats], float]]] = {
+# Of a set `a` (see `_describe`) whose patches count w times, and held-out images `b` whose patches count v times.
+MEASURES: dict[str, tuple[str, str, Callable[[SimpleNamespace, Floats, SimpleNamespace, Floats], float]]] = {
     "darker inside its mask": ("share of defects", REAL,
         lambda a, w, b, v: _mean(a.contrast["contrast"].to_numpy() > 0, w[a.contrast["patch"]])),
     "contrast of defects": ("share of the surroundings' grey level", REAL,
@@ -149,19 +133,25 @@ def few(patches: Patches, rng: np.random.Generator, most: int = MOST) -> Patches
     return patches if len(patches) <= most else patches.only(np.sort(rng.permutation(len(patches))[:most]))
 
 
-def _describe(sets: Mapping[str, Patches], train: Patches, encode: Encode) -> dict[str, Described]:
-    """Every set, its features standardised by those of training patches."""
+def _describe(sets: Mapping[str, Patches], train: Patches, encode: Encode) -> dict[str, SimpleNamespace]:
+    """What the measures need of every set of P patches; features are standardised by those of training patches."""
     features = {name: encode(patches.images) for name, patches in sets.items()}
     centre, scale = features[TRAINING].mean(axis=0), features[TRAINING].std(axis=0) + 1e-9
     features = {name: (values - centre) / scale for name, values in features.items()}
-    micrographs = {name for real in (TRAINING, REAL) for name in sets[real].index["image"]}
-    made = {}
+    micrographs, made = {name for real in (TRAINING, REAL) for name in sets[real].index["image"]}, {}
     for name, patches in sets.items():
-        images, own, groups = patches.images, features[name], patches.index["image"].to_numpy()
+        own, groups = features[name], patches.index["image"].to_numpy()
         if not micrographs.issuperset(groups):  # patches of one micrograph are not independent; simulated ones are
             groups = np.arange(len(patches))
-        kernels = [{k: kernel(own, other) for k, kernel in KERNELS.items()} for other in (own, features[REAL])]
-        nearest = nearest_training(images, train)["distance"].to_numpy()
-        made[name] = Described(groups, *across_outlines(patches), power_spectra(images)[1], histograms(images), nearest,
-                               own, *kernels)  # fmt: skip
+        contrast, total, count = across_outlines(patches)
+        made[name] = SimpleNamespace(
+            groups=groups,  # [P], what is resampled as a whole
+            contrast=contrast, total=total, count=count,
+            power=power_spectra(patches.images)[1],  # [P, S/2]
+            histogram=histograms(patches.images),  # [P, 256]
+            nearest=nearest_training(patches.images, train)["distance"].to_numpy(),  # [P]
+            features=own,  # [P, D]
+            within={kernel: k(own, own) for kernel, k in KERNELS.items()},  # [P, P]
+            between={kernel: k(own, features[REAL]) for kernel, k in KERNELS.items()},  # [P, Q]
+        )  # fmt: skip
     return made

@@ -50,10 +50,8 @@ class LatentDiffusion:
 
     def __post_init__(self) -> None:
         if self.settings.guidance != 1 and not self.denoiser.config["mask_dropout"]:
-            raise CompanionError(
-                f"sampling.guidance is {self.settings.guidance}, but the denoiser was never trained without a mask; "
-                "train it with diffusion.denoiser.mask_dropout, e.g. 0.1, or leave guidance at 1"
-            )
+            said = f"sampling.guidance is {self.settings.guidance}, but the denoiser was never trained without a mask"
+            raise CompanionError(f"{said}; train it with diffusion.denoiser.mask_dropout, e.g. 0.1")
 
     def generate(self, masks: Patches, folder: Path) -> Images:
         """Images of all masks; finished batches are kept in ``folder/checkpoint`` and not drawn again."""

@@ -56,10 +56,7 @@ def get_autoencoder(
 ) -> tuple[Autoencoder, dict[str, Any]]:
     """The frozen autoencoder, scaled to `train`: that of file `weights`, else one that is trained on `train`.
 
-    Returns
-    -------
-    autoencoder : frozen, its grey scale and latents scaled to `train`
-    about : what is kept with the weights, its "log" a row per step: step, the loss, commitment (none for given weights)
+    Also what is kept with the weights: "log", a row per step with step, loss and commitment (none for given weights).
     """
     images, device, path = np.asarray(train.images), fitting.device, fitting.folder / "autoencoder.safetensors"
     given = load_autoencoder(weights, device.torch)[0] if weights else None
@@ -92,13 +89,8 @@ def fit_autoencoder(
     ----------
     draw : a batch of crops [B, c, c] in 0-255, as the encoder sees them and as the decoder should draw them
     grey : grey level that the network sees as 0, and the difference that it sees as 1
-    identity : see `training.fit`
     start : trained further, its codes in use at once; None: a new network, whose codes are spread over its latents
         after a quarter of the steps: codes that start far from the latents are never chosen
-
-    Returns
-    -------
-    autoencoder, still trainable, and its log, a row per optimiser step
     """
     device, seeds = fitting.device, fitting.seeds
     with device.global_seed(seeds.integer("autoencoder", "weights")):
@@ -178,12 +170,8 @@ def get_denoiser(
 ) -> tuple[Denoiser, dict[str, Any]]:  # fmt: skip
     """The denoiser, trained on `train` unless this very training has finished.
 
-    `draw` gives pictures [n, S, S] by the averaged weights, at every checkpoint.
-
-    Returns
-    -------
-    denoiser : in evaluation mode, with averaged weights
-    about : what is kept with the weights: "log", a row per step (step, the loss), and "pictures" by steps done
+    `draw` gives pictures [n, S, S] by the averaged weights, at every checkpoint. Also what is kept with the weights:
+    "log", a row per step (step, the loss), and "pictures" by steps done.
     """
     images, masks, path = np.asarray(train.images), train.label_maps(), fitting.folder / "denoiser.safetensors"
     device, seeds = fitting.device, fitting.seeds

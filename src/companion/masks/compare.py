@@ -52,9 +52,8 @@ def describe(patches: Patches, fold: int, groups: NDArray | None = None) -> Desc
 def mask_features(patches: Patches, statistics: pd.DataFrame, fold: int) -> pd.DataFrame:
     """Numbers that describe a mask as a whole, none of which changes when the mask is turned or mirrored.
 
-    Per class: number, share of the area, sums over instances of log major axis, log aspect and border contact,
-    departure from an ellipse, likeness of directions; over all: nearest-neighbour distance (smallest and mean), spread
-    of sizes; and the pixel size. [P, F], without undefined values.
+    Per class: number, share of the area, sums over instances of log major axis, log aspect, border contact, departure
+    from an ellipse, likeness of directions; over all: nearest neighbour, spread of sizes; and the pixel size. [P, F]
     """
     n, size, codes = len(patches), patches.size, range(1, len(patches.classes) + 1)
     area, major, minor = (statistics[column] for column in ("area_px", "major_px", "minor_px"))

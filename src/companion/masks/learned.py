@@ -70,7 +70,6 @@ def draw_learned(
     low, span = axes.min() - 0.05, np.ptp(axes) + 0.1
     values = np.column_stack([angle, (axes - low) / span, statistics[["x", "y"]] / real.size])  # [M, 5], in [0, 1)
     magnification = torch.from_numpy(pd.factorize(real.index["pixel_size_nm"].round(6))[0])
-    classes = statistics["class"].to_numpy()
     lists = [np.flatnonzero(statistics["patch"] == patch) for patch in range(len(real))]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(rng.integers(2**62)))
@@ -81,7 +80,7 @@ def draw_learned(
             for rows in (rng.permutation(lists[patch]) for patch in patches):
                 place = rng.permutation(np.where(rng.random(2) < 0.5, values[rows, 3:], 1 - values[rows, 3:]), axis=1)
                 bins = np.clip(np.column_stack([values[rows, :3], place]) * BINS, 0, BINS - 1).astype(np.int64)
-                tokens.append(torch.from_numpy(np.column_stack([classes[rows], bins])))
+                tokens.append(torch.from_numpy(np.column_stack([statistics["class"].to_numpy()[rows], bins])))
             padded = functional.pad(nn.utils.rnn.pad_sequence(tokens, batch_first=True), (0, 0, 0, 1))  # (B, T, A)
             set_learning_rate(optimizer, one_cycle(step, settings.learned_steps, PEAK_RATE))
             optimizer.zero_grad()

@@ -30,10 +30,7 @@ def image_rows(
 ) -> Figure:
     """Rows of images by name, each [n, S, S] grey levels or [n, S, S, 3] colours.
 
-    Parameters
-    ----------
-    titles : over the columns
-    classes : names of the classes, for a legend of `color_mask`'s colours
+    `titles` stand over the columns; `classes` name the colours of `color_mask` in a legend.
     """
     columns = max(map(len, rows.values()))
     size = 1.2 * columns + 0.4, 1.2 * len(rows) + 0.5 + 0.2 * bool(classes)

@@ -57,8 +57,7 @@ def simulate(
 
     Parameters
     ----------
-    statistics, counts : of the real training patches, see `statistics.measure` and `statistics.counts`
-    real : the training patches: size, classes, pixel sizes, and the symmetries that training applies to them
+    statistics, counts : of the training patches `real`, see `statistics.measure` and `statistics.counts`
     image : what ``index["image"]`` says of every simulated patch
     rare_weight : factor on the frequency of the rarest class (the imbalance trial)
     min_visible : share of a defect that must lie in a patch to be labelled, as the real patches were cut
@@ -167,8 +166,7 @@ def place(
 ) -> pd.DataFrame:
     """Sequential placement: uniform centres, redrawn while the ellipse is near one placed before in its patch.
 
-    All patches are filled at once, first instances first, then second ones, and so on, so the draws of a patch
-    are those of a plain loop.
+    All patches are filled at once, first instances first, then second ones, and so on, as a plain loop would fill each.
 
     Parameters
     ----------

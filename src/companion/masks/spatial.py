@@ -87,8 +87,7 @@ def find_crystals(table: pd.DataFrame, fold: int) -> pd.DataFrame:
 def directional_pairs(table: pd.DataFrame, fold: int) -> pd.DataFrame:
     """Every pair of uncut instances of one class in one patch: patch, class, weight, likeness.
 
-    `likeness` is cos(fold x difference of angles); `weight` the product of the elongations, since a round
-    instance has no direction.
+    `likeness` is cos(fold x difference of angles), `weight` the product of the elongations: a circle has no direction.
     """
     whole = table[~table["touches_border"]]
     i, j = pairs_within(whole.groupby(["patch", "class"]).ngroup().to_numpy())
@@ -103,5 +102,4 @@ def coherence(table: pd.DataFrame, fold: int) -> float:
     0: directions are independent; 1: all alike up to the crystal's symmetry. Undefined (nan) without such pairs.
     """
     pairs = directional_pairs(table, fold)
-    weight = pairs["weight"].sum()
-    return float((pairs["weight"] * pairs["likeness"]).sum() / weight) if weight > 0 else float("nan")
+    return float(np.average(pairs["likeness"], weights=pairs["weight"])) if pairs["weight"].sum() > 0 else np.nan

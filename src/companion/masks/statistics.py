@@ -23,29 +23,22 @@ ELLIPSE_COLUMNS = ["x", "y", "major_px", "minor_px", "angle_deg"]
 STATISTICS_COLUMNS = [
     "image", "patch", "class", *ELLIPSE_COLUMNS, "area_px", "long_px", "touches_border", "pixel_size_nm",
 ]  # fmt: skip
-CONTOUR_PX = 1.0  # OpenCV's contours run through the centres of the outermost pixels: the region is this much wider
+# OpenCV's contours run through the centres of the outermost pixels: a region is this much wider than the fit to its
+# contour (moments have no such bias), and so must be what is drawn from it.
+CONTOUR_PX = 1.0
 # A fit outside these bounds has failed (a line of pixels has no ellipse).
 SMALLEST_MINOR_PX, LARGEST_MAJOR = 0.5, 2.0  # the latter in diagonals of the instance's box
 RESAMPLES = 500  # behind a curve's interval
 
 
 def measure(patches: Patches, fit: Literal["contour", "moments"] = "contour") -> pd.DataFrame:
-    """One row per instance: its ellipse, area and border contact.
-
-    Parameters
-    ----------
-    fit : ``"contour"``: see `ellipse_of_contour`, the paper's way; ``"moments"``: see `ellipse_of_moments`
+    """One row per instance: its ellipse (`ellipse_of_contour`, the paper's, or `ellipse_of_moments`), area and border.
 
     Returns
     -------
     Table in the order of ``patches.table`` with `STATISTICS_COLUMNS`: x, y (px, centre), major_px, minor_px (full
     axes), angle_deg (of the major axis, counter-clockwise as displayed, [0, 180)), area_px, long_px (long side of its
     box). Lengths of instances that touch the border are those of the visible part.
-
-    Notes
-    -----
-    Contour fits come out about `CONTOUR_PX` shorter than the region; moments have no such bias. A mask drawn
-    from a contour fit must be as much wider than it, which cv2.ellipse does by itself.
     """
     table, ellipse = patches.table, ellipse_of_moments if fit == "moments" else ellipse_of_contour
     boxes = table[["patch", "instance", "x1", "y1", "x2", "y2"]].to_numpy().astype(int)
@@ -60,9 +53,9 @@ def measure(patches: Patches, fit: Literal["contour", "moments"] = "contour") ->
 
 def counts(patches: Patches) -> pd.DataFrame:
     """Instances per patch and class: image, patch, class, count, pixel_size_nm; a row for each, zeros included."""
-    cells = pd.MultiIndex.from_product([range(len(patches)), range(1, len(patches.classes) + 1)])
-    cells = cells.rename(["patch", "class"])
-    number = patches.table.groupby(["patch", "class"]).size().reindex(cells, fill_value=0).rename("count").reset_index()
+    codes, cell = range(1, len(patches.classes) + 1), ["patch", "class"]
+    cells = pd.MultiIndex.from_product([range(len(patches)), codes], names=cell)
+    number = patches.table.groupby(cell).size().reindex(cells, fill_value=0).rename("count").reset_index()
     number = number.join(patches.index.set_index("patch")[["image", "pixel_size_nm"]], on="patch")
     return number[["image", "patch", "class", "count", "pixel_size_nm"]]
 
@@ -157,12 +150,7 @@ def share_curve(
     ----------
     above, below : [M, G]; `below` [M, 1] where it is the same at every point
     groups : [M] micrograph of each value
-    grid : [G]
-
-    Returns
-    -------
-    Table with value (`grid`), share (undefined where the sum of `below` is 0), low, high (pointwise 95 % percentile
-    bootstrap intervals over micrographs).
+    grid : [G]; the table has value (this), share (NaN where the sum of `below` is 0), low and high (95 %)
     """
     above, below = np.asarray(above, dtype=float), np.asarray(below, dtype=float)
 

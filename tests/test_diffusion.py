@@ -229,6 +229,8 @@ def test_finished_trainings_are_not_repeated_and_others_are(tmp_path, monkeypatc
 
 def test_messages_name_what_is_wrong(autoencoder, tmp_path):
     patches, here = ellipse_patches(4), fitting(tmp_path)
+    with pytest.raises(ValueError, match="crop_px 30 is not a multiple of downsampling 4"):
+        settings_of.Autoencoder(crop_px=30)
     deep = changed(DENOISER, channels=[16, 16, 16, 16, 16, 16])
     with pytest.raises(CompanionError, match=r"patches\.size is 64 px, but the networks need a multiple of 128 px"):
         train.get_denoiser(patches, autoencoder, deep, here)

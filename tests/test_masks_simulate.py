@@ -121,8 +121,7 @@ def test_one_class_works_and_what_cannot_be_drawn_is_refused():
 def test_masks_are_whole_patches_that_round_trip_and_equal_seeds_repeat(tmp_path):
     patches = ellipse_patches(20)
     first, second, other = (draw(patches, seed, n=30).patches for seed in (1, 1, 2))
-    assert first.images is None and first.instances.shape == (30, 64, 64)
-    assert (first.index["image"] == "here").all() and (first.index["pixel_size_nm"] == 0.88).all()
+    assert first.images is None and (first.index["pixel_size_nm"] == 0.88).all()
     assert (first.instances == second.instances).all() and (first.instances != other.instances).any()
     first.save(tmp_path)
     pd.testing.assert_frame_equal(load_patches(tmp_path).table, first.table)
@@ -141,13 +140,11 @@ def test_empty_patches_and_composition_come_from_real_patches():
 
 
 def test_magnification_keeps_sizes_with_their_pixel_size():
-    def ratio(simulation):
-        bars = simulation.drawn[simulation.drawn["class"] == 1]
-        scale = simulation.patches.index["pixel_size_nm"].to_numpy()[bars["patch"]]
+    for found, low, high in ((draw(), 1, 1.2), (draw(repairs=["magnification"]), 1.6, 2.4)):
+        bars = found.drawn[found.drawn["class"] == 1]
+        scale = found.patches.index["pixel_size_nm"].to_numpy()[bars["patch"]]
         median = bars["major_px"].groupby(scale).median()
-        return median.max() / median.min()
-
-    assert ratio(draw()) < 1.2 and ratio(draw(repairs=["magnification"])) > 1.6
+        assert low < median.max() / median.min() < high
 
 
 def test_azimuth_makes_bars_of_a_mask_parallel_or_crossed():
@@ -191,7 +188,6 @@ def test_centre_outside_shows_the_share_that_was_asked_for():
 def test_later_ellipses_lie_on_top_and_the_smallest_keeps_a_pixel():
     drawn = ellipses((0, 1, 16, 16, 20, 20, 0, -1), (0, 2, 16, 16, 8, 8, 0, -1), (0, 3, 0.1, 31.9, 0.1, 0.1, 0, -1))
     instances = draw_instances(drawn, 1, 32)
-    assert instances.dtype == np.uint8
     assert instances[0, 16, 16] == 2 and instances[0, 16, 8] == 1 and instances[0, 31, 0] == 3
     assert (instances == 2).sum() == pytest.approx(np.pi * 16, rel=0.1)
 

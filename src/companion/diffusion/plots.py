@@ -24,11 +24,13 @@ def losses(log: pd.DataFrame, note: str) -> Figure:
     """Training losses against steps, one panel per network; `log`: network, step, and a column per loss (or NaN)."""
     tidy = log.melt(["network", "step"], var_name="loss").dropna()
     tidy["step"] -= tidy["step"] % max(1, tidy["step"].max() // 60)  # a point is the mean of as many steps
-    grid = sns.relplot(tidy, x="step", y="value", hue="loss", col="network", kind="line", errorbar=None,
-                       height=2.6, aspect=1.4, facet_kws={"sharex": False, "sharey": False})  # fmt: skip
-    grid.set(xlabel="optimiser step", ylabel="loss", yscale="log")
-    grid.figure.suptitle(f"Training losses ({note})", fontsize=10)
-    return grid.figure
+    networks = tidy.groupby("network")
+    figure, axes = plt.subplots(1, len(networks), figsize=(1.2 + 3.3 * len(networks), 2.6), squeeze=False)
+    for axis, (network, rows) in zip(axes[0], networks, strict=True):
+        sns.lineplot(rows, x="step", y="value", hue="loss", errorbar=None, ax=axis)
+        axis.set(title=network, xlabel="optimiser step", ylabel="loss", yscale="log")
+    figure.suptitle(f"Training losses ({note})", fontsize=10)
+    return figure
 
 
 def texture(sets: Mapping[str, Patches], note: str) -> Figure:
@@ -47,17 +49,17 @@ def texture(sets: Mapping[str, Patches], note: str) -> Figure:
 
 def profiles(sets: Mapping[str, Patches], note: str) -> Figure:
     """Grey level across the outlines of defects (see `measures.across_outlines`), one panel per class."""
-    tables = []
+    classes = next(iter(sets.values())).classes
+    figure, panels = plt.subplots(1, len(classes), figsize=(3 + 2 * len(classes), 3), sharey=True, squeeze=False)
     for name, patches in sets.items():
-        _, total, count = measures.across_outlines(patches)
-        mean = total.sum(axis=0) / np.where(count.sum(axis=0) > 0, count.sum(axis=0), np.nan)  # (K, 2 * PROFILE_PX)
-        distance = np.arange(mean.shape[1]) - measures.PROFILE_PX + 0.5
-        tables.append(pd.DataFrame(mean.T, distance, patches.classes).stack().rename("level").reset_index())
-        tables[-1]["images"] = name
-    tidy = pd.concat(tables, ignore_index=True).set_axis(["distance", "class", "level", "images"], axis=1)
-    grid = sns.relplot(tidy, x="distance", y="level", hue="images", col="class", kind="line", palette=COLORS,
-                       height=2.8, aspect=0.9)  # fmt: skip
-    grid.refline(x=0, color="0.7").set_titles("{col_name}")
-    grid.set_axis_labels("distance from the outline [px]", "grey level / surroundings")
-    grid.figure.suptitle(f"Across the outline, inside to the left ({note})", fontsize=10)
-    return grid.figure
+        total, count = (part.sum(axis=0) for part in measures.across_outlines(patches)[1:])  # (K, 2 * PROFILE_PX)
+        distance = np.arange(2 * measures.PROFILE_PX) - measures.PROFILE_PX + 0.5
+        for panel, title, level in zip(panels[0], classes, total / np.where(count > 0, count, np.nan), strict=True):
+            panel.plot(distance, level, color=COLORS[name], label=name)
+            panel.set(title=title, xlabel="distance from the outline [px]")
+    for panel in panels[0]:
+        panel.axvline(0, color="0.7", lw=0.8)
+    panels[0][0].set_ylabel("grey level / surroundings")
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    figure.suptitle(f"Across the outline, inside to the left ({note})", fontsize=10)
+    return figure

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from conftest import ellipse_patches
 
-from companion.config.diffusion import Sampling
 from companion.diffusion import measures, plots, quality
-from companion.errors import CompanionError
 from companion.geometry import symmetry
+from companion.masks.plots import color_mask
 from companion.micrographs.patches import instance_table
 
 
@@ -36,7 +35,7 @@ def test_mask_contrast_by_hand():
     images = np.full((1, 64, 64), 100, dtype=np.uint8)
     images[instances == 1], images[instances == 2] = 80, 125
     table = instance_table(instances, {(0, 1): 1, (0, 2): 3})
-    found = measures.mask_contrast(replace(ellipse_patches(1), images=images, instances=instances, table=table))
+    found, *_ = measures.across_outlines(replace(ellipse_patches(1), images=images, instances=instances, table=table))
     assert found["contrast"].tolist() == pytest.approx([0.2, -0.25])
     assert found["class"].tolist() == [1, 3]
 
@@ -44,10 +43,11 @@ def test_mask_contrast_by_hand():
 def test_contrast_without_defects_or_ring():
     patches = ellipse_patches(1)
     empty = replace(patches, instances=np.zeros_like(patches.instances), table=patches.table.iloc[:0])
-    assert measures.mask_contrast(empty).empty and measures.contrast_profiles(empty)[1].sum() == 0
     full = np.ones_like(patches.instances)
     covered = replace(patches, instances=full, table=instance_table(full, {(0, 1): 1}))
-    assert measures.mask_contrast(covered).empty and measures.contrast_profiles(covered)[1].sum() == 0
+    for some in (empty, covered):
+        contrast, _, count = measures.across_outlines(some)
+        assert contrast.empty and count.sum() == 0
 
 
 def test_profile_across_an_outline_by_hand():
@@ -58,7 +58,7 @@ def test_profile_across_an_outline_by_hand():
     images[0, 30, 40] = 90  # the first pixel outside, of 20 on each of four sides
     table = instance_table(instances, {(0, 1): 2})
     patches = replace(ellipse_patches(1), images=images, instances=instances, table=table)
-    total, count = measures.contrast_profiles(patches)
+    _, total, count = measures.across_outlines(patches)
     assert total.shape == (1, 3, 2 * measures.PROFILE_PX) and count[0, [0, 2]].sum() == 0
     middle = measures.PROFILE_PX
     assert count[0, 1, middle] == 80 and count[0, 1, middle - 1] == 4 * 20 - 4
@@ -102,7 +102,6 @@ def test_copies_are_found_in_every_symmetry_as_by_a_slow_loop():
     noisy = np.clip(copied + np.random.default_rng(0).normal(0, 3, copied.shape) + 20, 0, 255).astype(np.uint8)
     found = measures.nearest_training(noisy, train)
     assert found["nearest"].tolist() == [5, 2] and found["symmetry"].tolist() == [3, 0]
-    assert np.array_equal(measures.turned(train, found["nearest"], found["symmetry"]), copied)
 
     def small(image):
         small = image.reshape(32, 2, 32, 2).mean(axis=(1, 3))
@@ -111,15 +110,6 @@ def test_copies_are_found_in_every_symmetry_as_by_a_slow_loop():
     for image, distance in zip(noisy, found["distance"], strict=True):
         loop = [np.sqrt(np.mean((small(image) - small(symmetry(k, c))) ** 2)) for k in train.images for c in range(4)]
         assert distance == pytest.approx(min(loop), abs=1e-3)
-
-
-def test_copies_are_told_in_pixels_and_latents():
-    train, test = ellipse_patches(12, seed=1), ellipse_patches(12, seed=2)
-    mixed = ellipse_patches(6, seed=3)
-    mixed = replace(mixed, images=np.concatenate([train.images[[4]], mixed.images[1:]]))
-    table = quality.copies(mixed, train, test, lambda images: images.astype(float) / 2)
-    assert table.loc[0, ["patch", "nearest", "copy", "latent_copy"]].tolist() == [0, 4, True, True]
-    assert table["distance"].is_monotonic_increasing and not table["copy"].iloc[1:].all()
 
 
 def test_good_images_pass_and_wrong_masks_do_not():
@@ -132,17 +122,17 @@ def test_good_images_pass_and_wrong_masks_do_not():
     mixed = judge(replace(other, images=ellipse_patches(24, seed=5).images), train, test)
     assert mixed.loc["darker inside its mask", "value"] < 0.8
     assert mixed.loc["profile across defects", "value"] > 2 * good.loc["profile across defects", "value"]
-    smooth = judge(replace(other, images=(other.images // 4 + 120).astype(np.uint8)), train, test)
+    smooth = replace(other, images=(other.images // 4 + 120).astype(np.uint8))
+    judged = judge(smooth, train, test, others={"same": smooth, "training": train})
     for name in ("power spectrum", "grey levels", "kid", "cmmd", "c2st_auc"):
-        assert smooth.loc[name, "value"] > good.loc[name, "value"] + 0.1, name
+        assert judged.loc[name, "value"] > good.loc[name, "value"] + 0.1, name
+    judged = judged.drop("c2st_auc")  # which draws its folds
+    assert np.allclose(judged["same"], judged["value"])
+    distances = judged[judged["yardstick_of"].str.contains("against")]
+    assert len(distances) == 6 and np.allclose(distances["training"], distances["yardstick"])
 
 
 def test_one_wrong_frequency_shows_in_the_worst_alone():
-    flat = np.full(64, 100.0)
-    peaked = flat.copy()
-    peaked[40] *= 10**0.5
-    apart = quality.spectral_distance(peaked, flat)
-    assert apart.max() == pytest.approx(0.5) and apart.mean() == pytest.approx(0.5 / 64)
     train, test = ellipse_patches(24, seed=1), ellipse_patches(24, seed=2)
     wave = 12 * np.sin(2 * np.pi * 0.3 * np.arange(64))
     table = judge(replace(test, images=np.clip(test.images + wave, 0, 255).astype(np.uint8)), train, test)
@@ -157,39 +147,16 @@ def test_copied_training_images_show():
     assert table.loc["memorisation", ["value", "yardstick"]].tolist() == [1, 0]
 
 
-def test_other_sets_are_measured_as_generated_images_are():
-    train, test = ellipse_patches(24, seed=1), ellipse_patches(24, seed=2)
-    own = ellipse_patches(24, seed=3)
-    table = judge(own, train, test, others={"same": own, "training": train}).drop("c2st_auc")  # which draws its folds
-    assert np.allclose(table["same"], table["value"])
-    distances = table[table["yardstick_of"].str.contains("against")]
-    assert len(distances) == 6 and np.allclose(distances["training"], distances["yardstick"])
-
-
-def test_images_without_defects_are_undefined_and_no_images_an_error():
+def test_images_without_defects_are_undefined():
     train, test = ellipse_patches(8, seed=1), ellipse_patches(8, seed=2)
     empty = replace(test, instances=np.zeros_like(test.instances), table=test.table.iloc[:0])
     table = judge(empty, train, test)
     assert np.isnan(table.loc["darker inside its mask", ["value", "low", "high"]].astype(float)).all()
-    with pytest.raises(CompanionError, match="patches with images"):
-        measures.mask_contrast(replace(train, images=None))
-
-
-def test_settings_are_compared_and_drawn():
-    masks, held = ellipse_patches(6, seed=3), ellipse_patches(24, seed=2)
-    settings = [Sampling(sampler=name, steps=n) for name in ("ddim", "dpm-solver++") for n in (2, 5)]
-    blurred = (masks.images // 2 + 85).astype(np.uint8)
-    study = quality.compare_settings(lambda s: masks.images if s.steps == 5 else blurred, settings, masks, held, encode)
-    assert study[["sampler", "steps"]].values.tolist() == [[s.sampler, s.steps] for s in settings]
-    poor, good = study[study["steps"] == 2], study[study["steps"] == 5]
-    assert (poor["contrast"].to_numpy() < good["contrast"].to_numpy()).all()
-    assert (poor["power spectrum"].to_numpy() > good["power spectrum"].to_numpy()).all()
-    assert len(plots.settings(study, 0.3, "test").axes) == 3
 
 
 def test_masks_are_coloured_by_class():
-    colors = plots.color_mask(np.array([[0, 1], [2, 9]]))
+    colors = color_mask(np.array([[0, 1], [2, 9]]))
     assert colors.shape == (2, 2, 3) and (colors[0, 0] == 1).all()
     assert len({tuple(c) for c in colors.reshape(-1, 3)[:3]}) == 3
     assert np.array_equal(colors[1, 1], colors[1, 0])  # seven colours, then again
-    assert plots.profiles({"generated": ellipse_patches(3)}, "test").axes
+    assert len(plots.profiles({"generated": ellipse_patches(3)}, "test").axes) == 3

@@ -108,7 +108,7 @@ def test_one_class_works_and_what_cannot_be_drawn_is_refused():
     one = ellipse_patches(20, classes=1)  # without directions; also of a single micrograph
     for few in (one, one.only(np.arange(4))):
         assert set(draw(few, sampler="companion", n=20).drawn["class"]) == {1}
-    with pytest.raises(CompanionError, match=r"needs two classes or more.*Use masks 'plain'"):
+    with pytest.raises(CompanionError, match=r"needs two classes or more.*use 'plain'"):
         draw(one, rare_weight=2.0)
     with pytest.raises(CompanionError, match="sampler 'learned' cannot weigh classes"):
         draw(rare_weight=2.0, sampler="learned")
@@ -121,8 +121,7 @@ def test_one_class_works_and_what_cannot_be_drawn_is_refused():
 def test_masks_are_whole_patches_that_round_trip_and_equal_seeds_repeat(tmp_path):
     patches = ellipse_patches(20)
     first, second, other = (draw(patches, seed, n=30).patches for seed in (1, 1, 2))
-    assert first.images is None and first.instances.shape == (30, 64, 64)
-    assert (first.index["image"] == "here").all() and (first.index["pixel_size_nm"] == 0.88).all()
+    assert first.images is None and (first.index["pixel_size_nm"] == 0.88).all()
     assert (first.instances == second.instances).all() and (first.instances != other.instances).any()
     first.save(tmp_path)
     pd.testing.assert_frame_equal(load_patches(tmp_path).table, first.table)
@@ -141,13 +140,11 @@ def test_empty_patches_and_composition_come_from_real_patches():
 
 
 def test_magnification_keeps_sizes_with_their_pixel_size():
-    def ratio(simulation):
-        bars = simulation.drawn[simulation.drawn["class"] == 1]
-        scale = simulation.patches.index["pixel_size_nm"].to_numpy()[bars["patch"]]
+    for found, low, high in ((draw(), 1, 1.2), (draw(repairs=["magnification"]), 1.6, 2.4)):
+        bars = found.drawn[found.drawn["class"] == 1]
+        scale = found.patches.index["pixel_size_nm"].to_numpy()[bars["patch"]]
         median = bars["major_px"].groupby(scale).median()
-        return median.max() / median.min()
-
-    assert ratio(draw()) < 1.2 and ratio(draw(repairs=["magnification"])) > 1.6
+        assert low < median.max() / median.min() < high
 
 
 def test_azimuth_makes_bars_of_a_mask_parallel_or_crossed():
@@ -191,7 +188,6 @@ def test_centre_outside_shows_the_share_that_was_asked_for():
 def test_later_ellipses_lie_on_top_and_the_smallest_keeps_a_pixel():
     drawn = ellipses((0, 1, 16, 16, 20, 20, 0, -1), (0, 2, 16, 16, 8, 8, 0, -1), (0, 3, 0.1, 31.9, 0.1, 0.1, 0, -1))
     instances = draw_instances(drawn, 1, 32)
-    assert instances.dtype == np.uint8
     assert instances[0, 16, 16] == 2 and instances[0, 16, 8] == 1 and instances[0, 31, 0] == 3
     assert (instances == 2).sum() == pytest.approx(np.pi * 16, rel=0.1)
 
@@ -199,19 +195,16 @@ def test_later_ellipses_lie_on_top_and_the_smallest_keeps_a_pixel():
 def test_real_outlines_are_moved_and_turned():
     maps = np.zeros((1, 64, 64), np.uint8)
     maps[0, 20:40, 28:33] = maps[0, 35:40, 28:43] = 1  # an L, whose area no ellipse has
-    index = pd.DataFrame({"patch": [0], "image": "a", "x0": 0, "y0": 0, "symmetry": 0, "pixel_size_nm": 1.0})
-    real = Patches(None, maps, index, instance_table(maps, {(0, 1): 1}), ("a",))
+    real = replace(REAL_PATCHES.only(np.arange(1)), instances=maps, table=instance_table(maps, {(0, 1): 1}))
     table = measure(real)
     x, y, major, minor, angle = table[ELLIPSE_COLUMNS].iloc[0]
     same = ellipses((0, 1, x, y, major + CONTOUR_PX, minor + CONTOUR_PX, angle, 0))
     assert (draw_instances(same, 1, 64, real, table) == maps).mean() > 0.999
     turned = draw_instances(same.assign(angle_deg=(angle + 90) % 180), 1, 64, real, table)
     assert (turned > 0).sum() == pytest.approx((maps > 0).sum(), abs=8) and (turned != maps).sum() > 100
-    corner = draw_instances(same.assign(x=0.0, y=0.0), 1, 64, real, table)
-    assert 0 < (corner > 0).sum() < (maps > 0).sum()
+    assert 0 < (draw_instances(same.assign(x=0.0, y=0.0), 1, 64, real, table) > 0).sum() < (maps > 0).sum()
     none = same.assign(source=-1)
     assert (draw_instances(none, 1, 64, real, table) == draw_instances(none, 1, 64)).all()
-    assert not draw_instances(same.assign(x=-200.0), 1, 64, real, table).any()
 
 
 def test_learned_sampler_draws_valid_masks_learns_their_number_and_is_repeatable():
@@ -231,9 +224,8 @@ def test_judges_tell_the_paper_s_sampler_from_real_masks_and_ours_less():
         found = simulate(MEASURED, PER_PATCH, REAL_PATCHES, settings, np.random.default_rng(0), name)
         described[name] = describe(found.patches, 4, found.origin)
     compared = compare(truth, described, 4, np.random.default_rng(0)).set_index("sampler")
-    assert compared.index.tolist() == [REAL, *samplers] and list(variants(Masks(compare=[])))[1:] == [
-        f"+ {r}" for r in REPAIRS
-    ]
+    assert compared.index.tolist() == [REAL, *samplers]
+    assert list(variants(Masks(compare=[])))[1:] == [f"+ {repair}" for repair in REPAIRS]
     assert compared["auc"]["authors"] > 0.75 and compared["auc"]["companion"] < 0.65
     assert compared["count"]["companion"] < compared["count"]["authors"] and compared["empty"]["authors"] == 0
 

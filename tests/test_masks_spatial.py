@@ -1,10 +1,10 @@
-"""Neighbours, pair correlation, crystal azimuths, border weights."""
+"""Neighbours, crystal azimuths, border weights."""
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from companion.masks import spatial
+from companion.masks import spatial, statistics
 
 
 def table(n=0, **columns):
@@ -25,41 +25,21 @@ def test_nearest_neighbours_by_hand():
     found = spatial.nearest_neighbours(some, 64)
     assert found["distance_px"].tolist() == pytest.approx([5, 5, np.hypot(37, 36), np.inf])
     assert found["border_px"].tolist() == [10, 13, 14, 5]
-    # At 5 all four are far enough from the border; at 11 two are, one of them with a neighbour within 11; at 20 none.
-    share = spatial.nearest_share(some, 64, np.array([4.0, 5.0, 11.0, 20.0]))
-    assert share[:3].tolist() == [0, 0.5, 0.5] and np.isnan(share[3])
     assert len(spatial.nearest_neighbours(table(1).iloc[:0], 64)) == 0
 
 
-def poisson(rng, n=3000, size=100, density=8e-4):
-    number = rng.poisson(density * size**2, n)
-    places = rng.uniform(0, size, (number.sum(), 2))
-    return table(x=places[:, 0], y=places[:, 1], patch=np.repeat(np.arange(n), number))
-
-
-def test_nearest_share_of_a_poisson_pattern_is_exponential():
+def test_the_reduced_sample_estimator_of_a_poisson_pattern_is_exponential():
     """Of a pattern with intensity q, G(r) = 1 - exp(-q pi r^2); the share among those with d <= b is far above it."""
-    pattern = poisson(np.random.default_rng(3))
-    found = spatial.nearest_neighbours(pattern, 100)
+    rng, density = np.random.default_rng(3), 8e-4
+    number = rng.poisson(density * 100**2, 3000)
+    places = rng.uniform(0, 100, (number.sum(), 2))
+    pattern = table(x=places[:, 0], y=places[:, 1], patch=np.repeat(np.arange(3000), number))
+    distance, border = spatial.nearest_neighbours(pattern, 100).to_numpy().T[:, :, None]
     r = np.array([5.0, 10.0, 15.0, 20.0, 30.0, 40.0])
-    exact = 1 - np.exp(-8e-4 * np.pi * r**2)
-    assert spatial.nearest_share(pattern, 100, r) == pytest.approx(exact, abs=0.02)
-    selected = found["distance_px"][found["distance_px"] <= found["border_px"]]
-    assert (selected <= 15).mean() > exact[2] + 0.15
-
-
-def test_pair_correlation_of_independent_places_is_one_and_of_kept_apart_ones_is_zero():
-    rng = np.random.default_rng(0)
-    places = rng.uniform(0, 100, (2000 * 4, 2))
-    independent = table(x=places[:, 0], y=places[:, 1], patch=np.repeat(np.arange(2000), 4))
-    g = spatial.pair_correlation(independent, 100, np.linspace(0, 60, 7))
-    assert g["g"].to_numpy() == pytest.approx(1, abs=0.12)
-    assert g["pairs"].sum() <= 2000 * 6
-    apart = table(x=[20.0, 70.0], y=[50.0, 50.0])
-    g = spatial.pair_correlation(apart, 100, np.array([0.0, 40.0, 60.0]))
-    assert g["g"][0] == 0 and g["pairs"].tolist() == [0, 1]
-    with pytest.raises(ValueError, match="not within 0-100"):
-        spatial.pair_correlation(apart, 100, np.array([0.0, 120.0]))
+    exact = 1 - np.exp(-density * np.pi * r**2)
+    share = statistics.share_curve((border >= r) & (distance <= r), border >= r, pattern["patch"], r, rng)["share"]
+    assert share.to_numpy() == pytest.approx(exact, abs=0.02)
+    assert (distance[distance <= border] <= 15).mean() > exact[2] + 0.15
 
 
 def test_weights_undo_the_loss_of_large_instances():
@@ -83,12 +63,11 @@ def test_crystal_azimuth_is_found_up_to_the_fold():
     for k, azimuth in enumerate(azimuths):
         for code, offset in ((1, 0), (2, 45)):
             angle = (azimuth + offset + 90 * rng.integers(2, size=15) + rng.normal(0, 4, 15)) % 180
-            minor = 2.5 if code == 1 else 5.8
             rows.append(
-                table(angle_deg=angle, image=[f"{k}.png"] * 15, minor_px=[minor] * 15).assign(**{"class": code})
+                table(angle_deg=angle).assign(image=f"{k}.png", minor_px=(2.5, 5.8)[code - 1], **{"class": code})
             )
-        noise = rng.uniform(0, 180, 15)
-        rows.append(table(angle_deg=noise, image=[f"{k}.png"] * 15, minor_px=[9.5] * 15).assign(**{"class": 3}))
+        noise = table(angle_deg=rng.uniform(0, 180, 15))
+        rows.append(noise.assign(image=f"{k}.png", minor_px=9.5, **{"class": 3}))
     crystal = spatial.find_crystals(pd.concat(rows, ignore_index=True), 4)
     found = crystal["azimuth_deg"].reindex([f"{k}.png" for k in range(12)]).to_numpy()
     error = (found - azimuths + 45) % 90 - 45

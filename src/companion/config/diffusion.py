@@ -26,7 +26,7 @@ class Autoencoder(Section):
     codes: Count = Field(256, description="entries of the codebook")
     steps: Count = Field(300, description="optimiser steps")
     batch_size: Count = Field(16, description="crops per step")
-    crop_px: Count = Field(64, description="side of the training crop, px")
+    crop_px: Count = Field(64, description="side of the training crop, px; at most the patch")
     learning_rate: Positive = Field(4e-3, description="peak learning rate (AdamW, one cycle)")
     loss: Literal["l1", "l2"] = Field(
         "l1", description="of the reconstruction; l1, VQGAN's, draws what is faint in noise fainter than l2 does"
@@ -39,6 +39,8 @@ class Autoencoder(Section):
                 f"stem {self.stem} and {len(self.channels)} channel level(s) give downsampling {given}, "
                 f"not {self.downsampling}"
             )
+        if self.crop_px % self.downsampling:
+            raise ValueError(f"crop_px {self.crop_px} is not a multiple of downsampling {self.downsampling}")
         return self
 
 

@@ -30,11 +30,8 @@ def configuration(
 ) -> dict[str, Any]:
     """What defines an autoencoder, as plain values kept with the weights.
 
-    Parameters
-    ----------
-    settings : the profile's section
-    grey : grey level that the network sees as 0, and the difference that it sees as 1, in 0-255
-    spread : standard deviation of what the network sees, over its training images; None: see `Autoencoder.fit_grey`
+    `grey`: grey level that the network sees as 0, and the difference that it sees as 1, in 0-255. `spread`: standard
+    deviation of what the network sees, over its training images; None: see `Autoencoder.fit_grey`.
     """
     levels, depth = len(settings.channels), settings.stem**2
     vq = {
@@ -50,10 +47,7 @@ def configuration(
 class Autoencoder(nn.Module):
     """`VQModel` for grey images, with the scaling of its latents to zero mean and unit variance.
 
-    Parameters
-    ----------
-    config : see `configuration`; ``stem`` px along a side become channels before the network, which then works
-        on a coarser grid, and are put back after it (1: not done)
+    ``config["stem"]`` px along a side become channels before the network, and are put back after it (1: not done).
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -79,13 +73,14 @@ class Autoencoder(nn.Module):
         mean, step = self.config["grey"]
         return ((images.to(self.latent_mean.dtype) - mean) / step).unsqueeze(1)
 
+    def fold(self, scaled: Tensor) -> Tensor:
+        """What the encoder gets, [B, stem^2 or 3, S/stem, S/stem], of `scale`'s output."""
+        folded, channels = F.pixel_unshuffle(scaled, self.config["stem"]), self.config["vq"]["in_channels"]
+        return folded.expand(-1, channels, -1, -1)  # a network for colour images sees grey as three equal channels
+
     def unscaled_latents(self, scaled: Tensor) -> Tensor:
         """Latents as the network gives them, [B, C, S/f, S/f], of `scale`'s output."""
-        folded = F.pixel_unshuffle(scaled, self.config["stem"])  # (B, stem^2, S/stem, S/stem)
-        channels = int(self.config["vq"]["in_channels"])
-        if folded.shape[1] == 1 and channels > 1:  # a network for colour images sees grey as three equal channels
-            folded = folded.expand(-1, channels, -1, -1)
-        return self.vq.encode(folded).latents
+        return self.vq.encode(self.fold(scaled)).latents
 
     def reconstruction(self, latents: Tensor, quantise: bool = True) -> tuple[Tensor, Tensor]:
         """Network output [B, 1, S, S] (scaled grey levels) and commitment loss of unscaled latents."""
@@ -106,9 +101,8 @@ class Autoencoder(nn.Module):
     def fit_grey(self, images: NDArray[np.uint8]) -> None:
         """Adapt a pretrained network to the brightness and contrast of patches uint8 [P, S, S].
 
-        The network then sees their mean as 0 and their standard deviation as that of the images it was trained on:
-        another microscope's contrast is nothing new to it. A network trained on photographs of every contrast
-        (``spread`` None) keeps its scale, as in the paper's code base.
+        It then sees their mean as 0 and their standard deviation as that of the images it was trained on. A network
+        trained on photographs of every contrast (``spread`` None) keeps its scale, as in the paper's code base.
         """
         if self.config["spread"] is not None:
             scale = max(float(np.std(images)) / self.config["spread"], 1.0)
@@ -118,29 +112,24 @@ class Autoencoder(nn.Module):
         """Set the latents' mean and standard deviation, per channel, from patches uint8 [P, S, S]."""
         self.latent_mean.zero_()
         self.latent_std.fill_(1)
-        latents = encode_all(self, images)
-        self.latent_mean.copy_(latents.mean(dim=(0, 2, 3), keepdim=True))
-        self.latent_std.copy_(latents.std(dim=(0, 2, 3), keepdim=True).clamp_min(1e-6))
+        std, mean = torch.std_mean(encode_all(self, images), dim=(0, 2, 3), keepdim=True)
+        self.latent_mean.copy_(mean)
+        self.latent_std.copy_(std.clamp_min(1e-6))
 
+    @torch.no_grad()
     def features(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:
         """What the encoder sees: mean and standard deviation over each of its levels' channels, float [P, D].
 
-        Feature space of distances between sets of images, as no network pretrained on such images is at hand.
+        Distances between sets of images are taken in it, as no other network pretrained on such images is at hand.
         """
-        rows: list[Tensor] = []
-        levels: list[Tensor] = []
-        hooks = [
-            block.register_forward_hook(lambda _, __, output: levels.append(output))
-            for block in [*self.vq.encoder.down_blocks, self.vq.encoder.mid_block]
-        ]
-        try:
-            for start in range(0, len(images), BATCH):
-                levels.clear()
-                encode_all(self, images[start : start + BATCH])
-                rows.append(torch.cat([s for x in levels for s in (x.mean(dim=(2, 3)), x.std(dim=(2, 3)))], dim=1))
-        finally:
-            for hook in hooks:
-                hook.remove()
+        encoder, rows = self.vq.encoder, []
+        for start in range(0, len(images), BATCH):
+            part = torch.from_numpy(np.array(images[start : start + BATCH])).to(self.latent_mean.device)
+            x, levels = encoder.conv_in(self.fold(self.scale(part))), []
+            for block in [*encoder.down_blocks, encoder.mid_block]:
+                x = block(x)  # (B, channels, side, side)
+                levels += [x.mean(dim=(2, 3)), x.std(dim=(2, 3))]
+            rows.append(torch.cat(levels, dim=1))
         return torch.cat(rows).double().cpu().numpy()
 
 

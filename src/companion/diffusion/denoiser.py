@@ -22,15 +22,10 @@ KIND = "companion denoiser"
 
 
 class MaskEncoder(nn.Module):
-    """Label maps to features of latent size.
+    """Label maps of K classes to features of latent size, for a U-Net that takes `channels` of them.
 
-    Parameters
-    ----------
-    classes : number of defect classes K; the one-hot mask has K+1 channels
-    downsampling : pixels per latent pixel f, along a side; a power of 2
-    channels : channels that the U-Net receives
-    encoding : "bilinear": log2(f) bilinear halvings, then a trainable 1x1 convolution (the paper's);
-        "space-to-depth": f x f pixels become channels before the convolution, so that no small dot is averaged away
+    ``encoding`` "bilinear": log2(f) bilinear halvings, then a trainable 1x1 convolution (the paper's);
+    "space-to-depth": f x f pixels become channels before the convolution, so that no small dot is averaged away.
     """
 
     def __init__(self, classes: int, downsampling: int, channels: int, encoding: str) -> None:
@@ -60,18 +55,19 @@ def one_hot_at_latent_size(label_maps: Tensor, classes: int, downsampling: int, 
 
 
 class Denoiser(nn.Module):
-    """U-Net that predicts the noise (or velocity) of a noisy latent under a mask.
-
-    Parameters
-    ----------
-    config : see `configuration`
-    """
+    """U-Net that predicts the noise (or velocity) of a noisy latent under a mask; `config`: see `configuration`."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
         self.config = dict(config)
         self.mask_encoder = MaskEncoder(**config["mask"])
         self.unet = UNet2DModel(**config["unet"])
+
+    @property
+    def multiple_px(self) -> int:
+        """What the side of a mask must be a multiple of."""
+        levels = len(self.config["unet"]["block_out_channels"])
+        return int(self.config["mask"]["downsampling"] * self.config["stem"] * 2 ** (levels - 1))
 
     def forward(self, noisy: Tensor, timesteps: Tensor, mask_features: Tensor) -> Tensor:
         """Noisy latents [B, C, s, s], timesteps int [B], features of `mask_encoder` [B, C, s, s] -> what it is trained
@@ -101,9 +97,8 @@ def configuration(
     # "scaled_linear" is linear in the square root of beta, which CompVis' code calls "linear".
     schedule = {"beta_schedule": "scaled_linear", "beta_start": settings.beta_start, "beta_end": settings.beta_end,
                 "num_train_timesteps": settings.timesteps, "prediction_type": settings.prediction}  # fmt: skip
-    return {
-        "mask": mask, "unet": unet, "stem": settings.stem, "schedule": schedule, "mask_dropout": settings.mask_dropout,
-    }  # fmt: skip
+    more = {"stem": settings.stem, "mask_dropout": settings.mask_dropout}
+    return {"mask": mask, "unet": unet, "schedule": schedule, **more}
 
 
 def noise_process(config: dict[str, Any]) -> DDPMScheduler:
@@ -116,17 +111,10 @@ def sampler(config: dict[str, Any], settings: settings_of.Sampling) -> DDIMSched
 
     "ddim" is Song et al. (2021), with ``settings.eta`` in its ``step``; "dpm-solver++" is the second-order multistep
     solver of Lu et al. (2022), which has no randomness of its own.
-
-    Raises
-    ------
-    CompanionError
-        When more sampling steps are asked for than the noise process has.
     """
     schedule = config["schedule"]
-    if settings.steps > schedule["num_train_timesteps"]:
-        raise CompanionError(
-            f"sampling.steps is {settings.steps}, but the denoiser knows {schedule['num_train_timesteps']} timesteps"
-        )
+    if settings.steps > (most := schedule["num_train_timesteps"]):
+        raise CompanionError(f"sampling.steps is {settings.steps}, but the denoiser knows {most} timesteps")
     if settings.sampler == "ddim":
         # The last step goes to the first timestep's variance, not to zero, as in the paper's code base.
         made = DDIMScheduler(**schedule, clip_sample=False, set_alpha_to_one=False, timestep_spacing="trailing")
@@ -143,13 +131,7 @@ def save_denoiser(denoiser: Denoiser, path: Path, pictures: dict[int, Tensor], *
 
 
 def load_denoiser(path: Path, device: str | torch.device = "cpu") -> tuple[Denoiser, dict[str, Any]]:
-    """A denoiser in evaluation mode and what was written about it ("pictures" included); needs no profile.
-
-    Raises
-    ------
-    CompanionError
-        When the file is missing, broken, or holds another network.
-    """
+    """A denoiser in evaluation mode and what was written about it ("pictures" included); needs no profile."""
     state, about = load_state(path)
     if about.get("kind") != KIND:
         raise CompanionError(f"{path} holds '{about.get('kind')}', not a {KIND}; give the file that notebook 04 wrote")

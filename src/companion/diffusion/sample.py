@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from skimage.transform import rotate
 from tqdm import tqdm
 
 from companion.config import diffusion as settings_of
@@ -51,10 +50,8 @@ class LatentDiffusion:
 
     def __post_init__(self) -> None:
         if self.settings.guidance != 1 and not self.denoiser.config["mask_dropout"]:
-            raise CompanionError(
-                f"sampling.guidance is {self.settings.guidance}, but the denoiser was never trained without a mask; "
-                "train it with diffusion.denoiser.mask_dropout, e.g. 0.1, or leave guidance at 1"
-            )
+            said = f"sampling.guidance is {self.settings.guidance}, but the denoiser was never trained without a mask"
+            raise CompanionError(f"{said}; train it with diffusion.denoiser.mask_dropout, e.g. 0.1")
 
     def generate(self, masks: Patches, folder: Path) -> Images:
         """Images of all masks; finished batches are kept in ``folder/checkpoint`` and not drawn again."""
@@ -75,15 +72,7 @@ class LatentDiffusion:
 
     @torch.no_grad()
     def sample(self, label_maps: Images, numbers: Sequence[int]) -> Images:
-        """Images of given masks and image numbers; the same mask and number give the same image.
-
-        Raises
-        ------
-        CompanionError
-            Masks that do not fit the networks, or whose number is not that of `numbers`; a device with too little
-            memory.
-        """
-        self._check(label_maps, numbers)
+        """Images of given masks and image numbers; the same mask and number give the same image."""
         self.device.prepare(self.denoiser.unet, self.autoencoder.vq.decoder)
         size, images = self.settings.batch_size, np.zeros(label_maps.shape, dtype=np.uint8)
         for start in range(0, len(images), size):
@@ -132,16 +121,6 @@ class LatentDiffusion:
         with device.autocast():
             return self.autoencoder.decode(latents)[: len(numbers)].float().cpu().numpy()
 
-    def _check(self, label_maps: Images, numbers: Sequence[int]) -> None:
-        if len(label_maps) != len(numbers):
-            raise CompanionError(f"{len(label_maps)} masks but {len(numbers)} image numbers; give one number per mask")
-        config, size = self.denoiser.config, label_maps.shape[-1]
-        factor = self.autoencoder.downsampling * config["stem"] * 2 ** (len(config["unet"]["block_out_channels"]) - 1)
-        if size % factor:
-            raise CompanionError(f"masks of {size} px: the networks need a multiple of {factor} px")
-        if (most := label_maps.max(initial=0)) > (classes := config["mask"]["classes"]):
-            raise CompanionError(f"a mask holds class {most}, but the denoiser was trained on {classes} class(es)")
-
 
 def noise_of(train: Patches, autoencoder: Autoencoder, settings: settings_of.Sampling) -> NoiseModel | None:
     """The noise to put back after decoding, measured on training patches; None where the profile asks for none."""
@@ -153,21 +132,3 @@ def put_back(noise: NoiseModel | None, decoded: NDArray, seeds: Seeds, numbers: 
     if noise:
         decoded = noise.add(decoded, [seeds.rng("noise", number) for number in numbers], torch.get_num_threads())
     return np.rint(np.clip(decoded, 0, 255)).astype(np.uint8)
-
-
-def move(ids: NDArray[np.integer], label_map: Images, instance: int, dx: int, dy: int, turn_deg: float = 0.0) -> Images:
-    """The label map [S, S] with one instance turned about its centre and shifted, on top of what is there.
-
-    Parameters
-    ----------
-    ids : [S, S] instance ids
-    instance : id; one that is not there changes nothing
-    dx, dy : shift to the right and downwards, px; what leaves the patch comes back on the opposite side
-    turn_deg : turn, degrees counter-clockwise as displayed
-    """
-    shape = ids == instance
-    if not instance or not shape.any():
-        return label_map.copy()
-    y, x = np.argwhere(shape).mean(axis=0)
-    moved = np.roll(rotate(shape.astype(float), turn_deg, center=(x, y), order=0) > 0.5, (dy, dx), axis=(0, 1))
-    return np.where(moved, label_map[shape].max(), np.where(shape, 0, label_map))

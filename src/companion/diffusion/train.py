@@ -56,34 +56,18 @@ def get_autoencoder(
 ) -> tuple[Autoencoder, dict[str, Any]]:
     """The frozen autoencoder, scaled to `train`: that of file `weights`, else one that is trained on `train`.
 
-    Parameters
-    ----------
-    train : training patches with images
-    settings : the profile's section
-
-    Returns
-    -------
-    autoencoder : frozen, its grey scale and latents scaled to `train`
-    about : what is kept with the weights, its "log" a row per step: step, the loss, commitment (none for given weights)
-
-    Raises
-    ------
-    CompanionError
-        No images, sides that do not fit, or weights that cannot be read.
+    Also what is kept with the weights: "log", a row per step with step, loss and commitment (none for given weights).
     """
-    images, device, path = _images(train), fitting.device, fitting.folder / "autoencoder.safetensors"
+    images, device, path = np.asarray(train.images), fitting.device, fitting.folder / "autoencoder.safetensors"
     given = load_autoencoder(weights, device.torch)[0] if weights else None
-    side, name = (train.size, "patches.size") if given else (settings.crop_px, "diffusion.autoencoder.crop_px")
-    if side > train.size:
-        raise CompanionError(f"{name} is {side}, larger than the patches ({train.size} px)")
-    if side % (downsampling := given.downsampling if given else settings.downsampling):
-        raise CompanionError(f"{name} is {side} px, not a multiple of the autoencoder's downsampling {downsampling}")
+    _check_side(train, (given or settings).downsampling)
     identity = fitting.identity(settings, hash_arrays(images), given and digest(given))
     if not is_finished(path, identity):
         if given:
             autoencoder, log = given, []
             autoencoder.fit_grey(images)
         else:
+            side = min(settings.crop_px, train.size)
             autoencoder, log = fit_autoencoder(
                 lambda rng: (random_crops(images, settings.batch_size, side, rng),) * 2,
                 (float(images.mean()), float(images.std())), settings, fitting, identity,
@@ -105,13 +89,8 @@ def fit_autoencoder(
     ----------
     draw : a batch of crops [B, c, c] in 0-255, as the encoder sees them and as the decoder should draw them
     grey : grey level that the network sees as 0, and the difference that it sees as 1
-    identity : see `training.fit`
     start : trained further, its codes in use at once; None: a new network, whose codes are spread over its latents
-        after a quarter of the steps
-
-    Returns
-    -------
-    autoencoder, still trainable, and its log, a row per optimiser step
+        after a quarter of the steps: codes that start far from the latents are never chosen
     """
     device, seeds = fitting.device, fitting.seeds
     with device.global_seed(seeds.integer("autoencoder", "weights")):
@@ -129,7 +108,6 @@ def fit_autoencoder(
             if i == quantised_from and start is None:
                 vectors, codes = latents.detach().movedim(1, -1).flatten(0, -2), autoencoder.vq.quantize.embedding
                 codes.weight.data.copy_(vectors[rng.integers(len(vectors), size=len(codes.weight))])
-            # Codes that start far from the latents are never chosen; so the encoder trains alone first.
             decoded, commitment = autoencoder.reconstruction(latents, quantise=i >= quantised_from)
             error = DISTANCE[settings.loss](decoded, wanted)
         update(error + commitment, autoencoder, optimizer)
@@ -160,7 +138,6 @@ def denoising_loss(
 
     Parameters
     ----------
-    process : see `denoiser.noise_process`
     latents, noise : [B, C, s, s]
     label_maps : [B, S, S] class codes
     timesteps : int [B]
@@ -169,8 +146,8 @@ def denoising_loss(
     shown : bool [B], whose masks the denoiser sees; None: all
     """
     noisy = process.add_noise(latents, noise, timesteps)
-    predicts_noise = process.config.prediction_type == "epsilon"
-    target = noise if predicts_noise else process.get_velocity(latents, noise, timesteps)
+    velocity = process.config.prediction_type == "v_prediction"
+    target = process.get_velocity(latents, noise, timesteps) if velocity else noise
     predicted = denoiser(noisy, timesteps, denoiser.mask_encoder(label_maps, shown)).float()
     factor = label_maps.shape[-1] // latents.shape[-1]
     defects = F.avg_pool2d((label_maps > 0).float().unsqueeze(1), factor)  # (B, 1, s, s), share of the latent's pixels
@@ -193,39 +170,28 @@ def get_denoiser(
 ) -> tuple[Denoiser, dict[str, Any]]:  # fmt: skip
     """The denoiser, trained on `train` unless this very training has finished.
 
-    The autoencoder is frozen, so every patch is encoded once in each of its symmetries.
-
-    Parameters
-    ----------
-    train : training patches with images
-    settings : the profile's section
-    draw : pictures [n, S, S] by the averaged weights, drawn at every checkpoint
-
-    Returns
-    -------
-    denoiser : in evaluation mode, with averaged weights
-    about : what is kept with the weights: "log", a row per step (step, the loss), and "pictures" by steps done
+    `draw` gives pictures [n, S, S] by the averaged weights, at every checkpoint. Also what is kept with the weights:
+    "log", a row per step (step, the loss), and "pictures" by steps done.
     """
-    images, masks, path = _images(train), train.label_maps(), fitting.folder / "denoiser.safetensors"
+    images, masks, path = np.asarray(train.images), train.label_maps(), fitting.folder / "denoiser.safetensors"
     device, seeds = fitting.device, fitting.seeds
     # Of the autoencoder's weights, not of latents: on a GPU their last bits may differ from process to process.
     identity = fitting.identity(settings, hash_arrays(images, masks), train.symmetries, digest(autoencoder))
     if is_finished(path, identity):
         return load_denoiser(path, device.torch)
-    with training.enough_memory(
-        "encoding the training patches"
-    ):  # every patch in every symmetry: (P', C, s, s), (P', S, S)
+    # The autoencoder is frozen: every patch is encoded once in each of its symmetries, (P', C, s, s) and (P', S, S).
+    with training.enough_memory("encoding the training patches"):
         latents = torch.cat([encode_all(autoencoder, geometry.symmetry(images, code)) for code in train.symmetries])
         turned = np.concatenate([geometry.symmetry(masks, code) for code in train.symmetries])
         label_maps = device.send(torch.from_numpy(turned))
     latent = autoencoder.latent_channels, autoencoder.downsampling
-    config = denoisers.configuration(settings, len(train.classes), *latent)
     with device.global_seed(seeds.integer("denoiser", "weights")):
-        denoiser = Denoiser(config).to(device.torch)
+        denoiser = Denoiser(denoisers.configuration(settings, len(train.classes), *latent)).to(device.torch)
+    _check_side(train, denoiser.multiple_px)
     device.prepare(denoiser.unet)  # first, so that the average has the same layout in memory
     average = copy.deepcopy(denoiser).eval().requires_grad_(False)
     optimizer = device.adamw(denoiser, settings.learning_rate)
-    process, pictures = noise_process(config), Pictures()
+    process, pictures = noise_process(denoiser.config), Pictures()
 
     def step(i: int) -> dict[str, Tensor]:
         rng, size = seeds.torch("denoiser", i), settings.batch_size
@@ -276,8 +242,7 @@ def update(loss: Tensor, network: torch.nn.Module, optimizer: torch.optim.Optimi
     optimizer.step()
 
 
-def _images(train: Patches) -> NDArray[np.uint8]:
-    if train.images is None or len(train) == 0:
-        what = "no patches" if train.images is not None else "masks without images"
-        raise CompanionError(f"diffusion is trained on patches with images, but got {what}; give training patches")
-    return np.asarray(train.images)
+def _check_side(train: Patches, multiple: int) -> None:
+    """Whether the networks can take the patches."""
+    if train.size % multiple:
+        raise CompanionError(f"patches.size is {train.size} px, but the networks need a multiple of {multiple} px")

@@ -11,12 +11,11 @@ from numpy.typing import NDArray
 from scipy.stats import wasserstein_distance
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
-from companion.masks.spatial import coherence, directional_pairs, nearest_neighbours, nearest_share, pair_correlation
+from companion.masks.spatial import coherence, directional_pairs, nearest_neighbours
 from companion.masks.statistics import measure
 from companion.micrographs.patches import Patches
 from companion.stats import c2st_auc
 
-G_BINS, GRID = 8, 64
 HALVINGS = 5
 PENALTY = 50.0  # inverse strength of the classifier's L2 penalty, times masks: about as many features as masks
 REAL = "real, other half"
@@ -24,20 +23,12 @@ REAL = "real, other half"
 
 @dataclass(frozen=True)
 class Described:
-    """Masks with everything that is compared.
+    """Masks with everything that is compared."""
 
-    Attributes
-    ----------
-    size : side of a mask, px
-    statistics : see `statistics.measure`
-    features : one row per mask, see `mask_features`
-    groups : what masks belong together [P]: real ones and those drawn after them by micrograph
-    """
-
-    size: int
-    statistics: pd.DataFrame
-    features: pd.DataFrame
-    groups: NDArray
+    size: int  # side of a mask, px
+    statistics: pd.DataFrame  # see `statistics.measure`
+    features: pd.DataFrame  # one row per mask, see `mask_features`
+    groups: NDArray  # what masks belong together [P]: real ones and those drawn after them, by micrograph
 
     @property
     def per_patch(self) -> NDArray[np.int64]:
@@ -52,13 +43,7 @@ class Described:
 
 
 def describe(patches: Patches, fold: int, groups: NDArray | None = None) -> Described:
-    """Measure masks for the comparison.
-
-    Parameters
-    ----------
-    fold : symmetry of directions, see `spatial.find_crystals`
-    groups : see `Described`; for simulated masks ``Simulation.origin``, for real ones their micrographs (the default)
-    """
+    """Measure masks; `fold`: see `spatial.find_crystals`; `groups` of simulated masks: ``Simulation.origin``."""
     statistics = measure(patches)
     groups = patches.index["image"].to_numpy() if groups is None else groups
     return Described(patches.size, statistics, mask_features(patches, statistics, fold), groups)
@@ -67,9 +52,8 @@ def describe(patches: Patches, fold: int, groups: NDArray | None = None) -> Desc
 def mask_features(patches: Patches, statistics: pd.DataFrame, fold: int) -> pd.DataFrame:
     """Numbers that describe a mask as a whole, none of which changes when the mask is turned or mirrored.
 
-    Per class: number, share of the area, sums over instances of log major axis, log aspect and border contact,
-    departure from an ellipse, likeness of directions; over all: nearest-neighbour distance (smallest and mean), spread
-    of sizes; and the pixel size. [P, F], without undefined values.
+    Per class: number, share of the area, sums over instances of log major axis, log aspect, border contact, departure
+    from an ellipse, likeness of directions; over all: nearest neighbour, spread of sizes; and the pixel size. [P, F]
     """
     n, size, codes = len(patches), patches.size, range(1, len(patches.classes) + 1)
     area, major, minor = (statistics[column] for column in ("area_px", "major_px", "minor_px"))
@@ -97,9 +81,8 @@ def compare(real: Described, simulated: Mapping[str, Described], fold: int, rng:
     Returns
     -------
     Table with sampler; the columns of `distances`; coherence (see `spatial.coherence`); empty and cut (shares of
-    masks and instances); auc (0.5: a classifier cannot tell the masks from real ones). The first row (mean of
-    `HALVINGS` random halvings) says what real masks of other micrographs would get: no sampler can be asked for less.
-    It is missing where there are fewer than four micrographs.
+    masks and instances); auc (see `mask_auc`). The first row (mean of `HALVINGS` halvings, where there are four
+    micrographs) says what real masks of other micrographs would get: no sampler can be asked for less.
     """
     names, rows, seed = np.unique(real.groups), [], int(rng.integers(2**62))
 
@@ -118,39 +101,30 @@ def compare(real: Described, simulated: Mapping[str, Described], fold: int, rng:
 
 
 def distances(real: Described, simulated: Described) -> dict[str, float]:
-    """Distances between distributions.
+    """1-Wasserstein distances in standard deviations of the real values; NaN without instances.
 
-    Returns
-    -------
-    count (per mask), major, aspect, area (logarithms): 1-Wasserstein distances in standard deviations of the real
-    values; neighbour: mean difference of the two nearest-neighbour distributions G(r) up to R = S/4 (1-Wasserstein
-    distance of min(r, R), in R; beyond R less than a quarter of the masks is so far from its border); g_rmse: root
-    mean square difference of the pair correlations up to S/2. Undefined (nan) without instances.
+    Of the count per mask, the logarithms of major axis, aspect and area, and the distance to the nearest neighbour (a
+    quarter of the side where it is farther): borders hide neighbours of both alike.
     """
 
     def values(d: Described) -> dict[str, NDArray]:
         major, minor, area = (d.statistics[column] for column in ("major_px", "minor_px", "area_px"))
-        return {"count": d.per_patch, "major": np.log(major), "aspect": np.log(major / minor), "area": np.log(area)}
+        near = nearest_neighbours(d.statistics, d.size)["distance_px"].clip(upper=d.size / 4)
+        return {"count": d.per_patch, "major": np.log(major), "aspect": np.log(major / minor), "area": np.log(area),
+                "neighbour": near}  # fmt: skip
 
-    found, pairs = {}, zip(values(real).items(), values(simulated).values(), strict=True)
-    for (name, a), b in pairs:
-        spread = np.std(a) if len(a) and np.std(a) > 0 else 1.0
-        found[name] = wasserstein_distance(a, b) / spread if len(a) and len(b) else np.nan
-    grid = np.linspace(0, real.size / 4, GRID + 1)[1:]
-    edges = np.linspace(0, real.size / 2, G_BINS + 1)
-    near = [nearest_share(d.statistics, d.size, grid) for d in (real, simulated)]
-    g = [pair_correlation(d.statistics, d.size, edges)["g"].to_numpy() for d in (real, simulated)]
-    found["neighbour"] = float(np.abs(near[0] - near[1]).mean())
-    found["g_rmse"] = float(np.sqrt(np.mean((g[0] - g[1]) ** 2)))
-    return found
+    def distance(a: NDArray, b: NDArray) -> float:
+        return wasserstein_distance(a, b) / (np.std(a) or 1.0) if len(a) and len(b) else np.nan
+
+    other = values(simulated)
+    return {name: distance(own, other[name]) for name, own in values(real).items()}
 
 
 def mask_auc(real: Described, simulated: Described, rng: np.random.Generator) -> float:
     """Classifier two-sample test of masks: `stats.c2st_auc` of their features, with squares and products of these.
 
-    Masks of one micrograph stay in one fold, and with them the simulated masks that were drawn after them: a copy
-    among the training masks would otherwise mark its original as simulated, and a sampler would look the better the
-    more it copies. NaN where there are not two micrographs on a side.
+    Masks of one micrograph are held out together, and with them the simulated ones drawn after them: otherwise a
+    sampler would look the better the more it copies. 0.5: cannot tell; NaN where a side has fewer than two micrographs.
     """
     both = np.clip(StandardScaler().fit_transform(np.vstack([real.features, simulated.features])), -4, 4)
     both = PolynomialFeatures(2, include_bias=False).fit_transform(both)

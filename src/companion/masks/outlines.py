@@ -21,50 +21,28 @@ def draw_instances(
     ----------
     drawn : patch, instance (id), x, y, major_px, minor_px, angle_deg, source (row of `statistics`, -1 for none)
     real, statistics : where given, an instance has the outline of the real one that its ellipse was fitted to, moved,
-        turned and scaled as its ellipse was; the ellipse itself where the real one is cut by a border. Rows of
-        `statistics` are in the order of ``real.table``.
+        turned and scaled as its ellipse was; the ellipse itself where the real one is cut by a border
     """
     maps = np.zeros((n_patches, size, size), np.uint16 if drawn["instance"].max() > 255 else np.uint8)
-    whole = [] if statistics is None else ~statistics["touches_border"].to_numpy()
-    if real is not None and statistics is not None:
+    traced = np.zeros(len(drawn), bool)
+    if statistics is not None:  # its rows are in the order of the table's
         boxes = real.table[["patch", "instance", "x1", "y1", "x2", "y2"]].to_numpy().astype(int)
-        ellipses = statistics[ELLIPSE_COLUMNS].to_numpy()
+        ellipses, cut = statistics[ELLIPSE_COLUMNS].to_numpy(), statistics["touches_border"].to_numpy()
+        traced = (drawn["source"] >= 0).to_numpy() & ~cut[drawn["source"]]
     rows = drawn[["patch", "instance", "source", *ELLIPSE_COLUMNS]].itertuples(index=False, name=None)
-    for patch, instance, source, x, y, *shape in rows:
-        if 0 <= source < len(whole) and whole[source]:
-            from_patch, number, x1, y1, x2, y2 = boxes[source]
-            outline = np.asarray(real.instances[from_patch, y1:y2, x1:x2]) == number
-            filled, window = _moved(outline, ellipses[source] - [x1, y1, 0, 0, 0], size, x, y, *shape)
+    for (patch, instance, source, x, y, major, minor, angle), real_outline in zip(rows, traced, strict=True):
+        if real_outline:
+            home, number, x1, y1, x2, y2 = boxes[source]
+            outline = np.asarray(real.instances[home, y1:y2, x1:x2]) == number
+            cx, cy, real_major, _, real_angle = ellipses[source] - [x1, y1, 0, 0, 0]
+            # OpenCV turns counter-clockwise as displayed, and puts pixel centres at whole numbers.
+            scale = major / (real_major + CONTOUR_PX)
+            moved = cv2.getRotationMatrix2D((cx - 0.5, cy - 0.5), angle - real_angle, scale)
+            moved[:, 2] += x - cx, y - cy
+            maps[patch][cv2.warpAffine(outline.astype(np.uint8) * 255, moved, (size, size)) > 127] = instance
         else:
-            radius, window = ellipse_radius((size, size), x, y, *shape)
-            filled = radius <= 1
-        maps[patch][window][filled] = instance
+            radius, window = ellipse_radius((size, size), x, y, major, minor, angle)
+            maps[patch][window][radius <= 1] = instance
         if 0 <= x < size and 0 <= y < size:
             maps[patch, int(y), int(x)] = instance
     return maps
-
-
-def _moved(
-    outline: NDArray[np.bool_],
-    ellipse: NDArray,
-    size: int,
-    x: float,
-    y: float,
-    major: float,
-    minor: float,
-    angle: float,
-) -> tuple[NDArray[np.bool_], tuple[slice, slice]]:
-    """The mask of a real instance, moved as its ellipse was to another, and its window of the patch (may be empty)."""
-    cx, cy, real_major, _, real_angle = ellipse
-    scale = major / (real_major + CONTOUR_PX)
-    reach = scale * np.hypot(*outline.shape) + 1
-    left, top = (min(max(0, int(centre - reach)), size) for centre in (x, y))
-    right, bottom = (max(min(size, int(centre + reach) + 1), low) for centre, low in ((x, left), (y, top)))
-    window = slice(top, bottom), slice(left, right)
-    if right == left or bottom == top:
-        return np.zeros((bottom - top, right - left), bool), window
-    # OpenCV turns counter-clockwise as displayed, and puts pixel centres at whole numbers.
-    turn = cv2.getRotationMatrix2D((cx - 0.5, cy - 0.5), angle - real_angle, scale)
-    turn[:, 2] += x - left - cx, y - top - cy
-    filled = cv2.warpAffine(outline.astype(np.uint8) * 255, turn, (right - left, bottom - top), flags=cv2.INTER_LINEAR)
-    return filled > 127, window

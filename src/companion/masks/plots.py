@@ -1,4 +1,4 @@
-"""Figures of notebooks 02 and 03: label maps, curves with intervals, and samplers compared."""
+"""Figures of notebooks 02 and 03, and rows of images and masks for every later page."""
 
 from __future__ import annotations
 
@@ -8,70 +8,67 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.colors import ListedColormap
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
+from companion.micrographs.plots import legend
 from companion.plots import CLASS_COLORS
 
 SAMPLER_COLORS = {"real": "#000000", "authors": "#D55E00", "companion": "#0072B2", "learned": "#009E73"}
-DASHES, MARKERS = ("-", "--", "-.", ":"), "os^Dv*P"
 
 
-def label_maps(rows: Mapping[str, NDArray[np.uint8]], classes: Sequence[str], title: str) -> Figure:
-    """Label maps in labelled rows.
+def color_mask(label_maps: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Class codes [..., S, S] as colours [..., S, S, 3]; the background is white."""
+    codes = np.asarray(label_maps).astype(int)
+    palette = np.array([(1.0, 1.0, 1.0), *map(to_rgb, CLASS_COLORS)])
+    return palette[np.where(codes == 0, 0, (codes - 1) % len(CLASS_COLORS) + 1)]
 
-    Parameters
-    ----------
-    rows : name of the row -> class codes uint8 [n, S, S]
-    classes : names of the classes 1, 2, ...
+
+def image_rows(
+    rows: Mapping[str, NDArray], title: str, titles: Sequence[str] = (), classes: Sequence[str] = ()
+) -> Figure:
+    """Rows of images by name, each [n, S, S] grey levels or [n, S, S, 3] colours.
+
+    `titles` stand over the columns; `classes` name the colours of `color_mask` in a legend.
     """
-    columns = max(len(maps) for maps in rows.values())
-    figure, axes = plt.subplots(len(rows), columns, figsize=(1.25 * columns, 1.35 * len(rows) + 0.7), squeeze=False)
-    colors = ListedColormap(["#F2F2F2", *(CLASS_COLORS[k % len(CLASS_COLORS)] for k in range(len(classes)))])
-    for line, (name, maps) in zip(axes, rows.items(), strict=True):
+    columns = max(map(len, rows.values()))
+    size = 1.2 * columns + 0.4, 1.2 * len(rows) + 0.5 + 0.2 * bool(classes)
+    figure, axes = plt.subplots(len(rows), columns, figsize=size, squeeze=False)
+    for line, (label, images) in zip(axes, rows.items(), strict=True):
+        line[0].set_ylabel(label)
         for k, axis in enumerate(line):
-            axis.set(xticks=[], yticks=[], visible=k < len(maps))
+            axis.set(xticks=[], yticks=[], visible=k < len(images))
             axis.grid(False)
-            axis.spines[:].set_visible(True)
-        for axis, label_map in zip(line, maps, strict=False):
-            axis.imshow(label_map, cmap=colors, vmin=0, vmax=len(classes), interpolation="nearest")
-        line[0].set_ylabel(name)
-    handles = [Patch(color=colors.colors[k], label=name) for k, name in enumerate(classes, start=1)]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(classes))
-    figure.suptitle(title, fontsize=9)
+            axis.spines[:].set(visible=True, color="0.6", linewidth=0.5)
+        for axis, image in zip(line, images, strict=False):
+            axis.imshow(image, vmin=0, vmax=255)
+    for axis, text in zip(axes[0], titles, strict=False):
+        axis.set_title(text, fontsize=7)
+    if classes:
+        legend(figure, classes)
+    figure.suptitle(title, fontsize=10 if columns > 3 else 8)
     return figure
 
 
 def curves(
-    panels: Mapping[str, Mapping[str, pd.DataFrame]],
-    title: str,
-    y: str = "share ≤",
-    colors: Mapping[str, str] | None = None,
+    panels: Mapping[str, Mapping[str, pd.DataFrame]], title: str, y: str = "share ≤", colors: Mapping[str, str] = {}
 ) -> Figure:
-    """Curves with intervals, side by side.
+    """Curves with intervals (see `statistics.share_curve`), side by side.
 
     Parameters
     ----------
-    panels : label of the x axis -> name of the line -> see `statistics.share_curve` (a line with its interval) or
-        `spatial.pair_correlation` (points)
-    y : label of the y axes of shares
+    panels : label of the x axis -> name of the line -> its table
     colors : by name of the line; those of samplers are known
     """
     figure, axes = plt.subplots(1, len(panels), figsize=(2.7 * len(panels) + 0.6, 3.0), squeeze=False)
-    colors = {**SAMPLER_COLORS, **(colors or {})}
+    colors = {**SAMPLER_COLORS, **colors}
     for axis, (label, lines) in zip(axes.flat, panels.items(), strict=True):
         for k, (name, table) in enumerate(lines.items()):
-            style = {"color": colors.get(name, CLASS_COLORS[(k + 3) % len(CLASS_COLORS)]), "label": name}
-            style["linestyle"] = DASHES[k % len(DASHES)]
-            if "g" in table:
-                axis.plot(table["r_px"], table["g"], marker=MARKERS[k % len(MARKERS)], markersize=3, **style)
-                axis.axhline(1, color="0.6", linewidth=0.8, zorder=0)
-            else:
-                axis.fill_between(table["value"], table["low"], table["high"], alpha=0.2, lw=0, color=style["color"])
-                axis.plot(table["value"], table["share"], **style)
-        axis.set(xlabel=label, ylabel="pair correlation g(r)" if "g" in table else y, ylim=(0, None))
+            color = colors.get(name, CLASS_COLORS[(k + 3) % len(CLASS_COLORS)])
+            axis.fill_between(table["value"], table["low"], table["high"], alpha=0.2, lw=0, color=color)
+            axis.plot(table["value"], table["share"], label=name, color=color, linestyle=("-", "--", "-.", ":")[k % 4])
+        axis.set(xlabel=label, ylabel=y, ylim=(0, None))
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     figure.suptitle(title, fontsize=9)
     return figure
@@ -79,31 +76,11 @@ def curves(
 
 def directions(statistics: pd.DataFrame, classes: Sequence[str], title: str) -> Figure:
     """Angle of every uncut instance, a column of points per micrograph; `statistics`: see `statistics.measure`."""
-    whole = statistics[~statistics["touches_border"]]
     names = dict(enumerate(classes, start=1))
-    table = whole.assign(micrograph=pd.factorize(statistics["image"])[0][whole.index], label=whole["class"].map(names))
+    table = statistics.assign(micrograph=pd.factorize(statistics["image"])[0], label=statistics["class"].map(names))
     figure, axis = plt.subplots(figsize=(6, 2.8))
-    sns.scatterplot(
-        table, x="micrograph", y="angle_deg", hue="label", style="label", hue_order=classes, style_order=classes,
-        palette=list(CLASS_COLORS[: len(classes)]), markers=list(MARKERS[: len(classes)]), s=14, alpha=0.7, ax=axis,
-    )  # fmt: skip
+    sns.scatterplot(table[~table["touches_border"]], x="micrograph", y="angle_deg", hue="label", style="label", ax=axis,
+                    hue_order=classes, palette=list(CLASS_COLORS[: len(classes)]), s=14, alpha=0.7)  # fmt: skip
     axis.set(ylabel="angle [°]", ylim=(0, 180), yticks=range(0, 181, 45), title=title)
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    return figure
-
-
-def comparison(compared: pd.DataFrame, title: str) -> Figure:
-    """How well a classifier tells each sampler's masks from real ones (left) and how alike their loops point (right).
-
-    Parameters
-    ----------
-    compared : see `compare.compare`
-    """
-    figure, axes = plt.subplots(1, 2, figsize=(7.5, 0.27 * len(compared) + 1.0), sharey=True)
-    labels = {"auc": "AUC, simulated against real masks", "coherence": "coherence of directions"}
-    for axis, (column, label), marker, middle in zip(axes, labels.items(), "os", (0.5, 0.0), strict=True):
-        axis.axvline(middle, color="0.3", linewidth=0.8)
-        sns.scatterplot(compared, x=column, y="sampler", marker=marker, color=SAMPLER_COLORS["companion"], ax=axis)
-        axis.set(xlabel=label, ylabel="")
-    figure.suptitle(title, fontsize=9)
     return figure

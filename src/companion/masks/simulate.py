@@ -20,7 +20,6 @@ from scipy.optimize import brentq
 
 from companion.config.sections import Masks, Repair
 from companion.errors import CompanionError
-from companion.geometry import symmetry_angle
 from companion.masks.outlines import draw_instances
 from companion.masks.spatial import Floats, box_sides, find_crystals, inclusion_weights
 from companion.masks.statistics import CONTOUR_PX, ELLIPSE_COLUMNS, merge_touching
@@ -40,9 +39,8 @@ class Simulation:
     Attributes
     ----------
     patches : masks in the layout of real patches, without images
-    drawn : one row per ellipse: patch, instance, class, x, y, major_px, minor_px, angle_deg, forced (placed although
-        it overlapped, because every try had failed) and source (row of the real instance in the statistics, -1 for
-        none); axes are those of the filled region, ids those before touching instances merge
+    drawn : one row per ellipse with `DRAWN_COLUMNS`: forced (placed although every try overlapped), source (row of the
+        real instance in the statistics, -1 for none); axes are those of the filled region, ids those before merging
     origin : for every mask the micrograph of the real patch that lent it its number of defects or its pixel size
     """
 
@@ -59,18 +57,10 @@ def simulate(
 
     Parameters
     ----------
-    statistics, counts : of the real training patches, see `statistics.measure` and `statistics.counts`
-    real : the training patches: size, classes, pixel sizes, and the symmetries that training applies to them
-    settings : which sampler, and its numbers
-    rng : where every draw comes from
+    statistics, counts : of the training patches `real`, see `statistics.measure` and `statistics.counts`
     image : what ``index["image"]`` says of every simulated patch
     rare_weight : factor on the frequency of the rarest class (the imbalance trial)
     min_visible : share of a defect that must lie in a patch to be labelled, as the real patches were cut
-
-    Raises
-    ------
-    CompanionError
-        When there is nothing to draw from, or a rarest class is asked of data with one class or of sampler 'learned'.
     """
     shares = [class_shares(counts, len(real.classes), weight) for weight in (1.0, rare_weight)]
     if settings.sampler == "learned":
@@ -94,19 +84,13 @@ def simulate(
 
 
 def variants(settings: Masks) -> dict[str, Masks]:
-    """The samplers that are compared: the paper's, it with one repair each, and those of ``settings.compare``.
-
-    Returns
-    -------
-    Name -> settings; "authors", "+ <repair>", "companion", "companion, real outlines", "learned".
-    """
-    plain = settings.model_copy(update={"sampler": "authors", "repairs": [], "outlines": "ellipse"})
-    found = {"authors": plain, **{f"+ {repair}": plain.model_copy(update={"repairs": [repair]}) for repair in REPAIRS}}
-    for name in settings.compare:
-        found[name] = plain.model_copy(update={"sampler": name})
+    """Settings of the samplers that are compared, by name: the paper's, it with one repair each, and others."""
+    changes = {"authors": {}, **{f"+ {repair}": {"repairs": [repair]} for repair in REPAIRS}}
+    changes |= {name: {"sampler": name} for name in settings.compare}
     if "companion" in settings.compare:
-        found["companion, real outlines"] = found["companion"].model_copy(update={"outlines": "instance"})
-    return found
+        changes["companion, real outlines"] = {"sampler": "companion", "outlines": "instance"}
+    plain = {"sampler": "authors", "repairs": [], "outlines": "ellipse"}
+    return {name: settings.model_copy(update=plain | change) for name, change in changes.items()}
 
 
 def class_shares(counts: pd.DataFrame, n_classes: int, rare_weight: float = 1.0) -> Floats:
@@ -114,13 +98,9 @@ def class_shares(counts: pd.DataFrame, n_classes: int, rare_weight: float = 1.0)
     total = counts.groupby("class")["count"].sum().reindex(range(1, n_classes + 1), fill_value=0).to_numpy(float)
     if total.sum() == 0:
         raise CompanionError("no instance in the training patches: there is nothing to simulate masks from")
-    if rare_weight != 1:
-        if (total > 0).sum() < 2:
-            raise CompanionError(
-                "masks 'rare' makes the rarest class more frequent, which needs two classes or more; the training "
-                f"patches have instances of one class (of {n_classes} declared). Use masks 'plain'."
-            )
-        total[np.where(total > 0, total, np.inf).argmin()] *= rare_weight
+    if rare_weight != 1 and (total > 0).sum() < 2:
+        raise CompanionError("masks 'rare' needs two classes or more, and the training patches have one; use 'plain'")
+    total[np.where(total > 0, total, np.inf).argmin()] *= rare_weight
     return total / total.sum()
 
 
@@ -133,9 +113,7 @@ def _draw_from_tables(
     composition = counts.pivot(index="patch", columns="class", values="count").to_numpy()  # [P, C]
     # Number: that of a real patch, the mask's parent; the paper leaves empty ones out.
     number = composition.sum(axis=1)
-    parents = rng.choice(
-        np.arange(len(number)) if "empty-patches" in repairs else np.flatnonzero(number), settings.n_patches
-    )
+    parents = rng.choice(np.flatnonzero((number > 0) | ("empty-patches" in repairs)), settings.n_patches)
     patch = np.repeat(np.arange(len(parents)), number[parents])  # [M], of every defect
     first = np.repeat(np.cumsum(number[parents]) - number[parents], number[parents])
     # Classes: by frequency, of all patches or of the parent's pixel size; or those of the parent.
@@ -188,17 +166,12 @@ def place(
 ) -> pd.DataFrame:
     """Sequential placement: uniform centres, redrawn while the ellipse is near one placed before in its patch.
 
-    All patches are filled at once, first instances first, then second ones, and so on, so the draws of a patch
-    are those of a plain loop.
+    All patches are filled at once, first instances first, then second ones, and so on, as a plain loop would fill each.
 
     Parameters
     ----------
     shapes : patch (sorted), instance (1, 2, ... within the patch), and what `near` needs
     room : width and height [M, 2] of the rectangle around the middle of the patch [0, size)^2 for the centres, px
-
-    Returns
-    -------
-    `shapes` with x, y (px) and forced (all `tries` draws were near another; the last was kept)
     """
     rank, centres, forced = shapes["instance"].to_numpy() - 1, np.zeros((len(shapes), 2)), np.zeros(len(shapes), bool)
     for k in range(int(rank.max(initial=-1)) + 1):
@@ -223,19 +196,14 @@ def azimuths(images: pd.Series, known: pd.Series, fold: int, rng: np.random.Gene
 
 
 def turned(angle_deg: Floats, symmetry: Rows) -> Floats:
-    """Angles [M], in [0, 180), after the symmetry of the square of each [M]."""
-    found = np.empty(len(angle_deg))
-    for code in np.unique(symmetry):
-        found[symmetry == code] = symmetry_angle(angle_deg[symmetry == code], int(code))
-    return found
+    """Angles [M], in [0, 180), after the symmetry of the square of each [M]; see `geometry.symmetry_angle`."""
+    return (np.where(symmetry >= 4, -1, 1) * angle_deg + 90.0 * (symmetry % 4)) % 180.0
 
 
 def boxes_near(shapes: pd.DataFrame, buffer_px: float) -> Near:
     """The paper's test: boxes major_px wide and minor_px high, whatever the angle, come within `buffer_px`.
 
-    Returns
-    -------
-    Function of rows i and j of `shapes` and the vector [..., 2] from the centre of j to that of i, px -> bool [...]
+    A function of rows i and j of `shapes` and the vector [..., 2] from the centre of j to that of i, px -> bool [...].
     """
     half = shapes[["major_px", "minor_px"]].to_numpy() / 2
     return lambda i, j, offset: (np.abs(offset) < half[i] + half[j] + buffer_px).all(axis=-1)
@@ -245,10 +213,8 @@ def ellipses_near(shapes: pd.DataFrame, buffer_px: float) -> Near:
     """As `boxes_near` for the ellipses themselves, widened by half of `buffer_px`: a point of one lies in the other."""
     t, around = np.deg2rad(shapes["angle_deg"].to_numpy()), np.linspace(0, 2 * np.pi, OUTLINE_POINTS, endpoint=False)
     a, b = (shapes[["major_px", "minor_px"]].to_numpy().T + buffer_px) / 2
-    to = np.array([[a * np.cos(t), b * np.sin(t)], [-a * np.sin(t), b * np.cos(t)]]).transpose(
-        2, 0, 1
-    )  # disc -> ellipse
-    back, outlines = np.linalg.inv(to), to @ [np.cos(around), np.sin(around)]  # [M, 2, 2], [M, 2, points]
+    to = np.moveaxis(np.array([[a * np.cos(t), b * np.sin(t)], [-a * np.sin(t), b * np.cos(t)]]), 2, 0)
+    back, outlines = np.linalg.inv(to), to @ [np.cos(around), np.sin(around)]  # ellipse to disc; [M, 2, points]
 
     def near(i: Rows, j: Rows, offset: Floats) -> NDArray[np.bool_]:
         first = back[j] @ (outlines[i] + offset[..., None]), back[i] @ (outlines[j] - offset[..., None])
@@ -265,7 +231,6 @@ def _room(shapes: pd.DataFrame, size: int, reach: float | None) -> Floats:
 def _reach(min_visible: float) -> float:
     """How far beyond a straight border the centre of an ellipse may lie, in half widths, for this share to be seen.
 
-    A line at c half widths from the centre cuts the share (arccos c - c sqrt(1 - c^2)) / pi off a disc, and so off an
-    ellipse. At a corner less is seen; those places are few.
+    A line at c half widths from the centre cuts the share (arccos c - c sqrt(1 - c^2)) / pi off a disc or an ellipse.
     """
     return float(brentq(lambda c: (np.arccos(c) - c * np.sqrt(1 - c * c)) / np.pi - min_visible, -1, 1))

@@ -1,4 +1,4 @@
-"""Spatial statistics of defects: neighbours, pair correlation, directions, and what a border hides.
+"""Spatial statistics of defects: neighbours, directions, and what a border hides.
 
 Tables are those of `statistics.measure`; lengths in px, angles in degrees counter-clockwise as displayed.
 """
@@ -32,12 +32,7 @@ def inclusion_weights(table: pd.DataFrame, size: int) -> Floats:
     An instance with a box of w x h px lies strictly inside a randomly placed window of side S with probability
     proportional to (S - 1 - w)(S - 1 - h), so large ones are missed more often. The inverse is its
     Horvitz-Thompson weight (minus-sampling with the correction of Miles and Lantuéjoul); cut instances weigh 0.
-    The mean weight of uncut instances is 1. Without the weights mean sizes come out too small.
-
-    Parameters
-    ----------
-    table : see `statistics.measure`
-    size : S, px
+    The mean weight of uncut instances is 1. `size` is S in px.
     """
     room = np.clip(size - 1 - box_sides(table), 1, None).prod(axis=1)
     weights = np.where(table["touches_border"].to_numpy(), 0.0, 1 / room)
@@ -45,66 +40,17 @@ def inclusion_weights(table: pd.DataFrame, size: int) -> Floats:
 
 
 def nearest_neighbours(table: pd.DataFrame, size: int) -> pd.DataFrame:
-    """Distance from each instance's centre to the nearest other one in its patch, and to the border.
+    """Distance from each instance's centre to the nearest other one in its patch (distance_px, inf where it is alone)
+    and to the border (border_px, 0 where it lies outside).
 
-    A nearer one may lie beyond the border: `nearest_share` estimates the distribution in spite of that.
-
-    Returns
-    -------
-    Table in the order of `table` with distance_px (inf where it is alone) and border_px (0 where the centre lies
-    outside).
+    A nearer one may lie beyond the border. The reduced-sample estimator (Ripley 1988; Baddeley et al. 2015, chapter 8)
+    of the distribution G(r) counts, at r, only those at least r from it: of them all neighbours within r are seen.
     """
     centre, apart = table[["x", "y"]].to_numpy(), 100 * size  # patches are put apart, so that none is near another
     points = np.column_stack([centre, table["patch"].to_numpy() * apart])
     distance = cKDTree(points).query(points, k=2, distance_upper_bound=apart)[0][:, 1] if len(points) else []
     border = np.minimum(centre, size - centre).min(axis=1, initial=np.inf)
     return pd.DataFrame({"distance_px": distance, "border_px": np.maximum(border, 0)})
-
-
-def nearest_share(table: pd.DataFrame, size: int, grid: Floats) -> Floats:
-    """G(r), the share of instances whose nearest neighbour is within r px, at every r of `grid` [G].
-
-    The reduced-sample (border) estimator (Ripley 1988; Baddeley et al. 2015, chapter 8): at r only the instances
-    count that are at least r from the border, since of these all neighbours within r are seen. Leaving out those
-    whose neighbour is farther than the border instead would select short distances.
-
-    Returns
-    -------
-    G [G], undefined (nan) where no instance is so far from the border; it need not rise everywhere.
-    """
-    found = nearest_neighbours(table, size).to_numpy()[:, :, None]  # [M, 2, 1]
-    inside = found[:, 1] >= grid  # [M, G]
-    near, n = ((found[:, 0] <= grid) & inside).sum(axis=0), inside.sum(axis=0)
-    return np.divide(near, n, out=np.full(len(grid), np.nan), where=n > 0)
-
-
-def pair_correlation(table: pd.DataFrame, size: int, edges_px: Floats) -> pd.DataFrame:
-    """g(r): pairs at distance r against the same numbers per patch at independent uniform places.
-
-    1 means no interaction, less means that defects keep apart, more that they cluster.
-
-    Parameters
-    ----------
-    edges_px : bin edges [B + 1], within [0, S]
-
-    Returns
-    -------
-    Table with r_px (bin middle), pairs (observed), expected and g (undefined where nothing is expected).
-
-    Notes
-    -----
-    Two uniform points of a unit square are closer than r <= 1 with probability pi r^2 - 8 r^3 / 3 + r^4 / 2.
-    """
-    edges = np.asarray(edges_px, dtype=float)
-    if edges.min() < 0 or edges.max() > size:
-        raise ValueError(f"edges_px {edges.min():g}-{edges.max():g} are not within 0-{size}")
-    i, j = pairs_within(table["patch"].to_numpy())
-    centre = table[["x", "y"]].to_numpy()
-    observed = np.histogram(np.linalg.norm(centre[i] - centre[j], axis=1), edges)[0]
-    r = edges / size
-    expected = len(i) * np.diff(np.pi * r**2 - 8 * r**3 / 3 + r**4 / 2)
-    g = np.divide(observed, expected, out=np.full(len(observed), np.nan), where=expected > 0)
-    return pd.DataFrame({"r_px": (edges[1:] + edges[:-1]) / 2, "pairs": observed, "expected": expected, "g": g})
 
 
 def elongation(table: pd.DataFrame) -> Floats:
@@ -116,17 +62,13 @@ def find_crystals(table: pd.DataFrame, fold: int) -> pd.DataFrame:
     """Azimuth of every image in `table` from its uncut instances, weighted by their elongation.
 
     Each class has its own direction relative to the crystal: the phase between classes is estimated from all
-    images together, then each image's azimuth from all its classes.
-
-    Parameters
-    ----------
-    fold : rotational symmetry of directions about the beam: 4 for [001], 2 for [110], 6 for [111]
+    images together, then each image's azimuth from all its classes. `fold` is the rotational symmetry of directions
+    about the beam: 4 for [001], 2 for [110], 6 for [111].
 
     Returns
     -------
     Table by image with azimuth_deg, in [0, 360 / fold), whose zero is arbitrary but common to all images, and
-    resultant, the length of the mean direction vector, 0 (no shared orientation) to 1; an image without a single
-    elongated uncut instance has 0 and 0.
+    resultant, the length of the mean direction vector, 0 (no shared orientation, or nothing elongated) to 1.
     """
     weight = elongation(table) * ~table["touches_border"].to_numpy()
     vector = weight * np.exp(1j * fold * np.deg2rad(table["angle_deg"].to_numpy()))
@@ -145,8 +87,7 @@ def find_crystals(table: pd.DataFrame, fold: int) -> pd.DataFrame:
 def directional_pairs(table: pd.DataFrame, fold: int) -> pd.DataFrame:
     """Every pair of uncut instances of one class in one patch: patch, class, weight, likeness.
 
-    `likeness` is cos(fold x difference of angles); `weight` the product of the elongations, since a round
-    instance has no direction.
+    `likeness` is cos(fold x difference of angles), `weight` the product of the elongations: a circle has no direction.
     """
     whole = table[~table["touches_border"]]
     i, j = pairs_within(whole.groupby(["patch", "class"]).ngroup().to_numpy())
@@ -161,5 +102,4 @@ def coherence(table: pd.DataFrame, fold: int) -> float:
     0: directions are independent; 1: all alike up to the crystal's symmetry. Undefined (nan) without such pairs.
     """
     pairs = directional_pairs(table, fold)
-    weight = pairs["weight"].sum()
-    return float((pairs["weight"] * pairs["likeness"]).sum() / weight) if weight > 0 else float("nan")
+    return float(np.average(pairs["likeness"], weights=pairs["weight"])) if pairs["weight"].sum() > 0 else np.nan

@@ -12,80 +12,62 @@ import cv2
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
+from skimage.measure import label
 
 from companion.masks.spatial import inclusion_weights, pairs_within
 from companion.micrographs.patches import Patches, instance_table
-from companion.stats import cluster_weights, percentile_interval
+from companion.stats import cluster_bootstrap, percentile_interval
 
-Fit = Literal["contour", "moments"]
 Ellipse = tuple[float, float, float, float, float]  # x, y, major_px, minor_px, angle_deg
 ELLIPSE_COLUMNS = ["x", "y", "major_px", "minor_px", "angle_deg"]
 STATISTICS_COLUMNS = [
     "image", "patch", "class", *ELLIPSE_COLUMNS, "area_px", "long_px", "touches_border", "pixel_size_nm",
 ]  # fmt: skip
-CONTOUR_POINTS = 5  # an ellipse has five parameters
-CONTOUR_PX = 1.0  # OpenCV's contours run through the centres of the outermost pixels: the region is this much wider
+# OpenCV's contours run through the centres of the outermost pixels: a region is this much wider than the fit to its
+# contour (moments have no such bias), and so must be what is drawn from it.
+CONTOUR_PX = 1.0
 # A fit outside these bounds has failed (a line of pixels has no ellipse).
 SMALLEST_MINOR_PX, LARGEST_MAJOR = 0.5, 2.0  # the latter in diagonals of the instance's box
 RESAMPLES = 500  # behind a curve's interval
 
 
-def measure(patches: Patches, fit: Fit = "contour") -> pd.DataFrame:
-    """One row per instance: its ellipse, area and border contact.
-
-    Parameters
-    ----------
-    patches : patches with instance maps
-    fit : ``"contour"``: cv2.fitEllipse of the longest outer contour, the paper's way, with `ellipse_of_moments`
-        where the contour has fewer than five points or the fit fails; ``"moments"``: `ellipse_of_moments` for all
+def measure(patches: Patches, fit: Literal["contour", "moments"] = "contour") -> pd.DataFrame:
+    """One row per instance: its ellipse (`ellipse_of_contour`, the paper's, or `ellipse_of_moments`), area and border.
 
     Returns
     -------
-    Table in the order of ``patches.table`` with image, patch, class, x, y (px, centre), major_px, minor_px
-    (full axes), angle_deg (of the major axis, counter-clockwise as displayed, [0, 180)), area_px (visible), long_px
-    (long side of its box), touches_border, pixel_size_nm. Lengths of instances that touch the border are those of
-    the visible part.
-
-    Notes
-    -----
-    Contour fits come out about `CONTOUR_PX` shorter than the region; moments have no such bias. A mask drawn
-    from a contour fit must be as much wider than it, which cv2.ellipse does by itself.
+    Table in the order of ``patches.table`` with `STATISTICS_COLUMNS`: x, y (px, centre), major_px, minor_px (full
+    axes), angle_deg (of the major axis, counter-clockwise as displayed, [0, 180)), area_px, long_px (long side of its
+    box). Lengths of instances that touch the border are those of the visible part.
     """
     table, ellipse = patches.table, ellipse_of_moments if fit == "moments" else ellipse_of_contour
+    boxes = table[["patch", "instance", "x1", "y1", "x2", "y2"]].to_numpy().astype(int)
     ellipses = np.empty((len(table), len(ELLIPSE_COLUMNS)))
-    boxes = table[["x1", "y1", "x2", "y2"]].to_numpy().astype(int)
-    ids = zip(table["patch"].to_numpy(), table["instance"].to_numpy(), boxes.tolist(), strict=True)
-    for row, (patch, instance, (x1, y1, x2, y2)) in enumerate(ids):
+    for row, (patch, instance, x1, y1, x2, y2) in enumerate(boxes.tolist()):
         x, y, *shape = ellipse(np.asarray(patches.instances[patch, y1:y2, x1:x2]) == instance)
         ellipses[row] = x + x1, y + y1, *shape
-    numbers = table["patch"].to_numpy()
-    return pd.DataFrame({
-        "image": patches.index["image"].to_numpy()[numbers], "patch": numbers, "class": table["class"].to_numpy(),
-        **{column: ellipses[:, k] for k, column in enumerate(ELLIPSE_COLUMNS)},
-        "area_px": table["area_px"].to_numpy(), "long_px": (boxes[:, 2:] - boxes[:, :2]).max(axis=1, initial=0),
-        "touches_border": table["touches_border"].to_numpy(),
-        "pixel_size_nm": patches.index["pixel_size_nm"].to_numpy()[numbers],
-    })[STATISTICS_COLUMNS]  # fmt: skip
+    long_px = (boxes[:, 4:] - boxes[:, 2:4]).max(axis=1, initial=0)
+    table = table.assign(long_px=long_px, **dict(zip(ELLIPSE_COLUMNS, ellipses.T, strict=True)))
+    return table.join(patches.index.set_index("patch")[["image", "pixel_size_nm"]], on="patch")[STATISTICS_COLUMNS]
 
 
 def counts(patches: Patches) -> pd.DataFrame:
     """Instances per patch and class: image, patch, class, count, pixel_size_nm; a row for each, zeros included."""
-    cells = pd.MultiIndex.from_product([range(len(patches)), range(1, len(patches.classes) + 1)])
-    number = patches.table.groupby(["patch", "class"]).size().reindex(cells, fill_value=0)
-    patch = cells.get_level_values(0)
-    image, scale = (patches.index[column].to_numpy()[patch] for column in ("image", "pixel_size_nm"))
-    return pd.DataFrame({"image": image, "patch": patch, "class": cells.get_level_values(1),
-                         "count": number.to_numpy(), "pixel_size_nm": scale})  # fmt: skip
+    codes, cell = range(1, len(patches.classes) + 1), ["patch", "class"]
+    cells = pd.MultiIndex.from_product([range(len(patches)), codes], names=cell)
+    number = patches.table.groupby(cell).size().reindex(cells, fill_value=0).rename("count").reset_index()
+    number = number.join(patches.index.set_index("patch")[["image", "pixel_size_nm"]], on="patch")
+    return number[["image", "patch", "class", "count", "pixel_size_nm"]]
 
 
 def ellipse_of_contour(mask: NDArray[np.bool_]) -> Ellipse:
     """Ellipse through the longest outer contour of a mask [h, w], by cv2.fitEllipse (least squares).
 
-    Falls back on `ellipse_of_moments` for contours of fewer than five points and for failed fits.
+    That of its moments for contours of fewer than five points and for failed fits.
     """
     contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     contour = max(contours, key=len)
-    if len(contour) < CONTOUR_POINTS:
+    if len(contour) < 5:  # an ellipse has five parameters
         return ellipse_of_moments(mask)
     (x, y), sides, turned = cv2.fitEllipse(contour)
     minor, major = sorted(sides)
@@ -113,8 +95,7 @@ def merge_touching(patches: Patches) -> Patches:
     """Patches as read back from label maps: touching instances of one class become one.
 
     The paper keeps its masks as label maps and finds instances again as contours, so instances of one class
-    that touch, also diagonally, merge. Instances cut in two by one on top of them come apart. The new ids overwrite
-    ``patches.instances`` (a copy of ten thousand masks takes seconds), unless its type is too small for them.
+    that touch, also diagonally, merge. Instances cut in two by one on top of them come apart.
     """
     table = patches.table
     i, j = pairs_within(table["patch"].to_numpy())
@@ -123,86 +104,58 @@ def merge_touching(patches: Patches) -> Patches:
     meeting = np.unique(table["patch"].to_numpy()[i[meet]])
     if len(meeting) == 0:
         return patches
-    labels, new = {}, np.zeros((len(meeting), patches.size, patches.size), np.uint16)
-    for row, label_map in enumerate(patches.label_maps(meeting)):
-        number = 0
-        for code in np.unique(label_map[label_map > 0]).tolist():
-            found, components = cv2.connectedComponents((label_map == code).astype(np.uint8), connectivity=8)
-            new[row] += np.where(components > 0, components + number, 0).astype(np.uint16)
-            labels.update({(row, number + k): code for k in range(1, found)})
-            number += found - 1
-    dtype = np.promote_types(patches.instances.dtype, np.min_scalar_type(int(new.max())))
-    instances = patches.instances.astype(dtype, copy=False)
-    instances[meeting] = new
-    merged = instance_table(new, labels)
+    label_maps = patches.label_maps(meeting)
+    new = np.stack([label(label_map, connectivity=2) for label_map in label_maps]).astype(np.uint16)
+    codes = np.zeros((len(meeting), int(new.max()) + 1), dtype=np.uint8)  # class of every component
+    codes[np.arange(len(meeting))[:, None, None], new] = label_maps
+    merged = instance_table(new, dict(np.ndenumerate(codes)))
     merged["patch"] = meeting[merged["patch"].to_numpy()].astype("int32")
+    instances = patches.instances.astype(np.promote_types(patches.instances.dtype, np.min_scalar_type(new.max())))
+    instances[meeting] = new
     table = pd.concat([table[~table["patch"].isin(meeting)], merged])
     return replace(patches, instances=instances, table=table.sort_values(["patch", "instance"], ignore_index=True))
 
 
 def summary(statistics: pd.DataFrame, counts: pd.DataFrame, classes: tuple[str, ...], size: int) -> pd.DataFrame:
-    """A row per pixel size and class; patches without a defect count.
-
-    Means are those of the uncut instances with `spatial.inclusion_weights`, since large ones are cut more often.
-
-    Parameters
-    ----------
-    size : side of a patch, px
+    """A row per pixel size and class, of patches of `size` px; those without a defect count.
 
     Returns
     -------
     Table with nm/px, class (name), instances, per_patch, share, cut_share (of instances that touch the border), and the
-    weighted means box_long_nm (long side of the box), major_px, major_nm, aspect (undefined where there is no
-    uncut instance).
+    means of the uncut instances with `spatial.inclusion_weights`, since large ones are cut more often: box_long_nm
+    (long side of the box), major_nm, aspect (undefined where there is no uncut instance).
     """
-    nm, weights = statistics["pixel_size_nm"], inclusion_weights(statistics, size)
-    major, long = statistics["major_px"], statistics["long_px"]
-    means = {
-        "box_long_nm": long * nm,
-        "major_px": major,
-        "major_nm": major * nm,
-        "aspect": major / statistics["minor_px"],
-    }
-    rows = []
-    for (scale, code), cell in counts.groupby(["pixel_size_nm", "class"]):
-        own = ((nm == scale) & (statistics["class"] == code)).to_numpy()
-        rows.append({
-            "nm/px": scale, "class": classes[code - 1], "instances": int(own.sum()), "per_patch": cell["count"].mean(),
-            "share": own.sum() / max(1, (nm == scale).sum()), "cut_share": statistics["touches_border"][own].mean(),
-            **{name: weighted_mean(values[own], weights[own]) for name, values in means.items()},
-        })  # fmt: skip
-    return pd.DataFrame(rows)
-
-
-def weighted_mean(values: ArrayLike, weights: ArrayLike) -> float:
-    """Mean of `values` [M] with `weights` [M]; NaN where nothing has a weight."""
-    weights = np.asarray(weights, dtype=float)
-    return float(np.average(np.asarray(values), weights=weights)) if weights.sum() > 0 else float("nan")
+    cell, weight, nm = ["pixel_size_nm", "class"], inclusion_weights(statistics, size), statistics["pixel_size_nm"]
+    major, minor = statistics["major_px"], statistics["minor_px"]
+    means = {"box_long_nm": statistics["long_px"] * nm, "major_nm": major * nm, "aspect": major / minor}
+    table = counts.groupby(cell)["count"].agg(instances="sum", per_patch="mean")
+    table["share"] = table["instances"] / table.groupby("pixel_size_nm")["instances"].transform("sum").clip(lower=1)
+    table["cut_share"] = statistics.groupby(cell)["touches_border"].mean()
+    weighted = {name: values * weight for name, values in means.items()}
+    sums = statistics[cell].assign(weight=weight, **weighted).groupby(cell).sum().replace({"weight": {0.0: np.nan}})
+    table[list(means)] = sums[list(means)].div(sums["weight"], axis=0)
+    names = dict(enumerate(classes, start=1))
+    return table.reset_index().replace({"class": names}).rename(columns={"pixel_size_nm": "nm/px"})
 
 
 def share_curve(
     above: NDArray, below: NDArray, groups: ArrayLike, grid: NDArray, rng: np.random.Generator
 ) -> pd.DataFrame:
-    """Sum of `above` by sum of `below` at every point of a grid, with what resampled micrographs make of it.
+    """Sum of `above` by sum of `below` at every point of a grid, with its bootstrap interval.
 
     Defects of one micrograph share density, size and orientation: resampling defects would make the interval far too
     narrow. A cumulative distribution has ``above = w * (values <= grid)`` and ``below = w``.
 
     Parameters
     ----------
-    above, below : [M, G]; or [M, 1] where it is the same at every point
+    above, below : [M, G]; `below` [M, 1] where it is the same at every point
     groups : [M] micrograph of each value
-    grid : [G]
-
-    Returns
-    -------
-    Table with value (`grid`), share (undefined where the sum of `below` is 0), low, high (pointwise 95 % percentile
-    bootstrap intervals over micrographs).
+    grid : [G]; the table has value (this), share (NaN where the sum of `below` is 0), low and high (95 %)
     """
-    names, weights = cluster_weights(groups, rng, RESAMPLES)
-    member = (np.asarray(groups)[:, None] == names).astype(float)  # [M, groups]
-    sums = [np.broadcast_to(member.T @ part, (len(names), len(grid))) for part in (above, below)]
-    above, below = (np.vstack([part.sum(axis=0), weights @ part]) for part in sums)  # [1 + R, G]
-    curves = np.divide(above, below, out=np.full(above.shape, np.nan), where=below > 0)
-    low, high = percentile_interval(curves[1:])
-    return pd.DataFrame({"value": grid, "share": curves[0], "low": low, "high": high})
+    above, below = np.asarray(above, dtype=float), np.asarray(below, dtype=float)
+
+    def share(weights: NDArray) -> NDArray:
+        return np.divide(weights @ above, n := weights @ below, out=np.full(len(grid), np.nan), where=n > 0)
+
+    low, high = percentile_interval(cluster_bootstrap(share, groups, rng, RESAMPLES))
+    return pd.DataFrame({"value": grid, "share": share(np.ones(len(above))), "low": low, "high": high})

@@ -4,26 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
 from companion.evaluation.formats import BOX, Truth
-from companion.evaluation.runs import Run
 
 IGNORED = "class ignored"
-
-
-def precision_runs(found: Sequence[Run]) -> pd.DataFrame:
-    """`coco_average_precision` of every run, with split, n_train, arm, seed."""
-    tables = [coco_average_precision(run.predictions, run.truth).assign(**run.keys) for run in found]
-    return pd.concat(tables, ignore_index=True)
-
-
-def mean_precision(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """mAP, mAP50 and mAP75 by the columns `by`: means over all rows of classes that have truths."""
-    return table[table["class"] != IGNORED].groupby(list(by))[["AP", "AP50", "AP75"]].mean().add_prefix("m")
 
 
 def coco_average_precision(predictions: pd.DataFrame, truth: Truth) -> pd.DataFrame:
@@ -38,10 +25,10 @@ def coco_average_precision(predictions: pd.DataFrame, truth: Truth) -> pd.DataFr
 
     sets, rows = [], []
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports progress by printing
-        for table in (truth.table, predictions.rename(columns={"label": "class"})):
-            boxes, scores = np.array(table[BOX], dtype=float), table.get("score", pd.Series(1.0, table.index))
+        for table in (truth.table.assign(score=1.0), predictions.rename(columns={"label": "class"})):
+            boxes = np.array(table[BOX], dtype=float)
             boxes[:, 2:] -= boxes[:, :2]  # COCO has width and height
-            entries = enumerate(zip(table["patch"], table["class"], scores, boxes.tolist(), strict=True), start=1)
+            entries = enumerate(zip(table["patch"], table["class"], table["score"], boxes.tolist(), strict=True), 1)
             sets.append(COCO())
             sets[-1].dataset = {
                 "images": [{"id": int(patch)} for patch in truth.patches],

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
-from companion.evaluation.conditions import CONDITION, RUN, confidence_of
 from companion.evaluation.formats import BOX
 from companion.evaluation.matching import Matching, match_once
 from companion.evaluation.runs import Run
+from companion.evaluation.scores import rows_of
+from companion.evaluation.wording import ARM, RUN
 from companion.geometry import box_iou
 from companion.stats import cluster_weights, percentile_interval
 
@@ -23,7 +24,7 @@ BACKGROUND_IOU = 0.1  # below it a box lies on nothing, as in TIDE (Bolya et al.
 
 
 def audit(
-    predictions: pd.DataFrame, truths: pd.DataFrame, index: pd.DataFrame, iou: float, confidence: float,
+    predictions: pd.DataFrame, truths: pd.DataFrame, index: pd.DataFrame, iou: float,
     matching: Matching = "truth-greedy",
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
     """What became of every prediction and of every truth.
@@ -34,35 +35,33 @@ def audit(
 
     Parameters
     ----------
-    predictions : patch, x1, y1, x2, y2 (px), score, label
+    predictions : those that count: patch, x1, y1, x2, y2 (px), score, label
     truths : patch, x1, y1, x2, y2 (px), class
     index : patch, image, pixel_size_nm
 
     Returns
     -------
-    predictions, truths : row (in the table it came from; for predictions among those that count), patch, image,
-    pixel_size_nm, class, error, size_px (long side of the box), x1, y1, x2, y2, score (NaN for truths)
+    predictions, truths : row (in the table it came from), patch, image, pixel_size_nm, class, error, size_px (long
+    side of the box), size (its group), x1, y1, x2, y2, score (NaN for truths)
     """
-    chosen = predictions[predictions["score"] >= confidence].reset_index(drop=True)
-    boxes, truth_boxes = chosen[BOX].to_numpy(dtype=float), truths[BOX].to_numpy(dtype=float)
-    labels, codes = chosen["label"].to_numpy(), truths["class"].to_numpy()
-    error, truth_error = np.full(len(chosen), BACKGROUND, dtype=object), np.full(len(truths), MISSED, dtype=object)
-    groups, truth_groups = chosen.groupby("patch").indices, truths.reset_index(drop=True).groupby("patch").indices
-    for patch in groups.keys() & truth_groups.keys():
-        rows, own = groups[patch], truth_groups[patch]
+    boxes, truth_boxes = predictions[BOX].to_numpy(dtype=float), truths[BOX].to_numpy(dtype=float)
+    scores, labels, codes = predictions["score"].to_numpy(), predictions["label"].to_numpy(), truths["class"].to_numpy()
+    error, truth_error = np.full(len(boxes), BACKGROUND, dtype=object), np.full(len(truths), MISSED, dtype=object)
+    patches = index["patch"].tolist()
+    for rows, own in zip(rows_of(predictions, patches), rows_of(truths, patches), strict=True):
         overlap = box_iou(truth_boxes[own], boxes[rows])  # (T, M)
-        best = overlap.max(axis=0)
+        best = overlap.max(axis=0, initial=0)
         error[rows] = np.where(best >= iou, DUPLICATE, np.where(best >= BACKGROUND_IOU, LOCALISATION, BACKGROUND))
-        pairs = match_once(overlap, chosen["score"].to_numpy()[rows], boxes[rows], iou, matching)
+        pairs = match_once(overlap, scores[rows], boxes[rows], iou, matching)
         for truth, prediction in zip(own[pairs >= 0], rows[pairs[pairs >= 0]], strict=True):
             error[prediction] = truth_error[truth] = CORRECT if labels[prediction] == codes[truth] else CLASS
-    named = index[["patch", "image", "pixel_size_nm"]]
     tables = []
-    for table, sides, code, what in ((chosen, boxes, labels, error), (truths, truth_boxes, codes, truth_error)):
-        known = {"row": np.arange(len(table)), "class": code, "error": what,
-                 "size_px": (sides[:, 2:] - sides[:, :2]).max(axis=1, initial=0)}  # fmt: skip
+    for table, sides, code, what in ((predictions, boxes, labels, error), (truths, truth_boxes, codes, truth_error)):
+        size_px = (sides[:, 2:] - sides[:, :2]).max(axis=1, initial=0)
+        known = {"row": np.arange(len(table)), "class": code, "error": what, "size_px": size_px}
         described = table.reindex(columns=["patch", *BOX, "score"]).reset_index(drop=True).assign(**known)
-        tables.append(described.merge(named, on="patch", how="left"))
+        described["size"] = pd.cut(size_px, [0, 16, 32, np.inf], labels=list(SIZES), include_lowest=True)
+        tables.append(described.merge(index[["patch", "image", "pixel_size_nm"]], on="patch", how="left"))
     return tables[0], tables[1]
 
 
@@ -73,22 +72,18 @@ def audit_runs(
 
     Returns
     -------
-    predictions, truths : the tables of `audit` with split, n_train, arm, seed; class is a name; size and pixel size
-        (nm) are groups
+    predictions, truths : the tables of `audit` with split, n_train, arm, seed; class is a name, pixel size a group
     """
     audits = [
-        [table.assign(**run.keys) for table in audit(
-            run.predictions, run.truth.table, run.patches.index, iou, confidence_of(run.keys, chosen), matching)]
+        [table.assign(**run.keys)
+         for table in audit(run.confident(chosen), run.patches.table, run.patches.index, iou, matching)]
         for run in found
     ]  # fmt: skip
+    predictions, truths = (pd.concat(tables, ignore_index=True) for tables in zip(*audits, strict=True))
     classes = found[0].truth.classes
-    predictions, truths = (
-        table.assign(**{
-            "class": pd.Categorical(table["class"].map(classes), list(classes.values())),
-            "size": size_bins(table["size_px"]), "pixel size": table["pixel_size_nm"].map("{:g} nm".format),
-        })
-        for table in (pd.concat(tables, ignore_index=True) for tables in zip(*audits, strict=True))
-    )  # fmt: skip
+    for table in (predictions, truths):
+        table["class"] = pd.Categorical(table["class"].map(classes), list(classes.values()))
+        table["pixel size"] = table["pixel_size_nm"].map("{:g} nm".format)
     return predictions, truths
 
 
@@ -144,15 +139,10 @@ def recall_table(truths: pd.DataFrame, rng: np.random.Generator, resamples: int,
     """`recall_by` each of `GROUPINGS` in which defects differ: by, split, n_train, arm, group, then its columns."""
     tables = {}
     for by in (by for by in GROUPINGS if by == "class" or truths[by].nunique() > 1):
-        groups = truths.groupby([*CONDITION, "arm"])[["row", "image", "error", by]]
+        groups = truths.groupby(ARM)[["row", "image", "error", by]]
         table = groups.apply(recall_by, by, rng, resamples, level).droplevel(-1).reset_index()
         tables[by] = table.rename(columns={by: "group"}).astype({"group": str})
     return pd.concat(tables, names=["by", None]).reset_index("by").reset_index(drop=True)
-
-
-def size_bins(size_px: Iterable[float]) -> pd.Series:
-    """COCO's idea at the size of defects: small up to 16 px, medium up to 32 px, large above (long side of the box)."""
-    return pd.Series(pd.cut(list(size_px), [0, 16, 32, np.inf], labels=list(SIZES), include_lowest=True))
 
 
 def image_errors(found: Sequence[Run], chosen: pd.DataFrame) -> pd.DataFrame:
@@ -171,13 +161,12 @@ def image_errors(found: Sequence[Run], chosen: pd.DataFrame) -> pd.DataFrame:
         names, patches, columns = run.truth.classes, run.patches, {}
         every = [patches.index["image"].unique(), ["all", *names.values()] if len(names) > 1 else ["all"]]
         every = pd.MultiIndex.from_product(every, names=["image", "class"])
-        counted = run.predictions[run.predictions["score"] >= confidence_of(run.keys, chosen)]
-        for name, table in (("truths", run.truth.table), ("found", counted.rename(columns={"label": "class"}))):
-            boxes = table[BOX].to_numpy(dtype=float)
-            cut = (boxes[:, :2] < 1).any(axis=1) | (boxes[:, 2:] > patches.size - 1).any(axis=1)
-            own = table[["patch", "class"]].merge(patches.index[["patch", "image", "pixel_size_nm"]], how="left")
-            long_nm = (boxes[:, 2:] - boxes[:, :2]).max(axis=1, initial=0) * own["pixel_size_nm"]
-            own = own.assign(nm=long_nm.where(~cut), **{"class": own["class"].map(names)})
+        counted = run.confident(chosen).rename(columns={"label": "class"})
+        for name, table in (("truths", patches.table), ("found", counted)):
+            own = table[["patch", "class", *BOX]].merge(patches.index[["patch", "image", "pixel_size_nm"]], how="left")
+            cut = (own[["x1", "y1"]] < 1).any(axis=1) | (own[["x2", "y2"]] > patches.size - 1).any(axis=1)
+            long_px = np.maximum(own["x2"] - own["x1"], own["y2"] - own["y1"])
+            own = own.assign(nm=(long_px * own["pixel_size_nm"]).where(~cut), **{"class": own["class"].map(names)})
             groups = pd.concat([own, own.assign(**{"class": "all"})]).groupby(["image", "class"])["nm"]
             columns |= {name: groups.size().reindex(every, fill_value=0), f"{name}_nm": groups.mean().reindex(every)}
         table = pd.DataFrame(columns)
@@ -198,7 +187,7 @@ def materials_table(errors: pd.DataFrame, rng: np.random.Generator, resamples: i
     -------
     split, n_train, arm, class, quantity ("density", "size"), images, error, low, high (mean absolute), bias (signed)
     """
-    by = [*CONDITION, "arm", "class", "quantity"]
+    by = [*ARM, "class", "quantity"]
     long = errors.melt([*by[:-1], "image"], ["density_error", "size_error"], "quantity", "bias")
     long = long.assign(error=long["bias"].abs(), quantity=long["quantity"].str.removesuffix("_error"))
     rows = []

@@ -1,8 +1,31 @@
-"""Numbers as prose and tables show them: as many digits as the interval carries, and words for what is undefined."""
+"""Words for scores: columns that name a run, names of measures and conditions, numbers as prose shows them.
+
+A condition is a split and an N. Arms are compared inside one, never over a mixture of all: arms need not exist at every
+N, so the mean of an arm over all its runs is another mixture than that of the next arm.
+"""
 
 from __future__ import annotations
 
 import math
+
+import pandas as pd
+
+CONDITION = ["split", "n_train"]  # columns of every table
+ARM = [*CONDITION, "arm"]
+RUN = [*ARM, "seed"]
+NAMES = {
+    "f1_detect": r"$F_{1,\mathrm{detect}}$", "f1_class": r"$F_{1,\mathrm{class}}$", "f1_hm": r"$F_{1,\mathrm{HM}}$",
+}  # fmt: skip
+
+
+def at_condition(table: pd.DataFrame, condition: tuple[str, int]) -> pd.DataFrame:
+    """Rows of `table` (columns split, n_train and more) of one split and N."""
+    return table[(table["split"] == condition[0]) & (table["n_train"] == condition[1])]
+
+
+def condition_name(condition: tuple[str, int]) -> str:
+    """How titles and captions name a condition, e.g. 'split 1, N = 50'."""
+    return f"split {condition[0]}, N = {condition[1]}"
 
 
 def _undefined(*values: float | None) -> bool:
@@ -17,9 +40,7 @@ def number(value: float | None, digits: int = 2, sign: bool = False) -> str:
     """
     if value is None or _undefined(value):
         return "undefined"
-    if value == 0:
-        return "0"
-    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value)))) if value else 0
     return f"{value:{'+' if sign else ''}.{decimals}f}" if decimals <= 8 else f"{value:{'+' if sign else ''}.1e}"
 
 

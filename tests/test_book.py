@@ -366,7 +366,7 @@ def test_sliders_redraw_the_boxes(browser, tmp_path: Path) -> None:
     (tmp_path / "page.html").write_text(f"<!doctype html><meta charset='utf-8'>{html}", encoding="utf-8")
     page, errors = browser.new_page(), []
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", errors.append)
+    page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto((tmp_path / "page.html").as_uri())
     before = page.locator("rect").count()
     page.locator(".confidence").fill("2")

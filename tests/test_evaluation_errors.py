@@ -124,7 +124,8 @@ def test_size_and_density_errors_by_hand():
 
     def signed(truth, found, classes):
         labelled = replace(patches, table=truth.assign(instance=1), classes=classes)
-        return errors.image_errors([run_of(labelled, found)], CHOSEN).set_index("class")
+        seen, known = errors.audit_runs([run_of(labelled, found)], CHOSEN, 0.5)
+        return errors.image_errors(seen, known, 64).set_index("class")
 
     table = signed(truth, found, ("loop", "dot"))
     assert table.loc["loop", "density_error"] == -0.5 and table.loc["dot", "density_error"] == 0

@@ -96,7 +96,7 @@ def error_counts(predictions: pd.DataFrame, truths: pd.DataFrame, by: Sequence[s
     Parameters
     ----------
     predictions, truths : the tables of `audit_runs`
-    by : further columns to divide by, e.g. ["class"]
+    by : further columns to divide by
 
     Returns
     -------
@@ -145,35 +145,31 @@ def recall_table(truths: pd.DataFrame, rng: np.random.Generator, resamples: int,
     return pd.concat(tables, names=["by", None]).reset_index("by").reset_index(drop=True)
 
 
-def image_errors(found: Sequence[Run], chosen: pd.DataFrame) -> pd.DataFrame:
-    """Errors of defect size and areal density, image by image, without any matching; each arm at its own confidence.
+def image_errors(predictions: pd.DataFrame, truths: pd.DataFrame, size_px: int) -> pd.DataFrame:
+    """Errors of defect size and areal density, image by image, without any matching.
 
-    Size is the mean long side of the boxes that no patch border cuts; density is the number per area, cut ones
-    included. Both are what a reader of the micrograph would tabulate.
+    Size is the mean long side of the boxes that no border of the patches (side `size_px`) cuts; density is the number
+    per area, cut ones included. Both are what a reader of the micrograph would tabulate.
+
+    Parameters
+    ----------
+    predictions, truths : the tables of `audit_runs`
 
     Returns
     -------
     split, n_train, arm, seed, image, class (name, or "all"), truths, found, density_error and size_error (relative,
-    signed; NaN where the truth has none of the class, or either has no uncut box)
+    signed; NaN where either has no uncut box); images and classes that the truth has
     """
-    tables = []
-    for run in found:
-        names, patches, columns = run.truth.classes, run.patches, {}
-        every = [patches.index["image"].unique(), ["all", *names.values()] if len(names) > 1 else ["all"]]
-        every = pd.MultiIndex.from_product(every, names=["image", "class"])
-        counted = run.confident(chosen).rename(columns={"label": "class"})
-        for name, table in (("truths", patches.table), ("found", counted)):
-            own = table[["patch", "class", *BOX]].merge(patches.index[["patch", "image", "pixel_size_nm"]], how="left")
-            cut = (own[["x1", "y1"]] < 1).any(axis=1) | (own[["x2", "y2"]] > patches.size - 1).any(axis=1)
-            long_px = np.maximum(own["x2"] - own["x1"], own["y2"] - own["y1"])
-            own = own.assign(nm=(long_px * own["pixel_size_nm"]).where(~cut), **{"class": own["class"].map(names)})
-            groups = pd.concat([own, own.assign(**{"class": "all"})]).groupby(["image", "class"])["nm"]
-            columns |= {name: groups.size().reindex(every, fill_value=0), f"{name}_nm": groups.mean().reindex(every)}
-        table = pd.DataFrame(columns)
-        density = table["found"] / table["truths"].where(table["truths"] > 0) - 1
-        table = table.assign(density_error=density, size_error=table["found_nm"] / table["truths_nm"] - 1)
-        tables.append(table.drop(columns=["truths_nm", "found_nm"]).reset_index().assign(**run.keys))
-    return pd.concat(tables, ignore_index=True)
+    columns = {}
+    for name, table in (("truths", truths), ("found", predictions)):
+        cut = (table[["x1", "y1"]] < 1).any(axis=1) | (table[["x2", "y2"]] > size_px - 1).any(axis=1)
+        own = table.assign(nm=(table["size_px"] * table["pixel_size_nm"]).where(~cut))
+        several = [own.astype({"class": str})] if len(table["class"].cat.categories) > 1 else []
+        groups = pd.concat([own.assign(**{"class": "all"}), *several]).groupby([*RUN, "image", "class"])["nm"]
+        columns |= {name: groups.size(), f"{name}_nm": groups.mean()}
+    table = pd.DataFrame(columns).dropna(subset="truths").fillna({"found": 0})
+    density, size = (table[f"found{unit}"] / table[f"truths{unit}"] - 1 for unit in ("", "_nm"))
+    return table[["truths", "found"]].assign(density_error=density, size_error=size).reset_index()
 
 
 def materials_table(errors: pd.DataFrame, rng: np.random.Generator, resamples: int, level: float) -> pd.DataFrame:

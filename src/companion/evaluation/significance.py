@@ -197,8 +197,5 @@ def bootstrap_differences(
     """
     names, weights = cluster_weights(images, rng, resamples)
     weights = weights[:, np.searchsorted(names, np.asarray(images))]  # (R, P)
-
-    def resampled(runs: Sequence[Counts]) -> NDArray[np.float64]:
-        return np.stack([pooled(counts, weights)[measure][:, 0, 0] for counts in runs], axis=1)
-
-    return resampled(other) - resampled(base)
+    before, after = ([pooled(counts, weights)[measure][:, 0, 0] for counts in runs] for runs in (base, other))
+    return np.stack(after, axis=1) - np.stack(before, axis=1)

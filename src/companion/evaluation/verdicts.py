@@ -150,7 +150,7 @@ def origin_of_gain(e: Evidence) -> Finding:
     if len(means) < 2:
         return Finding("not attempted", f"the claim is about two splits; this run has {', '.join(means.index)}")
     means = means.iloc[:2]
-    ours = "; ".join(f"split {m.Index}: {number(m.mean, sign=True)} ± {number(m.half)}" for m in means.itertuples())
+    ours = "; ".join(f"split {m.Index}: {number(m.mean)} ± {number(m.half)}" for m in means.itertuples())
     half, claimed = float(means["half"].max(skipna=False)), means["mean"].to_numpy() * [1, -1]
     right, wrong = int((claimed > means["half"]).sum()), int((claimed < -means["half"]).sum())
     reason = f"classification minus detection gain: as claimed on {right} of 2 splits, the other way on {wrong}"
@@ -201,10 +201,8 @@ def _no_gain(test: Any, margin: float) -> tuple[Verdict, str]:
         return "cannot be compared", test.undefined
     if -margin <= test.low and test.high <= margin:
         return "reproduced", "the whole interval lies within the margin: no gain"
-    if test.low > 0:
-        return "not reproduced", "a gain was measured"
-    if test.high <= margin:
-        return "partly", "a gain beyond the margin is excluded, a loss is not"
+    if test.low > 0 or test.high <= margin:
+        return ("not reproduced", "a gain") if test.low > 0 else ("partly", "no gain beyond the margin, maybe a loss")
     return "cannot be compared", "the interval holds no gain and one beyond the margin alike"
 
 

@@ -12,7 +12,7 @@ from test_scores import known as truth_table
 from test_scores import noisy, predictions, truths
 
 from companion.evaluation import errors
-from companion.evaluation.average_precision import IGNORED, coco_average_precision
+from companion.evaluation.errors import IGNORED, coco_average_precision
 from companion.evaluation.formats import truth_of
 from companion.evaluation.runs import Run
 from companion.evaluation.scores import count, tabulate

@@ -1,13 +1,16 @@
-"""What kind of errors a detector makes, for which classes and sizes, and what a materials scientist reads off it."""
+"""Kinds of errors of a detector, for which classes and sizes; what a materials scientist reads off it; and COCO's
+average precision, for comparison with everyone else's detectors."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
-from companion.evaluation.formats import BOX
+from companion.evaluation.formats import BOX, Truth
 from companion.evaluation.matching import Matching, match_once
 from companion.evaluation.runs import Run
 from companion.evaluation.scores import rows_of
@@ -19,6 +22,7 @@ CORRECT, CLASS, DUPLICATE, LOCALISATION, BACKGROUND, MISSED = (
     "correct", "class", "duplicate", "localisation", "background", "missed")  # fmt: skip
 ERRORS = (CLASS, DUPLICATE, LOCALISATION, BACKGROUND, MISSED)
 SIZES = ("small (≤ 16 px)", "medium (≤ 32 px)", "large (> 32 px)")
+IGNORED = "class ignored"  # average precision of the detection alone
 GROUPINGS = ("class", "size", "pixel size")
 BACKGROUND_IOU = 0.1  # below it a box lies on nothing, as in TIDE (Bolya et al. 2020)
 
@@ -88,19 +92,14 @@ def audit_runs(
 
 
 def error_counts(predictions: pd.DataFrame, truths: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
-    """Errors of each kind per run, and inside groups.
+    """Errors of each kind per run, and inside groups, from the tables of `audit_runs`.
 
     A missed defect counts in the group of the defect; every other error, those on background too, in the group of the
     prediction: the class that it says and the size of its own box.
 
-    Parameters
-    ----------
-    predictions, truths : the tables of `audit_runs`
-    by : further columns to divide by
-
     Returns
     -------
-    split, n_train, arm, seed, columns of `by`, error, count, truths, per_truth (count over truths; NaN without any)
+    split, n_train, arm, seed, columns `by`, error, count, truths, per_truth (count over truths; NaN without any)
     """
     keys = [*RUN, *by]
     wrong = pd.concat([predictions[predictions["error"] != CORRECT], truths[truths["error"] == MISSED]])
@@ -146,14 +145,10 @@ def recall_table(truths: pd.DataFrame, rng: np.random.Generator, resamples: int,
 
 
 def image_errors(predictions: pd.DataFrame, truths: pd.DataFrame, size_px: int) -> pd.DataFrame:
-    """Errors of defect size and areal density, image by image, without any matching.
+    """Errors of defect size and areal density, image by image, from the tables of `audit_runs`, without any matching.
 
     Size is the mean long side of the boxes that no border of the patches (side `size_px`) cuts; density is the number
     per area, cut ones included. Both are what a reader of the micrograph would tabulate.
-
-    Parameters
-    ----------
-    predictions, truths : the tables of `audit_runs`
 
     Returns
     -------
@@ -173,11 +168,7 @@ def image_errors(predictions: pd.DataFrame, truths: pd.DataFrame, size_px: int) 
 
 
 def materials_table(errors: pd.DataFrame, rng: np.random.Generator, resamples: int, level: float) -> pd.DataFrame:
-    """Mean absolute and signed relative errors over images, with bootstrap intervals over images.
-
-    Parameters
-    ----------
-    errors : of `image_errors`; an image that several seeds scored counts once, as their mean
+    """Means of `image_errors` over images, with bootstrap intervals; an image counts once, as the mean of its seeds.
 
     Returns
     -------
@@ -193,3 +184,41 @@ def materials_table(errors: pd.DataFrame, rng: np.random.Generator, resamples: i
         means = weights @ own["error"].to_numpy() / len(own) if len(own) > 1 else np.full(resamples, np.nan)
         rows.append((*keys, len(own), own["error"].mean(), *percentile_interval(means, level), own["bias"].mean()))
     return pd.DataFrame(rows, columns=[*by, "images", "error", "low", "high", "bias"])
+
+
+def coco_average_precision(predictions: pd.DataFrame, truth: Truth) -> pd.DataFrame:
+    """AP over box IoU 0.50 to 0.95, at 0.50 and at 0.75, per class, and with class ignored.
+
+    Returns
+    -------
+    class (name, or "class ignored"), AP, AP50, AP75; NaN for a class without truths
+    """
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    sets, rows = [], []
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports progress by printing
+        for table in (truth.table.assign(score=1.0), predictions.rename(columns={"label": "class"})):
+            boxes = np.array(table[BOX], dtype=float)
+            boxes[:, 2:] -= boxes[:, :2]  # COCO has width and height
+            entries = enumerate(zip(table["patch"], table["class"], table["score"], boxes.tolist(), strict=True), 1)
+            sets.append(COCO())
+            sets[-1].dataset = {
+                "images": [{"id": int(patch)} for patch in truth.patches],
+                "categories": [{"id": int(code)} for code in truth.classes],
+                "annotations": [
+                    {"id": k, "image_id": int(patch), "category_id": int(code), "score": float(score), "bbox": box,
+                     "area": box[2] * box[3], "iscrowd": 0} for k, (patch, code, score, box) in entries
+                ],
+            }  # fmt: skip
+            sets[-1].createIndex()
+        for use_classes in (1, 0):
+            evaluation = COCOeval(*sets, "bbox")
+            evaluation.params.useCats, evaluation.params.maxDets = use_classes, [1, 10, 1000]
+            evaluation.evaluate()
+            evaluation.accumulate()
+            precision = evaluation.eval["precision"][:, :, :, 0, -1]  # (10 IoU, 101 recalls, K); -1: no truths
+            over_recall = np.where(precision < 0, np.nan, precision).mean(axis=1)  # (10, K)
+            names = [truth.classes[code] for code in evaluation.params.catIds] if use_classes else [IGNORED]
+            rows += [(name, ap.mean(), ap[0], ap[5]) for name, ap in zip(names, over_recall.T, strict=True)]
+    return pd.DataFrame(rows, columns=["class", "AP", "AP50", "AP75"])

@@ -23,10 +23,12 @@ from companion.stats import cluster_weights
 
 COMPARED = [*ARM, "baseline", "measure"]
 GAIN_COLUMNS = [*COMPARED, "base", "score", "gain", "low", "high", "n", "share_of_left"]
-TEST_COLUMNS = [
-    *GAIN_COLUMNS, "left_out", "sd", "t", "df", "p", "hedges_g", "undefined", "p_sign_flip", "smallest_p_sign_flip",
-    "p_equivalence",
-]  # fmt: skip
+TEST_COLUMNS = [*GAIN_COLUMNS, "sd", "t", "df", "p", "hedges_g", "undefined", "p_sign_flip", "smallest_p_sign_flip",
+                "p_equivalence"]  # fmt: skip
+
+
+def _defined(values: ArrayLike) -> NDArray[np.float64]:
+    return np.asarray(values, dtype=float)[np.isfinite(np.asarray(values, dtype=float))]
 
 
 def paired_t(differences: ArrayLike, level: float = 0.95) -> dict[str, Any]:
@@ -34,22 +36,20 @@ def paired_t(differences: ArrayLike, level: float = 0.95) -> dict[str, Any]:
 
     Parameters
     ----------
-    differences : [n] one per pair; undefined ones (NaN) are left out and counted
-    level : of the confidence interval of the mean difference
+    differences : [n] one per pair; undefined ones (NaN) are left out
 
     Returns
     -------
-    n, left_out, mean, low, high, sd, t, df, p (two-sided), hedges_g (mean / sd with the small-sample factor of Hedges,
+    n, mean, low, high, sd, t, df, p (two-sided), hedges_g (mean / sd with the small-sample factor of Hedges,
     1981; none for one degree of freedom), undefined (why there is no test; "" where there is one)
     """
     from scipy import stats
     from scipy.special import gamma
 
-    values = np.asarray(differences, dtype=float)
-    used = values[np.isfinite(values)]
+    used = _defined(differences)
     n, df = len(used), len(used) - 1
     result: dict[str, Any] = dict.fromkeys(("mean", "low", "high", "sd", "t", "df", "p", "hedges_g"), float("nan"))
-    result |= {"n": n, "left_out": len(values) - n, "undefined": ""} | ({"mean": float(used.mean())} if n else {})
+    result |= {"n": n, "undefined": ""} | ({"mean": float(used.mean())} if n else {})
     if n < 2:
         return result | {"undefined": f"{n} pair{'' if n == 1 else 's'}: a spread needs two"}
     result |= {"sd": float(used.std(ddof=1)), "df": df}
@@ -75,8 +75,7 @@ def sign_flip(differences: ArrayLike) -> tuple[float, float]:
     """
     from scipy import stats
 
-    values = np.asarray(differences, dtype=float)
-    values = values[np.isfinite(values)]
+    values = _defined(differences)
     if not 2 <= len(values) <= 20:
         return float("nan"), float("nan")
     test = stats.permutation_test((values,), np.mean, permutation_type="samples", n_resamples=np.inf)
@@ -101,8 +100,7 @@ def equivalence(differences: ArrayLike, margin: float) -> float:
     """
     from statsmodels.stats.weightstats import ttost_paired
 
-    values = np.asarray(differences, dtype=float)
-    values = values[np.isfinite(values)]
+    values = _defined(differences)
     if len(values) < 2 or np.ptp(values) == 0:
         return float("nan")
     return float(ttost_paired(values, np.zeros_like(values), -margin, margin)[0])
@@ -117,12 +115,8 @@ def headline_measure(scores: pd.DataFrame) -> tuple[str, str]:
 
 
 def at_thresholds(scores: pd.DataFrame, iou: float, confidence: pd.DataFrame | float) -> pd.DataFrame:
-    """Rows of scores.parquet at one box IoU and the confidence of each arm: one per run.
-
-    Parameters
-    ----------
-    confidence : one for all, or columns split, n_train, arm, confidence (see `thresholds.operating_points`)
-    """
+    """Rows of scores.parquet at one box IoU and one confidence, or that of each arm (of `thresholds.operating_points`):
+    one per run."""
     here = scores[np.isclose(scores["iou_threshold"], iou)]
     if isinstance(confidence, pd.DataFrame):
         return here.merge(confidence[[*ARM, "confidence"]])
@@ -130,11 +124,7 @@ def at_thresholds(scores: pd.DataFrame, iou: float, confidence: pd.DataFrame | f
 
 
 def paired_scores(chosen: pd.DataFrame, measures: Sequence[str] = tuple(NAMES)) -> pd.DataFrame:
-    """Scores of every run beside those of its baseline's run of the same split, N and seed.
-
-    Parameters
-    ----------
-    chosen : one row per run (see `at_thresholds`)
+    """Scores of every run of `at_thresholds` beside those of its baseline's run of the same split, N and seed.
 
     Returns
     -------
@@ -151,12 +141,7 @@ def paired_scores(chosen: pd.DataFrame, measures: Sequence[str] = tuple(NAMES)) 
 
 
 def paired_tests(pairs: pd.DataFrame, level: float = 0.95, margin: float = 0.01) -> pd.DataFrame:
-    """Every arm against its baseline, in each split and N by itself.
-
-    Parameters
-    ----------
-    pairs : the table of `paired_scores`
-    margin : differences of F1 within it count as none
+    """Every arm against its baseline, in each split and N by itself; equivalence within ±`margin`.
 
     Returns
     -------

@@ -27,14 +27,10 @@ def operating_points(scores: pd.DataFrame, iou: float, measure: str, fallback: f
     It is chosen on the images that are scored, so the score at it is optimistic. A mean counts only where every seed
     is defined: a curve must not win by losing its bad seeds.
 
-    Parameters
-    ----------
-    scores : scores.parquet
-    fallback : the confidence of conditions where the measure is undefined everywhere
-
     Returns
     -------
-    split, n_train, arm, confidence, chosen_by ("best on test" or "fixed: ... undefined")
+    split, n_train, arm, confidence (`fallback` where the measure is undefined everywhere), chosen_by ("best on test"
+    or "fixed: ... undefined")
     """
     here = scores[np.isclose(scores["iou_threshold"], iou)]
     means = here.groupby([*ARM, "confidence"])[measure].agg(lambda seeds: seeds.mean(skipna=False))

@@ -56,10 +56,3 @@ def test_close_ups_show_the_largest_misses_and_the_most_confident_errors():
     assert [axes.get_title().splitlines()[0] for axes in grid[-1]] == missed["class"].tolist()
     background = predictions.loc[predictions["error"] == "background", "score"].max()
     assert grid[3, 0].get_title().endswith(f"score {background:.2f}")
-
-
-def test_bars_of_errors_are_means_over_seeds():
-    rows = [(kind, seed, 0.1 * seed) for kind in ("class", "missed") for seed in (1, 2)]
-    counts = pd.DataFrame(rows, columns=["error", "seed", "per_truth"]).assign(arm="EXP")
-    figure = plots.error_kinds(counts, "phantom")
-    assert [bar.get_height() for bar in figure.axes[0].patches[:2]] == pytest.approx([0.15, 0.15])

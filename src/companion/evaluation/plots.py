@@ -123,15 +123,14 @@ def score_curves(scores: pd.DataFrame, iou: float, arms: Sequence[str], note: st
 
 def gains(tests: pd.DataFrame, note: str) -> Figure:
     """Detection beside classification gain of EXP+GEN, per split and N, with intervals (Fig 4)."""
-    rows = tests[(tests["arm"] == "EXP+GEN") & tests["measure"].isin(["f1_detect", "f1_class"])].sort_values(CONDITION)
+    rows = tests[tests["arm"] == "EXP+GEN"].dropna(subset="gain").sort_values(CONDITION)
     rows = rows.assign(place=[f"split {s}\nN = {n}" for s, n in rows[CONDITION].to_numpy()])
     figure, axes = plt.subplots(figsize=(max(4.6, 2.5 + 1.1 * rows["place"].nunique()), 3))
-    looks = {"f1_detect": ("#0072B2", "o"), "f1_class": ("#CC79A7", "D")}
-    intervals(axes, rows, "place", "gain", "measure", looks)
+    looks = {NAMES["f1_detect"]: ("#0072B2", "o"), NAMES["f1_class"]: ("#CC79A7", "D")}
+    intervals(axes, rows.assign(measure=rows["measure"].map(NAMES)), "place", "gain", "measure", looks)
     axes.axhline(0, color="black", lw=0.8)
-    axes.legend([NAMES[name] + ("" if own.notna().any() else ": undefined")
-                 for name in looks for own in [rows.loc[rows["measure"] == name, "gain"]]])  # fmt: skip
     axes.set(ylabel="gain of EXP+GEN over EXP", title=f"Where the gain comes from\n{note}")
+    axes.legend()
     return figure
 
 
@@ -175,7 +174,7 @@ def paired_differences(pairs: pd.DataFrame, tests: pd.DataFrame, measure: str, n
     intervals(axes, rows, "place", "gain", "measure", {measure: ("#0072B2", "D")}, "y")
     axes.plot(pairs["difference"], pairs["place"].map(list(rows["place"]).index) - 0.25, ".", color="#555555", ms=4)
     axes.axvline(0, color="black", lw=0.8)
-    axes.set_title(f"Differences: dots are pairs of runs, markers means with intervals\n{note}")
+    figure.suptitle(f"Differences: dots are pairs of runs, markers means with intervals\n{note}", fontsize=9)
     axes.set_xlabel(f"difference in {NAMES[measure]}")
     return figure
 

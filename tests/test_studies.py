@@ -1,0 +1,71 @@
+"""Studies beyond the paper: what the detector confirms, differences of differences, and their figures."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ellipse_patches
+
+from companion.config.sections import Faithfulness
+from companion.studies import comparison, distribution_shift, faithfulness, plots
+
+
+def table(column: str, values: dict[tuple[str, str], float]) -> pd.DataFrame:
+    """Scores of two seeds: as given for the first and 0.02 more for the second, by (column, arm)."""
+    rows = [
+        {column: name, "arm": arm, "seed": seed, **dict.fromkeys(comparison.MEASURES, value + 0.02 * seed)}
+        for ((name, arm), value), seed in product(values.items(), (0, 1))
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_what_an_annotator_costs_and_what_generation_adds():
+    scores = table("labels", {("exact", "EXP"): 0.8, ("annotator", "EXP"): 0.7, ("exact", "EXP+GEN"): 0.9,
+                              ("annotator", "EXP+GEN"): 0.75})  # fmt: skip
+    named = scores.assign(column=scores["labels"] + " " + scores["arm"])
+    found = comparison.paired_effects(named, comparison.COSTS, 0.95)
+    means = found[found["measure"] == "f1_detect"].set_index("quantity")["mean"]
+    assert means.to_dict() == pytest.approx({"cost, EXP": 0.1, "cost, EXP+GEN": 0.15, "amplification": 0.05})
+    assert comparison.verdict(0.01, 0.1, "amplified", "dampened", scores) == "amplified"
+    assert comparison.verdict(-0.01, 0.1, "amplified", "dampened", scores) == "undecided"
+    assert comparison.verdict(0.01, 0.1, "amplified", "dampened", scores.assign(f1_detect=0.49)) == "no verdict"
+    assert "hardly detect" in comparison.standing(scores.assign(f1_detect=0.49))
+    plots.scores_by(scores, "labels", ["f1_detect", "recall"], "phantom")
+
+
+def test_what_a_shift_costs_and_binds():
+    scores = table("tested", {("as trained", "EXP"): 0.7, ("as trained", "EXP+GEN"): 0.8, ("low dose", "EXP"): 0.5,
+                              ("low dose", "EXP+GEN"): 0.53})  # fmt: skip
+    found = distribution_shift.effects(scores, 0.95)
+    means = found[found["measure"] == "f1_hm"].set_index("quantity")["mean"]
+    assert means.to_dict() == pytest.approx({"loss of EXP": 0.2, "gain": 0.03, "binding": 0.07})
+    figure = plots.differences(found, "tested", ["f1_detect", "f1_class"], "phantom", "difference")
+    assert [len(axes.containers) for axes in figure.axes] == [3, 3]
+
+
+def test_the_threshold_is_that_of_the_other_table():
+    swept = pd.DataFrame(
+        {"arm": "EXP", "confidence": [0.3, 0.6] * 2, "f1_detect": [0.5, 0.7, 0.6, 0.7], "seed": [0, 0, 1, 1]}
+    )
+    there = comparison.at_chosen(swept, swept.assign(f1_detect=[0.9, 0.1, 0.8, 0.2]), ["arm"])
+    assert there["f1_detect"].tolist() == [0.5, 0.6]
+
+
+def test_a_perfect_detector_confirms_every_pair_and_a_blind_one_only_empty_masks():
+    patches, settings = ellipse_patches(12), Faithfulness()
+    perfect = patches.table.rename(columns={"class": "label"}).assign(score=0.9)
+    found = faithfulness.found_defects({"all": (patches, perfect), "none": (patches, perfect[:0])}, settings)
+    assert found.groupby("images")["error"].unique().map(list).to_dict() == {"all": ["correct"], "none": ["missed"]}
+    shares = faithfulness.shares(found, "class", np.random.default_rng(0), 20, 0.95).set_index("images")
+    assert (shares.loc["all", ["recall", "agreement"]] == 1).all(axis=None) and (
+        shares.loc["none", "recall"] == 0
+    ).all()
+    assert len(faithfulness.consistent(patches, found[found["images"] == "all"], 1.0)) == 12
+    empty = 12 - patches.table["patch"].nunique()
+    assert len(faithfulness.consistent(patches, found[found["images"] == "none"], 0.5)) == empty > 0
+    plots.faithfulness(
+        {by: faithfulness.shares(found, by, np.random.default_rng(0), 9, 0.9) for by in ("class", "size")}, ""
+    )

@@ -30,8 +30,7 @@ _PAGE = Template("""<div id="thresholds">
 <p><strong>$note.</strong> Scores are means over seeds, empty where one is undefined.</p>
 <label>confidence ≥ <output class="c"></output> <input class="confidence" type="range" min="0"></label>
 <label>box IoU ≥ <output class="i"></output> <input class="iou" type="range" min="0"></label>
-<label>boxes of <select class="arm"></select></label>
-<table><thead></thead><tbody></tbody></table>
+<label>boxes of <select class="arm"></select></label><table><thead></thead><tbody></tbody></table>
 <p>$legend. Solid box: matches a defect. Dashed: matches none. White dots: defects that nothing matches.</p>
 <div class="pictures">$pictures</div>
 <script>
@@ -73,7 +72,6 @@ def explorer(
     ----------
     runs : of one condition; detections are those of each arm's first, on the patches with the most defects
     scores : scores.parquet of these runs
-    matching : the rule of the scores
     start : (IoU, confidence) at which the sliders stand
     """
     first = {arm: next(run for run in runs if run.keys["arm"] == arm) for arm in scores["arm"].unique()}
@@ -81,19 +79,17 @@ def explorer(
     iou, confidence = (sorted(set(scores[name])) for name in ("iou_threshold", "confidence"))
     shown = test.table["patch"].value_counts().sort_index().nlargest(6).index
     means = scores.groupby(["arm", "iou_threshold", "confidence"])[COLUMNS].agg(lambda seeds: seeds.mean(skipna=False))
-    means = means.round(3).astype(object).where(means.notna(), "")
     data = {
         "columns": ["arm", *COLUMNS], "iou": iou, "confidence": confidence,
         "start": [iou.index(start[0]), confidence.index(start[1])],
-        "scores": {arm: own.to_numpy().tolist() for arm, own in means.groupby("arm")},
+        "scores": {arm: own.round(3).astype(object).fillna("").values.tolist() for arm, own in means.groupby("arm")},
         "truths": [test.of(p)[BOX].to_numpy(float).reshape(-1, 2, 2).mean(axis=1).tolist() for p in shown],
         "found": {arm: [_detections(run, p, iou, confidence, matching) for p in shown] for arm, run in first.items()},
     }  # fmt: skip
     pictures, size = [], test.size
     for p in shown:
-        with io.BytesIO() as buffer:
-            Image.fromarray(np.asarray(test.images[p])).save(buffer, format="PNG")
-            url = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+        Image.fromarray(np.asarray(test.images[p])).save(buffer := io.BytesIO(), format="PNG")
+        url = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
         pictures.append(f'<svg viewBox="0 0 {size} {size}" role="img" aria-label="test patch {p}">'
                         f'<image href="{url}" width="{size}" height="{size}"/><g></g></svg>')  # fmt: skip
     legend = (f'<span style="color:{class_color(k)}">■</span> {html.escape(name)}' for k, name in classes.items())

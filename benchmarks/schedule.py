@@ -21,6 +21,7 @@ from companion.config.sections import Detection
 from companion.detection.data import recipe_of
 from companion.detection.predict import predict
 from companion.detection.train import train_detector
+from companion.evaluation.formats import truth_of
 from companion.evaluation.scores import count, pooled
 from companion.micrographs.patches import Patches, load_patches
 from companion.provenance import hash_value
@@ -48,8 +49,7 @@ def score(settings: Detection, train: Patches, test: Patches, seeds: Seeds, devi
     about = [settings.model_dump(mode="json"), list(seeds.names), len(train)]
     folder = layout.runs() / "benchmarks" / "schedule" / hash_value(about)[:16]
     detector, _ = train_detector(recipe_of("EXP", train, None, settings, seeds), settings, device, folder)
-    found, codes = predict(detector, test.images, device), range(1, len(test.classes) + 1)
-    scores = pooled(count(found, test.table, range(len(test)), codes, [0.5], CONFIDENCE))
+    scores = pooled(count(predict(detector, test.images, device), truth_of(test), [0.5], CONFIDENCE))
     best = int(np.nan_to_num(scores["f1_hm"][0]).argmax())
     return {"confidence": CONFIDENCE[best]} | {
         name: float(scores[name][0, best]) for name in ("f1_detect", "f1_class", "f1_hm")

@@ -14,7 +14,7 @@ import time
 import numpy as np
 import pandas as pd
 
-from companion.evaluation.formats import BOX
+from companion.evaluation.formats import BOX, Truth
 from companion.evaluation.matching import MATCHINGS
 from companion.evaluation.scores import count, tabulate
 from companion.geometry import box_iou
@@ -59,7 +59,9 @@ options = parser.parse_args()
 drawn = [draw(seed, options.patches) for seed in range(options.runs)]
 for rule in MATCHINGS:
     start = time.perf_counter()
-    tables = [tabulate(count(*tables, range(options.patches), (1, 2, 3), IOU, CONFIDENCE, rule)) for tables in drawn]
+    known = [Truth(truths, list(range(options.patches)), {1: "a", 2: "b", 3: "c"}) for _, truths in drawn]
+    found = [found for found, _ in drawn]
+    tables = [tabulate(count(*pair, IOU, CONFIDENCE, rule)) for pair in zip(found, known, strict=True)]
     print(f"{rule:>14} {time.perf_counter() - start:8.1f} s for {sum(map(len, tables))} rows")
     if rule == "truth-greedy":
         scores = tables[0].set_index(["iou_threshold", "confidence"])["tp"]

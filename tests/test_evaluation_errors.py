@@ -8,11 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import ellipse_patches
+from test_scores import known as truth_table
 from test_scores import noisy, predictions, truths
 
 from companion.evaluation import errors
-from companion.evaluation.average_precision import IGNORED, coco_average_precision, mean_precision, precision_runs
-from companion.evaluation.formats import Truth
+from companion.evaluation.errors import IGNORED, coco_average_precision
+from companion.evaluation.formats import truth_of
 from companion.evaluation.runs import Run
 from companion.evaluation.scores import count, tabulate
 
@@ -28,8 +29,7 @@ def index(n, per_image=1):
 
 
 def run_of(patches, found, **keys) -> Run:
-    truth = Truth(patches.table, list(range(len(patches))), dict(enumerate(patches.classes, start=1)), "test")
-    return Run({**KEYS, **keys}, found, truth, patches)
+    return Run({**KEYS, **keys}, found, patches)
 
 
 def test_every_kind_of_error_by_hand():
@@ -40,9 +40,8 @@ def test_every_kind_of_error_by_hand():
         (0, 20, 0, 30, 10, 0.7, 1),  # other class
         (0, 46, 0, 56, 10, 0.6, 1),  # overlaps by a quarter
         (0, 60, 60, 64, 64, 0.6, 2),  # nothing there
-        (1, 0, 0, 10, 10, 0.1, 1),  # below the confidence
     )
-    seen, known = errors.audit(found, truth, index(2), 0.5, 0.5)
+    seen, known = errors.audit(found, truth, index(2), 0.5)
     assert seen["error"].tolist() == [CORRECT, DUPLICATE, CLASS, LOCALISATION, BACKGROUND]
     assert known["error"].tolist() == [CORRECT, CLASS, MISSED, MISSED]
     assert seen["size_px"].tolist() == [10, 10, 10, 10, 4] and known["image"].tolist() == ["0", "0", "0", "1"]
@@ -55,7 +54,7 @@ def test_every_kind_of_error_by_hand():
 def test_errors_add_up_to_the_counts(matching):
     patches = ellipse_patches(30, seed=1)
     found = noisy(patches, 2, extra=2)
-    row = tabulate(count(found, patches.table, range(30), (1, 2, 3), [0.5], [0.3], matching)).iloc[0]
+    row = tabulate(count(found, truth_of(patches), [0.5], [0.3], matching)).iloc[0]
     seen, known = errors.audit_runs([run_of(patches, found)], CHOSEN, 0.5, matching)
     matched = seen["error"].isin([CORRECT, CLASS])
     assert (matched.sum(), (~matched).sum()) == (row["tp"], row["fp"])
@@ -68,11 +67,11 @@ def test_errors_add_up_to_the_counts(matching):
 def test_nothing_predicted_and_nothing_there():
     patches = ellipse_patches(4, seed=1)
     none = noisy(patches, 0)[:0]
-    seen, known = errors.audit(none, patches.table, patches.index, 0.5, 0.5)
+    seen, known = errors.audit(none, patches.table, patches.index, 0.5)
     assert len(seen) == 0 and (known["error"] == MISSED).all()
     counts = errors.error_counts(seen.assign(**KEYS), known.assign(**KEYS)).set_index("error")
     assert counts["per_truth"].reindex(errors.ERRORS).tolist() == [0, 0, 0, 0, 1]
-    seen, known = errors.audit(noisy(patches, 0), patches.table[:0], patches.index, 0.5, 0.0)
+    seen, known = errors.audit(noisy(patches, 0), patches.table[:0], patches.index, 0.5)
     assert (seen["error"] == BACKGROUND).all() and len(known) == 0
 
 
@@ -84,7 +83,7 @@ def test_wrong_predictions_count_in_the_group_of_what_they_say():
         (0, 20, 0, 40, 10, 0.8, 2),  # the same again
         (1, 40, 40, 44, 44, 0.9, 3),  # on background, of a class that the truth has not
     )
-    seen, known = (table.assign(**KEYS) for table in errors.audit(found, truth, index(2), 0.5, 0.5))
+    seen, known = (table.assign(**KEYS) for table in errors.audit(found, truth, index(2), 0.5))
     table = errors.error_counts(seen, known, ["class"]).set_index(["class", "error"])
     places = [(2, CLASS), (1, CLASS), (2, DUPLICATE), (1, MISSED), (3, BACKGROUND)]
     assert table.loc[places, "count"].tolist() == [1, 0, 1, 1, 1] and table.loc[(1, MISSED), "per_truth"] == 0.5
@@ -92,8 +91,10 @@ def test_wrong_predictions_count_in_the_group_of_what_they_say():
 
 
 def test_groups_of_size_include_their_upper_edge():
+    found = predictions(*((0, 0, 0, side, 1, 0.9, 1) for side in (1, 16, 16.5, 32, 100)))
     small, medium, large = errors.SIZES
-    assert errors.size_bins([0, 16, 16.5, 32, 100]).tolist() == [small, small, medium, medium, large]
+    seen, _ = errors.audit(found, truths(), index(1), 0.5)
+    assert seen["size"].tolist() == [small, small, medium, medium, large]
 
 
 def test_recall_by_group():
@@ -122,15 +123,16 @@ def test_size_and_density_errors_by_hand():
     patches = replace(ellipse_patches(1), index=index(1))
 
     def signed(truth, found, classes):
-        run = Run(KEYS, found, Truth(truth, [0], classes, "test"), patches)
-        return errors.image_errors([run], CHOSEN).set_index("class")
+        labelled = replace(patches, table=truth.assign(instance=1), classes=classes)
+        seen, known = errors.audit_runs([run_of(labelled, found)], CHOSEN, 0.5)
+        return errors.image_errors(seen, known, 64).set_index("class")
 
-    table = signed(truth, found, {1: "loop", 2: "dot"})
+    table = signed(truth, found, ("loop", "dot"))
     assert table.loc["loop", "density_error"] == -0.5 and table.loc["dot", "density_error"] == 0
     assert table.loc["loop", "size_error"] == pytest.approx(12 / 15 - 1)
     assert np.isnan(table.loc["dot", "size_error"])  # the truth has no uncut dot
     assert table.loc["all", "density_error"] == pytest.approx(-1 / 3)
-    assert signed(truth.assign(**{"class": 1}), found.assign(label=1), {1: "loop"}).index.tolist() == ["all"]
+    assert signed(truth.assign(**{"class": 1}), found.assign(label=1), ("loop",)).index.tolist() == ["all"]
 
 
 def test_micrographs_are_the_units_of_size_and_density():
@@ -146,25 +148,24 @@ def test_micrographs_are_the_units_of_size_and_density():
 def test_average_precision():
     patches = ellipse_patches(12, seed=4)
     perfect = patches.table.rename(columns={"class": "label"}).assign(score=0.9)
-    classes = {1: "a", 2: "b", 3: "c", 4: "absent"}
+    truth = replace(truth_of(patches), classes={1: "a", 2: "b", 3: "c", 4: "absent"})
 
     def scored(found):
-        return coco_average_precision(found, Truth(patches.table, [*range(12)], classes, "")).set_index("class")
+        return coco_average_precision(found, truth).set_index("class")
 
     table = scored(perfect)
-    assert list(table.index) == [*classes.values(), IGNORED]
+    assert list(table.index) == [*truth.classes.values(), IGNORED]
     assert np.allclose(table.drop("absent"), 1) and table.loc["absent"].isna().all()
-    assert mean_precision(table.assign(arm="EXP").reset_index(), ["arm"]).loc["EXP", "mAP50"] == 1
     wrong = scored(perfect.assign(label=perfect["label"] % 3 + 1))["AP50"]
     assert wrong[IGNORED] == 1 and wrong[["a", "b", "c"]].eq(0).all()
     assert scored(perfect[:0])["AP50"].drop("absent").eq(0).all()
-    runs = precision_runs([run_of(patches, noisy(patches, 1))])
-    assert (runs["AP50"] >= runs["AP"]).all() and runs["seed"].eq(1).all()
+    other = scored(noisy(patches, 1)).drop("absent")
+    assert (other["AP50"] >= other["AP"]).all()
 
 
 def test_average_precision_by_hand():
     # Two truths; the better score is false, the next right: precision 1/2 up to recall 1/2, which are 51 of 101 points.
     truth = truths((0, 0, 0, 10, 10, 1), (0, 30, 30, 40, 40, 1))
     found = predictions((0, 50, 50, 60, 60, 0.9, 1), (0, 0, 0, 10, 10, 0.8, 1))
-    table = coco_average_precision(found, Truth(truth, [0], {1: "a"}, "")).set_index("class")
-    assert table.loc["a", "AP50"] == pytest.approx(0.5 * 51 / 101)
+    table = coco_average_precision(found, truth_table(truth, 1, 1)).set_index("class")
+    assert table.loc["class 1", "AP50"] == pytest.approx(0.5 * 51 / 101)

@@ -15,7 +15,6 @@ from test_scores import BOX, noisy
 from companion.errors import CompanionError
 from companion.evaluation import runs, sliders, thresholds
 from companion.evaluation.scores import Counts
-from companion.evaluation.sliders import COLUMNS
 from companion.geometry import encode_rle
 from companion.provenance import write_table
 
@@ -26,32 +25,24 @@ IOU, CONFIDENCE = [0.3, 0.5], [0.1, 0.3, 0.5, 0.7]
 def study(request, tmp_path_factory):
     """Two arms with two seeds, read from files."""
     test, val = (ellipse_patches(n, seed=s, classes=request.param) for n, s in ((24, 1), (12, 3)))
-    found = []
+    found, held_back = [], []
     for number, (arm, misses) in enumerate((("EXP", 0.4), ("EXP", 0.4), ("EXP+GEN", 0.2), ("EXP+GEN", 0.2))):
         folder, here = tmp_path_factory.mktemp("predictions"), noisy(test, number, misses=misses)
         y, x = np.mgrid[:64, :64] + 0.5
         masks = np.stack([(x > a) & (x < c) & (y > b) & (y < d) for a, b, c, d in here[BOX].to_numpy()])
         write_table(folder / "test.parquet", here.assign(mask=encode_rle(masks)))
-        write_table(folder / "val.parquet", noisy(val, number, misses=misses))
         keys = {"split": "1", "n_train": 10, "arm": arm, "seed": number}
-        found.append(runs.read_run(keys, folder, test, val))
+        found.append(runs.read_run(keys, folder / "test.parquet", test))
+        held_back.append(runs.Run(keys, noisy(val, number, misses=misses), val))
     counts = runs.count_runs(found, IOU, CONFIDENCE)
     measure = "f1_hm" if request.param > 1 else "f1_detect"
-    return found, counts, runs.tabulate_runs(found, counts), measure
-
-
-def test_every_detector_is_scored(study):
-    found, _, scores, measure = study
-    assert len(scores) == 4 * 2 * 4 and scores["split"].eq("1").all() and scores["n_train"].eq(10).all()
-    assert scores.groupby("arm")["seed"].unique().map(list).to_dict() == {"EXP": [0, 1], "EXP+GEN": [2, 3]}
-    assert scores["f1_hm"].isna().all() == (measure == "f1_detect")
-    assert len(found[0].patches) == 24 and len(found[0].val.patches) == 12
+    return found, counts, runs.tabulate_runs(found, counts), measure, held_back
 
 
 def test_predictions_of_other_patches_are_refused(tmp_path):
     write_table(tmp_path / "test.parquet", noisy(ellipse_patches(24, seed=1), 0))
-    with pytest.raises(CompanionError, match=r"test\.parquet.*split 1(?s:.*)unknown patch"):
-        runs.read_run({"split": "1"}, tmp_path, ellipse_patches(4, seed=1))
+    with pytest.raises(CompanionError, match=r"test\.parquet(?s:.*)unknown patch"):
+        runs.read_run({"split": "1"}, tmp_path / "test.parquet", ellipse_patches(4, seed=1))
 
 
 def test_rules_are_compared_on_boxes_and_masks(study):
@@ -88,77 +79,60 @@ def swept(pairs: list[list[int]], predicted: list[list[int]], truths: int = 10) 
     return Counts(matched, np.array(predicted), known, (0.5,), (0.3, 0.6), (1,))
 
 
-def detector(patches: int, val: int = 0, seed: int = 1) -> runs.Run:
+def detector(patches: int, seed: int = 1) -> runs.Run:
     index = pd.DataFrame({"image": [f"{k}.png" for k in range(patches)]})
-    empty = replace(ellipse_patches(1), index=index)
     keys = {"split": "1", "n_train": 4, "arm": "EXP", "seed": seed}
-    return runs.Run(keys, pd.DataFrame(), None, empty, detector(val) if val else None)
+    return runs.Run(keys, pd.DataFrame(), replace(ellipse_patches(1), index=index))
 
 
-def optimism(found, counts, val_counts, measure="f1_detect"):
-    return thresholds.optimism(found, counts, val_counts, 0.5, measure, np.random.default_rng(0), 20, 0.9)
+def optimism(test, validation, measure="f1_detect"):
+    return thresholds.optimism(test, validation, 0.5, measure, np.random.default_rng(0), 20, 0.9)
 
 
 def test_optimism_of_a_threshold_chosen_on_test():
-    test = swept([[8, 6]] * 3, [[10, 6]] * 3)  # F1_detect 16/20 = 0.8 and 12/16 = 0.75: best at 0.3
-    validation = swept([[8, 6]] * 2, [[20, 6]] * 2)  # 16/30 and 12/16: best at 0.6
-    row = optimism([detector(3, 2)], [test], [validation]).iloc[0]
+    test = [(detector(3), swept([[8, 6]] * 3, [[10, 6]] * 3))]  # F1_detect 16/20 = 0.8 and 12/16 = 0.75: best at 0.3
+    validation = [(detector(2), swept([[8, 6]] * 2, [[20, 6]] * 2))]  # 16/30 and 12/16: best at 0.6
+    row = optimism(test, validation).iloc[0]
     assert (row["on_test"], row["on_validation"]) == (0.3, 0.6)
     # All micrographs are alike, so whichever are drawn the optimism is the same.
     columns = ["best_on_test", "chosen_on_validation", "optimism", "low", "high"]
     assert row[columns].tolist() == pytest.approx([0.8, 0.75, 0.05, 0.05, 0.05])
     assert (row["seeds"], row["test_micrographs"], row["validation_micrographs"]) == (1, 3, 2)
-    undefined = optimism([detector(3, 2)], [test], [validation], "f1_hm")
-    assert undefined[["on_validation", "optimism", "low"]].isna().all(axis=None)
+    assert optimism(test, validation, "f1_hm")[["on_validation", "optimism", "low"]].isna().all(axis=None)
+    alone = optimism(test, []).iloc[0]
+    assert (alone["on_test"], alone["validation_micrographs"]) == (0.3, 0) and alone[
+        ["on_validation", *columns[1:]]
+    ].isna().all()
 
 
 def test_a_seed_without_a_score_takes_its_threshold_out_of_the_choice():
     counts = [swept([[8, 6]], [[10, 6]]), swept([[8, 0]], [[10, 0]], truths=0)]  # 0/0 at 0.6
-    found = optimism([detector(1, 1, seed) for seed in (1, 2)], counts, counts)
+    counted = [(detector(1, seed), own) for seed, own in enumerate(counts)]
+    found = optimism(counted, counted)
     assert (found["on_validation"].tolist(), found["seeds"].tolist()) == ([0.3], [2])
 
 
-def test_halves_of_the_test_micrographs_stand_in_where_none_are_held_back():
-    # Two micrographs, whose best thresholds differ: 16/20 against 12/16, and 16/30 against 12/16.
-    row = optimism([detector(2)], [swept([[8, 6], [8, 6]], [[10, 6], [20, 6]])], []).iloc[0]
-    assert row["best_on_test"] > row["chosen_on_validation"] and row["optimism"] > 0.05
-    assert np.isnan(row["on_validation"]) and np.isnan(row["low"]) and row["validation_micrographs"] == 0
-
-
 def test_the_threshold_that_is_best_on_test_flatters_unless_test_chose_it(study):
-    found, counts, scores, measure = study
+    found, counts, scores, measure, held_back = study
     chosen = thresholds.operating_points(scores, 0.5, measure, 0.5).set_index("arm")["confidence"].rename("on_test")
-    honest = optimism(found, counts, runs.count_runs([run.val for run in found], IOU, CONFIDENCE), measure)
-    itself = optimism([replace(run, val=run) for run in found], counts, counts, measure)
+    test = list(zip(found, counts, strict=True))
+    honest = optimism(test, list(zip(held_back, runs.count_runs(held_back, IOU, CONFIDENCE), strict=True)), measure)
+    itself = optimism(test, test, measure)
     assert honest.set_index("arm")["on_test"].equals(chosen) and itself["on_validation"].equals(itself["on_test"])
     assert (honest["optimism"].dropna() >= 0).all() and (honest["low"].dropna() >= 0).all()
     assert itself["optimism"].eq(0).all()
 
 
 def test_the_page_with_sliders_is_one_piece(study):
-    found, counts, _, measure = study
-    page = sliders.explorer(found, counts, "truth-greedy", (0.5, 0.5), "a < b")
-    assert "a &lt; b" in page and page.count("<script>") == 1 and "NaN" not in page
+    found, _, scores, measure, _ = study
+    page = sliders.explorer(found, scores, "truth-greedy", (0.5, 0.5), "a < b")
+    assert "a &lt; b" in page and page.count("<script>") == 1 and "NaN" not in page and page.count("<svg") == 6
     assert not re.search(r"(src|href)\s*=\s*[\"']?(https?:)?//", page)
     data = json.loads(re.search(r"const data = (.*), root =", page)[1])
-    assert data["start"] == [1, 2] and list(data["arms"]) == ["EXP", "EXP+GEN"] and len(data["pictures"]) == 6
-    patch = int(re.search(r"patch (\d+)", page)[1])
-    scores = found[0].predictions.loc[found[0].predictions["patch"] == patch, "score"]
-    assert data["pictures"][0]["found"]["EXP"]["kept"] == [(scores >= c).sum() for c in CONFIDENCE]
-    # Without scripts: the table, and the detections of the first arm where the sliders start.
-    still, shown = page.split("<script>")[0], [picture["found"]["EXP"] for picture in data["pictures"]]
-    assert still.count("<svg") == 6 and still.count("<tr>") == 3 and all(name in still for _, name, _ in COLUMNS)
-    assert (still.count("undefined") == 0) == (measure == "f1_hm")
-    matched = [pair >= 0 for picture in shown for pair in picture["pairs"][1][2]]
-    assert still.count("<rect") == sum(picture["kept"][2] for picture in shown) > 0
-    assert still.count('dasharray="none"') == sum(matched) and still.count("<circle") == len(matched) - sum(matched)
-
-
-def test_patches_that_change_under_both_sliders_come_first_and_from_every_micrograph():
-    pairs = np.zeros((5, 2, 2, 1, 1), dtype=int)
-    pairs[:, 0, 0] = 2
-    pairs[0, 1, 0] = 2  # patch 0: the IoU changes nothing
-    pairs[3] = 1  # patch 3: nothing changes
-    counts, still = (replace(swept([[0, 0]] * 5, [[3, 3]] * 5), pairs=p) for p in (pairs, np.ones_like(pairs)))
-    assert sliders.lively_patches([counts], list("aaabb")).tolist() == [1, 4, 2, 0, 3]
-    assert sliders.lively_patches([counts, still], list("aaabb")).tolist() == [0, 3, 1, 4, 2]
+    assert data["start"] == [1, 2] and list(data["scores"]) == list(data["found"]) == ["EXP", "EXP+GEN"]
+    patch = int(re.search(r"test patch (\d+)", page)[1])
+    here = found[0].predictions.loc[found[0].predictions["patch"] == patch, "score"]
+    assert data["found"]["EXP"][0]["kept"] == [(here >= c).sum() for c in CONFIDENCE]
+    own = scores[(scores["arm"] == "EXP") & (scores["iou_threshold"] == 0.5) & (scores["confidence"] == 0.1)]
+    shown = dict(zip(data["columns"], ["EXP", *data["scores"]["EXP"][1 * len(CONFIDENCE)]], strict=True))
+    assert shown["tp"] == own["tp"].mean() and (shown["f1_hm"] == "") == (measure == "f1_detect")

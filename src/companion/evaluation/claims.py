@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import pandas as pd
 
@@ -55,12 +56,12 @@ CLAIMS = (
     ),
     *(
         Claim(name, f"the gain at N={n_train} is significant", f"{p} (paired t-test, split 1, 4 runs)", "text",
-              "09_significance", verdicts.significance_at(n_train, True), SIGNIFICANT)
+              "09_significance", partial(verdicts.significance_at, n_train=n_train, significant=True), SIGNIFICANT)
         for name, n_train, p in (("C3", 50, "p = 0.0008"), ("C4", 100, "p = 0.0013"))
     ),
     Claim(
         "C5", "the gain at N=10 is not conclusive", "p = 0.069 (same test)", "text", "09_significance",
-        verdicts.significance_at(10, False),
+        partial(verdicts.significance_at, n_train=10, significant=False),
         "The same test. Reproduced: its interval holds both zero and 0.02. Not reproduced: it excludes one of them. "
         "Cannot be compared: fewer than 4 pairs.",
     ),
@@ -119,9 +120,9 @@ def judge_claims(e: Evidence) -> pd.DataFrame:
 
     Returns
     -------
-    id, claim, paper, where (in the paper), rule, verdict, reason, ours (in words), value, low, high, n, tolerance
-    (undefined where there is none), notebook
+    id, claim, paper, where (in the paper), rule, verdict, reason, ours (in words), tolerance (undefined where there is
+    none), notebook
     """
-    rows = [asdict(claim) | asdict(claim.judge(e)) for claim in CLAIMS]
-    said = ["id", "claim", "paper", "where", "rule", "verdict", "reason", "ours"]
-    return pd.DataFrame(rows)[[*said, "value", "low", "high", "n", "tolerance", "notebook"]]
+    rows = pd.DataFrame([asdict(claim) | asdict(claim.judge(e)) for claim in CLAIMS])
+    columns = ["id", "claim", "paper", "where", "rule", "verdict", "reason", "ours", "tolerance", "notebook"]
+    return rows[columns]

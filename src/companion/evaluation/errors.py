@@ -1,16 +1,20 @@
-"""What kind of errors a detector makes, for which classes and sizes, and what a materials scientist reads off it."""
+"""Kinds of errors of a detector, for which classes and sizes; what a materials scientist reads off it; and COCO's
+average precision, for comparison with everyone else's detectors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+import io
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
-from companion.evaluation.conditions import CONDITION, RUN, confidence_of
-from companion.evaluation.formats import BOX
+from companion.evaluation.formats import BOX, Truth
 from companion.evaluation.matching import Matching, match_once
 from companion.evaluation.runs import Run
+from companion.evaluation.scores import rows_of
+from companion.evaluation.wording import ARM, RUN
 from companion.geometry import box_iou
 from companion.stats import cluster_weights, percentile_interval
 
@@ -18,12 +22,13 @@ CORRECT, CLASS, DUPLICATE, LOCALISATION, BACKGROUND, MISSED = (
     "correct", "class", "duplicate", "localisation", "background", "missed")  # fmt: skip
 ERRORS = (CLASS, DUPLICATE, LOCALISATION, BACKGROUND, MISSED)
 SIZES = ("small (≤ 16 px)", "medium (≤ 32 px)", "large (> 32 px)")
+IGNORED = "class ignored"  # average precision of the detection alone
 GROUPINGS = ("class", "size", "pixel size")
 BACKGROUND_IOU = 0.1  # below it a box lies on nothing, as in TIDE (Bolya et al. 2020)
 
 
 def audit(
-    predictions: pd.DataFrame, truths: pd.DataFrame, index: pd.DataFrame, iou: float, confidence: float,
+    predictions: pd.DataFrame, truths: pd.DataFrame, index: pd.DataFrame, iou: float,
     matching: Matching = "truth-greedy",
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
     """What became of every prediction and of every truth.
@@ -34,35 +39,33 @@ def audit(
 
     Parameters
     ----------
-    predictions : patch, x1, y1, x2, y2 (px), score, label
+    predictions : those that count: patch, x1, y1, x2, y2 (px), score, label
     truths : patch, x1, y1, x2, y2 (px), class
     index : patch, image, pixel_size_nm
 
     Returns
     -------
-    predictions, truths : row (in the table it came from; for predictions among those that count), patch, image,
-    pixel_size_nm, class, error, size_px (long side of the box), x1, y1, x2, y2, score (NaN for truths)
+    predictions, truths : row (in the table it came from), patch, image, pixel_size_nm, class, error, size_px (long
+    side of the box), size (its group), x1, y1, x2, y2, score (NaN for truths)
     """
-    chosen = predictions[predictions["score"] >= confidence].reset_index(drop=True)
-    boxes, truth_boxes = chosen[BOX].to_numpy(dtype=float), truths[BOX].to_numpy(dtype=float)
-    labels, codes = chosen["label"].to_numpy(), truths["class"].to_numpy()
-    error, truth_error = np.full(len(chosen), BACKGROUND, dtype=object), np.full(len(truths), MISSED, dtype=object)
-    groups, truth_groups = chosen.groupby("patch").indices, truths.reset_index(drop=True).groupby("patch").indices
-    for patch in groups.keys() & truth_groups.keys():
-        rows, own = groups[patch], truth_groups[patch]
+    boxes, truth_boxes = predictions[BOX].to_numpy(dtype=float), truths[BOX].to_numpy(dtype=float)
+    scores, labels, codes = predictions["score"].to_numpy(), predictions["label"].to_numpy(), truths["class"].to_numpy()
+    error, truth_error = np.full(len(boxes), BACKGROUND, dtype=object), np.full(len(truths), MISSED, dtype=object)
+    patches = index["patch"].tolist()
+    for rows, own in zip(rows_of(predictions, patches), rows_of(truths, patches), strict=True):
         overlap = box_iou(truth_boxes[own], boxes[rows])  # (T, M)
-        best = overlap.max(axis=0)
+        best = overlap.max(axis=0, initial=0)
         error[rows] = np.where(best >= iou, DUPLICATE, np.where(best >= BACKGROUND_IOU, LOCALISATION, BACKGROUND))
-        pairs = match_once(overlap, chosen["score"].to_numpy()[rows], boxes[rows], iou, matching)
+        pairs = match_once(overlap, scores[rows], boxes[rows], iou, matching)
         for truth, prediction in zip(own[pairs >= 0], rows[pairs[pairs >= 0]], strict=True):
             error[prediction] = truth_error[truth] = CORRECT if labels[prediction] == codes[truth] else CLASS
-    named = index[["patch", "image", "pixel_size_nm"]]
     tables = []
-    for table, sides, code, what in ((chosen, boxes, labels, error), (truths, truth_boxes, codes, truth_error)):
-        known = {"row": np.arange(len(table)), "class": code, "error": what,
-                 "size_px": (sides[:, 2:] - sides[:, :2]).max(axis=1, initial=0)}  # fmt: skip
+    for table, sides, code, what in ((predictions, boxes, labels, error), (truths, truth_boxes, codes, truth_error)):
+        size_px = (sides[:, 2:] - sides[:, :2]).max(axis=1, initial=0)
+        known = {"row": np.arange(len(table)), "class": code, "error": what, "size_px": size_px}
         described = table.reindex(columns=["patch", *BOX, "score"]).reset_index(drop=True).assign(**known)
-        tables.append(described.merge(named, on="patch", how="left"))
+        described["size"] = pd.cut(size_px, [0, 16, 32, np.inf], labels=list(SIZES), include_lowest=True)
+        tables.append(described.merge(index[["patch", "image", "pixel_size_nm"]], on="patch", how="left"))
     return tables[0], tables[1]
 
 
@@ -73,39 +76,30 @@ def audit_runs(
 
     Returns
     -------
-    predictions, truths : the tables of `audit` with split, n_train, arm, seed; class is a name; size and pixel size
-        (nm) are groups
+    predictions, truths : the tables of `audit` with split, n_train, arm, seed; class is a name, pixel size a group
     """
     audits = [
-        [table.assign(**run.keys) for table in audit(
-            run.predictions, run.truth.table, run.patches.index, iou, confidence_of(run.keys, chosen), matching)]
+        [table.assign(**run.keys)
+         for table in audit(run.confident(chosen), run.patches.table, run.patches.index, iou, matching)]
         for run in found
     ]  # fmt: skip
+    predictions, truths = (pd.concat(tables, ignore_index=True) for tables in zip(*audits, strict=True))
     classes = found[0].truth.classes
-    predictions, truths = (
-        table.assign(**{
-            "class": pd.Categorical(table["class"].map(classes), list(classes.values())),
-            "size": size_bins(table["size_px"]), "pixel size": table["pixel_size_nm"].map("{:g} nm".format),
-        })
-        for table in (pd.concat(tables, ignore_index=True) for tables in zip(*audits, strict=True))
-    )  # fmt: skip
+    for table in (predictions, truths):
+        table["class"] = pd.Categorical(table["class"].map(classes), list(classes.values()))
+        table["pixel size"] = table["pixel_size_nm"].map("{:g} nm".format)
     return predictions, truths
 
 
 def error_counts(predictions: pd.DataFrame, truths: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
-    """Errors of each kind per run, and inside groups.
+    """Errors of each kind per run, and inside groups, from the tables of `audit_runs`.
 
     A missed defect counts in the group of the defect; every other error, those on background too, in the group of the
     prediction: the class that it says and the size of its own box.
 
-    Parameters
-    ----------
-    predictions, truths : the tables of `audit_runs`
-    by : further columns to divide by, e.g. ["class"]
-
     Returns
     -------
-    split, n_train, arm, seed, columns of `by`, error, count, truths, per_truth (count over truths; NaN without any)
+    split, n_train, arm, seed, columns `by`, error, count, truths, per_truth (count over truths; NaN without any)
     """
     keys = [*RUN, *by]
     wrong = pd.concat([predictions[predictions["error"] != CORRECT], truths[truths["error"] == MISSED]])
@@ -144,61 +138,43 @@ def recall_table(truths: pd.DataFrame, rng: np.random.Generator, resamples: int,
     """`recall_by` each of `GROUPINGS` in which defects differ: by, split, n_train, arm, group, then its columns."""
     tables = {}
     for by in (by for by in GROUPINGS if by == "class" or truths[by].nunique() > 1):
-        groups = truths.groupby([*CONDITION, "arm"])[["row", "image", "error", by]]
+        groups = truths.groupby(ARM)[["row", "image", "error", by]]
         table = groups.apply(recall_by, by, rng, resamples, level).droplevel(-1).reset_index()
         tables[by] = table.rename(columns={by: "group"}).astype({"group": str})
     return pd.concat(tables, names=["by", None]).reset_index("by").reset_index(drop=True)
 
 
-def size_bins(size_px: Iterable[float]) -> pd.Series:
-    """COCO's idea at the size of defects: small up to 16 px, medium up to 32 px, large above (long side of the box)."""
-    return pd.Series(pd.cut(list(size_px), [0, 16, 32, np.inf], labels=list(SIZES), include_lowest=True))
+def image_errors(predictions: pd.DataFrame, truths: pd.DataFrame, size_px: int) -> pd.DataFrame:
+    """Errors of defect size and areal density, image by image, from the tables of `audit_runs`, without any matching.
 
-
-def image_errors(found: Sequence[Run], chosen: pd.DataFrame) -> pd.DataFrame:
-    """Errors of defect size and areal density, image by image, without any matching; each arm at its own confidence.
-
-    Size is the mean long side of the boxes that no patch border cuts; density is the number per area, cut ones
-    included. Both are what a reader of the micrograph would tabulate.
+    Size is the mean long side of the boxes that no border of the patches (side `size_px`) cuts; density is the number
+    per area, cut ones included. Both are what a reader of the micrograph would tabulate.
 
     Returns
     -------
     split, n_train, arm, seed, image, class (name, or "all"), truths, found, density_error and size_error (relative,
-    signed; NaN where the truth has none of the class, or either has no uncut box)
+    signed; NaN where either has no uncut box); images and classes that the truth has
     """
-    tables = []
-    for run in found:
-        names, patches, columns = run.truth.classes, run.patches, {}
-        every = [patches.index["image"].unique(), ["all", *names.values()] if len(names) > 1 else ["all"]]
-        every = pd.MultiIndex.from_product(every, names=["image", "class"])
-        counted = run.predictions[run.predictions["score"] >= confidence_of(run.keys, chosen)]
-        for name, table in (("truths", run.truth.table), ("found", counted.rename(columns={"label": "class"}))):
-            boxes = table[BOX].to_numpy(dtype=float)
-            cut = (boxes[:, :2] < 1).any(axis=1) | (boxes[:, 2:] > patches.size - 1).any(axis=1)
-            own = table[["patch", "class"]].merge(patches.index[["patch", "image", "pixel_size_nm"]], how="left")
-            long_nm = (boxes[:, 2:] - boxes[:, :2]).max(axis=1, initial=0) * own["pixel_size_nm"]
-            own = own.assign(nm=long_nm.where(~cut), **{"class": own["class"].map(names)})
-            groups = pd.concat([own, own.assign(**{"class": "all"})]).groupby(["image", "class"])["nm"]
-            columns |= {name: groups.size().reindex(every, fill_value=0), f"{name}_nm": groups.mean().reindex(every)}
-        table = pd.DataFrame(columns)
-        density = table["found"] / table["truths"].where(table["truths"] > 0) - 1
-        table = table.assign(density_error=density, size_error=table["found_nm"] / table["truths_nm"] - 1)
-        tables.append(table.drop(columns=["truths_nm", "found_nm"]).reset_index().assign(**run.keys))
-    return pd.concat(tables, ignore_index=True)
+    columns = {}
+    for name, table in (("truths", truths), ("found", predictions)):
+        cut = (table[["x1", "y1"]] < 1).any(axis=1) | (table[["x2", "y2"]] > size_px - 1).any(axis=1)
+        own = table.assign(nm=(table["size_px"] * table["pixel_size_nm"]).where(~cut))
+        several = [own.astype({"class": str})] if len(table["class"].cat.categories) > 1 else []
+        groups = pd.concat([own.assign(**{"class": "all"}), *several]).groupby([*RUN, "image", "class"])["nm"]
+        columns |= {name: groups.size(), f"{name}_nm": groups.mean()}
+    table = pd.DataFrame(columns).dropna(subset="truths").fillna({"found": 0})
+    density, size = (table[f"found{unit}"] / table[f"truths{unit}"] - 1 for unit in ("", "_nm"))
+    return table[["truths", "found"]].assign(density_error=density, size_error=size).reset_index()
 
 
 def materials_table(errors: pd.DataFrame, rng: np.random.Generator, resamples: int, level: float) -> pd.DataFrame:
-    """Mean absolute and signed relative errors over images, with bootstrap intervals over images.
-
-    Parameters
-    ----------
-    errors : of `image_errors`; an image that several seeds scored counts once, as their mean
+    """Means of `image_errors` over images, with bootstrap intervals; an image counts once, as the mean of its seeds.
 
     Returns
     -------
     split, n_train, arm, class, quantity ("density", "size"), images, error, low, high (mean absolute), bias (signed)
     """
-    by = [*CONDITION, "arm", "class", "quantity"]
+    by = [*ARM, "class", "quantity"]
     long = errors.melt([*by[:-1], "image"], ["density_error", "size_error"], "quantity", "bias")
     long = long.assign(error=long["bias"].abs(), quantity=long["quantity"].str.removesuffix("_error"))
     rows = []
@@ -208,3 +184,41 @@ def materials_table(errors: pd.DataFrame, rng: np.random.Generator, resamples: i
         means = weights @ own["error"].to_numpy() / len(own) if len(own) > 1 else np.full(resamples, np.nan)
         rows.append((*keys, len(own), own["error"].mean(), *percentile_interval(means, level), own["bias"].mean()))
     return pd.DataFrame(rows, columns=[*by, "images", "error", "low", "high", "bias"])
+
+
+def coco_average_precision(predictions: pd.DataFrame, truth: Truth) -> pd.DataFrame:
+    """AP over box IoU 0.50 to 0.95, at 0.50 and at 0.75, per class, and with class ignored.
+
+    Returns
+    -------
+    class (name, or "class ignored"), AP, AP50, AP75; NaN for a class without truths
+    """
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    sets, rows = [], []
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports progress by printing
+        for table in (truth.table.assign(score=1.0), predictions.rename(columns={"label": "class"})):
+            boxes = np.array(table[BOX], dtype=float)
+            boxes[:, 2:] -= boxes[:, :2]  # COCO has width and height
+            entries = enumerate(zip(table["patch"], table["class"], table["score"], boxes.tolist(), strict=True), 1)
+            sets.append(COCO())
+            sets[-1].dataset = {
+                "images": [{"id": int(patch)} for patch in truth.patches],
+                "categories": [{"id": int(code)} for code in truth.classes],
+                "annotations": [
+                    {"id": k, "image_id": int(patch), "category_id": int(code), "score": float(score), "bbox": box,
+                     "area": box[2] * box[3], "iscrowd": 0} for k, (patch, code, score, box) in entries
+                ],
+            }  # fmt: skip
+            sets[-1].createIndex()
+        for use_classes in (1, 0):
+            evaluation = COCOeval(*sets, "bbox")
+            evaluation.params.useCats, evaluation.params.maxDets = use_classes, [1, 10, 1000]
+            evaluation.evaluate()
+            evaluation.accumulate()
+            precision = evaluation.eval["precision"][:, :, :, 0, -1]  # (10 IoU, 101 recalls, K); -1: no truths
+            over_recall = np.where(precision < 0, np.nan, precision).mean(axis=1)  # (10, K)
+            names = [truth.classes[code] for code in evaluation.params.catIds] if use_classes else [IGNORED]
+            rows += [(name, ap.mean(), ap[0], ap[5]) for name, ap in zip(names, over_recall.T, strict=True)]
+    return pd.DataFrame(rows, columns=["class", "AP", "AP50", "AP75"])

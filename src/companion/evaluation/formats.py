@@ -17,8 +17,7 @@ from companion.micrographs.patches import Patches, load_patches
 
 BOX = ["x1", "y1", "x2", "y2"]
 PREDICTION_COLUMNS = ["patch", *BOX, "score", "label"]
-TRUTH_COLUMNS = ["patch", *BOX, "class"]
-_SHOWN = 50  # problems of one file that are listed
+SHOWN = 50  # problems of one file that are listed
 _EXPECTED = "predictions should be a parquet file, or a JSON list of COCO results (detectron2 writes one too)"
 
 
@@ -30,15 +29,13 @@ class Truth:
     ----------
     table : columns patch, x1, y1, x2, y2 (px), class (and instance, of a patches folder); one row per defect, in
         file order
-    patches : every patch, those without defects too
+    patches : every patch, those without defects too (of COCO files the image ids)
     classes : class code -> name
-    source : where it was read from, for messages
     """
 
     table: pd.DataFrame
     patches: list[int]
     classes: dict[int, str]
-    source: str
 
 
 _Number = Annotated[float, Field(strict=True)]
@@ -56,30 +53,21 @@ class _Result(_Annotation):
 
 
 def read_truth(path: Path) -> Truth:
-    """Truths of a patches folder or a COCO annotations JSON.
-
-    Raises
-    ------
-    CompanionError
-        If it is neither, or lists annotations that cannot be used.
-    """
+    """Truths of a patches folder or a COCO annotations JSON; a `CompanionError` lists what cannot be used."""
     if path.is_dir():
-        return truth_of(load_patches(path), str(path))
+        return truth_of(load_patches(path))
     document = read_coco(path)
-    table = _table(_valid(_Annotation, document["annotations"], "annotation", path), "class")
+    table = _table(_valid(_Annotation, document["annotations"], path)).drop(columns="score")
     names = {category["id"]: category["name"] for category in document["categories"]}
-    truth = Truth(table, [image["id"] for image in document["images"]], names, str(path))
-    found = [] if truth.patches else ["there are no images to score"]
-    _refuse(f"{path}: truths that cannot be used", found + _unusable(table, truth, "annotation", "image", "category"))
+    truth = Truth(table.rename(columns={"label": "class"}), [image["id"] for image in document["images"]], names)
+    _refuse(path, [] if truth.patches else ["there are no images to score"], table, truth)
     return truth
 
 
-def truth_of(patches: Patches, source: str) -> Truth:
-    """Truths of patches; instances that cannot be used raise a `CompanionError`."""
-    table = patches.table[[*TRUTH_COLUMNS, "instance"]].reset_index(drop=True)
-    truth = Truth(table, patches.index["patch"].tolist(), dict(enumerate(patches.classes, start=1)), source)
-    _refuse(f"{source}: instances that cannot be used", _unusable(table, truth, "instance", "patch", "class"))
-    return truth
+def truth_of(patches: Patches) -> Truth:
+    """Truths of patches, by the number of the patch."""
+    table = patches.table[["patch", *BOX, "class", "instance"]].reset_index(drop=True)
+    return Truth(table, patches.index["patch"].tolist(), dict(enumerate(patches.classes, start=1)))
 
 
 def read_predictions(path: Path, truth: Truth) -> pd.DataFrame:
@@ -102,16 +90,11 @@ def read_predictions(path: Path, truth: Truth) -> pd.DataFrame:
         )
     if not path.is_file():
         raise CompanionError(f"{path}: no such file; {_EXPECTED}")
-    words = ("result", "image", "category") if path.suffix == ".json" else ("row", "patch", "class")
-    if path.suffix == ".json":
-        items = _valid(_Result, path.read_bytes(), "result", path)
-        table = _table(items, "label").assign(score=np.array([item.score for item in items], dtype=float))
-    else:
-        table = _parquet_predictions(path)
+    is_json = path.suffix == ".json"
+    table = _table(_valid(_Result, path.read_bytes(), path)) if is_json else _parquet_predictions(path)
     wrong = np.flatnonzero(~table["score"].between(0, 1))  # NaN is wrong too
-    found = [f"{words[0]} {n + 1}: score {table['score'].iloc[n]} is not in [0, 1]" for n in wrong]
-    title = f"{path}: predictions that cannot be used (truths: {truth.source})"
-    _refuse(title, _unusable(table.rename(columns={"label": "class"}), truth, *words) + found)
+    found = [f"entry {n + 1}: score {table['score'].iloc[n]} is not in [0, 1]" for n in wrong]
+    _refuse(path, found, table, truth)
     return table
 
 
@@ -127,57 +110,43 @@ def _parquet_predictions(path: Path) -> pd.DataFrame:
     table = table[[*PREDICTION_COLUMNS, *(["mask"] if "mask" in table else [])]].reset_index(drop=True)
     if len(table) == 0:
         table = table.astype(dict.fromkeys(PREDICTION_COLUMNS, float))
-    wrong = {c: "numbers" for c in PREDICTION_COLUMNS if not is_numeric_dtype(table[c])}
-    if not wrong:
-        wrong = {c: "whole numbers" for c in ("patch", "label") if (table[c] % 1 != 0).any()}
-    found = [f"{c} ({table[c].dtype}) should hold {what}" for c, what in wrong.items()]
-    _refuse(f"{path}: columns of the wrong type", found)
+    for column in PREDICTION_COLUMNS:
+        whole = column in ("patch", "label")
+        if not is_numeric_dtype(table[column]) or (whole and (table[column] % 1 != 0).any()):
+            what = "whole numbers" if whole else "numbers"
+            raise CompanionError(f"{path}: column {column} ({table[column].dtype}) should hold {what}")
     return table.astype({"patch": "int64", "label": "int64"})
 
 
-def _valid(model: type[BaseModel], items: Any, what: str, path: Path) -> list[Any]:
-    """Items of a JSON list, given as text or as read; everything that is not as `model` says in one error."""
+def _valid(model: type[BaseModel], items: Any, path: Path) -> list[Any]:
+    """Entries of a JSON list, given as text or as read; everything that is not as `model` says in one error."""
     adapter = TypeAdapter(list[model])  # type: ignore[valid-type]
     try:
         return adapter.validate_json(items) if isinstance(items, bytes) else adapter.validate_python(items)
     except ValidationError as error:
-        wrong = error.errors()
-    if not wrong[0]["loc"]:
-        raise CompanionError(f"{path} is no list of COCO {what}s: {wrong[0]['msg']}; {_EXPECTED}")
-    found = []
-    for item in wrong:
-        number, name = int(item["loc"][0]) + 1, " ".join(map(str, item["loc"][1:2]))
-        says = f"lacks {name}" if item["type"] == "missing" else f"{name} {item['input']!r:.60}: {item['msg']}"
-        found.append(f"{what} {number}: {says.strip()}")
-    raise problems(f"{path}: entries that cannot be used", _some(found))
+        found = [
+            f"entry {int(e['loc'][0]) + 1}: {' '.join(map(str, e['loc'][1:2]))} {e['input']!r:.60}: {e['msg']}"
+            if e["loc"] else f"{e['msg']}; {_EXPECTED}" for e in error.errors()
+        ]  # fmt: skip
+    raise problems(f"{path}: entries that cannot be used", found[:SHOWN])
 
 
-def _table(items: list[Any], code: str) -> pd.DataFrame:
+def _table(items: list[Any]) -> pd.DataFrame:
     boxes = np.array([item.bbox for item in items], dtype=float).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]  # COCO writes width and height
+    scores = np.array([getattr(item, "score", 1.0) for item in items], dtype=float)
     ids = np.array([(item.image_id, item.category_id) for item in items], dtype=np.int64).reshape(-1, 2)
-    return pd.concat([pd.DataFrame(ids, columns=["patch", code]), pd.DataFrame(boxes, columns=BOX)], axis=1)
+    return pd.DataFrame(boxes, columns=BOX).assign(patch=ids[:, 0], score=scores, label=ids[:, 1])[PREDICTION_COLUMNS]
 
 
-def _unusable(table: pd.DataFrame, truth: Truth, row: str, patch: str, category: str) -> list[str]:
+def _refuse(path: Path, found: list[str], table: pd.DataFrame, truth: Truth) -> None:
     """Unknown patches and classes, and boxes that are not finite or have a negative side; an empty box is a box."""
-    found = []
-    for name, known, what in (("patch", truth.patches, patch), ("class", sorted(truth.classes), category)):
-        if strange := sorted(set(table[name].tolist()) - set(known)):
-            shown = ", ".join(map(str, known[:10])) + (f" … ({len(known)} in all)" if len(known) > 10 else "")
-            found.append(f"unknown {what} {', '.join(map(str, strange[:10]))}: the truths have {shown or 'none'}")
+    for column, known, what in (("patch", truth.patches, "patch (image)"), ("label", truth.classes, "class")):
+        for strange in sorted(set(table[column]) - set(known)):
+            found.append(f"unknown {what} {strange}: the truths have {', '.join(map(str, known)):.60}")
     boxes = table[BOX].to_numpy(dtype=float)
-    finite = np.isfinite(boxes).all(axis=1)
-    for n in np.flatnonzero(~finite | (boxes[:, 2] < boxes[:, 0]) | (boxes[:, 3] < boxes[:, 1])):
-        what = "inverted: a side is negative" if finite[n] else "not finite"
-        found.append(f"{row} {n + 1}: box (x1, y1, x2, y2) = {tuple(boxes[n].tolist())} is {what}")
-    return found
-
-
-def _refuse(title: str, found: list[str]) -> None:
+    wrong = ~np.isfinite(boxes).all(axis=1) | (boxes[:, 2:] < boxes[:, :2]).any(axis=1)
+    for n in np.flatnonzero(wrong):
+        found.append(f"entry {n + 1}: box (x1, y1, x2, y2) = {tuple(boxes[n].tolist())} is inverted or not finite")
     if found:
-        raise problems(title, _some(found))
-
-
-def _some(found: list[str]) -> list[str]:
-    return found if len(found) <= _SHOWN else [*found[:_SHOWN], f"… and {len(found) - _SHOWN} more"]
+        raise problems(f"{path}: entries that cannot be used", found[:SHOWN])

@@ -20,13 +20,7 @@ MATCHINGS: tuple[str, ...] = get_args(Matching)
 
 
 def score_order(scores: NDArray, boxes: NDArray) -> NDArray[np.intp]:
-    """Order of predictions: highest score first, equal scores by box, so that file order never matters.
-
-    Parameters
-    ----------
-    scores : [M] confidences
-    boxes : [M, 4] px
-    """
+    """Order of predictions [M]: highest score first, equal scores by box [M, 4], so that file order never matters."""
     keys = np.asarray(boxes, dtype=float).reshape(-1, 4)
     return np.lexsort((keys[:, 3], keys[:, 2], keys[:, 1], keys[:, 0], -np.asarray(scores, dtype=float)))
 
@@ -51,16 +45,10 @@ def match(
     overlap : [T, M] IoU of truths (file order) and predictions (in `score_order`)
     kept : [C] how many predictions, from the first on, reach each confidence (see `kept`)
     iou : [I] smallest overlap of a pair; equality counts
-    matching : the rule
 
     Returns
     -------
     [I, C, T] index of the matched prediction in 0...M-1, or -1
-
-    Raises
-    ------
-    CompanionError
-        If `matching` is not a rule.
     """
     rules = dict(zip(MATCHINGS, (_truth_greedy, _score_greedy, _optimal), strict=True))
     if matching not in rules:

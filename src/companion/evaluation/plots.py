@@ -1,24 +1,34 @@
-"""Figures of scores and of what goes wrong: curves (Fig 3), sweeps, kinds of errors, close-ups."""
+"""Figures of notebooks 07 to 12: scores and gains of the arms, tests, errors, image quality, and the strip."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from companion.config.arms import ARMS
 from companion.evaluation.errors import ERRORS, MISSED
+from companion.evaluation.wording import CONDITION, NAMES, condition_name
+from companion.micrographs.patches import Patches
 from companion.plots import CLASS_COLORS
 
-NAMES = {"f1_detect": "$F1_{detect}$", "f1_class": "$F1_{class}$", "f1_hm": "$F1_{HM}$"}
 COLORS = {name: arm.colour for name, arm in ARMS.items()}
+LOOKS = {name: (arm.colour, arm.marker) for name, arm in ARMS.items()}
+Looks = Mapping[str, tuple[str, str]]  # colour and marker by name, in the order in which they are drawn
+
+
+def class_color(code: int) -> str:
+    """Colour of a class, by its code 1, 2, ..."""
+    return CLASS_COLORS[(int(code) - 1) % len(CLASS_COLORS)]
 
 
 def arms_in(table: pd.DataFrame) -> list[str]:
@@ -31,132 +41,174 @@ def defined_measures(scores: pd.DataFrame) -> list[str]:
     return [name for name in NAMES if scores[name].notna().any()]
 
 
-def draw_boxes(axes: Axes, boxes: NDArray, codes: Sequence[int], style: str = "-") -> None:
-    """Boxes [n, 4] in px on an image, coloured by class code."""
-    for (x1, y1, x2, y2), code in zip(boxes, codes, strict=True):
-        color = CLASS_COLORS[(int(code) - 1) % len(CLASS_COLORS)]
-        axes.add_patch(Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, ec=color, lw=1.6, ls=style))
+def draw_boxes(axes: Axes, boxes: ArrayLike, colors: Iterable[str]) -> None:
+    """Boxes [n, 4] in px on an image."""
+    for (x1, y1, x2, y2), color in zip(np.asarray(boxes), colors, strict=True):
+        axes.add_patch(Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, ec=color, lw=1.6))
+
+
+def intervals(axes: Axes, table: pd.DataFrame, by: str, value: str, hue: str, looks: Looks, orient: str = "x") -> None:
+    """A marker with its interval (columns low and high, if defined) for each row of `table`.
+
+    Parameters
+    ----------
+    by : column whose values, in the order of appearance, are the places along the axis `orient`, "x" or "y"
+    hue : column whose values stand side by side at a place, those of `looks`
+    """
+    places, names = list(dict.fromkeys(table[by])), [name for name in looks if (table[hue] == name).any()]
+    other = "y" if orient == "x" else "x"
+    for k, name in enumerate(names):
+        own, (color, marker) = table[table[hue] == name], looks[name]
+        at = own[by].map(places.index) + (k - (len(names) - 1) / 2) * 0.7 / max(4, len(names))
+        sizes = np.nan_to_num(own[["low", "high"]].sub(own[value], axis=0).abs().to_numpy(dtype=float).T)
+        points = {orient: at, other: own[value], f"{other}err": sizes}
+        axes.errorbar(**points, fmt=marker, color=color, capsize=3, ms=5, label=name)
+    limits = (-0.5, len(places) - 0.5)[:: 1 if orient == "x" else -1]
+    axes.set(**{f"{orient}ticks": range(len(places)), f"{orient}ticklabels": places, f"{orient}lim": limits})
+
+
+def interval_panels(
+    table: pd.DataFrame, panel: str, by: str, value: str, hue: str, looks: Looks, title: str, orient: str = "x"
+) -> tuple[Figure, list[Axes]]:
+    """`intervals` of each value of the column `panel`, four in a row, under one title and over one legend."""
+    parts = list(table.groupby(panel, sort=False))
+    columns, rows = min(4, len(parts)), -(-len(parts) // 4)
+    wide, high = (0.5 * table[by].nunique() * (orient == axis) for axis in "xy")
+    size = (1 + columns * (1.9 + wide), 1.1 + rows * (1.9 + high))
+    figure, grid = plt.subplots(rows, columns, squeeze=False, figsize=size, sharey=orient == "y")
+    for unused in grid.flat[len(parts) :]:
+        unused.remove()
+    for axes, (name, own) in zip(grid.flat, parts, strict=False):
+        intervals(axes, own, by, value, hue, looks, orient)
+        axes.set_title(textwrap.fill(str(name), 30))
+    legend_below(figure, grid[0][0])
+    figure.suptitle(title, fontsize=9)
+    return figure, list(grid.flat[: len(parts)])
+
+
+def legend_below(figure: Figure, axes: Axes) -> None:
+    """One legend for all panels, that of `axes`."""
+    handles, labels = axes.get_legend_handles_labels()
+    for panel in figure.axes:
+        panel.legend().remove()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(5, max(1, len(labels))))
 
 
 def score_curves(scores: pd.DataFrame, iou: float, arms: Sequence[str], note: str) -> Figure:
-    """Scores against confidence, arms in colour (Fig 3): every seed a thin line, their mean bold, their range a band.
+    """Scores against confidence (Fig 3): every seed a thin line, their mean bold, their range a band, the best dotted.
 
-    One row of axes per split and N, one column per measure that is defined. Means and bands are drawn where every
-    seed is defined.
+    A row of axes per split and N, a column per measure that is defined. Means and bands are drawn where every seed is
+    defined.
     """
     here = scores[np.isclose(scores["iou_threshold"], iou) & scores["arm"].isin(list(arms))]
-    measures, conditions = defined_measures(here) or ["f1_detect"], list(here.groupby(["split", "n_train"]))
-    figure, grid = plt.subplots(
-        max(1, len(conditions)), len(measures), squeeze=False, sharex=True, sharey="row",
-        figsize=(max(4.6, 1.2 + 2.9 * len(measures)), 0.8 + 2.3 * max(1, len(conditions))),
-    )  # fmt: skip
-    for row, ((split, n_train), table) in zip(grid, conditions, strict=False):
+    measures, conditions = defined_measures(here) or ["f1_detect"], list(here.groupby(CONDITION))
+    size = (max(4.6, 1.2 + 2.9 * len(measures)), 0.8 + 2.3 * len(conditions))
+    figure, grid = plt.subplots(len(conditions), len(measures), squeeze=False, sharex=True, sharey="row", figsize=size)
+    for row, (condition, table) in zip(grid, conditions, strict=True):
         for axes, measure in zip(row, measures, strict=True):
-            for arm in (arm for arm in arms if (table["arm"] == arm).any()):
-                _curve(axes, table[table["arm"] == arm], measure, arm)
-            axes.set(title=f"{NAMES[measure]}, split {split}, N = {n_train}", ylim=(0, 1))
-        row[0].set_ylabel("score")
-    for axes in grid[-1]:
-        axes.set_xlabel("confidence threshold")
-    handles, labels = grid[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(max(1, len(labels)), len(measures)))
-    figure.suptitle(f"Scores against confidence, box IoU ≥ {iou:g}\n{note}", fontsize=9)
+            defined = table[table.groupby(["arm", "confidence"])[measure].transform("count") == table["seed"].nunique()]
+            look = {"x": "confidence", "y": measure, "hue": "arm", "palette": COLORS, "hue_order": arms, "ax": axes}
+            sns.lineplot(table, units="seed", estimator=None, lw=0.6, alpha=0.6, legend=False, **look)
+            sns.lineplot(defined, errorbar=("pi", 100), style="arm", style_order=arms, dashes=False, lw=1.8, ms=4,
+                         markers=[ARMS[arm].marker for arm in arms], **look)  # fmt: skip
+            for arm, means in defined.groupby(["arm", "confidence"])[measure].mean().groupby("arm"):
+                axes.axvline(means.idxmax()[1], lw=0.8, ls=":", color=COLORS[arm])
+            title = f"{NAMES[measure]}, {condition_name(condition)}"
+            axes.set(title=title, ylim=(0, 1), xlabel="confidence threshold", ylabel="score")
+    legend_below(figure, grid[0][0])
+    title = f"Scores against confidence, box IoU ≥ {iou:g}; bold: mean of seeds, band: lowest to highest\n{note}"
+    figure.suptitle(title, fontsize=9)
     return figure
 
 
-def _curve(axes: Axes, table: pd.DataFrame, measure: str, arm: str) -> None:
-    wide = table.pivot_table(index="confidence", columns="seed", values=measure, dropna=False)
-    mean, style = wide.mean(axis=1, skipna=False), {"color": ARMS[arm].colour}
-    axes.plot(wide.index, wide.to_numpy(), lw=0.6, alpha=0.6, **style)
-    if wide.shape[1] > 1:
-        ends = wide.min(axis=1), wide.max(axis=1)
-        axes.fill_between(wide.index, *ends, where=wide.notna().all(axis=1), alpha=0.2, lw=0, **style)
-    label = f"{arm} (mean of {n} seeds; band: lowest to highest)" if (n := wide.shape[1]) > 1 else f"{arm} (1 seed)"
-    axes.plot(mean.index, mean, marker=ARMS[arm].marker, ms=3, lw=1.8, label=label, **style)
-    if mean.notna().any():
-        axes.axvline(mean.idxmax(), lw=0.8, ls=":", **style)
-
-
-def iou_sweep(scores: pd.DataFrame, measure: str, note: str) -> Figure:
-    """`measure` against confidence at every IoU threshold: one panel per arm, mean over the seeds of one condition."""
-    arms = arms_in(scores)
-    figure, panels = plt.subplots(1, len(arms), figsize=(1.8 + 2.4 * len(arms), 3), squeeze=False, sharey=True)
-    for panel, arm in zip(panels[0], arms, strict=True):
-        sns.lineplot(scores[scores["arm"] == arm], x="confidence", y=measure, hue="iou_threshold",
-                     style="iou_threshold", palette="viridis", errorbar=None, legend="full", ax=panel)  # fmt: skip
-        panel.set(title=arm, xlabel="confidence threshold", ylabel=NAMES[measure], ylim=(0, 1))
-        panel.legend(title="IoU ≥", loc="center left", bbox_to_anchor=(1, 0.5)).set_visible(arm == arms[-1])
-    figure.suptitle(f"{NAMES[measure]} and the IoU that makes a match, mean over seeds\n{note}", fontsize=9)
+def gains(tests: pd.DataFrame, note: str) -> Figure:
+    """Detection beside classification gain of EXP+GEN, per split and N, with intervals (Fig 4)."""
+    rows = tests[tests["arm"] == "EXP+GEN"].dropna(subset="gain").sort_values(CONDITION)
+    rows = rows.assign(place=[f"split {s}\nN = {n}" for s, n in rows[CONDITION].to_numpy()])
+    figure, axes = plt.subplots(figsize=(max(4.6, 2.5 + 1.1 * rows["place"].nunique()), 3))
+    looks = {NAMES["f1_detect"]: ("#0072B2", "o"), NAMES["f1_class"]: ("#CC79A7", "D")}
+    intervals(axes, rows.assign(measure=rows["measure"].map(NAMES)), "place", "gain", "measure", looks)
+    axes.axhline(0, color="black", lw=0.8)
+    axes.set(ylabel="gain of EXP+GEN over EXP", title=f"Where the gain comes from\n{note}")
+    axes.legend()
     return figure
 
 
-def skipping_effect(counted: pd.DataFrame, skipped: pd.DataFrame, note: str) -> Figure:
-    """F1_detect against confidence, misses of unpredicted patches counted and dropped; means of one condition."""
-    table = pd.concat([counted.assign(misses="counted"), skipped.assign(misses="dropped")], ignore_index=True)
-    figure, axes = plt.subplots(figsize=(5.4, 3))
-    sns.lineplot(table, x="confidence", y="f1_detect", hue="arm", style="misses", hue_order=arms_in(table),
-                 palette=COLORS, errorbar=None, ax=axes)  # fmt: skip
-    axes.set(xlabel="confidence threshold", ylabel=NAMES["f1_detect"], ylim=(0, 1))
-    axes.set_title(f"What dropping patches without predictions does\n{note}")
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+def sizes(chosen: pd.DataFrame, tests: pd.DataFrame, measure: str, note: str) -> Figure:
+    """Scores of all arms by N and split: means, with bars from the lowest to the highest seed (Fig 5).
+
+    Parameters
+    ----------
+    chosen : one row per run (`significance.at_thresholds`)
+    tests : `significance.paired_tests`; what EXP+GEN gains of what EXP leaves stands below each N
+    """
+    splits, numbers, arms = sorted(set(chosen["split"])), sorted(set(chosen["n_train"])), arms_in(chosen)
+    width = 1 + max(4.5 / len(splits), 0.22 * len(arms) * len(numbers)) * len(splits)
+    figure, panels = plt.subplots(1, len(splits), figsize=(width, 3.4), squeeze=False, sharey=True)
+    own = tests[(tests["arm"] == "EXP+GEN") & (tests["measure"] == measure)].set_index("n_train")
+    for panel, split in zip(panels[0], splits, strict=True):
+        sns.pointplot(
+            chosen[chosen["split"] == split], x="n_train", y=measure, hue="arm", order=numbers, hue_order=arms,
+            palette=COLORS, markers=[ARMS[arm].marker for arm in arms], linestyle="none",
+            dodge=0.7, errorbar=("pi", 100), err_kws={"linewidth": 1.2}, markersize=5, ax=panel,
+        )  # fmt: skip
+        shares = own.loc[own["split"] == split, "share_of_left"].reindex(numbers)
+        texts = [f"N = {n}" + ("" if pd.isna(s) else f"\n{100 * s:+.1f} %") for n, s in shares.items()]
+        panel.set_xticks(range(len(numbers)), texts)
+        panel.set(title=f"split {split}", xlabel="", ylabel=f"{NAMES[measure]} at each arm's threshold")
+    legend_below(figure, panels[0][0])
+    figure.suptitle(f"{NAMES[measure]} by N; below: gain of EXP+GEN, share of what EXP leaves\n{note}", fontsize=9)
+    return figure
+
+
+def paired_differences(pairs: pd.DataFrame, tests: pd.DataFrame, measure: str, note: str) -> Figure:
+    """Every pair's difference as a dot, the mean with its interval beside it, a row per split, N and arm."""
+    rows = tests[tests["measure"] == measure].assign(order=tests["arm"].map(list(ARMS).index))
+    rows = rows.sort_values([*CONDITION, "order"])
+    pairs, rows = (
+        table.assign(place=[f"split {s}, N = {n}: {arm} minus {ARMS[arm].baseline}" for s, n, arm in
+                            table[[*CONDITION, "arm"]].to_numpy()])
+        for table in (pairs[pairs["measure"] == measure], rows)
+    )  # fmt: skip
+    figure, axes = plt.subplots(figsize=(6.4, 1.2 + 0.3 * len(rows)))
+    intervals(axes, rows, "place", "gain", "measure", {measure: ("#0072B2", "D")}, "y")
+    axes.plot(pairs["difference"], pairs["place"].map(list(rows["place"]).index) - 0.25, ".", color="#555555", ms=4)
+    axes.axvline(0, color="black", lw=0.8)
+    figure.suptitle(f"Differences: dots are pairs of runs, markers means with intervals\n{note}", fontsize=9)
+    axes.set_xlabel(f"difference in {NAMES[measure]}")
+    return figure
+
+
+def quality_by_size(quality: pd.DataFrame, note: str) -> Figure:
+    """Measures of image quality against N, one panel each: a marker with its interval per model, beside the yardstick
+    (a short line) that the same measure gives on real images.
+
+    Parameters
+    ----------
+    quality : measure, value, low, high, yardstick, split, n_train, model
+    """
+    table = quality.assign(name="split " + quality["split"].astype(str) + ", model " + quality["model"].astype(str))
+    table, numbers = table.sort_values("n_train", kind="stable"), sorted(set(quality["n_train"]))
+    looks = {name: (CLASS_COLORS[4 - k % 5], "osD^v"[k % 5]) for k, name in enumerate(sorted(set(table["name"])))}
+    title = f"Generated images by N, a marker per model; dashed: real images\n{note}"
+    figure, panels = interval_panels(table, "measure", "n_train", "value", "name", looks, title)
+    for axes, (_, own) in zip(panels, table.groupby("measure", sort=False), strict=True):
+        places = own["n_train"].map(numbers.index)
+        axes.hlines(own["yardstick"], places - 0.4, places + 0.4, color="black", lw=1, ls="--")
+        axes.set_xlabel("N")
     return figure
 
 
 def error_kinds(counts: pd.DataFrame, note: str) -> Figure:
     """Errors of each kind per annotated defect in one condition: bars are means over seeds, dots single runs."""
     figure, axes = plt.subplots(figsize=(6.4, 3))
-    shared = {"data": counts, "x": "error", "y": "per_truth", "hue": "arm", "hue_order": arms_in(counts), "ax": axes}
-    sns.barplot(**shared, palette=COLORS, errorbar=None, alpha=0.5)
-    sns.stripplot(**shared, palette=COLORS, dodge=True, jitter=False, size=3, legend=False)
+    look = {"data": counts, "x": "error", "y": "per_truth", "hue": "arm", "hue_order": arms_in(counts), "ax": axes}
+    sns.barplot(**look, palette=COLORS, errorbar=None, alpha=0.5)
+    sns.stripplot(**look, palette=COLORS, dodge=True, jitter=False, size=3, legend=False)
     axes.set(xlabel="", ylabel="errors per annotated defect")
     axes.set_title(f"Kinds of errors, each arm at its best threshold\n{note}")
     axes.legend()
     return figure
-
-
-def recall_groups(table: pd.DataFrame, note: str) -> Figure:
-    """Recall of each group with its interval over micrographs: a panel per grouping, the arms of one condition beside.
-
-    Parameters
-    ----------
-    table : columns by, arm, group, recall, low, high
-    """
-    parts = {f"by {by}": own.assign(value=own["recall"]) for by, own in table.groupby("by", sort=False)}
-    figure, panels = _intervals(parts, "group")
-    panels[0].set(ylabel="share of defects found")
-    figure.suptitle(f"What is found, with intervals over micrographs\n{note}", fontsize=9)
-    return figure
-
-
-def materials(table: pd.DataFrame, published: Mapping[str, tuple[float, float]], note: str) -> Figure:
-    """Mean absolute error of defect size and areal density per class in one condition, and published (mean, spread)."""
-    parts = {f"error of {name}": table[table["quantity"] == name].assign(value=table["error"]) for name in published}
-    figure, panels = _intervals(parts, "class")
-    for panel, (mean, spread) in zip(panels, published.values(), strict=True):
-        panel.axhspan(mean - spread, mean + spread, color="#999999", alpha=0.25, lw=0)
-        panel.axhline(mean, color="#666666", lw=1)
-    panels[0].set(ylabel="mean absolute relative error; grey: Jacobs et al. 2022")
-    figure.suptitle(f"What a materials scientist reads, with intervals over micrographs\n{note}", fontsize=9)
-    return figure
-
-
-def _intervals(parts: Mapping[str, pd.DataFrame], group: str) -> tuple[Figure, NDArray]:
-    """A panel per table: its value with the interval (low, high), groups along x, arms side by side."""
-    widths = [max(1, table[group].nunique()) for table in parts.values()]
-    size = (1.5 + 1.1 * sum(widths), 3.2)
-    figure, panels = plt.subplots(1, len(parts), figsize=size, squeeze=False, width_ratios=widths)
-    for panel, (title, table) in zip(panels[0], parts.items(), strict=True):
-        groups, arms = list(dict.fromkeys(table[group])), arms_in(table)
-        for k, arm in enumerate(arms):
-            own = table[table["arm"] == arm].set_index(group).reindex(groups)
-            x = np.arange(len(groups)) + (k - (len(arms) - 1) / 2) * 0.8 / max(4, len(arms))
-            error = np.nan_to_num(np.stack([own["value"] - own["low"], own["high"] - own["value"]]).astype(float))
-            panel.errorbar(x, own["value"], np.clip(error, 0, None), fmt=ARMS[arm].marker, color=ARMS[arm].colour,
-                           capsize=3, ms=5, label=arm)  # fmt: skip
-        panel.set_xticks(range(len(groups)), [str(name).replace(" ", "\n", 1) for name in groups])
-        panel.set(title=title, xlim=(-0.5, len(groups) - 0.5), ylim=(0, None))
-    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
-    return figure, panels[0]
 
 
 def close_ups(
@@ -171,19 +223,53 @@ def close_ups(
     each : close-ups in a row
     """
     figure, grid = plt.subplots(len(ERRORS), each, figsize=(7.2, 1.45 * len(ERRORS) + 0.5), squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
     for line, kind in zip(grid, ERRORS, strict=True):
         table, order = (truths, "size_px") if kind == MISSED else (predictions, "score")
         shown = table[table["error"] == kind].nlargest(each, order)
-        for axes in line:
-            axes.set_axis_off()
         line[0].text(-0.1, 0.5, kind, rotation=90, ha="right", va="center", transform=line[0].transAxes)
-        for axes, error in zip(line, shown.to_dict("records"), strict=False):
-            x1, y1, x2, y2 = (error[side] for side in ("x1", "y1", "x2", "y2"))
-            axes.imshow(images[error["patch"]], vmin=0, vmax=255, extent=(0, images.shape[2], images.shape[1], 0))
-            axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec=CLASS_COLORS[5], lw=1.3))
-            x, y, half = (x1 + x2) / 2, (y1 + y2) / 2, max(16, 0.8 * error["size_px"])
+        for axes, error in zip(line, shown.itertuples(), strict=False):
+            axes.imshow(images[error.patch], vmin=0, vmax=255)
+            draw_boxes(axes, [(error.x1, error.y1, error.x2, error.y2)], [CLASS_COLORS[5]])
+            x, y, half = (error.x1 + error.x2) / 2, (error.y1 + error.y2) / 2, max(16, 0.8 * error.size_px)
             axes.set(xlim=(x - half, x + half), ylim=(y + half, y - half))
-            what = f"{error['size_px']:.0f} px" if np.isnan(error["score"]) else f"score {error['score']:.2f}"
-            axes.set_title(f"{error['class']}\npatch {error['patch']}, {what}", fontsize=6)
+            what = f"{error.size_px:.0f} px" if kind == MISSED else f"score {error.score:.2f}"
+            axes.set_title(f"{shown.loc[error.Index, 'class']}\npatch {error.patch}, {what}", fontsize=6)
     figure.suptitle(note, fontsize=9)
+    return figure
+
+
+def typical_patch(patches: Patches) -> int:
+    """The first patch with the average number of defects or more, so that nobody picks the picture."""
+    numbers = np.bincount(patches.table["patch"], minlength=len(patches))
+    return int(np.argmax(numbers >= numbers.mean()))
+
+
+def strip(
+    labels: Sequence[NDArray], images: Sequence[NDArray], found: pd.DataFrame, classes: Mapping[int, str], note: str
+) -> Figure:
+    """The method in four pictures: mask of a micrograph, simulated mask, generated image, detections on a test patch.
+
+    Parameters
+    ----------
+    labels : the two masks, uint8 [S, S] class codes, 0 for background
+    images : generated image and test patch, uint8 [S, S] grey levels
+    found : detections on the test patch: x1, y1, x2, y2 (px), label
+    classes : class code -> name
+    """
+    titles = ("mask of a labelled micrograph", "simulated mask", "image generated from it",
+              "detections on a held-out patch")  # fmt: skip
+    figure, axes = plt.subplots(1, 4, figsize=(10, 2.9))
+    colors = [class_color(code) for code in classes]
+    palette = ListedColormap(["#1F1F1F", *colors])
+    for panel, title, picture in zip(axes, titles, [*labels, *images], strict=True):
+        mask = panel in axes[:2]
+        panel.imshow(picture, cmap=palette if mask else "gray", vmin=0, vmax=len(classes) if mask else 255)
+        panel.set_title(title)
+        panel.set_axis_off()
+    draw_boxes(axes[3], found[["x1", "y1", "x2", "y2"]].to_numpy(), found["label"].map(class_color))
+    handles = [Rectangle((0, 0), 1, 1, fc=color) for color in colors]
+    figure.legend(handles, classes.values(), loc="outside lower center", ncols=len(classes))
+    figure.suptitle(f"From a mask to a detector\n{note}", fontsize=9)
     return figure

@@ -13,6 +13,7 @@ import pandas as pd
 from companion.evaluation.formats import Truth, read_predictions, truth_of
 from companion.evaluation.matching import MATCHINGS, Matching
 from companion.evaluation.scores import Counts, Unpredicted, box_overlaps, count, mask_overlaps, tabulate
+from companion.evaluation.wording import ARM
 from companion.micrographs.patches import Patches
 
 
@@ -22,51 +23,42 @@ class Run:
 
     Attributes
     ----------
-    keys : split, n_train, arm, seed
+    keys : split, n_train, arm, seed, and whatever else tells it from others
     predictions : see `formats.read_predictions`
-    truth : what should have been found
-    patches : the test patches
-    val : the same of the validation patches, where the split holds some back
     """
 
     keys: dict[str, Any]
     predictions: pd.DataFrame
-    truth: Truth
     patches: Patches
-    val: Run | None = None
+
+    @property
+    def truth(self) -> Truth:
+        """What should have been found."""
+        return truth_of(self.patches)
+
+    def confident(self, chosen: pd.DataFrame) -> pd.DataFrame:
+        """Predictions that reach the confidence of its arm among those of `thresholds.operating_points`."""
+        confidence = chosen.set_index(ARM)["confidence"][tuple(self.keys[key] for key in ARM)]
+        return self.predictions[self.predictions["score"] >= confidence].reset_index(drop=True)
 
 
-def read_run(keys: Mapping[str, Any], folder: Path, test: Patches, val: Patches | None = None) -> Run:
-    """Predictions of one detector.
-
-    Parameters
-    ----------
-    keys : split, n_train, arm, seed
-    folder : its predictions: test.parquet, and val.parquet where there are validation patches
-    test, val : patches of its split
-    """
-    truth = truth_of(test, f"patches of split {keys['split']}")
-    held_back = None
-    if val is not None:
-        val_truth = truth_of(val, f"validation patches of split {keys['split']}")
-        held_back = Run(dict(keys), read_predictions(folder / "val.parquet", val_truth), val_truth, val)
-    return Run(dict(keys), read_predictions(folder / "test.parquet", truth), truth, test, held_back)
+def read_run(keys: Mapping[str, Any], path: Path, patches: Patches) -> Run:
+    """Predictions of one detector on `patches`, read from a file."""
+    return Run(dict(keys), read_predictions(path, truth_of(patches)), patches)
 
 
 def count_runs(
     found: Sequence[Run], iou: Sequence[float], confidence: Sequence[float], matching: Matching = "truth-greedy"
 ) -> list[Counts]:
     """`scores.count` of every run, at the same thresholds."""
-    return [
-        count(run.predictions, run.truth.table, run.truth.patches, run.truth.classes, iou, confidence, matching)
-        for run in found
-    ]
+    return [count(run.predictions, run.truth, iou, confidence, matching) for run in found]
 
 
 def tabulate_runs(found: Sequence[Run], counts: Sequence[Counts], unpredicted: Unpredicted = "count") -> pd.DataFrame:
-    """scores.parquet: the rows of every run."""
-    tables = [tabulate(c, run.keys, unpredicted) for run, c in zip(found, counts, strict=True)]
-    return pd.concat(tables, ignore_index=True)
+    """scores.parquet: the keys of every run and its rows of `scores.tabulate`."""
+    tables = [tabulate(c, unpredicted).assign(**run.keys) for run, c in zip(found, counts, strict=True)]
+    table = pd.concat(tables, ignore_index=True)
+    return table[[*found[0].keys, *table.columns.drop(list(found[0].keys))]]
 
 
 def compare_matchings(found: Sequence[Run], iou: float, confidence: float) -> pd.DataFrame:
@@ -74,19 +66,17 @@ def compare_matchings(found: Sequence[Run], iou: float, confidence: float) -> pd
 
     Returns
     -------
-    rule, on, classes, then the columns of scores.parquet; masks only where every prediction that counts has one
+    The columns of scores.parquet, rule, on, classes; masks only where every prediction that counts has one
     """
-    # Of the others a bundle holds no masks.
     counted = [run.predictions[run.predictions["score"] >= confidence].reset_index(drop=True) for run in found]
-    masks = all("mask" in chosen and chosen["mask"].notna().all() for chosen in counted)
+    masks = all("mask" in chosen and chosen["mask"].notna().all() for chosen in counted)  # a bundle holds few
     tables = []
     for run, chosen in zip(found, counted, strict=True):
-        truth = run.truth
-        overlaps = {"boxes": box_overlaps(chosen, truth.table, truth.patches)}
+        overlaps = {"boxes": box_overlaps(chosen, run.truth)}
         if masks:
-            overlaps["masks"] = mask_overlaps(chosen, truth.table, run.patches.instances)
-        known = (chosen, truth.table, truth.patches, truth.classes, [iou], [confidence])
+            overlaps["masks"] = mask_overlaps(chosen, run.patches)
         for on, rule, same_class in product(overlaps, MATCHINGS, (False, True)):
-            table = tabulate(count(*known, rule, same_class, overlaps[on]), run.keys)
-            tables.append(table.assign(rule=rule, on=on, classes="equal" if same_class else "ignored"))
+            table = tabulate(count(chosen, run.truth, [iou], [confidence], rule, same_class, overlaps[on]))
+            known = {"rule": rule, "on": on, "classes": "equal" if same_class else "ignored"}
+            tables.append(table.assign(**run.keys, **known))
     return pd.concat(tables, ignore_index=True)

@@ -7,21 +7,20 @@ never a silent 0 or 1: F1_class where a class of the truth has no matched pair, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from companion.errors import CompanionError, nearest, problems
-from companion.evaluation.conditions import RUN
-from companion.evaluation.formats import BOX, read_predictions, read_truth
+from companion.errors import CompanionError, nearest
+from companion.evaluation.formats import BOX, Truth, read_predictions, read_truth
 from companion.evaluation.matching import Matching, kept, match, score_order
 from companion.geometry import box_iou
-from companion.micrographs.patches import load_patches
+from companion.micrographs.patches import Patches, load_patches
 
 Unpredicted = Literal["count", "skip"]
 On = Literal["boxes", "masks"]
@@ -49,47 +48,34 @@ class Counts:
 
 
 def count(
-    predictions: pd.DataFrame, truths: pd.DataFrame, patches: Sequence[int], classes: Iterable[int],
-    iou: Sequence[float], confidence: Sequence[float], matching: Matching = "truth-greedy", same_class: bool = False,
-    overlaps: Sequence[NDArray[np.float64]] | None = None,
+    predictions: pd.DataFrame, truth: Truth, iou: Sequence[float], confidence: Sequence[float],
+    matching: Matching = "truth-greedy", same_class: bool = False, overlaps: Sequence[NDArray] | None = None,
 ) -> Counts:  # fmt: skip
     """Match every patch at every threshold.
 
     Parameters
     ----------
     predictions : columns patch, x1, y1, x2, y2 (px), score, label
-    truths : columns patch, x1, y1, x2, y2 (px), class
-    patches : every evaluated patch, those without truths or predictions too
-    classes : class codes, at least those that occur
     iou, confidence : thresholds; a pair or a score equal to them counts
-    matching : see `matching`
     same_class : only pairs of one class can match (the paper ignores class in matching)
     overlaps : per patch, IoU [T, M] of its truths and predictions in file order; of the boxes by default
-
-    Raises
-    ------
-    CompanionError
-        If a class or a patch occurs that is not among those evaluated, or the rule is unknown.
     """
-    codes = np.asarray(sorted(classes))
-    strange = set(predictions["label"]) | set(truths["class"])
-    if strange := sorted(int(code) for code in strange - set(codes.tolist())):
-        raise CompanionError(f"class code(s) {strange} occur, but the classes are {codes.tolist()}")
+    codes, truths, patches = np.asarray(sorted(truth.classes)), truth.table, truth.patches
     scores, boxes = predictions["score"].to_numpy(), predictions[BOX].to_numpy(dtype=float)
     labels, truth_labels = (np.searchsorted(codes, column) for column in (predictions["label"], truths["class"]))
     K, truth_rows = len(codes), rows_of(truths, patches)
     pairs = np.zeros((len(patches), len(iou), len(confidence), K, K), dtype=np.int32)
     predicted = np.zeros((len(patches), len(confidence)), dtype=np.int32)
-    overlaps = box_overlaps(predictions, truths, patches) if overlaps is None else overlaps
-    for p, (rows, truth) in enumerate(zip(rows_of(predictions, patches), truth_rows, strict=True)):
+    overlaps = box_overlaps(predictions, truth) if overlaps is None else overlaps
+    for p, (rows, own) in enumerate(zip(rows_of(predictions, patches), truth_rows, strict=True)):
         order = score_order(scores[rows], boxes[rows])
         rows, overlap = rows[order], overlaps[p][:, order]  # (T, M)
         predicted[p] = kept(scores[rows], confidence)
         if same_class:
-            overlap = np.where(truth_labels[truth][:, None] == labels[rows], overlap, -1.0)
+            overlap = np.where(truth_labels[own][:, None] == labels[rows], overlap, -1.0)
         found = match(overlap, predicted[p], iou, matching)  # (I, C, T)
         i, c, t = np.nonzero(found >= 0)
-        np.add.at(pairs[p], (i, c, truth_labels[truth[t]], labels[rows[found[i, c, t]]]), 1)
+        np.add.at(pairs[p], (i, c, truth_labels[own[t]], labels[rows[found[i, c, t]]]), 1)
     known = np.array([np.bincount(truth_labels[rows], minlength=K) for rows in truth_rows], dtype=np.int32)
     thresholds = tuple(map(float, iou)), tuple(map(float, confidence))
     return Counts(pairs, predicted, known.reshape(len(patches), K), *thresholds, tuple(codes.tolist()))
@@ -98,38 +84,30 @@ def count(
 def rows_of(table: pd.DataFrame, patches: Sequence[int]) -> list[NDArray[np.intp]]:
     """Row numbers of each patch, in file order."""
     groups = pd.Series(range(len(table))).groupby(table["patch"].to_numpy()).indices
-    if strange := set(groups) - set(patches):
-        raise CompanionError(f"patch {min(strange)} is not among the {len(patches)} evaluated patches")
     return [groups.get(patch, np.zeros(0, dtype=np.intp)) for patch in patches]
 
 
-def box_overlaps(predictions: pd.DataFrame, truths: pd.DataFrame, patches: Sequence[int]) -> list[NDArray[np.float64]]:
+def box_overlaps(predictions: pd.DataFrame, truth: Truth) -> list[NDArray[np.float64]]:
     """Per patch, IoU [T, M] of the boxes of its truths and predictions."""
-    found, true = (table[BOX].to_numpy(dtype=float) for table in (predictions, truths))
-    rows = zip(rows_of(truths, patches), rows_of(predictions, patches), strict=True)
+    found, true = (table[BOX].to_numpy(dtype=float) for table in (predictions, truth.table))
+    rows = zip(rows_of(truth.table, truth.patches), rows_of(predictions, truth.patches), strict=True)
     return [box_iou(true[t], found[m]) for t, m in rows]
 
 
-def mask_overlaps(
-    predictions: pd.DataFrame, truths: pd.DataFrame, instances: NDArray[np.integer]
-) -> list[NDArray[np.float64]]:
-    """Per patch, IoU [T, M] of masks instead of boxes.
+def mask_overlaps(predictions: pd.DataFrame, patches: Patches) -> list[NDArray[np.float64]]:
+    """Per patch, IoU [T, M] of masks instead of boxes; of overlapping instances only what is on top counts.
 
     Parameters
     ----------
     predictions : with column mask (COCO compressed run-length bytes); without, a `CompanionError`
-    truths : with columns patch and instance
-    instances : [P, S, S] instance ids; of overlapping instances only what is on top counts
     """
     from pycocotools import mask as coco
 
     if "mask" not in predictions or predictions["mask"].isna().any():
-        raise CompanionError(
-            "matching on masks needs a mask of every prediction; these have boxes only: match on boxes"
-        )
-    rows = (rows_of(table, range(len(instances))) for table in (truths, predictions))
-    ids, masks, overlaps = truths["instance"].to_numpy(), predictions["mask"].to_numpy(), []
-    for patch, t, m in zip(instances, *rows, strict=True):
+        raise CompanionError("matching on masks needs a mask of every prediction; these have boxes only")
+    rows = (rows_of(table, range(len(patches))) for table in (patches.table, predictions))
+    ids, masks, overlaps = patches.table["instance"].to_numpy(), predictions["mask"].to_numpy(), []
+    for patch, t, m in zip(patches.instances, *rows, strict=True):
         true = [coco.encode(np.asfortranarray(patch == instance, dtype=np.uint8)) for instance in ids[t]]
         found = [{"size": list(patch.shape), "counts": counts} for counts in masks[m]]
         overlaps.append(np.reshape(coco.iou(found, true, [0] * len(true)), (len(m), len(t))).T)
@@ -169,14 +147,8 @@ def pooled(counts: Counts, weights: NDArray | None = None, unpredicted: Unpredic
     return {
         "tp": tp, "fp": n_predicted - tp, "fn": n_truths - tp, "precision": _ratio(tp, n_predicted),
         "recall": _ratio(tp, n_truths), "f1_detect": f1_detect, "f1_per_class": per_class, "f1_class": f1_class,
-        "f1_hm": harmonic_mean(f1_detect, f1_class),
+        "f1_hm": np.where(f1_detect + f1_class == 0, 0.0, _ratio(2 * f1_detect * f1_class, f1_detect + f1_class)),
     }  # fmt: skip
-
-
-def harmonic_mean(a: NDArray, b: NDArray) -> NDArray:
-    """Harmonic mean; NaN where either is NaN, 0 where either is 0."""
-    a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
-    return np.where((a + b) == 0, 0.0, _ratio(2 * a * b, a + b))
 
 
 def _ratio(a: NDArray, b: NDArray) -> NDArray:
@@ -184,18 +156,15 @@ def _ratio(a: NDArray, b: NDArray) -> NDArray:
     return np.divide(a, b, out=np.full(a.shape, np.nan), where=b != 0)
 
 
-def tabulate(counts: Counts, keys: Mapping[str, Any] | None = None, unpredicted: Unpredicted = "count") -> pd.DataFrame:
-    """Rows of scores.parquet: split, n_train, arm and seed (None where not given), thresholds, counts, scores."""
+def tabulate(counts: Counts, unpredicted: Unpredicted = "count") -> pd.DataFrame:
+    """A row per IoU and confidence: iou_threshold, confidence, then the scores of `pooled`, f1_class_1 and on last."""
     scores = pooled(counts, unpredicted=unpredicted)
-    per_class = scores.pop("f1_per_class")
-    table = pd.DataFrame({name: values.ravel() for name, values in scores.items()})
-    table = table.astype(dict.fromkeys(("tp", "fp", "fn"), np.int64))
-    for k, code in enumerate(counts.classes):
-        table.insert(table.columns.get_loc("f1_class"), f"f1_class_{code}", per_class[..., k].ravel())
-    thresholds = np.meshgrid(counts.iou, counts.confidence, indexing="ij")
-    known = {key: [(keys or {}).get(key)] * len(table) for key in RUN}
-    known |= dict(zip(("iou_threshold", "confidence"), (t.ravel() for t in thresholds), strict=True))
-    return pd.concat([pd.DataFrame(known), table], axis=1)
+    per_class = np.moveaxis(scores.pop("f1_per_class"), -1, 0)
+    iou, confidence = np.meshgrid(counts.iou, counts.confidence, indexing="ij")
+    columns = {"iou_threshold": iou, "confidence": confidence, **scores}
+    columns |= {f"f1_class_{code}": values for code, values in zip(counts.classes, per_class, strict=True)}
+    table = pd.DataFrame({name: values.ravel() for name, values in columns.items()})
+    return table.astype(dict.fromkeys(("tp", "fp", "fn"), np.int64))
 
 
 def evaluate_files(
@@ -207,33 +176,18 @@ def evaluate_files(
     Parameters
     ----------
     predictions : parquet of this package, a COCO results JSON, or detectron2's coco_instances_results.json
-    truth : a patches folder, or a COCO annotations JSON (then `patch` is the COCO image id)
+    truth : a patches folder, or a COCO annotations JSON
     iou, confidence : thresholds; every combination is scored
-    matching, same_class : see `count`
     on : what must overlap; masks need predictions with masks and a patches folder as truth
-    unpredicted : see `pooled`
 
     Returns
     -------
-    One row per combination, with the columns of scores.parquet; split, n_train, arm and seed are None.
-
-    Raises
-    ------
-    CompanionError
-        A threshold out of range, an unknown rule, masks where there are none, or a file that cannot be used.
+    As `tabulate`.
     """
-    found = [f"IoU threshold {v!r} is not in (0, 1]" for v in iou if not 0 < v <= 1]
-    found += [f"confidence {v!r} is not in [0, 1]" for v in confidence if not 0 <= v <= 1]
-    found += [] if len(iou) and len(confidence) else ["no threshold given"]
-    if found:
-        raise problems("thresholds that cannot be used:", found)
-    match(np.zeros((0, 0)), np.zeros(1, dtype=np.intp), [0.5], matching)  # refuses an unknown rule before reading
     if on not in get_args(On):
         raise CompanionError(f"'{on}' cannot be matched on; {nearest(on, get_args(On))}")
-    if on == "masks" and not Path(truth).is_dir():
-        raise CompanionError(f"{truth}: matching on masks needs the truth's masks, of a patches folder; match on boxes")
+    patches = load_patches(Path(truth)) if on == "masks" else None
     truths = read_truth(Path(truth))
     table = read_predictions(Path(predictions), truths)
-    overlaps = mask_overlaps(table, truths.table, load_patches(Path(truth)).instances) if on == "masks" else None
-    known = (table, truths.table, truths.patches, truths.classes)
-    return tabulate(count(*known, iou, confidence, matching, same_class, overlaps), unpredicted=unpredicted)
+    overlaps = mask_overlaps(table, patches) if patches is not None else None
+    return tabulate(count(table, truths, iou, confidence, matching, same_class, overlaps), unpredicted)

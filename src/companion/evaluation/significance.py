@@ -17,20 +17,18 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from companion.config.arms import ARMS
-from companion.evaluation.conditions import CONDITION
 from companion.evaluation.scores import Counts, pooled
+from companion.evaluation.wording import ARM, NAMES
 from companion.stats import cluster_weights
 
-MEASURES = ("f1_hm", "f1_detect", "f1_class")
-COMPARED = [*CONDITION, "arm", "baseline", "measure"]
+COMPARED = [*ARM, "baseline", "measure"]
 GAIN_COLUMNS = [*COMPARED, "base", "score", "gain", "low", "high", "n", "share_of_left"]
-TEST_COLUMNS = [
-    *GAIN_COLUMNS, "left_out", "sd", "t", "df", "p", "hedges_g", "undefined", "p_sign_flip", "smallest_p_sign_flip",
-    "p_equivalence",
-]  # fmt: skip
+TEST_COLUMNS = [*GAIN_COLUMNS, "sd", "t", "df", "p", "hedges_g", "undefined", "p_sign_flip", "smallest_p_sign_flip",
+                "p_equivalence"]  # fmt: skip
 
 
-# --- one sample of differences ------------------------------------------------------------------------------
+def _defined(values: ArrayLike) -> NDArray[np.float64]:
+    return np.asarray(values, dtype=float)[np.isfinite(np.asarray(values, dtype=float))]
 
 
 def paired_t(differences: ArrayLike, level: float = 0.95) -> dict[str, Any]:
@@ -38,35 +36,31 @@ def paired_t(differences: ArrayLike, level: float = 0.95) -> dict[str, Any]:
 
     Parameters
     ----------
-    differences : [n] one per pair; undefined ones (NaN) are left out and counted
-    level : of the confidence interval of the mean difference
+    differences : [n] one per pair; undefined ones (NaN) are left out
 
     Returns
     -------
-    n, left_out, mean, low, high, sd, t, df, p (two-sided), hedges_g (mean / sd with the small-sample factor of Hedges,
+    n, mean, low, high, sd, t, df, p (two-sided), hedges_g (mean / sd with the small-sample factor of Hedges,
     1981; none for one degree of freedom), undefined (why there is no test; "" where there is one)
     """
     from scipy import stats
     from scipy.special import gamma
 
-    values = np.asarray(differences, dtype=float)
-    used, nan = values[np.isfinite(values)], float("nan")
-    n = len(used)
-    result: dict[str, Any] = {"n": n, "left_out": len(values) - n, "mean": float(used.mean()) if n else nan}
-    result |= dict.fromkeys(("low", "high", "sd", "t", "df", "p", "hedges_g"), nan)
+    used = _defined(differences)
+    n, df = len(used), len(used) - 1
+    result: dict[str, Any] = dict.fromkeys(("mean", "low", "high", "sd", "t", "df", "p", "hedges_g"), float("nan"))
+    result |= {"n": n, "undefined": ""} | ({"mean": float(used.mean())} if n else {})
     if n < 2:
         return result | {"undefined": f"{n} pair{'' if n == 1 else 's'}: a spread needs two"}
-    sd, df = float(used.std(ddof=1)), n - 1
-    if sd <= 1e-12 * max(1.0, abs(result["mean"])):
-        why = "all differences are equal: there is no spread to test against"
-        return result | {"sd": sd, "df": df, "undefined": why}
+    result |= {"sd": float(used.std(ddof=1)), "df": df}
+    if result["sd"] <= 1e-12 * max(1.0, abs(result["mean"])):
+        return result | {"undefined": "all differences are equal: there is no spread to test against"}
     test = stats.ttest_1samp(used, 0.0)
     low, high = test.confidence_interval(level)
-    factor = gamma(df / 2) / (np.sqrt(df / 2) * gamma((df - 1) / 2)) if df > 1 else nan
-    return result | {
-        "low": float(low), "high": float(high), "sd": sd, "t": float(test.statistic), "df": df,
-        "p": float(test.pvalue), "hedges_g": float(result["mean"] / sd * factor), "undefined": "",
-    }  # fmt: skip
+    if df > 1:
+        factor = gamma(df / 2) / (np.sqrt(df / 2) * gamma((df - 1) / 2))
+        result["hedges_g"] = float(result["mean"] / result["sd"] * factor)
+    return result | {"low": float(low), "high": float(high), "t": float(test.statistic), "p": float(test.pvalue)}
 
 
 def sign_flip(differences: ArrayLike) -> tuple[float, float]:
@@ -81,8 +75,7 @@ def sign_flip(differences: ArrayLike) -> tuple[float, float]:
     """
     from scipy import stats
 
-    values = np.asarray(differences, dtype=float)
-    values = values[np.isfinite(values)]
+    values = _defined(differences)
     if not 2 <= len(values) <= 20:
         return float("nan"), float("nan")
     test = stats.permutation_test((values,), np.mean, permutation_type="samples", n_resamples=np.inf)
@@ -107,91 +100,48 @@ def equivalence(differences: ArrayLike, margin: float) -> float:
     """
     from statsmodels.stats.weightstats import ttost_paired
 
-    values = np.asarray(differences, dtype=float)
-    values = values[np.isfinite(values)]
+    values = _defined(differences)
     if len(values) < 2 or np.ptp(values) == 0:
         return float("nan")
     return float(ttost_paired(values, np.zeros_like(values), -margin, margin)[0])
 
 
-def power_table(gain: float, sd: float, pairs: Sequence[int], level: float = 0.95) -> pd.DataFrame:
-    """How often the paired t-test of n pairs sees a true mean difference at p < 1 - `level`.
-
-    Parameters
-    ----------
-    gain, sd : true mean and standard deviation of the differences
-
-    Returns
-    -------
-    n, power
-    """
-    from statsmodels.stats.power import TTestPower
-
-    power = [TTestPower().power(gain / sd, n, 1 - level) for n in pairs]
-    return pd.DataFrame({"n": list(pairs), "power": power})
-
-
-# --- the runs of a study ------------------------------------------------------------------------------------
-
-
 def headline_measure(scores: pd.DataFrame) -> tuple[str, str]:
-    """The measure that a table can be read by, and what to say where it is not the paper's.
-
-    Returns
-    -------
-    ("f1_hm", "") where F1HM is defined somewhere, else ("f1_detect", a sentence that says why)
-    """
+    """The measure that a table can be read by: "f1_hm" and "", or "f1_detect" and a sentence that says why."""
     if scores["f1_hm"].notna().any():
         return "f1_hm", ""
-    if sum(column.startswith("f1_class_") for column in scores) < 2:
-        why = "This data set has one class, so there is nothing to classify"
-    else:
-        why = "At no threshold do the matched pairs hold two classes"
-    return "f1_detect", f"{why}: F1_class and F1HM are undefined, and F1_detect stands in their place."
+    why = "F1_class needs matched pairs of two classes or more, and at no threshold are there any"
+    return "f1_detect", f"{why}: it and F1HM are undefined, and F1_detect stands in their place."
 
 
 def at_thresholds(scores: pd.DataFrame, iou: float, confidence: pd.DataFrame | float) -> pd.DataFrame:
-    """Rows of scores.parquet at one box IoU and the confidence of each arm: one per run.
-
-    Parameters
-    ----------
-    confidence : one for all, or columns split, n_train, arm, confidence (see `thresholds.operating_points`)
-    """
+    """Rows of scores.parquet at one box IoU and one confidence, or that of each arm (of `thresholds.operating_points`):
+    one per run."""
     here = scores[np.isclose(scores["iou_threshold"], iou)]
     if isinstance(confidence, pd.DataFrame):
-        return here.merge(confidence[[*CONDITION, "arm", "confidence"]])
+        return here.merge(confidence[[*ARM, "confidence"]])
     return here[np.isclose(here["confidence"], confidence)]
 
 
-def paired_scores(chosen: pd.DataFrame, measures: Sequence[str] = MEASURES) -> pd.DataFrame:
-    """Scores of every run beside those of its baseline's run of the same split, N and seed.
-
-    Parameters
-    ----------
-    chosen : one row per run (see `at_thresholds`)
+def paired_scores(chosen: pd.DataFrame, measures: Sequence[str] = tuple(NAMES)) -> pd.DataFrame:
+    """Scores of every run of `at_thresholds` beside those of its baseline's run of the same split, N and seed.
 
     Returns
     -------
     split, n_train, arm, baseline, seed, measure, base (score of the baseline; NaN where it was not run), score,
     difference (score minus base)
     """
-    long = chosen.melt([*CONDITION, "arm", "seed"], list(measures), "measure", "score")
+    long = chosen.melt([*ARM, "seed"], list(measures), "measure", "score")
     long.insert(3, "baseline", long["arm"].map({name: arm.baseline for name, arm in ARMS.items()}))
     base = long.drop(columns="baseline").rename(columns={"arm": "baseline", "score": "base"})
-    own = long[long["arm"] != long["baseline"]]
-    pairs = own.merge(base, on=[*CONDITION, "baseline", "seed", "measure"], how="left")
+    pairs = long[long["arm"] != long["baseline"]].merge(base, how="left")
     pairs = pairs.assign(difference=pairs["score"] - pairs["base"])
-    columns = [*CONDITION, "arm", "baseline", "seed", "measure", "base", "score", "difference"]
-    return pairs[columns].sort_values(columns[:6], ignore_index=True)
+    by = [*ARM, "baseline", "seed", "measure"]
+    return pairs[[*by, "base", "score", "difference"]].sort_values(by, ignore_index=True)
 
 
 def paired_tests(pairs: pd.DataFrame, level: float = 0.95, margin: float = 0.01) -> pd.DataFrame:
-    """Every arm against its baseline, in each split and N by itself.
-
-    Parameters
-    ----------
-    pairs : the table of `paired_scores`
-    margin : differences of F1 within it count as none
+    """Every arm against its baseline, in each split and N by itself; equivalence within ±`margin`.
 
     Returns
     -------
@@ -199,10 +149,9 @@ def paired_tests(pairs: pd.DataFrame, level: float = 0.95, margin: float = 0.01)
     gain their difference, share_of_left the gain as a share of what the baseline leaves, the others as in `paired_t`
     """
     rows = []
-    for names, group in pairs.groupby(COMPARED, sort=True):
+    for names, group in pairs.groupby(COMPARED):
         test, flip = paired_t(group["difference"], level), sign_flip(group["difference"])
-        base = float(group["base"].where(group["difference"].notna()).mean())
-        gain = test.pop("mean")
+        base, gain = float(group["base"].where(group["difference"].notna()).mean()), test.pop("mean")
         rows.append({
             **dict(zip(COMPARED, names, strict=True)), "base": base, "score": base + gain, "gain": gain, **test,
             "share_of_left": gain / (1 - base) if base < 1 else float("nan"), "p_sign_flip": flip[0],
@@ -226,7 +175,6 @@ def bootstrap_differences(
     ----------
     base, other : counts at one IoU and one confidence; run k of one is paired with run k of the other
     images : [P] micrograph of each test patch
-    measure : e.g. "f1_hm"
 
     Returns
     -------
@@ -234,8 +182,5 @@ def bootstrap_differences(
     """
     names, weights = cluster_weights(images, rng, resamples)
     weights = weights[:, np.searchsorted(names, np.asarray(images))]  # (R, P)
-
-    def resampled(runs: Sequence[Counts]) -> NDArray[np.float64]:
-        return np.stack([pooled(counts, weights)[measure][:, 0, 0] for counts in runs], axis=1)
-
-    return resampled(other) - resampled(base)
+    before, after = ([pooled(counts, weights)[measure][:, 0, 0] for counts in runs] for runs in (base, other))
+    return np.stack(after, axis=1) - np.stack(before, axis=1)

@@ -13,10 +13,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from companion.evaluation.conditions import CONDITION
 from companion.evaluation.runs import Run
 from companion.evaluation.scores import Counts, pooled
+from companion.evaluation.wording import ARM
 from companion.stats import cluster_weights, percentile_interval
+
+Counted = Sequence[tuple[Run, Counts]]  # runs and their counts
 
 
 def operating_points(scores: pd.DataFrame, iou: float, measure: str, fallback: float) -> pd.DataFrame:
@@ -25,103 +27,71 @@ def operating_points(scores: pd.DataFrame, iou: float, measure: str, fallback: f
     It is chosen on the images that are scored, so the score at it is optimistic. A mean counts only where every seed
     is defined: a curve must not win by losing its bad seeds.
 
-    Parameters
-    ----------
-    scores : scores.parquet
-    measure : e.g. "f1_hm"
-    fallback : the confidence of conditions where the measure is undefined everywhere
-
     Returns
     -------
-    split, n_train, arm, confidence, chosen_by ("best on test" or "fixed: ... undefined")
+    split, n_train, arm, confidence (`fallback` where the measure is undefined everywhere), chosen_by ("best on test"
+    or "fixed: ... undefined")
     """
     here = scores[np.isclose(scores["iou_threshold"], iou)]
-    means = here.groupby([*CONDITION, "arm", "confidence"])[measure].agg(lambda seeds: seeds.mean(skipna=False))
+    means = here.groupby([*ARM, "confidence"])[measure].agg(lambda seeds: seeds.mean(skipna=False))
     curves = means.unstack("confidence").sort_index()
-    best = curves.columns.to_numpy(dtype=float)[_best(curves.to_numpy(dtype=float))]
-    undefined = curves.isna().all(axis=1).to_numpy()
+    confidence, values = curves.columns.to_numpy(dtype=float), curves.to_numpy(dtype=float)
+    best = _where_highest(np.broadcast_to(confidence, values.shape), values)
     return curves.index.to_frame(index=False).assign(
-        confidence=np.where(undefined, fallback, best),
-        chosen_by=np.where(undefined, f"fixed: {measure} is undefined", "best on test"),
+        confidence=np.where(np.isnan(best), fallback, best),
+        chosen_by=np.where(np.isnan(best), f"fixed: {measure} is undefined", "best on test"),
     )
 
 
 def optimism(
-    found: Sequence[Run], counts: Sequence[Counts], val_counts: Sequence[Counts], iou: float, measure: str,
-    rng: np.random.Generator, resamples: int, level: float,
-) -> pd.DataFrame:  # fmt: skip
+    test: Counted, validation: Counted, iou: float, measure: str, rng: np.random.Generator, resamples: int, level: float
+) -> pd.DataFrame:
     """Test scores at the confidence chosen on validation patches, beside those at the one that is best on test.
 
     Both are chosen once per split, N and arm, as in `operating_points`. For the interval, test and validation
     micrographs are drawn with replacement and both confidences are chosen anew in every draw. The optimism is never
     negative, by construction; it holds the luck of the one choice as well as the bad luck of the other.
 
-    Without validation patches, `resamples` random halves of the test micrographs stand in: one half chooses, the other
-    is scored, and its own best confidence is the comparison: an upper estimate, for a half's best is luckier.
-
-    Parameters
-    ----------
-    found, counts : runs and their counts on test patches
-    val_counts : counts of the runs that have validation patches, in their order
-
     Returns
     -------
-    split, n_train, arm, on_test and on_validation (confidences; NaN where the measure is undefined everywhere),
-    best_on_test and chosen_on_validation (test scores at them, mean over seeds), optimism (their difference) with low
-    and high, seeds, test_micrographs, validation_micrographs (0: halves)
+    split, n_train, arm, on_test and on_validation (confidences), best_on_test and chosen_on_validation (test scores at
+    them, mean over seeds), optimism (their difference) with low and high, seeds, test_micrographs,
+    validation_micrographs; NaN where there is no validation patch or the measure is undefined everywhere
     """
-    held_back, groups = iter(val_counts), {}
-    for run, counted in zip(found, counts, strict=True):
-        own = (run, counted, next(held_back) if run.val else None)
-        groups.setdefault(tuple(run.keys[key] for key in (*CONDITION, "arm")), []).append(own)
-    rows = []
-    for keys, own in sorted(groups.items()):
-        runs, test, val = zip(*own, strict=True)
-        images, confidence = runs[0].patches.index["image"], np.append(test[0].confidence, np.nan)  # -1: nowhere
-        on_test = confidence[_best(_curves(test, iou, measure, np.ones((1, len(images)))))[0]]
-        if runs[0].val:
-            val_images = runs[0].val.patches.index["image"]
-            scored = _curves(test, iou, measure, _draws(images, rng, resamples))  # (1 + R, C)
-            choosing = _curves(val, iou, measure, _draws(val_images, rng, resamples))
-            ends = np.stack([_at_best(scored, scored), _at_best(scored, choosing)])
-            low, high = percentile_interval(ends[0, 1:] - ends[1, 1:], level)
-            values, on_validation, n_val = ends[:, 0], confidence[_best(choosing)[0]], val_images.nunique()
-        else:
-            half = rng.permuted(np.tile(np.arange(images.nunique()) % 2, (resamples, 1)), axis=1)
-            half = half[:, np.unique(images, return_inverse=True)[1]]
-            scored, choosing = (_curves(test, iou, measure, weights) for weights in (half, 1 - half))  # (R, C)
-            ends = np.stack([_at_best(scored, scored), _at_best(scored, choosing)])
-            ends = ends[:, ~np.isnan(ends).any(axis=0)]
-            values = ends.mean(axis=1) if ends.size else np.full(2, np.nan)
-            low, high, on_validation, n_val = np.nan, np.nan, np.nan, 0
-        optimism = values[0] - values[1], low, high
-        rows.append((*keys, on_test, on_validation, *values, *optimism, len(own), images.nunique(), n_val))
+    rows, groups = [], ({}, {})
+    for group, counted in zip(groups, (test, validation), strict=True):
+        for run, counts in counted:
+            group.setdefault(tuple(run.keys[key] for key in ARM), []).append((run, counts))
+    for keys, own in sorted(groups[0].items()):
+        held_back = groups[1].get(keys, [])
+        scored, n_test = _curves(own, iou, measure, rng, resamples)  # (1 + R, C)
+        choosing, n_val = np.full(scored.shape, np.nan), 0
+        if held_back:
+            choosing, n_val = _curves(held_back, iou, measure, rng, resamples)
+        confidence = np.array([own[0][1].confidence])  # (1, C)
+        points = (_where_highest(confidence, curves[:1])[0] for curves in (scored, choosing))
+        best, chosen = _where_highest(scored, scored), _where_highest(scored, choosing)  # (1 + R,)
+        interval = percentile_interval((best - chosen)[1:], level)
+        rows.append((*keys, *points, best[0], chosen[0], best[0] - chosen[0], *interval, len(own), n_test, n_val))
     columns = ["on_test", "on_validation", "best_on_test", "chosen_on_validation", "optimism", "low", "high", "seeds",
                "test_micrographs", "validation_micrographs"]  # fmt: skip
-    return pd.DataFrame(rows, columns=[*CONDITION, "arm", *columns])
+    return pd.DataFrame(rows, columns=[*ARM, *columns])
 
 
-def _draws(images: pd.Series, rng: np.random.Generator, resamples: int) -> NDArray[np.float64]:
-    """[1 + R, P] how often each patch counts: once, then in every draw of whole micrographs."""
+def _curves(
+    counted: Counted, iou: float, measure: str, rng: np.random.Generator, resamples: int
+) -> tuple[NDArray[np.float64], int]:
+    """[1 + R, C] mean score over seeds (NaN where one is undefined) of all micrographs, then of each draw; how many."""
+    images = counted[0][0].patches.index["image"]
     names, weights = cluster_weights(images, rng, resamples)
-    return np.vstack([np.ones(len(images)), weights[:, np.searchsorted(names, images)]])
+    weights = np.vstack([np.ones(len(images)), weights[:, np.searchsorted(names, images)]])  # (1 + R, P)
+    i = counted[0][1].iou.index(iou)
+    slices = (replace(counts, pairs=counts.pairs[:, i : i + 1], iou=(iou,)) for _, counts in counted)
+    return np.mean([pooled(one, weights)[measure][:, 0] for one in slices], axis=0), len(names)
 
 
-def _curves(counts: Sequence[Counts], iou: float, measure: str, weights: NDArray) -> NDArray[np.float64]:
-    """[R, C] mean over seeds of the score of each draw of patches [R, P]; NaN where it is undefined for any seed."""
-    i = counts[0].iou.index(iou)
-    slices = (replace(c, pairs=c.pairs[:, i : i + 1], iou=c.iou[i : i + 1]) for c in counts)
-    return np.mean([pooled(one, weights)[measure][:, 0] for one in slices], axis=0)
-
-
-def _best(curves: NDArray[np.float64]) -> NDArray[np.intp]:
-    """[R] position of the highest entry of each row [R, C], the first of equal ones; -1 where all are NaN."""
-    empty = np.isnan(curves).all(axis=1)
-    return np.where(empty, -1, np.where(np.isnan(curves), -np.inf, curves).argmax(axis=1))
-
-
-def _at_best(scores: NDArray[np.float64], chosen_by: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[R] entry of each row of `scores` where the same row of `chosen_by` is highest; NaN where that is nowhere."""
-    places = _best(chosen_by)
-    found = np.take_along_axis(scores, np.maximum(places, 0)[:, None], axis=1)[:, 0]
-    return np.where(places < 0, np.nan, found)
+def _where_highest(values: NDArray[np.float64], curves: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[R] entry of each row of `values` where that of `curves` is highest, the first of equal ones; NaN without."""
+    places = np.where(np.isnan(curves), -np.inf, curves).argmax(axis=1)
+    found = np.take_along_axis(values, places[:, None], axis=1)[:, 0]
+    return np.where(np.isnan(curves).all(axis=1), np.nan, found)

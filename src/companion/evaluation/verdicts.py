@@ -6,16 +6,14 @@ Every rule can end in "not reproduced"; "partly" needs more for the claim than a
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from companion.evaluation.conditions import CONDITION
 from companion.evaluation.significance import paired_t
-from companion.evaluation.wording import number, p_value, with_interval
+from companion.evaluation.wording import CONDITION, number, p_value, with_interval
 
 Verdict = Literal["reproduced", "partly", "not reproduced", "not attempted", "cannot be compared"]
 PAPER_RUNS = 4  # detector runs per condition behind the paper's tests
@@ -66,15 +64,11 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Finding:
-    """What a rule found: a verdict, the reason in words, and the value with its interval and tolerance."""
+    """What a rule found: a verdict, the reason, our value with its interval in words, and the tolerance it used."""
 
     verdict: Verdict
     reason: str
     ours: str = "–"
-    value: float | None = None
-    low: float | None = None
-    high: float | None = None
-    n: int | None = None
     tolerance: float | None = None
 
 
@@ -93,7 +87,7 @@ def image_quality(e: Evidence) -> Finding:
     models, short = len(judged[[*CONDITION, "model"]].drop_duplicates()), judged.loc[~reached, "measure"].unique()
     said = ", ".join(f"{about} {100 * share:.0f} %" for about, share in shares.items())
     reason = f"of {models} model(s); measures that some model does not reach: {'; '.join(short) or 'none'}"
-    return Finding(verdict, reason, f"reached: {said}", float(reached.mean()), n=len(judged))
+    return Finding(verdict, reason, f"reached: {said}")
 
 
 def largest_gain(e: Evidence) -> Finding:
@@ -108,47 +102,39 @@ def largest_gain(e: Evidence) -> Finding:
     wider = stats.t.isf(alpha / 2 / len(rows), n - 1) / stats.t.isf(alpha / 2, n - 1) if n > 1 else np.nan
     half = (row["high"] - row["low"]) / 2 * wider
     low, high, gained, lost = gain - half, gain + half, int((rows["low"] > 0).sum()), int((rows["high"] < 0).sum())
-    found = Finding(
-        "cannot be compared", f"split {row['split']}, N={row['n_train']}; of {len(rows)} condition(s) {gained} gained, "
-        f"{lost} lost", with_interval(gain, low, high, n, e.level), gain, low, high, n, half,
-    )  # fmt: skip
+    reason = f"split {row['split']}, N={row['n_train']}; of {len(rows)} condition(s) {gained} gained, {lost} lost"
+    verdict: Verdict = "partly" if lost or not low <= PAPER_GAIN <= high else "reproduced"
     if lost and lost >= gained:
-        return replace(found, verdict="not reproduced")
-    if not np.isfinite(half):
-        return replace(found, reason=f"{found.reason}; {n} pair(s) give no interval", tolerance=None)
-    if half > PAPER_GAIN or low <= 0 < PAPER_GAIN <= high:
-        return replace(found, reason=f"{found.reason}; ±{number(half)} does not tell a gain of {PAPER_GAIN} from none")
-    if low <= 0:
-        return replace(found, verdict="not reproduced")
-    return replace(found, verdict="partly" if lost or not low <= PAPER_GAIN <= high else "reproduced")
+        verdict = "not reproduced"
+    elif not half <= PAPER_GAIN or low <= 0 < PAPER_GAIN <= high:  # an undefined half width, too
+        verdict = "cannot be compared"
+        reason += f"; ±{number(half)} does not tell a gain of {PAPER_GAIN} from none"
+    elif low <= 0:
+        verdict = "not reproduced"
+    return Finding(verdict, reason, with_interval(gain, low, high, n, e.level), half)
 
 
-def significance_at(n_train: int, significant: bool) -> Callable[[Evidence], Finding]:
+def significance_at(e: Evidence, n_train: int, significant: bool) -> Finding:
     """C3 to C5: the paper's test at one N, of the first split."""
-
-    def judge(e: Evidence) -> Finding:
-        if not ((e.tests["n_train"] == n_train) & (e.tests["arm"] == "EXP+GEN")).any():
-            return Finding("not attempted", f"N={n_train} with both arms is not in this profile")
-        rows = e.of("EXP+GEN", "f1_hm").query("n_train == @n_train")
-        if rows.empty:
-            return Finding("cannot be compared", UNDEFINED)
-        row = rows.iloc[0]
-        gain, low, high, n = row["gain"], row["low"], row["high"], int(row["n"])
-        ours = f"{with_interval(gain, low, high, n, e.level)}, {p_value(row['p'])}, after Holm {p_value(row['p_holm'])}"
-        reason = f"split {row['split']}: {row['undefined'] or p_value(row['p'])}"
-        found = Finding("cannot be compared", reason, ours, gain, low, high, n, PAPER_GAIN)
-        if row["undefined"]:
-            return found
-        if n < PAPER_RUNS:
-            return replace(found, reason=f"{n} pairs of runs; the paper has {PAPER_RUNS}, and fewer decide nothing")
-        if row["p"] < 1 - e.level:
-            return replace(found, verdict="reproduced" if significant and gain > 0 else "not reproduced")
+    if not ((e.tests["n_train"] == n_train) & (e.tests["arm"] == "EXP+GEN")).any():
+        return Finding("not attempted", f"N={n_train} with both arms is not in this profile")
+    rows = e.of("EXP+GEN", "f1_hm").query("n_train == @n_train")
+    if rows.empty:
+        return Finding("cannot be compared", UNDEFINED)
+    row = rows.iloc[0]
+    gain, low, high, n = row["gain"], row["low"], row["high"], int(row["n"])
+    ours = f"{with_interval(gain, low, high, n, e.level)}, {p_value(row['p'])}, after Holm {p_value(row['p_holm'])}"
+    reason = f"split {row['split']}: {row['undefined'] or p_value(row['p'])}"
+    verdict: Verdict = "cannot be compared"
+    if n < PAPER_RUNS and not row["undefined"]:
+        reason = f"{n} pairs of runs; the paper has {PAPER_RUNS}, and fewer decide nothing"
+    elif row["p"] < 1 - e.level:
+        verdict = "reproduced" if significant and gain > 0 else "not reproduced"
+    elif not row["undefined"]:
         excluded = high < PAPER_GAIN
-        reason = f"{found.reason}; {PAPER_GAIN} is {'excluded' if excluded else 'as possible as no gain'}"
-        verdict: Verdict = "not reproduced" if excluded else "cannot be compared" if significant else "reproduced"
-        return replace(found, verdict=verdict, reason=reason)
-
-    return judge
+        reason += f"; {PAPER_GAIN} is {'excluded' if excluded else 'as possible as no gain'}"
+        verdict = "not reproduced" if excluded else "cannot be compared" if significant else "reproduced"
+    return Finding(verdict, reason, ours, PAPER_GAIN)
 
 
 def origin_of_gain(e: Evidence) -> Finding:
@@ -164,14 +150,14 @@ def origin_of_gain(e: Evidence) -> Finding:
     if len(means) < 2:
         return Finding("not attempted", f"the claim is about two splits; this run has {', '.join(means.index)}")
     means = means.iloc[:2]
-    ours = "; ".join(f"split {m.Index}: {number(m.mean, sign=True)} ± {number(m.half)}" for m in means.itertuples())
+    ours = "; ".join(f"split {m.Index}: {number(m.mean)} ± {number(m.half)}" for m in means.itertuples())
     half, claimed = float(means["half"].max(skipna=False)), means["mean"].to_numpy() * [1, -1]
     right, wrong = int((claimed > means["half"]).sum()), int((claimed < -means["half"]).sum())
     reason = f"classification minus detection gain: as claimed on {right} of 2 splits, the other way on {wrong}"
     verdict: Verdict = "reproduced" if right == 2 else "partly" if right > wrong else "not reproduced"
     if not half <= WIDE:
         verdict, reason = "cannot be compared", f"classification minus detection gain is not known to ±{WIDE}"
-    return Finding(verdict, reason, ours, n=len(excess), tolerance=half)
+    return Finding(verdict, reason, ours, half)
 
 
 def quality_with_n(e: Evidence) -> Finding:
@@ -192,7 +178,7 @@ def quality_with_n(e: Evidence) -> Finding:
     if nearer > len(change) / 2 and not farther:
         verdict = "reproduced"
     moved = f"{nearer} of {len(change)} measures come nearer to what real images give, {farther} go away"
-    return Finding(verdict, f"from N={sizes[0]} to N={sizes[-1]}", moved, nearer / max(1, len(change)), n=len(change))
+    return Finding(verdict, f"from N={sizes[0]} to N={sizes[-1]}", moved)
 
 
 def oversampling(e: Evidence) -> Finding:
@@ -207,7 +193,7 @@ def oversampling(e: Evidence) -> Finding:
     (verdict, reason), test = min(found.items(), key=lambda item: order.index(item[0][0]))
     ours = with_interval(test.gain, test.low, test.high, test.n, e.level)
     where = f"split {test.split}, N={test.n_train}, of {len(tests)} condition(s)"
-    return Finding(verdict, f"{where}: {reason}", ours, test.gain, test.low, test.high, test.n, e.margin)
+    return Finding(verdict, f"{where}: {reason}", ours, e.margin)
 
 
 def _no_gain(test: Any, margin: float) -> tuple[Verdict, str]:
@@ -215,10 +201,8 @@ def _no_gain(test: Any, margin: float) -> tuple[Verdict, str]:
         return "cannot be compared", test.undefined
     if -margin <= test.low and test.high <= margin:
         return "reproduced", "the whole interval lies within the margin: no gain"
-    if test.low > 0:
-        return "not reproduced", "a gain was measured"
-    if test.high <= margin:
-        return "partly", "a gain beyond the margin is excluded, a loss is not"
+    if test.low > 0 or test.high <= margin:
+        return ("not reproduced", "a gain") if test.low > 0 else ("partly", "no gain beyond the margin, maybe a loss")
     return "cannot be compared", "the interval holds no gain and one beyond the margin alike"
 
 
@@ -228,18 +212,16 @@ def best_thresholds(e: Evidence) -> Finding:
     if means["mean"].isna().any():
         return Finding("cannot be compared", "no best threshold for both arms")
     (exp, gen), spread = means["mean"], float(np.nanmax([e.step, means["std"].max()]))
-    found = Finding(
-        "cannot be compared", f"it moves by ±{spread:.2f} between runs; the paper's arms differ by 0.15",
-        f"EXP {exp:.2f}, EXP+GEN {gen:.2f}", float(exp - gen), n=int(means["count"].min()), tolerance=spread,
-    )  # fmt: skip
-    if means["count"].min() < PAPER_RUNS:
-        return replace(found, reason=f"{found.n} run(s) per arm do not tell how far it moves")
+    ours, runs = f"EXP {exp:.2f}, EXP+GEN {gen:.2f}", int(means["count"].min())
+    if runs < PAPER_RUNS:
+        return Finding("cannot be compared", f"{runs} run(s) per arm do not tell how far it moves", ours, spread)
     if spread > 0.15:
-        return found
+        reason = f"it moves by ±{spread:.2f} between runs; the paper's arms differ by 0.15"
+        return Finding("cannot be compared", reason, ours, spread)
     near = spread + 1e-9  # sums of steps of the sweep are not exact
     near_exp, near_gen = abs(exp - 0.8) <= near, max(0.6 - gen, gen - 0.7) <= near
     parts = {"EXP near 0.8": near_exp, "EXP+GEN near 0.6 to 0.7": near_gen, "EXP+GEN below EXP": gen < exp}
-    return _of_three(found, parts)
+    return _of_three(parts, ours, spread)
 
 
 def level_at_50(e: Evidence) -> Finding:
@@ -252,13 +234,12 @@ def level_at_50(e: Evidence) -> Finding:
     level, share = float(levels["mean"].mean()), float(rows["share_of_left"].mean())
     half = float(((levels["high"] - levels["low"]) / 2).mean(skipna=False))
     share_half = float(((rows["high"] - rows["low"]) / 2 / (1 - rows["base"])).mean(skipna=False))
-    ours, reason = f"F1HM {level:.3f}, {100 * share:.1f} % of what is left", f"not known to ±{WIDE}, the paper's ranges"
-    found = Finding("cannot be compared", reason, ours, level, level - half, level + half, int(rows["n"].sum()), half)
+    ours = f"F1HM {level:.3f} ± {number(half)}, {100 * share:.1f} % of what is left, n = {int(rows['n'].sum())}"
     if not (half <= WIDE and share_half <= WIDE):
-        return found
+        return Finding("cannot be compared", f"not known to ±{WIDE}, the paper's ranges", ours, half)
     in_level, in_share = max(0.70 - level, level - 0.75) <= half, max(0.03 - share, share - 0.08) <= share_half
     parts = {"level of EXP": in_level, "share of what is left": in_share, "a gain above zero": share > share_half}
-    return _of_three(found, parts)
+    return _of_three(parts, ours, half)
 
 
 def patches_per_condition(e: Evidence) -> Finding:
@@ -269,7 +250,7 @@ def patches_per_condition(e: Evidence) -> Finding:
     ours = ", ".join(f"{row.Index} {row.min} to {row.max}" for row in found.itertuples())
     same = (e.patches["n"] - 10_000).abs().max() <= 1000
     reason = "as many as in the paper, of both" if same else "this profile makes other numbers"
-    return Finding("reproduced" if same else "not attempted", reason, ours, n=len(e.patches), tolerance=1000)
+    return Finding("reproduced" if same else "not attempted", reason, ours, 1000)
 
 
 def gpu_hours(e: Evidence) -> Finding:
@@ -279,17 +260,16 @@ def gpu_hours(e: Evidence) -> Finding:
         return Finding("not attempted", "no training of a model was timed in this run")
     training, total = hours["training"].mean(), hours["total"].mean()
     ours, reason = f"{number(training)} and {number(total)} h", f"measured on {', '.join(sorted(set(hours['device'])))}"
-    found = Finding("cannot be compared", reason, ours, total, n=len(hours), tolerance=7.5)
     if made.empty or made.max() < 9000:
-        return replace(found, verdict="not attempted", reason=f"{reason}; not the paper's schedule")
+        return Finding("not attempted", f"{reason}; not the paper's schedule", ours)
     if not hours["device"].str.contains("V100").all():
-        return found
+        return Finding("cannot be compared", reason, ours)
     near = abs(training - 7) <= 3.5 and abs(total - 15) <= 7.5
-    return replace(found, verdict="reproduced" if near else "not reproduced")
+    return Finding("reproduced" if near else "not reproduced", reason, ours, 7.5)
 
 
-def _of_three(found: Finding, parts: dict[str, bool]) -> Finding:
+def _of_three(parts: dict[str, bool], ours: str, tolerance: float) -> Finding:
     """Verdict on a claim of three parts: all hold, two, or fewer."""
     verdict: Verdict = {3: "reproduced", 2: "partly"}.get(sum(parts.values()), "not reproduced")
     holding = ", ".join(name for name, holds in parts.items() if holds) or "nothing"
-    return replace(found, verdict=verdict, reason=f"as in the paper: {holding}")
+    return Finding(verdict, f"as in the paper: {holding}", ours, tolerance)

@@ -1,26 +1,43 @@
-"""Numbers as prose and tables show them: as many digits as the interval carries, and words for what is undefined."""
+"""Words for scores: columns that name a run, names of measures and conditions, numbers as prose shows them.
+
+A condition is a split and an N. Arms are compared inside one, never over a mixture of all: arms need not exist at every
+N, so the mean of an arm over all its runs is another mixture than that of the next arm.
+"""
 
 from __future__ import annotations
 
 import math
 
+import pandas as pd
 
-def _undefined(*values: float | None) -> bool:
-    return any(value is None or not math.isfinite(value) for value in values)
+CONDITION = ["split", "n_train"]  # columns of every table
+ARM = [*CONDITION, "arm"]
+RUN = [*ARM, "seed"]
+NAMES = {
+    "f1_detect": r"$F_{1,\mathrm{detect}}$", "f1_class": r"$F_{1,\mathrm{class}}$", "f1_hm": r"$F_{1,\mathrm{HM}}$",
+}  # fmt: skip
 
 
-def number(value: float | None, digits: int = 2, sign: bool = False) -> str:
-    """A number with `digits` significant digits, without an exponent where it can be read without one.
+def at_condition(table: pd.DataFrame, condition: tuple[str, int]) -> pd.DataFrame:
+    """Rows of `table` (columns split, n_train and more) of one split and N."""
+    return table[(table["split"] == condition[0]) & (table["n_train"] == condition[1])]
 
-    >>> number(0.02137), number(-0.5, sign=True), number(1234.5), number(None)
+
+def condition_name(condition: tuple[str, int]) -> str:
+    """How titles and captions name a condition, e.g. 'split 1, N = 50'."""
+    return f"split {condition[0]}, N = {condition[1]}"
+
+
+def number(value: float | None) -> str:
+    """A number with two significant digits, without an exponent where it can be read without one.
+
+    >>> number(0.02137), number(-0.5), number(1234.5), number(None)
     ('0.021', '-0.50', '1234', 'undefined')
     """
-    if value is None or _undefined(value):
+    if value is None or not math.isfinite(value):
         return "undefined"
-    if value == 0:
-        return "0"
-    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
-    return f"{value:{'+' if sign else ''}.{decimals}f}" if decimals <= 8 else f"{value:{'+' if sign else ''}.1e}"
+    decimals = max(0, 1 - math.floor(math.log10(abs(value)))) if value else 0
+    return f"{value:.{decimals}f}" if decimals <= 8 else f"{value:.1e}"
 
 
 def with_interval(
@@ -34,9 +51,7 @@ def with_interval(
     '0.10 (no interval, n = 1)'
     """
     runs = "" if n is None else f", n = {n}"
-    if value is None or _undefined(value):
-        return f"undefined{f' (n = {n})' if n is not None else ''}"
-    if low is None or high is None or _undefined(low, high):
+    if low is None or high is None or number(low) == "undefined" or number(value) == "undefined":
         return f"{number(value)} (no interval{runs})"
     half = (high - low) / 2
     decimals = 3 if half <= 0 else min(8, max(0, 1 - math.floor(math.log10(half))))
@@ -50,6 +65,6 @@ def p_value(p: float | None) -> str:
     >>> p_value(0.00081), p_value(1e-6), p_value(None)
     ('p = 0.00081', 'p < 0.0001', 'p undefined')
     """
-    if p is None or _undefined(p):
+    if p is None or math.isnan(p):
         return "p undefined"
     return "p < 0.0001" if p < 0.0001 else f"p = {number(p)}"

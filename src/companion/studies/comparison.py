@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from companion.config.sections import Evaluation
 from companion.config.sections import Patches as Cut
-from companion.evaluation.formats import truth_of
 from companion.evaluation.runs import Run, count_runs, tabulate_runs
 from companion.evaluation.significance import paired_t
 from companion.micrographs.check import TRUTH
@@ -20,6 +18,17 @@ from companion.micrographs.patches import Patches
 
 MEASURES = ("f1_detect", "f1_class", "f1_hm", "recall")
 LEARNT = 0.5  # F1_detect below which detectors are too poor for differences between them to mean anything
+Effects = Mapping[str, Callable[[pd.DataFrame], pd.Series]]
+COSTS: Effects = {  # what an annotator's errors cost each arm; whether generated patches pass on more of them
+    "cost, EXP": lambda w: w["exact EXP"] - w["annotator EXP"],
+    "cost, EXP+GEN": lambda w: w["exact EXP+GEN"] - w["annotator EXP+GEN"],
+    "amplification": lambda w: (w["exact EXP+GEN"] - w["annotator EXP+GEN"]) - (w["exact EXP"] - w["annotator EXP"]),
+}
+SHIFTS: Effects = {  # what a shift costs, what EXP+GEN gains on shifted micrographs, what of the gain the shift takes
+    "loss of EXP": lambda w: w["trained EXP"] - w["shifted EXP"],
+    "gain": lambda w: w["shifted EXP+GEN"] - w["shifted EXP"],
+    "binding": lambda w: (w["trained EXP+GEN"] - w["trained EXP"]) - (w["shifted EXP+GEN"] - w["shifted EXP"]),
+}
 
 
 def true_patches(folder: Path, files: Sequence[str], cut: Cut, training: bool = False) -> Patches:
@@ -36,11 +45,6 @@ def true_patches(folder: Path, files: Sequence[str], cut: Cut, training: bool = 
     return cut_patches(load_dataset(folder, TRUTH), files, cut.size, stride, cut.min_visible, symmetries)[0]
 
 
-def run_of(keys: dict[str, Any], predictions: pd.DataFrame, patches: Patches) -> Run:
-    """Predictions of a detector on `patches`, with whatever names it in `keys`."""
-    return Run(keys, predictions.reset_index(drop=True), truth_of(patches, "patches of the study"), patches)
-
-
 def scores(runs: Sequence[Run], settings: Evaluation) -> pd.DataFrame:
     """Columns of scores.parquet and all keys of each run, at every confidence of the sweep and the headline's IoU."""
     counts = count_runs(runs, [settings.iou], settings.confidence_sweep, settings.matching)
@@ -55,30 +59,19 @@ def at_chosen(test: pd.DataFrame, chosen_on: pd.DataFrame, by: Sequence[str]) ->
     return test.merge(best.reset_index(), on=[*by, "confidence"])
 
 
-def paired_effects(
-    table: pd.DataFrame, effects: dict[str, Callable[[pd.DataFrame], pd.Series]], level: float, **keys: Any
-) -> list[dict[str, Any]]:
-    """Mean and interval over seeds of differences, for every measure.
+def paired_effects(table: pd.DataFrame, effects: Effects, level: float) -> pd.DataFrame:
+    """Mean and interval over seeds of differences, for every measure: quantity, measure, mean, low, high, n.
 
     Parameters
     ----------
-    table : rows of one comparison, with the columns arm, seed and the measures
-    effects : name -> function of a table (index seed, columns named by whoever made `table`, one measure) that gives
-        the difference of each seed
-    keys : further columns of the result
-
-    Returns
-    -------
-    Rows: keys, quantity, measure, mean, low, high, n
+    table : scores of detectors: seed, the measures, and column, the name by which `effects` call the detectors
     """
     rows = []
     for measure in MEASURES:
         wide = table.pivot_table(index="seed", columns="column", values=measure, dropna=False)
         for name, difference in effects.items():
-            found = paired_t(difference(wide).dropna(), level)
-            told = {key: found[key] for key in ("mean", "low", "high", "n")}
-            rows.append({**keys, "quantity": name, "measure": measure, **told})
-    return rows
+            rows.append({"quantity": name, "measure": measure, **paired_t(difference(wide).dropna(), level)})
+    return pd.DataFrame(rows)[["quantity", "measure", "mean", "low", "high", "n"]]
 
 
 def standing(reference: pd.DataFrame) -> str:
@@ -90,13 +83,9 @@ def standing(reference: pd.DataFrame) -> str:
     """
     reached = reference.groupby("arm", sort=False)["f1_detect"].mean()
     said = ", ".join(f"{arm} {score:.2f}" for arm, score in reached.items())
-    if reached.min() >= LEARNT:
-        return f"Mean F1_detect of the detectors that others are compared with, against the truth: {said}."
-    return (
-        f"Mean F1_detect of the detectors that others are compared with, against the truth: {said}. Detectors below "
-        f"{LEARNT:g} hardly detect and have little to lose, so nothing below is a verdict: it shows that the study "
-        "runs."
-    )
+    said = f"Mean F1_detect of the detectors that others are compared with, against the truth: {said}."
+    poor = f" Detectors below {LEARNT:g} hardly detect, so nothing below is a verdict: it shows that the study runs."
+    return said if reached.min() >= LEARNT else said + poor
 
 
 def verdict(low: float, high: float, positive: str, negative: str, reference: pd.DataFrame) -> str:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from companion.config.phantom import Phantom
 from companion.config.sections import Shift
-from companion.studies.comparison import paired_effects
+from companion.studies.comparison import SHIFTS, paired_effects
 
 SOURCE = "as trained"
 
@@ -23,24 +23,16 @@ def test_phantoms(phantom: Phantom, shifts: dict[str, Shift], n_test: int) -> di
 
 
 def effects(scores: pd.DataFrame, level: float) -> pd.DataFrame:
-    """What a shift costs, what EXP+GEN gains on the shifted micrographs, and how much of the gain the shift takes.
+    """`comparison.SHIFTS` of every domain: tested, quantity, measure, mean, low, high, n; paired by seed.
 
     Parameters
     ----------
     scores : against the truth, a row per detector and domain: tested (its name), arm, seed, and the measures
-
-    Returns
-    -------
-    tested, quantity (loss of EXP: as trained minus shifted; gain: EXP+GEN minus EXP; binding: gain as trained minus
-    gain shifted), measure, mean, low, high, n; paired by seed
     """
-    rows = []
-    for tested in [name for name in dict.fromkeys(scores["tested"]) if name != SOURCE]:
-        own = scores[scores["tested"].isin((SOURCE, tested))]
-        table = own.assign(column=own["tested"].eq(SOURCE).map({True: "trained ", False: "shifted "}) + own["arm"])
-        rows += paired_effects(table, {
-            "loss of EXP": lambda w: w["trained EXP"] - w["shifted EXP"],
-            "gain": lambda w: w["shifted EXP+GEN"] - w["shifted EXP"],
-            "binding": lambda w: (w["trained EXP+GEN"] - w["trained EXP"]) - (w["shifted EXP+GEN"] - w["shifted EXP"]),
-        }, level, tested=tested)  # fmt: skip
-    return pd.DataFrame(rows)
+    trained, tables = scores[scores["tested"] == SOURCE], []
+    for tested, own in scores[scores["tested"] != SOURCE].groupby("tested", sort=False):
+        both = pd.concat(
+            [trained.assign(column="trained " + trained["arm"]), own.assign(column="shifted " + own["arm"])]
+        )
+        tables.append(paired_effects(both, SHIFTS, level).assign(tested=tested))
+    return pd.concat(tables, ignore_index=True)

@@ -12,14 +12,13 @@ import numpy as np
 import pandas as pd
 
 from companion.config.sections import Faithfulness
-from companion.evaluation.errors import CLASS, CORRECT, audit, recall_by, size_bins
-from companion.evaluation.matching import Matching
+from companion.evaluation.errors import CLASS, CORRECT, audit, recall_by
 from companion.micrographs.patches import Patches
 
 Judged = Mapping[str, tuple[Patches, pd.DataFrame]]  # patches and what the detector says of them, by name
 
 
-def found_defects(judged: Judged, settings: Faithfulness, matching: Matching = "truth-greedy") -> pd.DataFrame:
+def found_defects(judged: Judged, settings: Faithfulness) -> pd.DataFrame:
     """Which defects of the masks the detector finds, and whether under their class.
 
     Parameters
@@ -29,18 +28,17 @@ def found_defects(judged: Judged, settings: Faithfulness, matching: Matching = "
 
     Returns
     -------
-    One row per defect: images (name of the set), patch, image, class (name), error ("correct", "class" or
-    "missed"), size_px, size (group of `errors.size_bins`)
+    One row per defect: images (name of the set) and the columns of `errors.audit`; class is a name
     """
     tables = []
     for name, (patches, predictions) in judged.items():
         index = patches.index
         if index["image"].nunique() == 1:  # generated patches are of no micrograph, so each is its own
             index = index.assign(image=index["patch"])
-        _, truths = audit(predictions, patches.table, index, settings.iou, settings.confidence, matching)
+        counted = predictions[predictions["score"] >= settings.confidence]
+        _, truths = audit(counted, patches.table, index, settings.iou)
         names = dict(enumerate(patches.classes, start=1))
-        truths = truths.assign(images=name, size=size_bins(truths["size_px"]))
-        tables.append(truths.assign(**{"class": truths["class"].map(names)}))
+        tables.append(truths.assign(images=name, **{"class": truths["class"].map(names)}))
     return pd.concat(tables, ignore_index=True)
 
 

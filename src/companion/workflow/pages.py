@@ -22,6 +22,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from companion import layout
 from companion.config import Profile
 from companion.errors import CompanionError
+from companion.evaluation.wording import NAMES as MEASURES
 from companion.evaluation.wording import with_interval
 from companion.plots import data_name
 from companion.provenance import write_text
@@ -29,9 +30,6 @@ from companion.workflow.status import duration
 
 VERDICTS = ("reproduced", "partly", "not reproduced", "cannot be compared", "not attempted")
 HEADLINE_CLAIMS = ("C1", "C2", "C3", "C4", "C5", "C8")  # what the abstract rests on
-MEASURES = {
-    "f1_detect": r"$F_{1,\mathrm{detect}}$", "f1_class": r"$F_{1,\mathrm{class}}$", "f1_hm": r"$F_{1,\mathrm{HM}}$",
-}  # fmt: skip
 # MyST-NB (and scrapbook before it) hides an output whose media types carry this prefix.
 _HIDDEN = "application/papermill.record/"
 _GLUED = re.compile(r"\{glue:text\}`[^`:]*::([^`:]+):s`")

@@ -155,14 +155,15 @@ def image_errors(predictions: pd.DataFrame, truths: pd.DataFrame, size_px: int) 
     split, n_train, arm, seed, image, class (name, or "all"), truths, found, density_error and size_error (relative,
     signed; NaN where either has no uncut box); images and classes that the truth has
     """
-    columns = {}
+    tables = []
     for name, table in (("truths", truths), ("found", predictions)):
         cut = (table[["x1", "y1"]] < 1).any(axis=1) | (table[["x2", "y2"]] > size_px - 1).any(axis=1)
         own = table.assign(nm=(table["size_px"] * table["pixel_size_nm"]).where(~cut))
         several = [own.astype({"class": str})] if len(table["class"].cat.categories) > 1 else []
-        groups = pd.concat([own.assign(**{"class": "all"}), *several]).groupby([*RUN, "image", "class"])["nm"]
-        columns |= {name: groups.size(), f"{name}_nm": groups.mean()}
-    table = pd.DataFrame(columns).dropna(subset="truths").fillna({"found": 0})
+        every = pd.concat([own.assign(**{"class": "all"}), *several])
+        groups = every.groupby([*RUN, "image", "class"], sort=False)["nm"]
+        tables.append(pd.DataFrame({name: groups.size(), f"{name}_nm": groups.mean()}))
+    table = tables[0].join(tables[1]).fillna({"found": 0})
     density, size = (table[f"found{unit}"] / table[f"truths{unit}"] - 1 for unit in ("", "_nm"))
     return table[["truths", "found"]].assign(density_error=density, size_error=size).reset_index()
 

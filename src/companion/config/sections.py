@@ -102,6 +102,8 @@ class Detection(Section):
             raise ValueError(f"anchor_sizes_px {self.anchor_sizes_px} has more sizes on one level than on another")
         if self.resize_px is not None and self.resize_px % 32:
             raise ValueError(f"resize_px {self.resize_px} is not a multiple of 32, which the networks need")
+        if self.backend == "detectron2" and self.network != "r50-fpn":
+            raise ValueError(f"network '{self.network}' is not built with detectron2; use r50-fpn")
         return self
 
 

@@ -8,22 +8,20 @@ the host. Features come channels last, so that what a head reads lies side by si
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, Matcher
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, BoxCoder, Matcher
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import MultiScaleRoIAlign, nms, roi_align
-from torchvision.ops.poolers import _setup_scales
+from torchvision.ops.poolers import LevelMapper
 
 # On a GPU suppression follows chains, in which one box suppresses the next, up to this length. Proposals of untrained
 # and trained networks have chains of up to 8.
 ROUNDS = 32
-_LARGEST_GROWTH = math.log(1000 / 16)  # torchvision's cap on log(width ratio), so that exp stays finite
 
 
 def fixed_shapes(values: Tensor) -> bool:
@@ -102,23 +100,17 @@ def pick(values: Tensor, index: Tensor) -> Tensor:
     return values[torch.arange(len(values), device=values.device)[:, None], index]
 
 
-def encode(truths: Tensor, boxes: Tensor, weights: tuple[float, float, float, float]) -> Tensor:
-    """Corrections [..., 4] that take `boxes` to `truths` (Girshick 2015): shifts by size, logarithms of ratios."""
-    size, wanted = boxes[..., 2:] - boxes[..., :2], truths[..., 2:] - truths[..., :2]
-    shift = (truths[..., :2] + 0.5 * wanted - boxes[..., :2] - 0.5 * size) / size
-    # Padding has no size; what it gives is masked by the caller, but must be finite.
-    ratio = torch.log(torch.where(wanted > 0, wanted, 1.0) / torch.where(size > 0, size, 1.0))
-    shift = torch.where(size > 0, shift, 0.0)
-    # torchvision has one factor for x and y and one for sizes; a tensor of them would have to be sent to the device.
-    return torch.cat([shift * weights[0], ratio * weights[2]], dim=-1)
+def encode(coder: BoxCoder, truths: Tensor, boxes: Tensor) -> Tensor:
+    """Corrections [..., 4] that take `boxes` to `truths`; finite for padding, which the caller masks."""
+    corrections = coder.encode_single(truths.reshape(-1, 4), boxes.reshape(-1, 4))
+    return corrections.nan_to_num(0.0, 0.0, 0.0).view(truths.shape)
 
 
-def decode(corrections: Tensor, boxes: Tensor, weights: tuple[float, float, float, float]) -> Tensor:
-    """Boxes [..., 4] after corrections [..., 4]: the inverse of `encode`."""
-    size = boxes[..., 2:] - boxes[..., :2]
-    centre = corrections[..., :2] / weights[0] * size + (boxes[..., :2] + 0.5 * size)
-    half = 0.5 * torch.exp((corrections[..., 2:] / weights[2]).clamp(max=_LARGEST_GROWTH)) * size
-    return torch.cat([centre - half, centre + half], dim=-1)
+def decode(coder: BoxCoder, corrections: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """Boxes [..., K, 4] inside patches of side `size` px: `boxes` [..., 4] after corrections [..., K, 4]."""
+    found = coder.decode_single(corrections.flatten(0, -3).flatten(1), boxes.reshape(-1, 4))
+    # Of a network that has diverged, until that is noticed: kernels may index memory by coordinates.
+    return found.view(corrections.shape).clamp(0, size).nan_to_num(nan=0.0)
 
 
 def suppress(boxes: Tensor, valid: Tensor, iou: float) -> Tensor:
@@ -133,17 +125,12 @@ def suppress(boxes: Tensor, valid: Tensor, iou: float) -> Tensor:
     -------
     bool [G, N]: survivors
     """
-    if fixed_shapes(boxes):
-        return _suppress_together(boxes, valid, iou)
-    kept, rank = torch.zeros_like(valid), torch.arange(boxes.shape[1], 0, -1).to(boxes)
-    for group, good in enumerate(valid):
-        places = good.nonzero()[:, 0]
-        kept[group, places[nms(boxes[group, places], rank[places], iou)]] = True
-    return kept
-
-
-def _suppress_together(boxes: Tensor, valid: Tensor, iou: float) -> Tensor:
-    """`suppress` for a GPU, which would wait for the number of survivors of every group in turn."""
+    if not fixed_shapes(boxes):
+        kept, rank = torch.zeros_like(valid), torch.arange(boxes.shape[1], 0, -1).to(boxes)
+        for group, good in enumerate(valid):
+            places = good.nonzero()[:, 0]
+            kept[group, places[nms(boxes[group, places], rank[places], iou)]] = True
+        return kept
     above = (overlaps(boxes, boxes).triu(diagonal=1) > iou).to(torch.bfloat16)  # [i, j] with i better than j
     survivors = candidates = valid[:, None].to(above)  # (G, 1, N); only ever compared with 0, so half the bytes do
     for _ in range(ROUNDS):  # each settles one more link of every chain
@@ -195,7 +182,7 @@ def pool(pooler: MultiScaleRoIAlign, features: dict[str, Tensor], boxes: Tensor,
     Parameters
     ----------
     pooler : torchvision's, whose names of levels, bins and samples are used
-    features : levels [B, C, H, W] by name
+    features : levels [B, C, H, W] by name, finest first
     boxes : [B, R, 4] px, in single precision at least: half of it would round them to whole pixels
     size : side of the patches, px
 
@@ -207,7 +194,18 @@ def pool(pooler: MultiScaleRoIAlign, features: dict[str, Tensor], boxes: Tensor,
     side, samples = pooler.output_size[0], pooler.sampling_ratio
     if len(levels) == 1:
         return _pool_level(levels[0], boxes, levels[0].shape[-1] / size, side, samples)
-    return _pool_pyramid(pooler, levels, boxes, size, side, samples)
+    # Every level pools all regions, and each is taken from its own: torchvision looks for the regions of each level,
+    # and a GPU would be waited for every time.
+    flat, scales = wide(boxes.reshape(-1, 4)), [level.shape[-1] / size for level in levels]
+    owner = torch.arange(len(boxes), device=flat.device).repeat_interleave(boxes.shape[1])
+    rois = torch.cat([owner[:, None].to(flat), flat], dim=1)
+    finest, coarsest = (round(-math.log2(scale)) for scale in (scales[0], scales[-1]))
+    which = LevelMapper(finest, coarsest, pooler.canonical_scale, pooler.canonical_level)([flat])
+    pooled = flat.new_zeros((len(flat), levels[0].shape[1], side, side))
+    for number, (level, scale) in enumerate(zip(levels, scales, strict=True)):
+        here = roi_align(wide(level), rois, side, scale, samples)
+        pooled = torch.where((which == number)[:, None, None, None], here, pooled)
+    return pooled.to(levels[0].dtype)
 
 
 def _pool_level(features: Tensor, boxes: Tensor, scale: float, side: int, samples: int) -> Tensor:
@@ -232,17 +230,9 @@ def _pool_level(features: Tensor, boxes: Tensor, scale: float, side: int, sample
 
 
 def _interpolation(start: Tensor, step: Tensor, n_out: int, n_in: int, samples: int) -> Tensor:
-    """One axis of RoIAlign as a matrix: means of linear interpolations at evenly spaced places.
+    """One axis of RoIAlign as weights [R, n_out, n_in]: means of linear interpolations at evenly spaced places.
 
-    Parameters
-    ----------
-    start, step : [R] where the first bin begins and how wide a bin is, in cells of the feature map
-    n_out, n_in : bins and cells
-    samples : places per bin
-
-    Returns
-    -------
-    [R, n_out, n_in] weights
+    Bins begin at `start` [R] and are `step` [R] wide, in cells of the feature map, with `samples` places in each.
     """
     inside = (torch.arange(n_out * samples, device=start.device) + 0.5) / samples
     places = start[:, None] + step[:, None] * inside  # (R, n_out * samples)
@@ -251,24 +241,3 @@ def _interpolation(start: Tensor, step: Tensor, n_out: int, n_in: int, samples: 
     hats = (1 - (places.clamp(0, n_in - 1)[..., None] - cells).abs_()).clamp_(min=0)
     hats = hats * within[..., None]
     return hats.reshape(len(start), n_out, samples, n_in).mean(dim=2)
-
-
-def _pool_pyramid(
-    pooler: MultiScaleRoIAlign, levels: Sequence[Tensor], boxes: Tensor, size: int, side: int, samples: int
-) -> Tensor:
-    """Regions of several levels by the library's kernel.
-
-    Every level pools all regions, and each is taken from its own: torchvision looks for the regions of each level, and
-    a GPU would be waited for every time.
-    """
-    if pooler.map_levels is None:
-        shape = [(size, size)]
-        pooler.scales, pooler.map_levels = _setup_scales(levels, shape, pooler.canonical_scale, pooler.canonical_level)
-    flat = wide(boxes.reshape(-1, 4))
-    owner = torch.arange(len(boxes), device=flat.device).repeat_interleave(boxes.shape[1])
-    rois, which = torch.cat([owner[:, None].to(flat), flat], dim=1), pooler.map_levels([flat])
-    pooled = flat.new_zeros((len(flat), levels[0].shape[1], side, side))
-    for number, (level, scale) in enumerate(zip(levels, pooler.scales, strict=True)):
-        here = roi_align(wide(level), rois, side, scale, samples)
-        pooled = torch.where((which == number)[:, None, None, None], here, pooled)
-    return pooled.to(levels[0].dtype)

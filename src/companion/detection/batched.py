@@ -72,7 +72,11 @@ class BatchedDetector(nn.Module):
         with torch.no_grad():  # anchors are the same for all patches, and as exact as the images
             like = [level[:1, :1].to(images) for level in levels]
             anchors = self.network.rpn.anchor_generator(ImageList(images, [(size, size)]), like)[0]
-        counts, logits, deltas = roi_ops.score_anchors(self.network.rpn.head, levels)
+        logits, deltas = (
+            [roi_ops.wide(x.permute(0, 2, 3, 1).flatten(1)) for x in found] for found in self.network.rpn.head(levels)
+        )  # in the order of the anchors
+        counts, logits, deltas = [level.shape[1] for level in logits], torch.cat(logits, 1), torch.cat(deltas, 1)
+        deltas = deltas.unflatten(1, (-1, 4))  # (B, A), (B, A, 4)
         with torch.no_grad():
             proposals, valid = self._propose(counts, logits, deltas, anchors, size)
         if batch is None:
@@ -140,7 +144,7 @@ class BatchedDetector(nn.Module):
             labels = F.pad(near_labels, (0, index.shape[1] - places)).flatten()
             wanted = roi_ops.encode(roi.box_coder, roi_ops.pick(batch.boxes, truth), near)
         pooled = roi_ops.pool(roi.box_roi_pool, features, boxes, size)
-        scores, corrections = roi.box_predictor(roi_ops.box_features(roi.box_head, pooled))
+        scores, corrections = roi.box_predictor(roi.box_head(pooled))
         corrections = roi_ops.wide(corrections).reshape(*index.shape, -1, 4)[:, :places]  # (B, P, K + 1, 4)
         of_class = near_labels[..., None, None].expand(-1, -1, 1, 4)
         box = F.smooth_l1_loss(corrections.gather(2, of_class)[:, :, 0], wanted, beta=_BETA, reduction="none")
@@ -160,7 +164,7 @@ class BatchedDetector(nn.Module):
         # Places that are left over cost nothing where shapes may depend on values.
         keep = slice(None) if roi_ops.fixed_shapes(boxes) else valid.nonzero()[:, 0]
         pooled = _rows(roi_ops.pool(roi.mask_roi_pool, features, boxes, size), keep)
-        logits = roi_ops.mask_logits(roi.mask_predictor, roi.mask_head(pooled), labels.flatten()[keep])
+        logits = _of_class(roi.mask_predictor(roi.mask_head(pooled)), labels.flatten()[keep])
         with torch.no_grad():
             owner = torch.arange(len(boxes), device=boxes.device)[:, None].expand(labels.shape).flatten()[keep]
             number = roi_ops.pick(batch.ids, truth).flatten()[keep]
@@ -177,7 +181,7 @@ class BatchedDetector(nn.Module):
         """Boxes [B, D, 4], scores, labels and marks [B, D] of the detections, best first."""
         roi = self.network.roi_heads
         pooled = roi_ops.pool(roi.box_roi_pool, features, proposals, size)
-        scores, corrections = roi.box_predictor(roi_ops.box_features(roi.box_head, pooled))
+        scores, corrections = roi.box_predictor(roi.box_head(pooled))
         scores = roi_ops.wide(scores).softmax(-1).reshape(*valid.shape, -1)[..., 1:]  # (B, P, K)
         corrections = roi_ops.wide(corrections).reshape(*valid.shape, -1, 4)[:, :, 1:]
         boxes = roi_ops.decode(roi.box_coder, corrections, proposals, size)
@@ -199,12 +203,17 @@ class BatchedDetector(nn.Module):
         roi, most = self.network.roi_heads, int(valid.sum(dim=1).max())  # the valid come first
         valid = valid[:, :most]
         pooled = _rows(roi_ops.pool(roi.mask_roi_pool, features, boxes[:, :most], size), valid.flatten())
-        return roi_ops.mask_logits(roi.mask_predictor, roi.mask_head(pooled), labels[:, :most][valid]).sigmoid()
+        return _of_class(roi.mask_predictor(roi.mask_head(pooled)), labels[:, :most][valid]).sigmoid()
 
 
 def _rows(images: Tensor, keep: Tensor | slice) -> Tensor:
     """``images[keep]`` for [N, C, H, W], channels last before and after."""
     return images.permute(0, 2, 3, 1)[keep].permute(0, 3, 1, 2)
+
+
+def _of_class(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mask logits [N, 2m, 2m] of the classes [N], of those of all classes [N, K + 1, 2m, 2m]."""
+    return roi_ops.wide(logits[torch.arange(len(labels), device=labels.device), labels])
 
 
 def _sum_where(values: Tensor, where: Tensor) -> Tensor:

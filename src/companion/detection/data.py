@@ -77,19 +77,14 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True)
 class Recipe:
-    """Which patches make each training batch.
+    """Which patches make each training batch, by source: labelled, generated, kept, fresh or pasted.
 
-    Attributes
-    ----------
-    sources : patches by what they are ("labelled", "generated", "kept", "fresh", "pasted"), in their order in a batch;
-        "pasted" are the labelled ones, onto which others are pasted
-    counts : patches per batch from each source
-    seeds : of the draws; arms of one seed share them
+    "pasted" are the labelled patches again, onto which the defects of others are pasted.
     """
 
-    sources: Mapping[str, Patches]
-    counts: Mapping[str, int]
-    seeds: Seeds
+    sources: Mapping[str, Patches]  # in their order in a batch
+    counts: Mapping[str, int]  # patches per batch from each
+    seeds: Seeds  # of the draws; arms of one seed share them
 
     def draw(self, step: int) -> dict[str, Draw]:
         """Which patches make batch number `step`, in which symmetry, by source.
@@ -131,10 +126,8 @@ class Recipe:
 
     def identity(self) -> dict[str, Any]:
         """What tells this recipe from others, for the identity of a training."""
-        hashes = {
-            source: [hash_arrays(p.images, p.instances, p.table[["patch", *TRUTH]].to_numpy(float)), p.symmetries]
-            for source, p in self.sources.items()
-        }
+        arrays = {s: (p.images, p.instances, p.table[["patch", *TRUTH]]) for s, p in self.sources.items()}
+        hashes = {s: [hash_arrays(*map(np.asarray, a)), self.sources[s].symmetries] for s, a in arrays.items()}
         return {"sources": hashes, "counts": dict(self.counts), "seeds": [self.seeds.root, *self.seeds.names]}
 
     def _examples(self, source: str, draw: Draw) -> list[Example]:
@@ -168,10 +161,7 @@ def recipe_of(arm: str, labelled: Patches | None, other: Patches | None, setting
     settings : batch size, and the share of a batch that is not labelled patches
     seeds : of the draws, without the arm in their names
 
-    Raises
-    ------
-    CompanionError
-        No such arm, or there are no patches of a source that it needs.
+    An arm that is missing, or has no patches of a source, is a `CompanionError`.
     """
     second = ARMS[arm].other
     added = round(settings.batch_size * settings.generated_share) if second else 0
@@ -192,13 +182,8 @@ def copy_paste(target: Example, source: Example, rng: np.random.Generator) -> Ex
     A defect brings its contrast, not its brightness: its pixels are shifted by the difference of the two patches'
     backgrounds (medians outside the defects). Boxes are those of what stays visible; a hidden defect has no truth.
 
-    Parameters
-    ----------
-    rng : decides for each defect of the source, with even odds, whether it is pasted
-
-    Returns
-    -------
-    Example whose pasted defects have ids above those of the target.
+    `rng` decides for each defect of the source, with even odds, whether it is pasted. Pasted ones have ids above those
+    of the target.
     """
     image, instances = target.image.copy(), target.instances.astype(np.int32)
     shift = _background(target) - _background(source)

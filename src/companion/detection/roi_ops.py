@@ -11,11 +11,7 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, BoxCoder, Matcher
-from torchvision.models.detection.faster_rcnn import TwoMLPHead
-from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
-from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import MultiScaleRoIAlign, nms, roi_align
 from torchvision.ops.poolers import LevelMapper
 
@@ -138,42 +134,9 @@ def suppress(boxes: Tensor, valid: Tensor, iou: float) -> Tensor:
     return survivors[:, 0] > 0
 
 
-# --- heads -------------------------------------------------------------------------------------------------
-
-
 def wide(values: Tensor) -> Tensor:
     """Losses and boxes are computed in single precision at least, whatever the network's."""
     return values if values.dtype == torch.float64 else values.float()
-
-
-def score_anchors(head: RPNHead, levels: list[Tensor]) -> tuple[list[int], Tensor, Tensor]:
-    """Anchors per level, their logits [B, A] and corrections [B, A, 4], in the order of the anchors."""
-    logits, deltas = ([wide(x.permute(0, 2, 3, 1).flatten(1)) for x in found] for found in head(levels))
-    deltas = torch.cat(deltas, dim=1)
-    return [level.shape[1] for level in logits], torch.cat(logits, dim=1), deltas.reshape(len(deltas), -1, 4)
-
-
-def box_features(head: TwoMLPHead, pooled: Tensor) -> Tensor:
-    """Vectors [N, F] of regions [N, C, s, s], which are read as they lie; the weights' columns are reordered."""
-    if not pooled.is_contiguous(memory_format=torch.channels_last):
-        return head(pooled)
-    weight = head.fc6.weight.reshape(-1, *pooled.shape[1:]).permute(0, 2, 3, 1).flatten(1)
-    return F.relu(head.fc7(F.relu(F.linear(pooled.permute(0, 2, 3, 1).flatten(1), weight, head.fc6.bias))))
-
-
-def mask_logits(predictor: MaskRCNNPredictor, features: Tensor, labels: Tensor) -> Tensor:
-    """Mask logits [N, 2m, 2m] of regions with features [N, C, m, m], for their class [N] alone.
-
-    torchvision's predictor (a 2x2 up-convolution, ReLU, a 1x1 convolution to all classes) as two matrix products: no
-    window of an up-convolution with stride 2 overlaps another.
-    """
-    up, classes = predictor.conv5_mask, predictor.mask_fcn_logits
-    x = features.permute(0, 2, 3, 1)  # (N, m, m, C)
-    n, side = len(x), x.shape[1]
-    x = F.relu(x @ up.weight.permute(0, 2, 3, 1).flatten(1) + up.bias.repeat(4))  # (N, m, m, 2 * 2 * C')
-    x = x.reshape(n, 4 * side * side, up.out_channels) @ classes.weight[labels, :, 0]  # (N, m * m * 2 * 2, 1)
-    x = x.reshape(n, side, side, 2, 2) + classes.bias[labels][:, None, None, None, None]
-    return wide(x.permute(0, 1, 3, 2, 4).reshape(n, 2 * side, 2 * side))
 
 
 def pool(pooler: MultiScaleRoIAlign, features: dict[str, Tensor], boxes: Tensor, size: int) -> Tensor:

@@ -33,24 +33,14 @@ def train_detector(
 
     Parameters
     ----------
-    recipe : where the batches come from
-    settings : network, optimiser, number of steps
     callback : called with the number of steps done after each stretch between checkpoints
 
     Returns
     -------
-    detector : trained
-    log : one row per step: step, learning_rate, total and each loss
-
-    Raises
-    ------
-    CompanionError
-        Training diverges, or the settings cannot be used.
+    The trained detector, and its log, one row per step: step, learning_rate, total and each loss.
     """
     patches, seeds = next(iter(recipe.sources.values())), recipe.seeds
-    card = {
-        "settings": settings.model_dump(mode="json"), "classes": list(patches.classes), "patch_size": patches.size
-    }  # fmt: skip
+    card = {"settings": settings.model_dump(mode="json"), "classes": patches.classes, "patch_size": patches.size}
     pretrained = layout.given(settings.weights) if settings.weights else None
     identity = fingerprint(
         __name__, card=card, recipe=recipe.identity(), pretrained=pretrained and hash_file(pretrained),
@@ -109,16 +99,8 @@ def _placed(detector: Detector, device: Device) -> Detector:
 def load_detector(path: Path, device: Device) -> tuple[Detector, dict[str, Any]]:
     """A trained detector from its weights file, and what the file says of it.
 
-    Returns
-    -------
-    detector
-    about : settings (the profile's section), classes (names of the class codes 1, 2, ...), patch_size (side of the
-        patches that it was trained on, px), log (losses by step)
-
-    Raises
-    ------
-    CompanionError
-        The file is missing, broken, or not the weights of a detector.
+    That is: settings (the profile's section), classes (names of the class codes 1, 2, ...), patch_size (side of the
+    patches that it was trained on, px), log (losses by step). A file that is no detector's is a `CompanionError`.
     """
     state, about = load_state(path)
     try:

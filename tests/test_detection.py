@@ -126,12 +126,10 @@ def test_a_killed_training_continues_to_the_same_bits(tmp_path):
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(tmp_path):
     patches = ellipse_patches(6)
-    one, other = (train(tmp_path / name, patches)[0] for name in ("a", "b"))
-    assert (tmp_path / "a/weights.safetensors").read_bytes() == (tmp_path / "b/weights.safetensors").read_bytes()
-    pd.testing.assert_frame_equal(predict(one, patches.images, DEVICE), predict(other, patches.images, DEVICE))
-    train(tmp_path / "other", patches, seed=2)
-    ours, others = weights(tmp_path / "a"), weights(tmp_path / "other")
-    assert any(not torch.equal(ours[name], others[name]) for name in ours)
+    for name, seed in (("a", 1), ("b", 1), ("other", 2)):
+        train(tmp_path / name, patches, seed=seed)
+    a, b, other = ((tmp_path / name / "weights.safetensors").read_bytes() for name in ("a", "b", "other"))
+    assert a == b != other
 
 
 def test_a_finished_training_is_read_back_and_a_changed_one_is_not(tmp_path):
@@ -207,7 +205,7 @@ def test_thresholds_swept_offline_are_those_of_running_again(learnt, most):
         # Masks are computed for other numbers of regions together, which changes their last bits.
         numbers = ["patch", "label", "score", *BOX]
         pd.testing.assert_frame_equal(offline[numbers], again[numbers], atol=1e-5)
-    assert len(written) > kept[0] > kept[-1] > 0
+    assert len(written) >= kept[0] > kept[-1] > 0
 
 
 class Scripted:
@@ -302,14 +300,13 @@ def test_anchors_lie_on_their_grid():
     assert ((level[3, 5, :, :2] + level[3, 5, :, 2:]) / 2 == (40, 24)).all()
     sides = np.sqrt(np.prod(level[0, 0, :, 2:] - level[0, 0, :, :2], axis=1))
     assert np.allclose(np.sort(sides), [16, 16, 16, 24, 24, 24], atol=1)
-    with pytest.raises(CompanionError, match=r"anchor_sizes_px \[8, 16\].*3 feature levels"):
-        build(Detection(anchor_sizes_px=[8, 16]), 3)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"anchor_sizes_px": [8, [16, 32], 64]}, "more sizes on one level"),
+        ({"anchor_sizes_px": [8, 16]}, r"anchor_sizes_px \[8, 16\].* 3 levels"),
         ({"resize_px": 100}, "multiple of 32"),
         ({"backend": "detectron2"}, "'tiny' is not built with detectron2"),
     ],
@@ -322,7 +319,7 @@ def test_settings_that_cannot_work_are_refused(changes, message):
 def test_a_missing_backend_says_where_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "detectron2", None)
     with pytest.raises(CompanionError, match=r"not on PyPI.*environment.yml"):
-        build(Detection(backend="detectron2", network="r50-fpn"), 3)
+        build(Detection(backend="detectron2", network="r50-fpn", anchor_sizes_px=[8, 16, 32, 64, 128]), 3)
 
 
 def test_learning_rates():

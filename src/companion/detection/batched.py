@@ -24,10 +24,7 @@ _BETA = 1 / 9  # of the smooth L1 losses, as in torchvision
 class BatchedDetector(nn.Module):
     """Mask R-CNN for batches of equal patches; a module, so that `Device.prepare` compiles all that it computes.
 
-    Parameters
-    ----------
-    network : torchvision's; its modules and thresholds are used as they are
-    resize_px : side at which patches are to be enlarged before they come here, if they are
+    The modules and thresholds of torchvision's `network` are used as they are; patches come at the side `resize_px`.
     """
 
     def __init__(self, network: MaskRCNN, resize_px: int | None) -> None:

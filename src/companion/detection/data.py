@@ -142,26 +142,20 @@ class Recipe:
     @cached_property
     def _truths(self) -> dict[str, dict[int, NDArray[np.float64]]]:
         """Truth [N, 6] by source and patch; a box without an area (nothing visible) cannot be learnt from."""
-        return {
-            source: {
-                patch: rows[TRUTH].to_numpy(float)
-                for patch, rows in patches.table.query("x2 > x1 and y2 > y1").groupby("patch")
-            }
-            for source, patches in self.sources.items()
-        }
+        visible = {source: p.table.query("x2 > x1 and y2 > y1").groupby("patch") for source, p in self.sources.items()}
+        return {s: {number: rows[TRUTH].to_numpy(float) for number, rows in v} for s, v in visible.items()}
 
 
 def recipe_of(arm: str, labelled: Patches | None, other: Patches | None, settings: Detection, seeds: Seeds) -> Recipe:
     """The recipe of an arm of `ARMS`.
 
-    Parameters
-    ----------
-    labelled : patches of the N training micrographs; not needed by an arm without them (GEN)
-    other : what the arm adds to them; not needed by EXP and by EXP+PASTE, which pastes labelled defects
-    settings : batch size, and the share of a batch that is not labelled patches
-    seeds : of the draws, without the arm in their names
+    `labelled` are patches of the N training micrographs, `other` is what the arm adds to them; either may be None where
+    the arm does not need it. The arm is no part of the `seeds`' names: arms of one seed draw alike.
 
-    An arm that is missing, or has no patches of a source, is a `CompanionError`.
+    Raises
+    ------
+    CompanionError
+        No such arm, or there are no patches of a source that it needs.
     """
     second = ARMS[arm].other
     added = round(settings.batch_size * settings.generated_share) if second else 0

@@ -14,11 +14,7 @@ _LOSSES = {"loss_rpn_cls": "loss_objectness", "loss_rpn_loc": "loss_rpn_box_reg"
 
 
 class Detectron2Detector:
-    """Mask R-CNN R50-FPN of detectron2 (Wu et al. 2019) on grey patches.
-
-    Without pretrained weights the network is trained whole, its normalisation included; with them the
-    normalisation, the stem and the first stage stay as they are.
-    """
+    """Mask R-CNN R50-FPN of detectron2 (Wu et al. 2019) on grey patches; trained whole unless it starts pretrained."""
 
     def __init__(self, settings: Detection, n_classes: int) -> None:
         try:

@@ -49,12 +49,7 @@ class Detector(Protocol):
 
 
 def build(settings: Detection, n_classes: int) -> Detector:
-    """The detector that the settings name with random weights; pretrained ones decide only what is trainable.
-
-    Parameters
-    ----------
-    n_classes : defect classes, background not counted
-    """
+    """The detector of the settings with random weights, for `n_classes` of defects (background not counted)."""
     if settings.backend == "detectron2":
         from companion.detection.detectron import Detectron2Detector  # is rarely installed
 
@@ -63,13 +58,7 @@ def build(settings: Detection, n_classes: int) -> Detector:
 
 
 class SmallBackbone(nn.Module):
-    """Stages of two 3x3 convolutions with BatchNorm at strides 4, 8, 16, under a feature pyramid.
-
-    Parameters
-    ----------
-    channels : of the stages, finest first
-    out_channels : of every level of the pyramid
-    """
+    """Stages of two 3x3 convolutions with BatchNorm at strides 4, 8, 16, under a feature pyramid."""
 
     def __init__(self, channels: Sequence[int], out_channels: int) -> None:
         super().__init__()
@@ -126,20 +115,13 @@ def _common(settings: Detection) -> dict[str, Any]:
 
 
 def sides_per_level(settings: Detection) -> tuple[tuple[int, ...], ...]:
-    """Anchor sides of every feature level, px; a `CompanionError` if the network has not as many levels."""
-    sizes, levels = settings.anchor_sizes_px, len(STRIDES[settings.network])
-    if len(sizes) != levels:
-        raise CompanionError(
-            f"detection.anchor_sizes_px {sizes}: network '{settings.network}' has {levels} feature levels "
-            "and needs one anchor size for each"
-        )
-    return tuple((size,) if isinstance(size, int) else tuple(size) for size in sizes)
+    """Anchor sides of every feature level, px."""
+    return tuple((size,) if isinstance(size, int) else tuple(size) for size in settings.anchor_sizes_px)
 
 
 def anchor_generator(settings: Detection) -> AnchorGenerator:
     """torchvision's generator of the settings' anchors."""
-    sides = sides_per_level(settings)
-    return AnchorGenerator(sides, (ASPECT_RATIOS,) * len(sides))
+    return AnchorGenerator(sides_per_level(settings), (ASPECT_RATIOS,) * len(settings.anchor_sizes_px))
 
 
 def anchor_boxes(settings: Detection, size: int) -> Tensor:
@@ -152,11 +134,6 @@ def load_weights(network: nn.Module, path: Path) -> list[str]:
     """Copy weights from a plain safetensors state_dict, and name the parameters that it did not fill.
 
     Heads made for another number of classes keep their fresh weights.
-
-    Raises
-    ------
-    CompanionError
-        The file is missing or broken, or holds no tensor that fits the backbone.
     """
     try:
         given, own = load_file(path), network.state_dict()

@@ -21,11 +21,7 @@ Drawn = Sequence[tuple[NDArray, Sequence[str], str]]  # boxes [N, 4] px, the col
 def boxes(images: Sequence[NDArray[np.uint8]], names: Sequence[str], drawn: Sequence[Drawn], title: str) -> Figure:
     """Named patches [S, S] with boxes, up to four in a row.
 
-    Parameters
-    ----------
-    names : what to write above each patch
-    drawn : for each patch its boxes
-    title : of the figure
+    `names` stand above the patches, `drawn` has the boxes of each.
     """
     across = min(4, len(images))
     rows, width = -(-len(images) // across), 7.2 / across
@@ -47,18 +43,14 @@ def class_colors(codes: Sequence[float]) -> list[str]:
 
 
 def losses(log: pd.DataFrame, title: str) -> Figure:
-    """The losses of a training over its steps, each a thin line under its running mean, and the learning rate."""
+    """The losses of a training over its steps, each a thin line under its running mean."""
     values = log.drop(columns="learning_rate").set_index("step").rename(columns=lambda name: name.replace("_", " "))
-    figure, (axes, rate) = plt.subplots(2, 1, figsize=(7.2, 4.2), sharex=True, height_ratios=[3, 1])
     colors = ["black", *CLASS_COLORS[: values.shape[1] - 1]]
-    values.plot(ax=axes, color=colors, alpha=0.25, lw=0.7, legend=False)
+    axes = values.plot(color=colors, alpha=0.25, lw=0.7, legend=False, figsize=(7.2, 3.4))
     smooth = values.rolling(max(1, len(log) // 20), min_periods=1).mean()
-    smooth.plot(ax=axes, color=colors, logy=True, ylabel="loss")
+    smooth.plot(ax=axes, color=colors, logy=True, xlabel="optimiser step", ylabel="loss", title=title)
     axes.legend(axes.lines[values.shape[1] :], values.columns, ncols=3, fontsize=7)
-    log.plot("step", "learning_rate", ax=rate, color="0.3", legend=False)
-    rate.set(xlabel="optimiser step", ylabel="learning rate")
-    figure.suptitle(title)
-    return figure
+    return axes.figure
 
 
 def detections(
@@ -67,13 +59,8 @@ def detections(
 ) -> Figure:  # fmt: skip
     """Patches with labelled defects dashed and predictions solid, both coloured by class; nothing is matched.
 
-    Parameters
-    ----------
-    images : uint8 [n, S, S], the patches to show
-    numbers : their patch numbers in the tables
-    truths : columns patch, x1, y1, x2, y2 (px), class
-    found : columns patch, x1, y1, x2, y2 (px), label
-    classes : names of the class codes 1, 2, ...
+    `images` uint8 [n, S, S] have `numbers` as their patch in `truths` (patch, x1, y1, x2, y2 in px, class) and `found`
+    (the same with label); `classes` are the names of the codes 1, 2, ...
     """
     drawn = []
     for number in numbers:
@@ -91,10 +78,7 @@ def detections(
 def overlay(image: NDArray[np.uint8], defects: pd.DataFrame, classes: Sequence[str], title: str) -> Figure:
     """A micrograph uint8 [H, W] with the outline of every defect, coloured by class.
 
-    Parameters
-    ----------
-    defects : columns class (name), mask (COCO compressed run-length bytes of the whole image)
-    classes : names of the classes
+    `defects` has columns class (a name of `classes`) and mask (COCO compressed run-length bytes of the whole image).
     """
     height, width = image.shape
     figure, axes = plt.subplots(figsize=(7.2, 7.2 * height / width + 0.5))

@@ -31,12 +31,9 @@ def predict(
     suppression: Literal["per class", "across classes"] = "per class",
     batch_size: int = 16,
 ) -> pd.DataFrame:
-    """Detections in patches, as the tables in ``predictions/``.
+    """Detections in patches, uint8 [P, S, S], as the tables in ``predictions/``.
 
-    Parameters
-    ----------
-    images : uint8 [P, S, S]
-    suppression : which detections on one place a better one removes: those of its class, as in Mask R-CNN, or all
+    Of detections on one place the best removes those of its class, as in Mask R-CNN, or all (`suppression`).
 
     Returns
     -------

@@ -39,19 +39,11 @@ def overlaps(truths: Tensor, boxes: Tensor) -> Tensor:
 
 
 def match(overlap: Tensor, real: Tensor, matcher: Matcher, every_truth: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    """Which truth each box stands for.
+    """Which truth each box stands for: index [B, N] of the one that overlaps it most; bool [B, N] positive, negative.
 
-    Parameters
-    ----------
-    overlap : [B, M, N] IoU of truths and boxes
-    real : bool [B, M], False for padding
-    matcher : torchvision's, for its thresholds: background below the low, defect from the high, neither in between
-    every_truth : also give every truth the boxes that overlap it most, however little
-
-    Returns
-    -------
-    index : int64 [B, N], the truth with the largest overlap
-    positive, negative : bool [B, N]
+    `overlap` [B, M, N] is the IoU of truths and boxes, `real` [B, M] is False for padding. A box is background below
+    the low threshold of torchvision's `matcher`, a defect from the high one, neither in between; with `every_truth`
+    the boxes that overlap a truth most are defects, however little that is.
     """
     overlap = torch.where(real[:, :, None], overlap, -1.0)
     value, index = overlap.max(dim=1)
@@ -66,13 +58,9 @@ def match(overlap: Tensor, real: Tensor, matcher: Matcher, every_truth: bool = F
 def sample(
     positive: Tensor, negative: Tensor, keys: Tensor, sampler: BalancedPositiveNegativeSampler
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Choose R boxes per patch at random, at most a share of them positive.
+    """Choose R of the `positive` and `negative` [B, N] boxes per patch, at most a share of them positive.
 
-    Parameters
-    ----------
-    positive, negative : bool [B, N]
-    keys : float [B, N] in [0, 1), random; the largest are chosen
-    sampler : torchvision's, for number and share
+    Those with the largest `keys`, float [B, N] in [0, 1), are chosen; R and the share are torchvision's `sampler`'s.
 
     Returns
     -------
@@ -110,16 +98,9 @@ def decode(coder: BoxCoder, corrections: Tensor, boxes: Tensor, size: int) -> Te
 
 
 def suppress(boxes: Tensor, valid: Tensor, iou: float) -> Tensor:
-    """Non-maximum suppression in each group.
+    """Non-maximum suppression in each group: survivors, bool [G, N].
 
-    Parameters
-    ----------
-    boxes : [G, N, 4], best first in every group
-    valid : bool [G, N]; others neither survive nor suppress
-
-    Returns
-    -------
-    bool [G, N]: survivors
+    Of `boxes` [G, N, 4], best first, those that are not `valid` [G, N] neither survive nor suppress.
     """
     if not fixed_shapes(boxes):
         kept, rank = torch.zeros_like(valid), torch.arange(boxes.shape[1], 0, -1).to(boxes)
@@ -140,18 +121,10 @@ def wide(values: Tensor) -> Tensor:
 
 
 def pool(pooler: MultiScaleRoIAlign, features: dict[str, Tensor], boxes: Tensor, size: int) -> Tensor:
-    """RoIAlign (He et al. 2017) of the same number of regions in every patch, each from its level of the pyramid.
+    """RoIAlign (He et al. 2017) of equally many regions in every patch, each of its level: [B * R, C, s, s].
 
-    Parameters
-    ----------
-    pooler : torchvision's, whose names of levels, bins and samples are used
-    features : levels [B, C, H, W] by name, finest first
-    boxes : [B, R, 4] px, in single precision at least: half of it would round them to whole pixels
-    size : side of the patches, px
-
-    Returns
-    -------
-    [B * R, C, s, s]
+    `features` are levels [B, C, H, W] by name, finest first, of patches of side `size` px. `boxes` [B, R, 4] are in
+    px, in single precision at least: half of it would round them to whole pixels.
     """
     levels = [features[name] for name in pooler.featmap_names]
     side, samples = pooler.output_size[0], pooler.sampling_ratio
@@ -177,11 +150,9 @@ def _pool_level(features: Tensor, boxes: Tensor, scale: float, side: int, sample
     Its gradient is then two matrix products as well, where the library's kernel adds numbers one by one; on a GPU in
     no fixed order.
     """
-    batch, channels, height, width = features.shape
-    count = boxes.shape[1]
-    flat = boxes.reshape(-1, 4)
-    start = flat[:, :2] * scale
-    step = (flat[:, 2:] * scale - start).clamp(min=1.0) / side
+    (batch, channels, height, width), count = features.shape, boxes.shape[1]
+    start, end = (boxes.reshape(-1, 2, 2) * scale).unbind(1)
+    step = (end - start).clamp(min=1.0) / side
     along_x = _interpolation(start[:, 0], step[:, 0], side, width, samples)  # (B * R, s, W)
     along_y = _interpolation(start[:, 1], step[:, 1], side, height, samples).reshape(batch, count * side, height)
     # Channels last throughout: (B, R * s, H) @ (B, H, W * C), then (s, W) @ (W, C) for every row of bins.

@@ -45,11 +45,8 @@ def detect_micrograph(
 ) -> pd.DataFrame:
     """Defects of one micrograph of any size, by tiles; what several of them show of one defect is one row (`merge`).
 
-    Parameters
-    ----------
-    size : side of a tile, px: that of the patches that the detector was trained on
-    pixels : uint8 [H, W]; smaller ones than a tile are mirrored at their borders
-    confidence : smallest score
+    Tiles have side `size` px, that of the patches that the detector was trained on; `pixels`, uint8 [H, W], smaller
+    than one are mirrored at their borders. `confidence` is the smallest score.
 
     Returns
     -------

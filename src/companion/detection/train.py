@@ -29,15 +29,8 @@ def train_detector(
 
     A finished training with the same code, settings and patches is read back; an interrupted one continues from its
     last checkpoint and ends with the weights it would have had. The first weights and the sampling of anchors and
-    regions depend on the recipe's seeds, which the arm is no part of: arms of one seed start alike.
-
-    Parameters
-    ----------
-    callback : called with the number of steps done after each stretch between checkpoints
-
-    Returns
-    -------
-    The trained detector, and its log, one row per step: step, learning_rate, total and each loss.
+    regions depend on the recipe's seeds, which the arm is no part of: arms of one seed start alike. `callback` gets the
+    number of steps done before each checkpoint. The log has a row per step: step, learning_rate, total and each loss.
     """
     patches, seeds = next(iter(recipe.sources.values())), recipe.seeds
     card = {"settings": settings.model_dump(mode="json"), "classes": patches.classes, "patch_size": patches.size}

@@ -42,6 +42,7 @@ class Library:
         self.network, self.resize_px = fast.network, fast.resize_px
 
     def _images(self, images: torch.Tensor) -> list[torch.Tensor]:
+        self.network.transform.min_size = (images.shape[-1],)  # it enlarges nothing
         grey = images.to(next(self.network.parameters())) / 255
         return list(grey[:, None].expand(-1, len(self.network.transform.image_mean), -1, -1))
 

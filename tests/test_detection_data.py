@@ -12,9 +12,9 @@ from test_detection import DEVICE
 
 from companion.config.arms import ARMS
 from companion.config.sections import Detection
-from companion.detection.data import Draw, Example, copy_paste, recipe_of
+from companion.detection.data import Example, copy_paste, recipe_of
 from companion.errors import CompanionError
-from companion.geometry import box_of, symmetry, symmetry_boxes
+from companion.geometry import box_of
 from companion.seeds import Seeds
 
 EVERY = tuple(range(8))
@@ -60,57 +60,17 @@ def test_only_allowed_symmetries_are_drawn():
     assert {int(c) for step in range(20) for c in made.draw(step)["labelled"].symmetries} == {1, 6}
 
 
-def by_hand(patches, draw):
-    """Examples patch by patch."""
-    for number, code in zip(*draw, strict=True):
-        rows = patches.of(number)
-        rows = rows[(rows["x2"] > rows["x1"]) & (rows["y2"] > rows["y1"])]
-        boxes = symmetry_boxes(rows[["x1", "y1", "x2", "y2"]].to_numpy(float), code, patches.size)
-        truth = np.column_stack([boxes, rows["class"], rows["instance"]])
-        yield Example(symmetry(patches.images[number], code), symmetry(patches.instances[number], code), truth)
-
-
-@pytest.mark.parametrize("arm", ["EXP", "EXP+GEN", "EXP+PASTE"])
-def test_batches_are_what_the_draw_says(arm):
-    labelled = replace(ellipse_patches(12), symmetries=EVERY)
-    table = labelled.table.copy()
-    table.loc[0, "x2"] = table.loc[0, "x1"]  # nothing to learn from
-    table.loc[1:, ["x1", "x2"]] += 0.3  # not only whole numbers survive
-    labelled = replace(labelled, table=table.sample(frac=1, random_state=0) if arm != "EXP+PASTE" else table)
-    other = ellipse_patches(7, seed=5)
-    many = {"instances": other.instances.astype(np.uint16) * 300, "symmetries": (2, 5)}
-    other = replace(other, **many, table=other.table.assign(instance=other.table["instance"] * 300))
-    made = make(arm, batch_size=6, labelled=labelled, other=other)
-    for step in range(6):
-        expected, batch = [], made.batch(step, DEVICE)
-        for source, draw in made.draw(step).items():
-            rows = list(by_hand(made.sources[source], draw))
-            if source == "pasted":
-                rng = Seeds(3, "detector", 1).rng("paste", step)
-                codes = rng.choice(EVERY, size=len(rows))
-                others = by_hand(labelled, Draw(rng.integers(12, size=len(rows)), codes))
-                rows = [copy_paste(target, source, rng) for target, source in zip(rows, others, strict=True)]
-            expected += rows
-        for place, (image, instances, truth) in enumerate(expected):
-            n = len(truth)
-            assert (batch.images[place].numpy() == image).all()
-            assert (batch.instances[place].numpy() == instances).all()
-            assert (batch.boxes[place, :n].numpy() == truth[:, :4].astype(np.float32)).all()
-            assert (batch.labels[place, :n].numpy() == truth[:, 4]).all()
-            assert (batch.ids[place, :n].numpy() == truth[:, 5]).all()
-            for padding in (batch.boxes[place, n:], batch.labels[place, n:], batch.ids[place, n:]):
-                assert not padding.any()
-
-
 @pytest.mark.parametrize("arm", ["EXP", "EXP+PASTE"])
 def test_boxes_are_those_of_their_masks_in_every_symmetry(arm):
-    made = make(arm, labelled=replace(ellipse_patches(12), symmetries=EVERY), batch_size=8, share=1.0)
-    checked = 0
+    labelled = replace(ellipse_patches(12), symmetries=EVERY)
+    labelled = replace(labelled, table=labelled.table.sample(frac=1, random_state=0))  # in any order
+    made, checked = make(arm, labelled=labelled, batch_size=8, share=1.0), 0
     for step in range(6):
         batch = made.batch(step, DEVICE)
         for place, column in zip(*(batch.labels > 0).nonzero(as_tuple=True), strict=True):
             mask = (batch.instances[place] == batch.ids[place, column]).numpy()
             assert box_of(mask) == tuple(batch.boxes[place, column].tolist())
+            assert batch.images[place].numpy()[mask].mean() < 140  # defects are dark: 110 on 170
             checked += 1
     everything = 4 * len(ellipse_patches(12).table)  # in 6 batches of 8
     assert checked == everything if arm == "EXP" else checked > 1.2 * everything
@@ -155,14 +115,12 @@ def test_the_identity_of_a_recipe_changes_with_all_that_it_draws_from():
     ("arm", "given", "message"),
     [
         ("EXP+GAN", {}, r"no arm 'EXP[+]GAN': .*EXP[+]GEN"),
-        ("EXP", {"labelled": ellipse_patches(0)}, "needs labelled patches, and there are none"),
-        ("EXP", {"labelled": replace(ellipse_patches(2), images=None)}, "none with images"),
-        ("EXP+GEN", {"other": None}, "needs generated patches, and none were given"),
+        ("EXP", {"labelled": ellipse_patches(0)}, "needs labelled patches with images, and there are none"),
+        ("EXP", {"labelled": replace(ellipse_patches(2), images=None)}, "needs labelled patches with images"),
+        ("EXP+GEN", {"other": None}, "needs generated patches with images, and there are none"),
         ("EXP+FILTERED", {"other": ellipse_patches(0)}, "kept .*; lower faithfulness.least_confirmed"),
-        ("EXP+GEN", {"other": ellipse_patches(2, size=32)}, "differ in size .*64.*32"),
-        ("EXP+GEN", {"other": ellipse_patches(2, classes=1)}, "differ in classes"),
     ],
 )
-def test_unusable_patches_are_named(arm, given, message):
+def test_missing_patches_are_named(arm, given, message):
     with pytest.raises(CompanionError, match=message):
         make(arm, **given)

@@ -16,15 +16,13 @@ from PIL import Image
 from scipy import ndimage
 from test_detection import BOX, DEVICE
 
-from companion.config.sections import Detection
 from companion.detection import tiling
 from companion.detection.data import Detections
-from companion.detection.tiling import detect_micrograph, predict_micrographs, tile_starts, write_defects
-from companion.detection.train import Card
+from companion.detection.tiling import COLUMNS, detect_micrograph, predict_micrographs, tile_starts
 from companion.errors import CompanionError
 from companion.geometry import box_of, decode_rle, ellipse_radius, encode_rle
 
-CARD = Card(Detection(), ("loop", "other loop", "dot"), patch_size=64)  # tiles start at 0, 32, 64...
+ABOUT = {"classes": ["loop", "other loop", "dot"], "patch_size": 64}  # tiles start at 0, 32, 64...
 SHAPE = (160, 192)
 
 
@@ -71,7 +69,7 @@ class Shown:
         return found
 
 
-CORNERS = [(x, y) for y in tile_starts(SHAPE[0], 64, 32) for x in tile_starts(SHAPE[1], 64, 32)]
+CORNERS = [(x, y) for y in tile_starts(SHAPE[0], 64) for x in tile_starts(SHAPE[1], 64)]
 
 
 def as_it_is(corner, number, mask, label, score):
@@ -83,7 +81,7 @@ def found_of(defects, change=as_it_is):
     pixels = np.zeros(SHAPE, dtype=np.uint8)
     for k, (x, y) in enumerate(CORNERS, start=1):
         pixels[y, x] = k  # how the detector knows its tile
-    rows = detect_micrograph(Shown(defects, change), CARD, pixels, DEVICE)
+    rows = detect_micrograph(Shown(defects, change), 64, pixels, DEVICE)
     return rows, decode_rle(rows["mask"].tolist(), SHAPE)
 
 
@@ -110,19 +108,18 @@ def picture(shape, ellipses):
 # --- tiles --------------------------------------------------------------------------------------------------
 
 
-@given(st.integers(1, 700), st.integers(16, 128), st.floats(0, 0.8))
-def test_tiles_cover_a_side(length, size, share):
-    overlap = int(share * size)
-    starts = tile_starts(length, size, overlap)
+@given(st.integers(1, 700), st.integers(16, 128))
+def test_tiles_cover_a_side_each_half_over_the_next(length, size):
+    starts = tile_starts(length, size)
     assert starts[0] == 0 and (length <= size or starts[-1] == length - size)
-    assert all(0 < b - a <= size - overlap for a, b in itertools.pairwise(starts))
+    assert all(0 < b - a <= size - size // 2 for a, b in itertools.pairwise(starts))
 
 
 def test_a_defect_on_a_tile_border_is_found_once_and_whole():
     # Tiles of 64 px start at 0, 32 and 64: one defect lies across each border, and one in four tiles.
     truth = [(32, 20, 24, 16), (64, 90, 20, 12), (64, 64, 22, 22), (100, 20, 6, 6), (5, 110, 12, 8)]
     pixels = picture((128, 128), truth)
-    found = detect_micrograph(Dark(), CARD, pixels, DEVICE)
+    found = detect_micrograph(Dark(), 64, pixels, DEVICE)
     assert len(found) == len(truth) and found["area_px"].sum() == (pixels == 50).sum()
     for x, y, major, _ in truth[:3]:
         row = found.loc[((found["x_px"] - x).abs() + (found["y_px"] - y).abs()).idxmin()]
@@ -130,14 +127,14 @@ def test_a_defect_on_a_tile_border_is_found_once_and_whole():
         assert row["size_px"] == pytest.approx(major, rel=0.06)
     for mask, box in zip(decode_rle(found["mask"].tolist(), (128, 128)), found[BOX].to_numpy(), strict=True):
         assert box_of(mask) == tuple(box)
-    assert len(detect_micrograph(Dark(), CARD, pixels, DEVICE, confidence=0.95)) == 0
+    assert len(detect_micrograph(Dark(), 64, pixels, DEVICE, confidence=0.95)) == 0
 
 
 def test_a_micrograph_smaller_than_a_tile_and_an_empty_one():
     pixels = picture((40, 50), [(20, 20, 14, 10)])
-    small = detect_micrograph(Dark(), CARD, pixels, DEVICE)
+    small = detect_micrograph(Dark(), 64, pixels, DEVICE)
     assert len(small) == 1 and not small["cut"][0] and small["area_px"][0] == (pixels == 50).sum()
-    assert len(detect_micrograph(Dark(), CARD, picture((90, 90), []), DEVICE)) == 0
+    assert len(detect_micrograph(Dark(), 64, picture((90, 90), []), DEVICE)) == 0
 
 
 # --- merging ------------------------------------------------------------------------------------------------
@@ -240,38 +237,31 @@ def test_what_the_micrograph_cuts_is_marked():
 # --- files --------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def dark(monkeypatch):
-    monkeypatch.setattr(tiling, "load_detector", lambda path, device: (Dark(), CARD))
-
-
-def test_table_coco_and_overlay_say_the_same(tmp_path, dark):
-    paths = [tmp_path / "a.png", tmp_path / "b.png"]
+def test_table_coco_and_overlay_say_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(tiling, "load_detector", lambda path, device: (Dark(), ABOUT))
+    paths, out = [tmp_path / "a.png", tmp_path / "b.png"], tmp_path / "out"
     Image.fromarray(picture((128, 100), [(50, 50, 20, 14), (80, 20, 5, 5)])).save(paths[0])
     Image.fromarray(picture((70, 70), [])).save(paths[1])
-    table, card = predict_micrographs(tmp_path / "w", paths, DEVICE, pixel_size_nm=0.5)
-    assert sorted(table["class"]) == ["dot", "loop"] and np.allclose(table["size_nm"], table["size_px"] * 0.5)
     open_before = plt.get_fignums()
-    written = write_defects(table, card.classes, paths, tmp_path / "out")
+    table, written = predict_micrographs(tmp_path / "w", paths, DEVICE, out, pixel_size_nm=0.5)
     assert plt.get_fignums() == open_before
+    assert list(table.columns) == COLUMNS and set(table["image"]) == {str(paths[0])}
+    assert sorted(table["class"]) == ["dot", "loop"] and np.allclose(table["size_nm"], table["size_px"] * 0.5)
     assert all(path.stat().st_size > 0 for path in written) and len(written) == 4
-    document = json.loads((tmp_path / "out" / "defects.json").read_text())
+    document = json.loads((out / "defects.json").read_text())
     assert [image["file_name"] for image in document["images"]] == ["a.png", "b.png"]
-    assert len(document["annotations"]) == len(table) == len(pd.read_csv(tmp_path / "out" / "defects.csv"))
-    first = document["annotations"][0]
-    mask = decode_rle([first["segmentation"]["counts"].encode()], tuple(first["segmentation"]["size"]))[0]
-    assert mask.sum() == first["area"]
-    without = predict_micrographs(tmp_path / "w", paths, DEVICE)[0]
+    assert len(document["annotations"]) == len(table) == len(pd.read_csv(out / "defects.csv"))
+    for annotation, row in zip(document["annotations"], table.itertuples(), strict=True):
+        assert document["categories"][annotation["category_id"] - 1]["name"] == row[2] and annotation["image_id"] == 1
+        mask = decode_rle([annotation["segmentation"]["counts"].encode()], tuple(annotation["segmentation"]["size"]))
+        assert mask.sum() == annotation["area"] == row.area_px
+    without = predict_micrographs(tmp_path / "w", paths, DEVICE, out)[0]
     assert without["size_nm"].isna().all() and len(without) == 2
 
 
-def test_what_cannot_be_used_is_said(tmp_path):
-    def refused(message, *names, **more):
-        with pytest.raises(CompanionError, match=message):
-            predict_micrographs(tmp_path / "w", [tmp_path / name for name in names], DEVICE, **more)
-
-    refused("no micrographs")
+def test_what_cannot_be_used_is_said_and_nothing_is_written(tmp_path):
     (tmp_path / "a.png").write_text("no image")
-    refused("not a readable image", "a.png")
-    refused("several micrographs are called a:", "a.png", "x/a.tif")
-    refused("pixel size 0 nm per px is not above 0", "a.png", pixel_size_nm=0)
+    for names, message in ((["a.png"], "not a readable image"), (["a.png", "x/a.tif"], "several .* called a:")):
+        with pytest.raises(CompanionError, match=message):
+            predict_micrographs(tmp_path / "w", [tmp_path / name for name in names], DEVICE, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -130,10 +130,9 @@ def predict(
     from companion.training import open_device
 
     device = open_device(Device())
-    table, card = tiling.predict_micrographs(
-        weights, images, device, pixel_size_nm=pixel_size_nm, confidence=confidence
+    table, written = tiling.predict_micrographs(
+        weights, images, device, out, pixel_size_nm=pixel_size_nm, confidence=confidence
     )
-    written = tiling.write_defects(table, card.classes, images, out)
     print(f"{len(table)} defects in {len(images)} micrograph(s): {', '.join(str(path) for path in written)}")
 
 

@@ -100,8 +100,12 @@ class Detection(Section):
     def _anchors_and_size_fit(self) -> Detection:
         if len({1 if isinstance(size, int) else len(size) for size in self.anchor_sizes_px}) > 1:
             raise ValueError(f"anchor_sizes_px {self.anchor_sizes_px} has more sizes on one level than on another")
+        if len(self.anchor_sizes_px) != (levels := {"tiny": 3, "r50-fpn": 5}[self.network]):
+            raise ValueError(f"anchor_sizes_px {self.anchor_sizes_px}: network '{self.network}' has {levels} levels")
         if self.resize_px is not None and self.resize_px % 32:
             raise ValueError(f"resize_px {self.resize_px} is not a multiple of 32, which the networks need")
+        if self.backend == "detectron2" and self.network != "r50-fpn":
+            raise ValueError(f"network '{self.network}' is not built with detectron2; use r50-fpn")
         return self
 
 

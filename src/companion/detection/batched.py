@@ -11,13 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.ops import roi_align
 
-from companion.config.sections import Detection
 from companion.detection import roi_ops
 from companion.detection.data import Batch, Detections
-from companion.detection.model import anchor_boxes
 
 _BETA = 1 / 9  # of the smooth L1 losses, as in torchvision
 
@@ -25,29 +24,24 @@ _BETA = 1 / 9  # of the smooth L1 losses, as in torchvision
 class BatchedDetector(nn.Module):
     """Mask R-CNN for batches of equal patches; a module, so that `Device.prepare` compiles all that it computes.
 
-    Parameters
-    ----------
-    network : torchvision's; its modules and thresholds are used as they are
-    settings : anchors, and the side at which patches are seen
+    The modules and thresholds of torchvision's `network` are used as they are; patches come at the side `resize_px`.
     """
 
-    def __init__(self, network: MaskRCNN, settings: Detection) -> None:
+    def __init__(self, network: MaskRCNN, resize_px: int | None) -> None:
         super().__init__()
         self.network = network.to(memory_format=torch.channels_last)  # what convolutions read fastest
-        self.settings, self.resize_px = settings, settings.resize_px
-        self._anchors: dict[tuple, Tensor] = {}
+        self.resize_px = resize_px
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The five losses of Mask R-CNN, under torchvision's names."""
         self.train()
-        return self(*self._inputs(batch.images), batch)
+        return self(self._normalised(batch.images), batch)
 
     @torch.no_grad()
     def detect(self, images: Tensor, size: int) -> list[Detections]:
         """Detections in patches [B, S, S], one entry per patch, in px of patches of side `size`."""
         self.eval()
-        images, anchors = self._inputs(images)
-        features, boxes, scores, labels, valid = self(images, anchors)
+        features, boxes, scores, labels, valid = self(self._normalised(images))
         # The host waits for the device here; from there on the library draws masks on the CPU.
         masks = self._masks(features, boxes, labels, valid, images.shape[-1])[:, None].cpu()
         boxes, scores, labels = (found[valid].cpu() for found in (boxes, scores, labels))
@@ -61,21 +55,25 @@ class BatchedDetector(nn.Module):
         """Numbers in [0, 1) that decide which anchors and regions are sampled, from the global generator."""
         return torch.rand(shape, device=device)
 
-    def _inputs(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised images [B, C, S, S] of grey levels [B, S, S], and their anchors [A, 4]."""
-        transform, like, size = self.network.transform, next(self.parameters()), images.shape[-1]
+    def _normalised(self, images: Tensor) -> Tensor:
+        """Images [B, C, S, S] of grey levels [B, S, S]."""
+        transform, like = self.network.transform, next(self.parameters())
         grey = images.to(like.device, like.dtype, non_blocking=True) / 255
-        # Means and anchors made anew in every step would make the host wait for the device.
         scaled = [(grey - mean) / std for mean, std in zip(transform.image_mean, transform.image_std, strict=True)]
-        key = size, like.device, like.dtype
-        if key not in self._anchors:
-            self._anchors[key] = anchor_boxes(self.settings, size).to(like)
-        return torch.stack(scaled, dim=1), self._anchors[key]
+        return torch.stack(scaled, dim=1)
 
-    def forward(self, images: Tensor, anchors: Tensor, batch: Batch | None = None):
+    def forward(self, images: Tensor, batch: Batch | None = None):
         """Losses by name of a batch with its truth; without: features, and what `_classify` returns."""
         features, size = self.network.backbone(images), images.shape[-1]
-        counts, logits, deltas = roi_ops.score_anchors(self.network.rpn.head, list(features.values()))
+        levels = list(features.values())
+        with torch.no_grad():  # anchors are the same for all patches, and as exact as the images
+            like = [level[:1, :1].to(images) for level in levels]
+            anchors = self.network.rpn.anchor_generator(ImageList(images, [(size, size)]), like)[0]
+        logits, deltas = (
+            [roi_ops.wide(x.permute(0, 2, 3, 1).flatten(1)) for x in found] for found in self.network.rpn.head(levels)
+        )  # in the order of the anchors
+        counts, logits, deltas = [level.shape[1] for level in logits], torch.cat(logits, 1), torch.cat(deltas, 1)
+        deltas = deltas.unflatten(1, (-1, 4))  # (B, A), (B, A, 4)
         with torch.no_grad():
             proposals, valid = self._propose(counts, logits, deltas, anchors, size)
         if batch is None:
@@ -95,9 +93,9 @@ class BatchedDetector(nn.Module):
             scores.append(F.pad(score, pad, value=-torch.inf)), places.append(F.pad(place + start, pad))
             start += count
         scores, places = torch.cat(scores, 1), torch.cat(places, 1)  # (B, L * most)
-        boxes = roi_ops.decode(roi_ops.pick(deltas, places), anchors[places], rpn.box_coder.weights).clamp(0, size)
-        # Of a network that has diverged, until that is noticed: kernels may index memory by coordinates.
-        boxes = boxes.nan_to_num(nan=0.0)
+        boxes = roi_ops.decode(rpn.box_coder, roi_ops.pick(deltas, places)[..., None, :], anchors[places], size)[
+            ..., 0, :
+        ]
         good = (scores > -torch.inf) & ((boxes[..., 2:] - boxes[..., :2]) >= rpn.min_size).all(dim=-1)
         # Levels do not suppress each other: every level of every patch is a group of its own.
         good = roi_ops.suppress(boxes.reshape(-1, most, 4), good.reshape(-1, most), rpn.nms_thresh)
@@ -117,7 +115,7 @@ class BatchedDetector(nn.Module):
             index, chosen, is_positive = roi_ops.sample(positive, negative, keys, rpn.fg_bg_sampler)
             near, is_near = index[:, : is_positive.shape[1]], is_positive[..., None]
             wanted = roi_ops.pick(batch.boxes, roi_ops.pick(truth, near))
-            wanted = roi_ops.encode(wanted, anchors[near], rpn.box_coder.weights)
+            wanted = roi_ops.encode(rpn.box_coder, wanted, anchors[near])
         count = chosen.sum().clamp(min=1)
         labels = F.pad(is_positive, (0, index.shape[1] - near.shape[1])).to(logits)
         loss = F.binary_cross_entropy_with_logits(roi_ops.pick(logits, index), labels, reduction="none")
@@ -141,9 +139,9 @@ class BatchedDetector(nn.Module):
             near, truth = boxes[:, :places], roi_ops.pick(truth, index[:, :places])
             near_labels = torch.where(is_near, roi_ops.pick(batch.labels, truth), 0)  # (B, P)
             labels = F.pad(near_labels, (0, index.shape[1] - places)).flatten()
-            wanted = roi_ops.encode(roi_ops.pick(batch.boxes, truth), near, roi.box_coder.weights)
+            wanted = roi_ops.encode(roi.box_coder, roi_ops.pick(batch.boxes, truth), near)
         pooled = roi_ops.pool(roi.box_roi_pool, features, boxes, size)
-        scores, corrections = roi.box_predictor(roi_ops.box_features(roi.box_head, pooled))
+        scores, corrections = roi.box_predictor(roi.box_head(pooled))
         corrections = roi_ops.wide(corrections).reshape(*index.shape, -1, 4)[:, :places]  # (B, P, K + 1, 4)
         of_class = near_labels[..., None, None].expand(-1, -1, 1, 4)
         box = F.smooth_l1_loss(corrections.gather(2, of_class)[:, :, 0], wanted, beta=_BETA, reduction="none")
@@ -163,7 +161,7 @@ class BatchedDetector(nn.Module):
         # Places that are left over cost nothing where shapes may depend on values.
         keep = slice(None) if roi_ops.fixed_shapes(boxes) else valid.nonzero()[:, 0]
         pooled = _rows(roi_ops.pool(roi.mask_roi_pool, features, boxes, size), keep)
-        logits = roi_ops.mask_logits(roi.mask_predictor, roi.mask_head(pooled), labels.flatten()[keep])
+        logits = _of_class(roi.mask_predictor(roi.mask_head(pooled)), labels.flatten()[keep])
         with torch.no_grad():
             owner = torch.arange(len(boxes), device=boxes.device)[:, None].expand(labels.shape).flatten()[keep]
             number = roi_ops.pick(batch.ids, truth).flatten()[keep]
@@ -180,10 +178,10 @@ class BatchedDetector(nn.Module):
         """Boxes [B, D, 4], scores, labels and marks [B, D] of the detections, best first."""
         roi = self.network.roi_heads
         pooled = roi_ops.pool(roi.box_roi_pool, features, proposals, size)
-        scores, corrections = roi.box_predictor(roi_ops.box_features(roi.box_head, pooled))
+        scores, corrections = roi.box_predictor(roi.box_head(pooled))
         scores = roi_ops.wide(scores).softmax(-1).reshape(*valid.shape, -1)[..., 1:]  # (B, P, K)
         corrections = roi_ops.wide(corrections).reshape(*valid.shape, -1, 4)[:, :, 1:]
-        boxes = roi_ops.decode(corrections, proposals[:, :, None], roi.box_coder.weights).clamp(0, size)
+        boxes = roi_ops.decode(roi.box_coder, corrections, proposals, size)
         good = valid[..., None] & (scores > roi.score_thresh)
         good &= ((boxes[..., 2:] - boxes[..., :2]) >= 1e-2).all(dim=-1)  # torchvision's smallest detection
         # Classes do not suppress each other: every class of every patch is a group of its own.
@@ -202,12 +200,17 @@ class BatchedDetector(nn.Module):
         roi, most = self.network.roi_heads, int(valid.sum(dim=1).max())  # the valid come first
         valid = valid[:, :most]
         pooled = _rows(roi_ops.pool(roi.mask_roi_pool, features, boxes[:, :most], size), valid.flatten())
-        return roi_ops.mask_logits(roi.mask_predictor, roi.mask_head(pooled), labels[:, :most][valid]).sigmoid()
+        return _of_class(roi.mask_predictor(roi.mask_head(pooled)), labels[:, :most][valid]).sigmoid()
 
 
 def _rows(images: Tensor, keep: Tensor | slice) -> Tensor:
     """``images[keep]`` for [N, C, H, W], channels last before and after."""
     return images.permute(0, 2, 3, 1)[keep].permute(0, 3, 1, 2)
+
+
+def _of_class(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mask logits [N, 2m, 2m] of the classes [N], of those of all classes [N, K + 1, 2m, 2m]."""
+    return roi_ops.wide(logits[torch.arange(len(labels), device=labels.device), labels])
 
 
 def _sum_where(values: Tensor, where: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ from (`companion.config.arms.ARMS`). What a step draws depends on the step and t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from companion.config.arms import ARMS
 from companion.config.sections import Detection
-from companion.errors import CompanionError, nearest
+from companion.errors import CompanionError
 from companion.geometry import box_of, symmetry, symmetry_boxes
 from companion.micrographs.patches import Patches
 from companion.provenance import hash_arrays
@@ -30,48 +30,29 @@ TRUTH = ["x1", "y1", "x2", "y2", "class", "instance"]
 PLACES = 8  # room for truths is a multiple of it: few shapes of a batch, each of which is compiled once
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Training patches with their truth, padded to equally many instances.
+class Batch(NamedTuple):
+    """Training patches with their truth, padded to equally many instances."""
 
-    Attributes
-    ----------
-    images : uint8 [B, S, S] grey levels (floating where they have been enlarged)
-    instances : int32 [B, S, S] instance ids, 0 for none
-    boxes : float32 [B, M, 4] x1, y1, x2, y2 in px, half-open; padding is zero
-    labels : int64 [B, M] class codes 1..., 0 marks padding
-    ids : int64 [B, M] which id of `instances` each box belongs to
-    """
-
-    images: Tensor
-    instances: Tensor
-    boxes: Tensor
-    labels: Tensor
-    ids: Tensor
+    images: Tensor  # uint8 [B, S, S] grey levels (floating where they have been enlarged)
+    instances: Tensor  # int32 [B, S, S] instance ids, 0 for none
+    boxes: Tensor  # float32 [B, M, 4] x1, y1, x2, y2 in px, half-open; padding is zero
+    labels: Tensor  # int64 [B, M] class codes 1..., 0 marks padding
+    ids: Tensor  # int64 [B, M] which id of `instances` each box belongs to
 
     def enlarged(self, size: int) -> Batch:
         """The same batch at another size: instance ids by their nearest pixel, boxes scaled."""
         ids = F.interpolate(self.instances[:, None].double(), size=(size, size))[:, 0].to(self.instances.dtype)
         boxes = self.boxes * (size / self.images.shape[-1])
-        return replace(self, images=enlarge(self.images, size), instances=ids, boxes=boxes)
+        return self._replace(images=enlarge(self.images, size), instances=ids, boxes=boxes)
 
 
-@dataclass(frozen=True)
-class Detections:
-    """What was found in one patch, best first.
+class Detections(NamedTuple):
+    """What was found in one patch, best first."""
 
-    Attributes
-    ----------
-    boxes : float32 [N, 4] px
-    scores : float32 [N] in [0, 1]
-    labels : int64 [N] class codes 1...
-    masks : bool [N, S, S]
-    """
-
-    boxes: NDArray[np.float32]
-    scores: NDArray[np.float32]
-    labels: NDArray[np.int64]
-    masks: NDArray[np.bool_]
+    boxes: NDArray[np.float32]  # [N, 4] px
+    scores: NDArray[np.float32]  # [N] in [0, 1]
+    labels: NDArray[np.int64]  # [N] class codes 1...
+    masks: NDArray[np.bool_]  # [N, S, S]
 
 
 def enlarge(images: Tensor, size: int) -> Tensor:
@@ -96,19 +77,14 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True)
 class Recipe:
-    """Which patches make each training batch.
+    """Which patches make each training batch, by source: labelled, generated, kept, fresh or pasted.
 
-    Attributes
-    ----------
-    sources : patches by what they are ("labelled", "generated", "kept", "fresh", "pasted"), in their order in a batch;
-        "pasted" are the labelled ones, onto which others are pasted
-    counts : patches per batch from each source
-    seeds : of the draws; arms of one seed share them
+    "pasted" are the labelled patches again, onto which the defects of others are pasted.
     """
 
-    sources: Mapping[str, Patches]
-    counts: Mapping[str, int]
-    seeds: Seeds
+    sources: Mapping[str, Patches]  # in their order in a batch
+    counts: Mapping[str, int]  # patches per batch from each
+    seeds: Seeds  # of the draws; arms of one seed share them
 
     def draw(self, step: int) -> dict[str, Draw]:
         """Which patches make batch number `step`, in which symmetry, by source.
@@ -118,9 +94,11 @@ class Recipe:
         """
         draws = {}
         for source, count in self.counts.items():
-            rounds, places = np.divmod(np.arange(step * count, (step + 1) * count), len(self.sources[source]))
-            numbers = [self._order(source, int(r))[place] for r, place in zip(rounds, places, strict=True)]
-            codes = self.seeds.rng("symmetries", source, step).choice(self.sources[source].symmetries, size=count)
+            patches = self.sources[source]
+            rounds, places = np.divmod(np.arange(step * count, (step + 1) * count), len(patches))
+            orders = {r: self.seeds.rng("order", source, int(r)).permutation(len(patches)) for r in np.unique(rounds)}
+            numbers = [orders[r][place] for r, place in zip(rounds, places, strict=True)]
+            codes = self.seeds.rng("symmetries", source, step).choice(patches.symmetries, size=count)
             draws[source] = Draw(np.array(numbers), codes)
         return draws
 
@@ -148,10 +126,8 @@ class Recipe:
 
     def identity(self) -> dict[str, Any]:
         """What tells this recipe from others, for the identity of a training."""
-        hashes = {
-            source: [hash_arrays(p.images, p.instances, p.table[["patch", *TRUTH]].to_numpy(float)), p.symmetries]
-            for source, p in self.sources.items()
-        }
+        arrays = {s: (p.images, p.instances, p.table[["patch", *TRUTH]]) for s, p in self.sources.items()}
+        hashes = {s: [hash_arrays(*map(np.asarray, a)), self.sources[s].symmetries] for s, a in arrays.items()}
         return {"sources": hashes, "counts": dict(self.counts), "seeds": [self.seeds.root, *self.seeds.names]}
 
     def _examples(self, source: str, draw: Draw) -> list[Example]:
@@ -166,40 +142,21 @@ class Recipe:
     @cached_property
     def _truths(self) -> dict[str, dict[int, NDArray[np.float64]]]:
         """Truth [N, 6] by source and patch; a box without an area (nothing visible) cannot be learnt from."""
-        tables = {source: patches.table for source, patches in self.sources.items()}
-        visible = {source: t[(t["x2"] > t["x1"]) & (t["y2"] > t["y1"])] for source, t in tables.items()}
-        return {
-            source: {patch: rows[TRUTH].to_numpy(float) for patch, rows in table.groupby("patch")}
-            for source, table in visible.items()
-        }
-
-    def _order(self, source: str, turn: int) -> NDArray[np.int64]:
-        return _permutation(self.seeds.root, (*self.seeds.names, "order", source, turn), len(self.sources[source]))
-
-
-@lru_cache(maxsize=16)
-def _permutation(root: int, names: tuple[str | int, ...], length: int) -> NDArray[np.int64]:
-    return Seeds(root, *names).rng().permutation(length)
+        visible = {source: p.table.query("x2 > x1 and y2 > y1").groupby("patch") for source, p in self.sources.items()}
+        return {s: {number: rows[TRUTH].to_numpy(float) for number, rows in v} for s, v in visible.items()}
 
 
 def recipe_of(arm: str, labelled: Patches | None, other: Patches | None, settings: Detection, seeds: Seeds) -> Recipe:
     """The recipe of an arm of `ARMS`.
 
-    Parameters
-    ----------
-    arm : its name
-    labelled : patches of the N training micrographs; not needed by an arm without them (GEN)
-    other : what the arm adds to them; not needed by EXP and by EXP+PASTE, which pastes labelled defects
-    settings : batch size, and the share of a batch that is not labelled patches
-    seeds : of the draws, without the arm in their names
+    `labelled` are patches of the N training micrographs, `other` is what the arm adds to them; either may be None where
+    the arm does not need it. The arm is no part of the `seeds`' names: arms of one seed draw alike.
 
     Raises
     ------
     CompanionError
-        No such arm; patches are missing, have no images, or differ in size or classes.
+        No such arm, or there are no patches of a source that it needs.
     """
-    if arm not in ARMS:
-        raise CompanionError(f"no arm '{arm}': {nearest(arm, ARMS)}")
     second = ARMS[arm].other
     added = round(settings.batch_size * settings.generated_share) if second else 0
     added = added if ARMS[arm].labelled else settings.batch_size
@@ -207,17 +164,10 @@ def recipe_of(arm: str, labelled: Patches | None, other: Patches | None, setting
     counts = {source: count for source, count in counts.items() if count}
     given = {"labelled": labelled, str(second): labelled if second == "pasted" else other}
     for source in counts:
-        patches = given[source]
-        if patches is None or len(patches) == 0 or patches.images is None:
-            missing = "none were given" if patches is None else "there are none with images"
+        if given[source] is None or len(given[source]) == 0 or given[source].images is None:
             why = "; lower faithfulness.least_confirmed, or train the judging detector longer" * (source == "kept")
-            raise CompanionError(f"arm {arm} needs {source} patches, and {missing}{why}")
-    sources = {source: given[source] for source in counts}
-    for what in ("size", "classes"):
-        if len({getattr(patches, what) for patches in sources.values()}) > 1:
-            found = ", ".join(f"{source}: {getattr(patches, what)}" for source, patches in sources.items())
-            raise CompanionError(f"arm {arm}: its patches differ in {what} ({found})")
-    return Recipe(sources, counts, seeds)
+            raise CompanionError(f"arm {arm} needs {source} patches with images, and there are none{why}")
+    return Recipe({source: given[source] for source in counts}, counts, seeds)
 
 
 def copy_paste(target: Example, source: Example, rng: np.random.Generator) -> Example:
@@ -226,13 +176,8 @@ def copy_paste(target: Example, source: Example, rng: np.random.Generator) -> Ex
     A defect brings its contrast, not its brightness: its pixels are shifted by the difference of the two patches'
     backgrounds (medians outside the defects). Boxes are those of what stays visible; a hidden defect has no truth.
 
-    Parameters
-    ----------
-    rng : decides for each defect of the source, with even odds, whether it is pasted
-
-    Returns
-    -------
-    Example whose pasted defects have ids above those of the target.
+    `rng` decides for each defect of the source, with even odds, whether it is pasted. Pasted ones have ids above those
+    of the target.
     """
     image, instances = target.image.copy(), target.instances.astype(np.int32)
     shift = _background(target) - _background(source)

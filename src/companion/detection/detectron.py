@@ -10,41 +10,24 @@ from companion.detection.data import Batch, Detections
 from companion.detection.model import ASPECT_RATIOS, sides_per_level
 from companion.errors import CompanionError
 
-_CONFIG = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml"
 _LOSSES = {"loss_rpn_cls": "loss_objectness", "loss_rpn_loc": "loss_rpn_box_reg", "loss_cls": "loss_classifier"}
 
 
 class Detectron2Detector:
-    """Mask R-CNN R50-FPN of detectron2 (Wu et al. 2019) on grey patches.
-
-    Without pretrained weights the network is trained whole, its normalisation included; with them the
-    normalisation, the stem and the first stage stay as they are.
-
-    Raises
-    ------
-    CompanionError
-        detectron2 is not installed, or the settings name a network that it does not have.
-    """
+    """Mask R-CNN R50-FPN of detectron2 (Wu et al. 2019) on grey patches; trained whole unless it starts pretrained."""
 
     def __init__(self, settings: Detection, n_classes: int) -> None:
         try:
             from detectron2 import model_zoo
             from detectron2.modeling import build_model
         except ImportError:
-            raise CompanionError(
-                "detection.backend: detectron2 is not installed. It is not on PyPI: use the conda environment "
-                "(environment.yml; conda-forge has it), or backend: torchvision"
-            ) from None
-        if settings.network != "r50-fpn":
-            raise CompanionError(
-                f"detection.network: '{settings.network}' is not built with detectron2; use network: r50-fpn"
-            )
-        config = model_zoo.get_config(_CONFIG)
-        config.MODEL.DEVICE = "cpu"  # the caller moves it
-        config.MODEL.WEIGHTS = ""
+            where = "it is not on PyPI; use the conda environment (environment.yml), or backend: torchvision"
+            raise CompanionError(f"detection.backend: detectron2 is not installed: {where}") from None
+        config = model_zoo.get_config("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml")
+        config.MODEL.DEVICE, config.MODEL.WEIGHTS = "cpu", ""  # the caller moves and fills it
         if not settings.weights:
             config.MODEL.RESNETS.NORM, config.MODEL.BACKBONE.FREEZE_AT = "BN", 0
-        config.MODEL.ANCHOR_GENERATOR.SIZES = sides_per_level(settings)
+        config.MODEL.ANCHOR_GENERATOR.SIZES = [list(sides) for sides in sides_per_level(settings)]
         config.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS = [list(ASPECT_RATIOS)]
         config.MODEL.RPN.IOU_THRESHOLDS = list(settings.rpn_iou)
         config.MODEL.RPN.POST_NMS_TOPK_TRAIN = config.MODEL.RPN.POST_NMS_TOPK_TEST = settings.proposals
@@ -52,10 +35,8 @@ class Detectron2Detector:
         config.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = settings.rois_per_image
         config.MODEL.ROI_HEADS.NUM_CLASSES = n_classes
         config.MODEL.ROI_HEADS.SCORE_THRESH_TEST = settings.score_floor
-        config.TEST.DETECTIONS_PER_IMAGE = settings.max_detections
-        config.INPUT.MASK_FORMAT = "bitmask"
-        self.network = build_model(config)
-        self.resize_px = settings.resize_px
+        config.TEST.DETECTIONS_PER_IMAGE, config.INPUT.MASK_FORMAT = settings.max_detections, "bitmask"
+        self.network, self.resize_px = build_model(config), settings.resize_px
 
     def _inputs(self, images: Tensor, size: int) -> list[dict]:
         device = next(self.network.parameters()).device
@@ -83,10 +64,5 @@ class Detectron2Detector:
     def detect(self, images: Tensor, size: int) -> list[Detections]:
         self.network.eval()
         found = (output["instances"].to("cpu") for output in self.network(self._inputs(images, size)))
-        return [
-            Detections(
-                f.pred_boxes.tensor.float().numpy(), f.scores.float().numpy(), f.pred_classes.numpy() + 1,
-                f.pred_masks.numpy(),
-            )
-            for f in found
-        ]  # fmt: skip
+        values = ((f.pred_boxes.tensor.float(), f.scores.float(), f.pred_classes + 1, f.pred_masks) for f in found)
+        return [Detections(*(one.numpy() for one in of_patch)) for of_patch in values]

@@ -7,71 +7,50 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from companion.geometry import Boxes, decode_rle
+from companion.geometry import decode_rle
 from companion.plots import CLASS_COLORS
 
+Drawn = Sequence[tuple[NDArray, Sequence[str], str]]  # boxes [N, 4] px, the colour of each, how its line is drawn
 
-def anchors(image: NDArray[np.uint8], place: Boxes, truths: Boxes, matched: Boxes, iou: NDArray, title: str) -> Figure:
-    """Left: the anchors of one place; right: labelled boxes and the anchor closest to each.
 
-    Parameters
-    ----------
-    image : uint8 [S, S]
-    place : [A, 4] the anchors of one place, px
-    truths : [N, 4] labelled boxes, px
-    matched, iou : [N, 4] and [N], for each labelled box its best anchor and their IoU
-    title : of the figure
+def boxes(images: Sequence[NDArray[np.uint8]], names: Sequence[str], drawn: Sequence[Drawn], title: str) -> Figure:
+    """Named patches [S, S] with boxes, up to four in a row.
+
+    `names` stand above the patches, `drawn` has the boxes of each.
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.9))
-    _picture(left, image, f"anchors of one place, {_longest(place).min():.0f}–{_longest(place).max():.0f} px long")
-    _picture(right, image, "labelled boxes (white), closest anchors (dashed)")
-    for k, box in enumerate(place):
-        _box(left, box, CLASS_COLORS[k // 3 % len(CLASS_COLORS)])
-    for truth, anchor, overlap in zip(truths, matched, iou, strict=True):
-        _box(right, truth, "white")
-        _box(right, anchor, CLASS_COLORS[5], "--")
-        right.text(truth[0], truth[1] - 1, f"{overlap:.2f}", color="white", fontsize=7, va="bottom")
+    across = min(4, len(images))
+    rows, width = -(-len(images) // across), 7.2 / across
+    figure, grid = plt.subplots(rows, across, figsize=(7.2, (width + 0.15) * rows + 0.5), squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for axes, image, name, layers in zip(grid.flat, images, names, drawn, strict=False):
+        _picture(axes, image, name)
+        for corners, colors, line in layers:
+            for (x1, y1, x2, y2), color in zip(corners, colors, strict=True):
+                axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec=color, ls=line, lw=1.3))
     figure.suptitle(title)
     return figure
 
 
-def batch(images: NDArray[np.uint8], boxes: NDArray, labels: NDArray, names: Sequence[str], title: str) -> Figure:
-    """Patches of one training batch with their labelled boxes coloured by class.
-
-    Parameters
-    ----------
-    images : uint8 [B, S, S]
-    boxes, labels : [B, M, 4] px and [B, M], label 0 is padding
-    names : what to write above each patch
-    title : of the figure
-    """
-    figure, grid = _grid(images, names, title)
-    for axes, found, codes in zip(grid, boxes, labels, strict=False):
-        for box, code in zip(found[codes > 0], codes[codes > 0], strict=True):
-            _box(axes, box, _color(code))
-    return figure
+def class_colors(codes: Sequence[float]) -> list[str]:
+    """Colours of class codes 1, 2, ..."""
+    return [CLASS_COLORS[(int(code) - 1) % len(CLASS_COLORS)] for code in codes]
 
 
 def losses(log: pd.DataFrame, title: str) -> Figure:
-    """The losses of a training over its steps, each a thin line under its running mean, and the learning rate."""
-    names = ["total", *(name for name in log.columns if name.startswith("loss_"))]
-    figure, (axes, rate) = plt.subplots(2, 1, figsize=(7.2, 4.2), sharex=True, height_ratios=[3, 1])
-    smooth = log[names].rolling(max(1, len(log) // 20), min_periods=1).mean()
-    for name, color in zip(names, ("black", *CLASS_COLORS), strict=False):
-        axes.plot(log["step"], log[name], color=color, alpha=0.25, lw=0.7)
-        axes.plot(log["step"], smooth[name], color=color, label=name.removeprefix("loss_").replace("_", " "))
-    axes.set(yscale="log", ylabel="loss")
-    axes.legend(ncols=3, fontsize=7)
-    rate.plot(log["step"], log["learning_rate"], color="0.3")
-    rate.set(xlabel="optimiser step", ylabel="learning rate")
-    figure.suptitle(title)
-    return figure
+    """The losses of a training over its steps, each a thin line under its running mean."""
+    values = log.drop(columns="learning_rate").set_index("step").rename(columns=lambda name: name.replace("_", " "))
+    colors = ["black", *CLASS_COLORS[: values.shape[1] - 1]]
+    axes = values.plot(color=colors, alpha=0.25, lw=0.7, legend=False, figsize=(7.2, 3.4))
+    smooth = values.rolling(max(1, len(log) // 20), min_periods=1).mean()
+    smooth.plot(ax=axes, color=colors, logy=True, xlabel="optimiser step", ylabel="loss", title=title)
+    axes.legend(axes.lines[values.shape[1] :], values.columns, ncols=3, fontsize=7)
+    return axes.figure
 
 
 def detections(
@@ -80,40 +59,31 @@ def detections(
 ) -> Figure:  # fmt: skip
     """Patches with labelled defects dashed and predictions solid, both coloured by class; nothing is matched.
 
-    Parameters
-    ----------
-    images : uint8 [n, S, S], the patches to show
-    numbers : their patch numbers in the tables
-    truths : columns patch, x1, y1, x2, y2 (px), class
-    found : columns patch, x1, y1, x2, y2 (px), label
-    classes : names of the class codes 1, 2, ...
-    title : of the figure
+    `images` uint8 [n, S, S] have `numbers` as their patch in `truths` (patch, x1, y1, x2, y2 in px, class) and `found`
+    (the same with label); `classes` are the names of the codes 1, 2, ...
     """
-    figure, grid = _grid(images, [f"patch {number}" for number in numbers], title)
-    for table, code, line in ((truths, "class", "--"), (found, "label", "-")):
-        for axes, number in zip(grid, numbers, strict=False):
-            for *box, label in table.loc[table["patch"] == number, ["x1", "y1", "x2", "y2", code]].to_numpy(float):
-                _box(axes, box, _color(label), line)
-    handles = [Line2D([], [], color=_color(code), label=name) for code, name in enumerate(classes, start=1)]
+    drawn = []
+    for number in numbers:
+        here = (table[table["patch"] == number] for table in (truths, found))
+        layers = zip(here, ("class", "label"), ("--", "-"), strict=True)
+        drawn.append([(t[["x1", "y1", "x2", "y2"]].to_numpy(float), class_colors(t[code]), s) for t, code, s in layers])
+    figure = boxes(images, [f"patch {number}" for number in numbers], drawn, title)
+    names = zip(class_colors(range(1, len(classes) + 1)), classes, strict=True)
+    handles = [Line2D([], [], color=color, label=name) for color, name in names]
     handles += [Line2D([], [], color="0.4", ls="--", label="labelled"), Line2D([], [], color="0.4", label="predicted")]
     figure.legend(handles=handles, loc="outside lower center", ncols=5)
     return figure
 
 
 def overlay(image: NDArray[np.uint8], defects: pd.DataFrame, classes: Sequence[str], title: str) -> Figure:
-    """A micrograph with the outline of every defect, coloured by class.
+    """A micrograph uint8 [H, W] with the outline of every defect, coloured by class.
 
-    Parameters
-    ----------
-    image : uint8 [H, W]
-    defects : columns class (name), mask (COCO compressed run-length bytes of the whole image)
-    classes : names of the classes
-    title : of the figure
+    `defects` has columns class (a name of `classes`) and mask (COCO compressed run-length bytes of the whole image).
     """
     height, width = image.shape
     figure, axes = plt.subplots(figsize=(7.2, 7.2 * height / width + 0.5))
     _picture(axes, image, title)
-    colors = {name: _color(code) for code, name in enumerate(classes, start=1)}
+    colors = dict(zip(classes, class_colors(range(1, len(classes) + 1)), strict=True))
     for name, mask in defects[["class", "mask"]].itertuples(index=False):
         outline = np.pad(decode_rle([mask], image.shape)[0].astype(float), 1)
         centres_x, centres_y = np.arange(width + 2) - 0.5, np.arange(height + 2) - 0.5
@@ -124,34 +94,8 @@ def overlay(image: NDArray[np.uint8], defects: pd.DataFrame, classes: Sequence[s
     return figure
 
 
-def _grid(images: NDArray[np.uint8], names: Sequence[str], title: str) -> tuple[Figure, list[Axes]]:
-    """Named patches, four in a row."""
-    rows = -(-len(images) // 4)
-    figure, grid = plt.subplots(rows, 4, figsize=(7.2, 1.95 * rows + 0.5), squeeze=False)
-    for axes in grid.flat:
-        axes.set_axis_off()
-    for axes, image, name in zip(grid.flat, images, names, strict=False):
-        _picture(axes, image, name)
-        axes.title.set_fontsize(7)
-    figure.suptitle(title)
-    return figure, list(grid.flat)
-
-
-def _picture(axes: Axes, image: NDArray[np.uint8], title: str) -> None:
+def _picture(axes: plt.Axes, image: NDArray[np.uint8], title: str) -> None:
     axes.imshow(image, vmin=0, vmax=255, extent=(0, image.shape[1], image.shape[0], 0))
-    axes.set(xticks=[], yticks=[], title=title)
+    axes.set(xticks=[], yticks=[])
+    axes.set_title(title, fontsize=7)
     axes.grid(False)
-
-
-def _box(axes: Axes, box: Sequence[float], color: str, line: str = "-") -> None:
-    x1, y1, x2, y2 = box
-    axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec=color, ls=line, lw=1.3))
-
-
-def _color(code: float) -> str:
-    return CLASS_COLORS[(int(code) - 1) % len(CLASS_COLORS)]
-
-
-def _longest(boxes: Boxes) -> NDArray:
-    """Long sides of boxes, px."""
-    return (boxes[:, 2:] - boxes[:, :2]).max(axis=1)

@@ -21,7 +21,7 @@ COLUMNS = {
     "patch": "int64", "x1": "float32", "y1": "float32", "x2": "float32", "y2": "float32", "score": "float32",
     "label": "int64", "mask": "object",
 }  # fmt: skip
-SAME = 0.5  # box IoU above which two detections are of one defect; that of the network's own suppression
+SAME = 0.5  # IoU above which two detections are of one defect; that of the network's own suppression
 
 
 def predict(
@@ -31,14 +31,9 @@ def predict(
     suppression: Literal["per class", "across classes"] = "per class",
     batch_size: int = 16,
 ) -> pd.DataFrame:
-    """Detections in patches, as the tables in ``predictions/``.
+    """Detections in patches, uint8 [P, S, S], as the tables in ``predictions/``.
 
-    Parameters
-    ----------
-    detector : a trained detector; its score floor decides what is kept
-    images : uint8 [P, S, S]
-    suppression : which detections on one place a better one removes: those of its class, as in Mask R-CNN, or all
-    batch_size : patches per forward pass
+    Of detections on one place the best removes those of its class, as in Mask R-CNN, or all (`suppression`).
 
     Returns
     -------
@@ -53,13 +48,9 @@ def predict(
         with device.autocast(), uncompiled(detector) if last else nullcontext():
             found = detector.detect(seen, images.shape[-1])
         for patch, d in enumerate(found, start=start):
-            d = _suppress_across_classes(d) if suppression == "across classes" else d
-            parts = (d.boxes, d.scores, d.labels, encode_rle(d.masks))
-            rows += [(patch, *box, score, label, mask) for box, score, label, mask in zip(*parts, strict=True)]
+            if suppression == "across classes":
+                kept = nms(torch.from_numpy(d.boxes), torch.from_numpy(d.scores), SAME).numpy()
+                d = Detections(*(values[kept] for values in d))
+            parts = zip(d.boxes, d.scores, d.labels, encode_rle(d.masks), strict=True)
+            rows += [(patch, *box, score, label, mask) for box, score, label, mask in parts]
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
-
-
-def _suppress_across_classes(found: Detections) -> Detections:
-    """Without the detections that one of a higher score, of whatever class, overlaps by more than `SAME`."""
-    kept = nms(torch.from_numpy(found.boxes), torch.from_numpy(found.scores), SAME).numpy()
-    return Detections(*(values[kept] for values in vars(found).values()))

@@ -8,22 +8,16 @@ the host. Features come channels last, so that what a head reads lies side by si
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, Matcher
-from torchvision.models.detection.faster_rcnn import TwoMLPHead
-from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
-from torchvision.models.detection.rpn import RPNHead
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, BoxCoder, Matcher
 from torchvision.ops import MultiScaleRoIAlign, nms, roi_align
-from torchvision.ops.poolers import _setup_scales
+from torchvision.ops.poolers import LevelMapper
 
 # On a GPU suppression follows chains, in which one box suppresses the next, up to this length. Proposals of untrained
 # and trained networks have chains of up to 8.
 ROUNDS = 32
-_LARGEST_GROWTH = math.log(1000 / 16)  # torchvision's cap on log(width ratio), so that exp stays finite
 
 
 def fixed_shapes(values: Tensor) -> bool:
@@ -45,19 +39,11 @@ def overlaps(truths: Tensor, boxes: Tensor) -> Tensor:
 
 
 def match(overlap: Tensor, real: Tensor, matcher: Matcher, every_truth: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    """Which truth each box stands for.
+    """Which truth each box stands for: index [B, N] of the one that overlaps it most; bool [B, N] positive, negative.
 
-    Parameters
-    ----------
-    overlap : [B, M, N] IoU of truths and boxes
-    real : bool [B, M], False for padding
-    matcher : torchvision's, for its thresholds: background below the low, defect from the high, neither in between
-    every_truth : also give every truth the boxes that overlap it most, however little
-
-    Returns
-    -------
-    index : int64 [B, N], the truth with the largest overlap
-    positive, negative : bool [B, N]
+    `overlap` [B, M, N] is the IoU of truths and boxes, `real` [B, M] is False for padding. A box is background below
+    the low threshold of torchvision's `matcher`, a defect from the high one, neither in between; with `every_truth`
+    the boxes that overlap a truth most are defects, however little that is.
     """
     overlap = torch.where(real[:, :, None], overlap, -1.0)
     value, index = overlap.max(dim=1)
@@ -72,13 +58,9 @@ def match(overlap: Tensor, real: Tensor, matcher: Matcher, every_truth: bool = F
 def sample(
     positive: Tensor, negative: Tensor, keys: Tensor, sampler: BalancedPositiveNegativeSampler
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Choose R boxes per patch at random, at most a share of them positive.
+    """Choose R of the `positive` and `negative` [B, N] boxes per patch, at most a share of them positive.
 
-    Parameters
-    ----------
-    positive, negative : bool [B, N]
-    keys : float [B, N] in [0, 1), random; the largest are chosen
-    sampler : torchvision's, for number and share
+    Those with the largest `keys`, float [B, N] in [0, 1), are chosen; R and the share are torchvision's `sampler`'s.
 
     Returns
     -------
@@ -102,48 +84,30 @@ def pick(values: Tensor, index: Tensor) -> Tensor:
     return values[torch.arange(len(values), device=values.device)[:, None], index]
 
 
-def encode(truths: Tensor, boxes: Tensor, weights: tuple[float, float, float, float]) -> Tensor:
-    """Corrections [..., 4] that take `boxes` to `truths` (Girshick 2015): shifts by size, logarithms of ratios."""
-    size, wanted = boxes[..., 2:] - boxes[..., :2], truths[..., 2:] - truths[..., :2]
-    shift = (truths[..., :2] + 0.5 * wanted - boxes[..., :2] - 0.5 * size) / size
-    # Padding has no size; what it gives is masked by the caller, but must be finite.
-    ratio = torch.log(torch.where(wanted > 0, wanted, 1.0) / torch.where(size > 0, size, 1.0))
-    shift = torch.where(size > 0, shift, 0.0)
-    # torchvision has one factor for x and y and one for sizes; a tensor of them would have to be sent to the device.
-    return torch.cat([shift * weights[0], ratio * weights[2]], dim=-1)
+def encode(coder: BoxCoder, truths: Tensor, boxes: Tensor) -> Tensor:
+    """Corrections [..., 4] that take `boxes` to `truths`; finite for padding, which the caller masks."""
+    corrections = coder.encode_single(truths.reshape(-1, 4), boxes.reshape(-1, 4))
+    return corrections.nan_to_num(0.0, 0.0, 0.0).view(truths.shape)
 
 
-def decode(corrections: Tensor, boxes: Tensor, weights: tuple[float, float, float, float]) -> Tensor:
-    """Boxes [..., 4] after corrections [..., 4]: the inverse of `encode`."""
-    size = boxes[..., 2:] - boxes[..., :2]
-    centre = corrections[..., :2] / weights[0] * size + (boxes[..., :2] + 0.5 * size)
-    half = 0.5 * torch.exp((corrections[..., 2:] / weights[2]).clamp(max=_LARGEST_GROWTH)) * size
-    return torch.cat([centre - half, centre + half], dim=-1)
+def decode(coder: BoxCoder, corrections: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """Boxes [..., K, 4] inside patches of side `size` px: `boxes` [..., 4] after corrections [..., K, 4]."""
+    found = coder.decode_single(corrections.flatten(0, -3).flatten(1), boxes.reshape(-1, 4))
+    # Of a network that has diverged, until that is noticed: kernels may index memory by coordinates.
+    return found.view(corrections.shape).clamp(0, size).nan_to_num(nan=0.0)
 
 
 def suppress(boxes: Tensor, valid: Tensor, iou: float) -> Tensor:
-    """Non-maximum suppression in each group.
+    """Non-maximum suppression in each group: survivors, bool [G, N].
 
-    Parameters
-    ----------
-    boxes : [G, N, 4], best first in every group
-    valid : bool [G, N]; others neither survive nor suppress
-
-    Returns
-    -------
-    bool [G, N]: survivors
+    Of `boxes` [G, N, 4], best first, those that are not `valid` [G, N] neither survive nor suppress.
     """
-    if fixed_shapes(boxes):
-        return _suppress_together(boxes, valid, iou)
-    kept, rank = torch.zeros_like(valid), torch.arange(boxes.shape[1], 0, -1).to(boxes)
-    for group, good in enumerate(valid):
-        places = good.nonzero()[:, 0]
-        kept[group, places[nms(boxes[group, places], rank[places], iou)]] = True
-    return kept
-
-
-def _suppress_together(boxes: Tensor, valid: Tensor, iou: float) -> Tensor:
-    """`suppress` for a GPU, which would wait for the number of survivors of every group in turn."""
+    if not fixed_shapes(boxes):
+        kept, rank = torch.zeros_like(valid), torch.arange(boxes.shape[1], 0, -1).to(boxes)
+        for group, good in enumerate(valid):
+            places = good.nonzero()[:, 0]
+            kept[group, places[nms(boxes[group, places], rank[places], iou)]] = True
+        return kept
     above = (overlaps(boxes, boxes).triu(diagonal=1) > iou).to(torch.bfloat16)  # [i, j] with i better than j
     survivors = candidates = valid[:, None].to(above)  # (G, 1, N); only ever compared with 0, so half the bytes do
     for _ in range(ROUNDS):  # each settles one more link of every chain
@@ -151,63 +115,33 @@ def _suppress_together(boxes: Tensor, valid: Tensor, iou: float) -> Tensor:
     return survivors[:, 0] > 0
 
 
-# --- heads -------------------------------------------------------------------------------------------------
-
-
 def wide(values: Tensor) -> Tensor:
     """Losses and boxes are computed in single precision at least, whatever the network's."""
     return values if values.dtype == torch.float64 else values.float()
 
 
-def score_anchors(head: RPNHead, levels: list[Tensor]) -> tuple[list[int], Tensor, Tensor]:
-    """Anchors per level, their logits [B, A] and corrections [B, A, 4], in the order of the anchors."""
-    logits, deltas = ([wide(x.permute(0, 2, 3, 1).flatten(1)) for x in found] for found in head(levels))
-    deltas = torch.cat(deltas, dim=1)
-    return [level.shape[1] for level in logits], torch.cat(logits, dim=1), deltas.reshape(len(deltas), -1, 4)
-
-
-def box_features(head: TwoMLPHead, pooled: Tensor) -> Tensor:
-    """Vectors [N, F] of regions [N, C, s, s], which are read as they lie; the weights' columns are reordered."""
-    if not pooled.is_contiguous(memory_format=torch.channels_last):
-        return head(pooled)
-    weight = head.fc6.weight.reshape(-1, *pooled.shape[1:]).permute(0, 2, 3, 1).flatten(1)
-    return F.relu(head.fc7(F.relu(F.linear(pooled.permute(0, 2, 3, 1).flatten(1), weight, head.fc6.bias))))
-
-
-def mask_logits(predictor: MaskRCNNPredictor, features: Tensor, labels: Tensor) -> Tensor:
-    """Mask logits [N, 2m, 2m] of regions with features [N, C, m, m], for their class [N] alone.
-
-    torchvision's predictor (a 2x2 up-convolution, ReLU, a 1x1 convolution to all classes) as two matrix products: no
-    window of an up-convolution with stride 2 overlaps another.
-    """
-    up, classes = predictor.conv5_mask, predictor.mask_fcn_logits
-    x = features.permute(0, 2, 3, 1)  # (N, m, m, C)
-    n, side = len(x), x.shape[1]
-    x = F.relu(x @ up.weight.permute(0, 2, 3, 1).flatten(1) + up.bias.repeat(4))  # (N, m, m, 2 * 2 * C')
-    x = x.reshape(n, 4 * side * side, up.out_channels) @ classes.weight[labels, :, 0]  # (N, m * m * 2 * 2, 1)
-    x = x.reshape(n, side, side, 2, 2) + classes.bias[labels][:, None, None, None, None]
-    return wide(x.permute(0, 1, 3, 2, 4).reshape(n, 2 * side, 2 * side))
-
-
 def pool(pooler: MultiScaleRoIAlign, features: dict[str, Tensor], boxes: Tensor, size: int) -> Tensor:
-    """RoIAlign (He et al. 2017) of the same number of regions in every patch, each from its level of the pyramid.
+    """RoIAlign (He et al. 2017) of equally many regions in every patch, each of its level: [B * R, C, s, s].
 
-    Parameters
-    ----------
-    pooler : torchvision's, whose names of levels, bins and samples are used
-    features : levels [B, C, H, W] by name
-    boxes : [B, R, 4] px, in single precision at least: half of it would round them to whole pixels
-    size : side of the patches, px
-
-    Returns
-    -------
-    [B * R, C, s, s]
+    `features` are levels [B, C, H, W] by name, finest first, of patches of side `size` px. `boxes` [B, R, 4] are in
+    px, in single precision at least: half of it would round them to whole pixels.
     """
     levels = [features[name] for name in pooler.featmap_names]
     side, samples = pooler.output_size[0], pooler.sampling_ratio
     if len(levels) == 1:
         return _pool_level(levels[0], boxes, levels[0].shape[-1] / size, side, samples)
-    return _pool_pyramid(pooler, levels, boxes, size, side, samples)
+    # Every level pools all regions, and each is taken from its own: torchvision looks for the regions of each level,
+    # and a GPU would be waited for every time.
+    flat, scales = wide(boxes.reshape(-1, 4)), [level.shape[-1] / size for level in levels]
+    owner = torch.arange(len(boxes), device=flat.device).repeat_interleave(boxes.shape[1])
+    rois = torch.cat([owner[:, None].to(flat), flat], dim=1)
+    finest, coarsest = (round(-math.log2(scale)) for scale in (scales[0], scales[-1]))
+    which = LevelMapper(finest, coarsest, pooler.canonical_scale, pooler.canonical_level)([flat])
+    pooled = flat.new_zeros((len(flat), levels[0].shape[1], side, side))
+    for number, (level, scale) in enumerate(zip(levels, scales, strict=True)):
+        here = roi_align(wide(level), rois, side, scale, samples)
+        pooled = torch.where((which == number)[:, None, None, None], here, pooled)
+    return pooled.to(levels[0].dtype)
 
 
 def _pool_level(features: Tensor, boxes: Tensor, scale: float, side: int, samples: int) -> Tensor:
@@ -216,11 +150,9 @@ def _pool_level(features: Tensor, boxes: Tensor, scale: float, side: int, sample
     Its gradient is then two matrix products as well, where the library's kernel adds numbers one by one; on a GPU in
     no fixed order.
     """
-    batch, channels, height, width = features.shape
-    count = boxes.shape[1]
-    flat = boxes.reshape(-1, 4)
-    start = flat[:, :2] * scale
-    step = (flat[:, 2:] * scale - start).clamp(min=1.0) / side
+    (batch, channels, height, width), count = features.shape, boxes.shape[1]
+    start, end = (boxes.reshape(-1, 2, 2) * scale).unbind(1)
+    step = (end - start).clamp(min=1.0) / side
     along_x = _interpolation(start[:, 0], step[:, 0], side, width, samples)  # (B * R, s, W)
     along_y = _interpolation(start[:, 1], step[:, 1], side, height, samples).reshape(batch, count * side, height)
     # Channels last throughout: (B, R * s, H) @ (B, H, W * C), then (s, W) @ (W, C) for every row of bins.
@@ -232,17 +164,9 @@ def _pool_level(features: Tensor, boxes: Tensor, scale: float, side: int, sample
 
 
 def _interpolation(start: Tensor, step: Tensor, n_out: int, n_in: int, samples: int) -> Tensor:
-    """One axis of RoIAlign as a matrix: means of linear interpolations at evenly spaced places.
+    """One axis of RoIAlign as weights [R, n_out, n_in]: means of linear interpolations at evenly spaced places.
 
-    Parameters
-    ----------
-    start, step : [R] where the first bin begins and how wide a bin is, in cells of the feature map
-    n_out, n_in : bins and cells
-    samples : places per bin
-
-    Returns
-    -------
-    [R, n_out, n_in] weights
+    Bins begin at `start` [R] and are `step` [R] wide, in cells of the feature map, with `samples` places in each.
     """
     inside = (torch.arange(n_out * samples, device=start.device) + 0.5) / samples
     places = start[:, None] + step[:, None] * inside  # (R, n_out * samples)
@@ -251,24 +175,3 @@ def _interpolation(start: Tensor, step: Tensor, n_out: int, n_in: int, samples: 
     hats = (1 - (places.clamp(0, n_in - 1)[..., None] - cells).abs_()).clamp_(min=0)
     hats = hats * within[..., None]
     return hats.reshape(len(start), n_out, samples, n_in).mean(dim=2)
-
-
-def _pool_pyramid(
-    pooler: MultiScaleRoIAlign, levels: Sequence[Tensor], boxes: Tensor, size: int, side: int, samples: int
-) -> Tensor:
-    """Regions of several levels by the library's kernel.
-
-    Every level pools all regions, and each is taken from its own: torchvision looks for the regions of each level, and
-    a GPU would be waited for every time.
-    """
-    if pooler.map_levels is None:
-        shape = [(size, size)]
-        pooler.scales, pooler.map_levels = _setup_scales(levels, shape, pooler.canonical_scale, pooler.canonical_level)
-    flat = wide(boxes.reshape(-1, 4))
-    owner = torch.arange(len(boxes), device=flat.device).repeat_interleave(boxes.shape[1])
-    rois, which = torch.cat([owner[:, None].to(flat), flat], dim=1), pooler.map_levels([flat])
-    pooled = flat.new_zeros((len(flat), levels[0].shape[1], side, side))
-    for number, (level, scale) in enumerate(zip(levels, pooler.scales, strict=True)):
-        here = roi_align(wide(level), rois, side, scale, samples)
-        pooled = torch.where((which == number)[:, None, None, None], here, pooled)
-    return pooled.to(levels[0].dtype)

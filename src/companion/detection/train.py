@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import nn
 from companion import layout
 from companion.config.sections import Detection
 from companion.detection.data import Recipe
-from companion.detection.model import Detector, build, build_untrained
+from companion.detection.model import Detector, build, load_weights
 from companion.errors import CompanionError
 from companion.provenance import hash_file, write_table
 from companion.training import Device, drop_checkpoint, fingerprint, fit, one_cycle, set_learning_rate
@@ -23,73 +22,33 @@ from companion.weights import is_finished, load_state, save_state
 WEIGHTS, LOG = "weights.safetensors", "log.parquet"
 
 
-@dataclass(frozen=True)
-class Card:
-    """What a weights file says of its detector, enough to run it anywhere.
-
-    Attributes
-    ----------
-    settings : the profile's section Detection
-    classes : names of the class codes 1, 2, ...
-    patch_size : side of the patches that it was trained on, px
-    """
-
-    settings: Detection
-    classes: tuple[str, ...]
-    patch_size: int
-
-    def to_json(self) -> dict[str, Any]:
-        """As `load_detector` reads it."""
-        settings = self.settings.model_dump(mode="json")
-        return {"settings": settings, "classes": self.classes, "patch_size": self.patch_size}
-
-
 def train_detector(
-    recipe: Recipe,
-    settings: Detection,
-    device: Device,
-    folder: Path,
-    *,
-    callback: Callable[[int], None] | None = None,
+    recipe: Recipe, settings: Detection, device: Device, folder: Path, callback: Callable[[int], None] | None = None
 ) -> tuple[Detector, pd.DataFrame]:
     """Train a detector and write ``weights.safetensors`` and ``log.parquet`` into `folder`.
 
     A finished training with the same code, settings and patches is read back; an interrupted one continues from its
     last checkpoint and ends with the weights it would have had. The first weights and the sampling of anchors and
-    regions depend on the recipe's seeds, which the arm is no part of: arms of one seed start alike.
-
-    Parameters
-    ----------
-    recipe : where the batches come from
-    settings : network, optimiser, number of steps
-    folder : where weights, log and checkpoints are written
-    callback : called with the number of steps done after each stretch between checkpoints
-
-    Returns
-    -------
-    detector : trained
-    log : one row per step: step, learning_rate, total and each loss
-
-    Raises
-    ------
-    CompanionError
-        Training diverges, or the settings cannot be used.
+    regions depend on the recipe's seeds, which the arm is no part of: arms of one seed start alike. `callback` gets the
+    number of steps done before each checkpoint. The log has a row per step: step, learning_rate, total and each loss.
     """
     patches, seeds = next(iter(recipe.sources.values())), recipe.seeds
-    card = Card(settings, patches.classes, patches.size)
-    pretrained = layout.given(settings.weights or "")
-    pretrained = hash_file(pretrained) if pretrained.is_file() else None  # a missing one `build` refuses in words
+    card = {"settings": settings.model_dump(mode="json"), "classes": patches.classes, "patch_size": patches.size}
+    pretrained = layout.given(settings.weights) if settings.weights else None
     identity = fingerprint(
-        __name__, card=card.to_json(), recipe=recipe.identity(), pretrained=pretrained,
+        __name__, card=card, recipe=recipe.identity(), pretrained=pretrained and hash_file(pretrained),
         device=[str(device.torch), str(device.dtype), device.compile, torch.get_num_threads()],
     )  # fmt: skip
     path = folder / WEIGHTS
     if is_finished(path, identity):
-        log = pd.DataFrame(load_state(path)[1]["log"])
+        detector, about = load_detector(path, device)
+        log = pd.DataFrame(about["log"])
         write_table(folder / LOG, log)
-        return load_detector(path, device)[0], log
+        return detector, log
     with device.global_seed(seeds.integer("weights")):
-        detector = build(settings, len(card.classes))
+        detector = build(settings, len(patches.classes))
+    if pretrained:
+        load_weights(detector.network, pretrained)
     optimizer = optimizer_of(_placed(detector, device), settings)
 
     def step(number: int) -> dict[str, float | torch.Tensor]:
@@ -107,14 +66,17 @@ def train_detector(
         # Tensors: to look at one here would make the host wait for the device in every step.
         return {"learning_rate": rate, "total": total.detach(), **{name: v.detach() for name, v in losses.items()}}
 
+    def explain(number: int) -> str:
+        drawn = [f"{source} patches {d.patches.tolist()} in symmetries {d.symmetries.tolist()}"
+                 for source, d in recipe.draw(number).items()]  # fmt: skip
+        lower = f"Lower the learning rate (detection.learning_rate = {settings.learning_rate:g})."
+        return f"Its batch: {'; '.join(drawn)}. {lower}"
+
     log = fit(
         step, {"network": detector.network, "optimizer": optimizer}, steps=settings.steps, folder=folder,
-        identity=identity, every=settings.checkpoint_every, title="detector", callback=callback,
-        explain=lambda number: _explain(recipe, settings, number),
+        identity=identity, every=settings.checkpoint_every, title="detector", callback=callback, explain=explain,
     )  # fmt: skip
-    save_state(
-        detector.network.state_dict(), path, {"identity": identity, **card.to_json(), "log": log.to_dict("list")}
-    )
+    save_state(detector.network.state_dict(), path, {"identity": identity, **card, "log": log.to_dict("list")})
     write_table(folder / LOG, log)
     drop_checkpoint(folder, "detector")
     return detector, log
@@ -122,40 +84,24 @@ def train_detector(
 
 def _placed(detector: Detector, device: Device) -> Detector:
     detector.network.to(device.torch)
-    if isinstance(detector, nn.Module):  # the libraries' own loops over images cannot be compiled as a whole
+    if isinstance(detector, nn.Module):  # detectron2's loops over images cannot be compiled as a whole
         device.prepare(detector)
     return detector
 
 
-def _explain(recipe: Recipe, settings: Detection, step: int) -> str:
-    batch = "; ".join(
-        f"{source} patches {draw.patches.tolist()} in symmetries {draw.symmetries.tolist()}"
-        for source, draw in recipe.draw(step).items()
-    )
-    return f"Its batch: {batch}. Lower the learning rate (detection.learning_rate = {settings.learning_rate:g})."
+def load_detector(path: Path, device: Device) -> tuple[Detector, dict[str, Any]]:
+    """A trained detector from its weights file, and what the file says of it.
 
-
-def load_detector(path: Path, device: Device) -> tuple[Detector, Card]:
-    """A trained detector from its weights file.
-
-    Raises
-    ------
-    CompanionError
-        The file is missing, broken, or not the weights of a detector.
+    That is: settings (the profile's section), classes (names of the class codes 1, 2, ...), patch_size (side of the
+    patches that it was trained on, px), log (losses by step). A file that is no detector's is a `CompanionError`.
     """
-    if path.is_dir():
-        raise CompanionError(f"{path} is a folder, not a weights file; a detector's is called {WEIGHTS}")
     state, about = load_state(path)
-    if not {"settings", "classes", "patch_size"} <= about.keys():
-        raise CompanionError(f"{path} does not hold the weights of a detector; is it the file of another network?")
     try:
-        settings = Detection.model_validate(about["settings"])
-        card = Card(settings, tuple(about["classes"]), int(about["patch_size"]))
-        detector = build_untrained(settings, len(card.classes))
+        detector = build(Detection.model_validate(about["settings"]), len(about["classes"]))
         detector.network.load_state_dict(state)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CompanionError(f"{path} does not hold the weights of a detector: {error}") from None
-    return _placed(detector, device), card
+    return _placed(detector, device), about
 
 
 def learning_rate(settings: Detection, step: int) -> float:

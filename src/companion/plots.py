@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from pandas.io.formats.style import Styler
 
 from companion.provenance import atomic, hash_value
@@ -26,6 +28,12 @@ def use_style() -> None:
         "legend.frameon": False, "image.cmap": "gray", "image.interpolation": "nearest",
         "svg.hashsalt": "companion", "svg.fonttype": "none",
     })  # fmt: skip
+
+
+def class_legend(figure: Figure, classes: Sequence[str]) -> None:
+    """Class names with their colours, below the figure."""
+    handles = [Patch(color=CLASS_COLORS[k % len(CLASS_COLORS)], label=name) for k, name in enumerate(classes)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(classes))
 
 
 def save(figure: Figure, folder: Path, name: str) -> Figure:

@@ -12,8 +12,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from companion.micrographs.plots import legend
-from companion.plots import CLASS_COLORS
+from companion.plots import CLASS_COLORS, class_legend
 
 SAMPLER_COLORS = {"real": "#000000", "authors": "#D55E00", "companion": "#0072B2", "learned": "#009E73"}
 
@@ -46,7 +45,7 @@ def image_rows(
     for axis, text in zip(axes[0], titles, strict=False):
         axis.set_title(text, fontsize=7)
     if classes:
-        legend(figure, classes)
+        class_legend(figure, classes)
     figure.suptitle(title, fontsize=10 if columns > 3 else 8)
     return figure
 

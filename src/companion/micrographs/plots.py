@@ -8,13 +8,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 from numpy.typing import NDArray
 
 from companion.micrographs.dataset import DataSet
 from companion.micrographs.patches import Patches
-from companion.plots import CLASS_COLORS
+from companion.plots import CLASS_COLORS, class_legend
 
 
 def outline(axes: Axes, ids: NDArray[np.integer], codes: NDArray[np.integer]) -> None:
@@ -26,8 +25,7 @@ def outline(axes: Axes, ids: NDArray[np.integer], codes: NDArray[np.integer]) ->
 
 def told(figure: Figure, classes: Sequence[str], title: str) -> Figure:
     """The figure with its title, and class names with their colours below."""
-    handles = [Patch(color=CLASS_COLORS[k % len(CLASS_COLORS)], label=name) for k, name in enumerate(classes)]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(classes))
+    class_legend(figure, classes)
     figure.suptitle(title)
     return figure
 

@@ -179,6 +179,7 @@ if STUDIED and (n := P.studies.bias_n_train):
             L.statistics(P.split_names[0], n) / DONE,
             [L.detector(P.split_names[0], n, arm, seed) / "predictions" / DONE for arm in ("EXP", "EXP+GEN") for seed in P.seeds],
         output: L.page("annotation-bias") / DONE
+        priority: 1  # the longest of the last stages
         threads: P.device.threads
         resources: gpu=GPU, gpu_share=GPU * P.jobs_per_device
         shell: run("14_annotation_bias")

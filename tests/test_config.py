@@ -39,6 +39,12 @@ def test_controls_that_need_the_phantom_are_left_out_on_other_data():
     assert load_profile("smoke", dataset="loops_316L", changes=changes).arms_at("1", 10)[2:] == ["EXP+PASTE"]
 
 
+def test_with_one_class_none_is_rare(tmp_path):
+    (tmp_path / "annotations.json").write_text('{"categories": [{"id": 1, "name": "loop"}]}')
+    assert "EXP+RARE" in load_profile("smoke").arms_at("1", 10)
+    assert "EXP+RARE" not in load_profile("smoke", dataset=str(tmp_path)).arms_at("1", 10)
+
+
 def test_every_arm_has_a_look_of_its_own_and_a_baseline():
     looks = [(arm.colour, arm.marker) for arm in ARMS.values()]
     assert len(looks) == len(set(looks)) and all(arm.baseline in ARMS for arm in ARMS.values())

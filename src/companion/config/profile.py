@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
@@ -48,7 +49,7 @@ class Profile(Section):
     arms: list[str] = Field(["EXP", "EXP+GEN"], min_length=1, description="at every N of every split")
     controls: dict[str, list[Count]] = Field(
         {}, description="arm -> the N at which it is run, on the first split alone; on other data than the phantom "
-        "without those that need its optics"
+        "without those that need its optics; with one class without oversampling"
     )  # fmt: skip
     seeds: list[Whole] = Field([1, 2], min_length=1, description="detector seeds")
     phantom: Phantom = Phantom()
@@ -89,8 +90,9 @@ class Profile(Section):
         """Names of the arms that are run in a condition."""
         if str(split) != self.split_names[0]:
             return list(self.arms)
-        here = [arm for arm in self.controls if self.dataset == "phantom" or arm not in PHANTOM_ONLY]
-        return [*self.arms, *(arm for arm in here if n_train in self.controls[arm])]
+        left_out = [] if self.dataset == "phantom" else list(PHANTOM_ONLY)
+        left_out += [arm for arm in self.controls if ARMS[arm].masks == "rare" and _has_one_class(self.dataset)]
+        return [*self.arms, *(a for a, sizes in self.controls.items() if n_train in sizes and a not in left_out)]
 
     def conditions(self) -> Iterator[tuple[str, int]]:
         """Every split with every N."""
@@ -146,6 +148,15 @@ class Profile(Section):
         if self.studies.bias_n_train is not None and self.studies.bias_n_train not in self.sizes:
             raise ValueError(f"studies.bias_n_train {self.studies.bias_n_train} is not among sizes {self.sizes}")
         return self
+
+
+def _has_one_class(dataset: str) -> bool:
+    """Whether a data set that is here declares one class only, so that none is rare."""
+    folder = Path(dataset) if Path(dataset).is_dir() else layout.data_cache() / dataset
+    try:
+        return len(json.loads((folder / "annotations.json").read_text(encoding="utf-8"))["categories"]) == 1
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # not here yet, or the importer says what is wrong with it
 
 
 def split_name(split: int | str) -> str:

@@ -127,8 +127,10 @@ def predict(
     """Find the defects of micrographs with a trained detector: table, COCO JSON and overlays."""
     from companion.config.sections import Device
     from companion.detection import tiling
+    from companion.plots import use_style
     from companion.training import open_device
 
+    use_style()
     device = open_device(Device())
     table, written = tiling.predict_micrographs(
         weights, images, device, out, pixel_size_nm=pixel_size_nm, confidence=confidence

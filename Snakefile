@@ -1,16 +1,16 @@
 # The paper's experiments as a graph of notebooks: one rule per notebook, in the order of the paper.
 #   snakemake --cores 2 --config profile=smoke [dataset=loops_316L]         `companion run` is a thin face over it
-# All paths are relative to runs/<profile>/<data set>/. A notebook's folder holds a flag (.done) once it is made; whether
-# it is still fresh is told by the stamp beside it (companion.workflow.freshness), so that neither a clone nor a copy reruns anything.
+# All paths are relative to runs/<profile>/<data set>/. A notebook's folder holds a flag (.done) once it is made; if it
+# is still fresh is told by the stamp beside it (companion.workflow.freshness): no clone or copy reruns anything.
 import os
 import shlex
 import shutil
 import sys
 from pathlib import Path
 
-from companion.workflow import freshness
 from companion.config import ARMS, load_profile
 from companion.layout import Layout
+from companion.workflow import freshness
 from companion.workflow.freshness import DONE
 
 given = {key: config.get(key) or os.environ.get(f"COMPANION_{key.upper()}") for key in ("profile", "dataset")}
@@ -28,9 +28,10 @@ def run(notebook, *keys):  # the shell command of a rule: its notebook through p
 
 CONDITIONS = list(P.conditions())
 DETECTORS = P.detectors()
-MODELS = sorted({(s, n, ARMS[a].model) for s, n in CONDITIONS for a in P.arms_at(s, n)} | {(s, n, "1") for s, n in CONDITIONS})
+ARMS_OF = [(s, n, ARMS[arm]) for s, n in CONDITIONS for arm in P.arms_at(s, n)]
+MODELS = sorted({(s, n, arm.model) for s, n, arm in ARMS_OF} | {(s, n, "1") for s, n in CONDITIONS})
 GENERATED = sorted(
-    {(s, n, ARMS[a].model, ARMS[a].masks) for s, n in CONDITIONS for a in P.arms_at(s, n) if ARMS[a].other == "generated"}
+    {(s, n, arm.model, arm.masks) for s, n, arm in ARMS_OF if arm.other == "generated"}
     | {(s, n, "1", "plain") for s, n in CONDITIONS}
 )
 TESTS = [L.patches(split, part) / DONE for split in P.split_names for part in ("test", "val")]
@@ -177,7 +178,8 @@ if STUDIED and (n := P.studies.bias_n_train):
         input:
             [L.patches(P.split_names[0], part) / DONE for part in (f"train-n{n}", "test", "val")],
             L.statistics(P.split_names[0], n) / DONE,
-            [L.detector(P.split_names[0], n, arm, seed) / "predictions" / DONE for arm in ("EXP", "EXP+GEN") for seed in P.seeds],
+            [L.detector(P.split_names[0], n, arm, seed) / "predictions" / DONE
+             for arm in ("EXP", "EXP+GEN") for seed in P.seeds],
         output: L.page("annotation-bias") / DONE
         priority: 1  # the longest of the last stages
         threads: P.device.threads

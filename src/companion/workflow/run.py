@@ -22,7 +22,7 @@ from companion import provenance
 from companion.config import Profile
 from companion.errors import CompanionError
 from companion.layout import Layout, shown
-from companion.workflow.freshness import DONE, ERROR, read_stamp
+from companion.workflow.freshness import DONE, ERROR, STAMP, read_stamp
 from companion.workflow.status import duration, error_of, expected, jobs, last_error, progress_of, snakemake, title
 
 LOG = "snakemake.log"
@@ -145,7 +145,8 @@ def _follow(process: subprocess.Popen[bytes], tree: Path, waiting: list[str], le
                     wall, so_far = (read_stamp(tree / folder) or {}).get("wall_s", 0), time.monotonic() - began
                     count, rest = f"{len(finished):>3}/{len(waiting)}", left_s - so_far
                     left = f", about {duration(rest)} left" if rest > 0 and len(finished) < len(waiting) else ""
-                    times = f"{duration(wall)}, {duration(so_far)} so far{left}"
+                    again = _made(tree / folder) >= clock - 2
+                    times = f"{duration(wall) if again else 'as it was'}, {duration(so_far)} so far{left}"
                     console.print(f"  {count}  {folder}  {times}", highlight=False)
             running = [f"{f}: {text}" for f in waiting if f not in finished and (text := progress_of(tree / f))]
             progress.update(task, completed=len(finished), description="; ".join(running[:2]) or "stages")
@@ -154,8 +155,14 @@ def _follow(process: subprocess.Popen[bytes], tree: Path, waiting: list[str], le
             time.sleep(0.5)
 
 
+def _made(folder: Path) -> float:
+    """When the stamp in a folder was written."""
+    return (folder / STAMP).stat().st_mtime
+
+
 def _summarise(tree: Path, ran: list[str], took_s: float, console: Console) -> None:
-    walls = {folder: (read_stamp(tree / folder) or {}).get("wall_s", 0.0) for folder in ran}
+    new = [folder for folder in ran if _made(tree / folder) >= time.time() - took_s - 2]  # others came out as they were
+    walls = {folder: (read_stamp(tree / folder) or {}).get("wall_s", 0.0) for folder in new} or {"none": 0.0}
     slowest = max(walls, key=lambda folder: walls[folder])
     size = sum(path.stat().st_size for path in tree.rglob("*") if path.is_file()) / 2**20
     lines = [

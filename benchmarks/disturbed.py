@@ -113,7 +113,7 @@ def undisturbed(folder: Path) -> Project:
             )
         shutil.copy(PROJECT / "Snakefile", calm.root)
         calm.commit.write_text(job.git_commit() or "none", encoding="utf-8")
-        calm.settings.parent.mkdir()
+        shutil.copytree(PROJECT / "profiles", calm.settings.parent)
         shutil.copy(Path(__file__).with_name("faults.yaml"), calm.settings)
     began = time.monotonic()
     code, said = calm.run()

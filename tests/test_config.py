@@ -67,6 +67,7 @@ def test_every_arm_has_a_look_of_its_own_and_a_baseline():
     ("splits: ['a/x y.yaml']", "rename the file"),
     ("n_test: 50", r"phantom.n_images 24: 10 training, 50 test, 0 validation and 0 fresh micrographs are 60"),
     ("studies: {bias_n_train: 4}", "not among sizes"),
+    ("studies: {bias_n_train: 10}", "needs validation micrographs"),
     ("studies: {shifts: {none: {}}}", "change nothing"),
     ("patches: {size: 100}", "not a multiple of 32"),
     ("phantom: {class_shares: [0.5, 0.5, 0.5]}", "sum to 1.5"),

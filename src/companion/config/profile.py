@@ -147,6 +147,8 @@ class Profile(Section):
             raise ValueError("arms: EXP+FILTERED is filtered by an EXP detector; add EXP")
         if self.studies.bias_n_train is not None and self.studies.bias_n_train not in self.sizes:
             raise ValueError(f"studies.bias_n_train {self.studies.bias_n_train} is not among sizes {self.sizes}")
+        if self.studies.bias_n_train is not None and not self.n_val:
+            raise ValueError("studies.bias_n_train needs validation micrographs, which choose thresholds (n_val)")
         return self
 
 

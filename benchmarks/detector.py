@@ -57,7 +57,9 @@ class Library:
     @torch.no_grad()
     def detect(self, images: torch.Tensor, size: int) -> list[Detections]:
         self.network.eval()
-        return self.network(self._images(images))
+        found = [{name: value.cpu() for name, value in one.items()} for one in self.network(self._images(images))]
+        values = ((f["boxes"], f["scores"], f["labels"], f["masks"][:, 0] > 0.5) for f in found)
+        return [Detections(*(value.numpy() for value in one)) for one in values]
 
 
 class Timed:

@@ -83,6 +83,55 @@ class Device:
             yield
 
 
+class Recorded:
+    """A function of tensors of fixed shapes; on a GPU recorded once as a CUDA graph and then replayed.
+
+    A small network's step is thousands of kernels of microseconds each, which the host cannot launch fast enough; a
+    replay is one launch. Elsewhere the function is simply called.
+
+    Parameters
+    ----------
+    function : returns a tensor and leaves gradients in `network`; may not wait for the device, and draws random
+        numbers from torch's global generator alone
+    network : whose gradients and buffers the function changes
+    """
+
+    def __init__(self, function: Callable[..., torch.Tensor], network: torch.nn.Module) -> None:
+        self.function, self.network, self.graphs = function, network, {}
+
+    def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
+        if inputs[0].device.type != "cuda":
+            return self.function(*inputs)
+        shapes = tuple((value.shape, value.dtype) for value in inputs)
+        if shapes not in self.graphs:
+            self.graphs[shapes] = self._record([value.clone() for value in inputs])
+        graph, held, gradients, result = self.graphs[shapes]
+        for kept, value in zip(held, inputs, strict=True):
+            kept.copy_(value, non_blocking=True)
+        graph.replay()
+        for parameter, gradient in zip(self.network.parameters(), gradients, strict=True):
+            parameter.grad = gradient
+        return result.clone()
+
+    def _record(self, held: list[torch.Tensor]) -> tuple[Any, ...]:
+        drawn, buffers = torch.cuda.get_rng_state(), [value.clone() for value in self.network.buffers()]
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # libraries choose their kernels and compile before anything is recorded
+            for _ in range(3):
+                self.function(*held)
+        torch.cuda.current_stream().wait_stream(stream)
+        self.network.zero_grad(set_to_none=True)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            result = self.function(*held)
+        with torch.no_grad():
+            for value, before in zip(self.network.buffers(), buffers, strict=True):
+                value.copy_(before)
+        torch.cuda.set_rng_state(drawn)
+        return graph, held, [parameter.grad for parameter in self.network.parameters()], result
+
+
 def open_device(settings: sections.Device) -> Device:
     """The device of a profile; sets the number of CPU threads and deterministic kernels."""
     if settings.name == "cuda" and not torch.cuda.is_available():
@@ -195,7 +244,7 @@ def fit(
             recent.append({"step": i, **step(i)})
         due = (i + 1) % every == 0 or i + 1 == steps
         if due or len(recent) == CHECK_EVERY:
-            log += [_checked(row, title, path, every, explain) for row in recent]
+            log += [_checked(row, title, path, every, explain) for row in _read(recent)]
             recent = []
         if due:
             if callback:
@@ -223,6 +272,13 @@ def drop_checkpoint(folder: Path, title: str = "training") -> None:
 
 
 Explain = Callable[[int], str] | None
+
+
+def _read(rows: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """Rows with numbers instead of tensors, for which the host waits for the device once."""
+    tensors = [value for row in rows for value in row.values() if isinstance(value, torch.Tensor)]
+    numbers = iter(torch.stack([value.float() for value in tensors]).tolist() if tensors else [])
+    return [{k: next(numbers) if isinstance(v, torch.Tensor) else v for k, v in row.items()} for row in rows]
 
 
 def _checked(row: dict[str, Any], title: str, path: Path, every: int, explain: Explain) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.ops import roi_align
 
 from companion.detection import roi_ops
@@ -42,11 +41,12 @@ class BatchedDetector(nn.Module):
         """Detections in patches [B, S, S], one entry per patch, in px of patches of side `size`."""
         self.eval()
         features, boxes, scores, labels, valid = self(self._normalised(images))
-        # The host waits for the device here; from there on the library draws masks on the CPU.
-        masks = self._masks(features, boxes, labels, valid, images.shape[-1])[:, None].cpu()
-        boxes, scores, labels = (found[valid].cpu() for found in (boxes, scores, labels))
+        # The host waits for the device here.
+        masks = self._masks(features, boxes, labels, valid, images.shape[-1])
         boxes = boxes * (size / images.shape[-1])
-        masks = paste_masks_in_image(masks, boxes, (size, size))[:, 0] > 0.5
+        with torch.autocast(masks.device.type, enabled=False):
+            masks = (roi_ops.paste(masks, boxes[valid], size) > 0.5).cpu()
+        boxes, scores, labels = (found[valid].cpu() for found in (boxes, scores, labels))
         per_patch = valid.sum(dim=1).tolist()
         patches = zip(*(found.split(per_patch) for found in (boxes, scores, labels, masks)), strict=True)
         return [Detections(*(found.numpy() for found in patch)) for patch in patches]

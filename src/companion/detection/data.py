@@ -27,7 +27,6 @@ from companion.seeds import Seeds
 from companion.training import Device
 
 TRUTH = ["x1", "y1", "x2", "y2", "class", "instance"]
-PLACES = 8  # room for truths is a multiple of it: few shapes of a batch, each of which is compiled once
 
 
 class Batch(NamedTuple):
@@ -113,8 +112,7 @@ class Recipe:
                 others = self._examples(source, Draw(rng.integers(len(self.sources[source]), size=count), codes))
                 made = [copy_paste(target, other, rng) for target, other in zip(made, others, strict=True)]
             examples += made
-        most = max(1, *(len(example.truth) for example in examples))
-        truths = np.zeros((len(examples), -(-most // PLACES) * PLACES, len(TRUTH)))
+        truths = np.zeros((len(examples), self.places, len(TRUTH)))
         for row, example in zip(truths, examples, strict=True):
             row[: len(example.truth)] = example.truth
         arrays = (
@@ -138,6 +136,12 @@ class Recipe:
             image, instances = (symmetry(array[number], code) for array in (patches.images, patches.instances))
             examples.append(Example(image, instances, truth))
         return examples
+
+    @cached_property
+    def places(self) -> int:
+        """Room for the truths of a patch, the same in every batch: one shape, which is compiled or recorded once."""
+        most = {source: max(map(len, truths.values()), default=0) for source, truths in self._truths.items()}
+        return max(1, *(most[source] * (2 if source == "pasted" else 1) for source in self.counts))
 
     @cached_property
     def _truths(self) -> dict[str, dict[int, NDArray[np.float64]]]:

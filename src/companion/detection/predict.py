@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from torch import nn
 from torchvision.ops import nms
 
 from companion.detection.data import Detections, enlarge
 from companion.detection.model import Detector
 from companion.geometry import encode_rle
-from companion.training import Device, uncompiled
+from companion.training import Device
 
 COLUMNS = {
     "patch": "int64", "x1": "float32", "y1": "float32", "x2": "float32", "y2": "float32", "score": "float32",
@@ -42,12 +40,12 @@ def predict(
     """
     rows: list[tuple] = []
     for start in range(0, len(images), batch_size):
-        batch = torch.from_numpy(np.array(images[start : start + batch_size]))
-        seen = enlarge(batch, detector.resize_px) if detector.resize_px else batch
-        last = len(batch) < batch_size and isinstance(detector, nn.Module)  # a shape that is met once
-        with device.autocast(), uncompiled(detector) if last else nullcontext():
-            found = detector.detect(seen, images.shape[-1])
-        for patch, d in enumerate(found, start=start):
+        batch = np.zeros((batch_size, *images.shape[1:]), np.uint8)  # one shape, which is compiled once
+        batch[: len(images) - start] = images[start : start + batch_size]
+        seen = device.send(torch.from_numpy(batch))
+        with device.autocast():
+            found = detector.detect(enlarge(seen, detector.resize_px) if detector.resize_px else seen, images.shape[-1])
+        for patch, d in enumerate(found[: len(images) - start], start=start):
             if suppression == "across classes":
                 kept = nms(torch.from_numpy(d.boxes), torch.from_numpy(d.scores), SAME).numpy()
                 d = Detections(*(values[kept] for values in d))

@@ -11,6 +11,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, BoxCoder, Matcher
 from torchvision.ops import MultiScaleRoIAlign, nms, roi_align
 from torchvision.ops.poolers import LevelMapper
@@ -85,16 +86,29 @@ def pick(values: Tensor, index: Tensor) -> Tensor:
 
 
 def encode(coder: BoxCoder, truths: Tensor, boxes: Tensor) -> Tensor:
-    """Corrections [..., 4] that take `boxes` to `truths`; finite for padding, which the caller masks."""
-    corrections = coder.encode_single(truths.reshape(-1, 4), boxes.reshape(-1, 4))
-    return corrections.nan_to_num(0.0, 0.0, 0.0).view(truths.shape)
+    """Corrections [..., 4] that take `boxes` to `truths`; finite for padding, which the caller masks.
+
+    `BoxCoder.encode_single` and `decode_single`, which copy constants to the device in every call.
+    """
+    (centre, side), (wanted, wanted_side) = _centre_and_side(boxes), _centre_and_side(truths)
+    corrections = torch.cat([(wanted - centre) / side, (wanted_side / side).log()], dim=-1)
+    weighted = [c * w for c, w in zip(corrections.unbind(-1), coder.weights, strict=True)]
+    return torch.stack(weighted, dim=-1).nan_to_num(0.0, 0.0, 0.0)
 
 
 def decode(coder: BoxCoder, corrections: Tensor, boxes: Tensor, size: int) -> Tensor:
     """Boxes [..., K, 4] inside patches of side `size` px: `boxes` [..., 4] after corrections [..., K, 4]."""
-    found = coder.decode_single(corrections.flatten(0, -3).flatten(1), boxes.reshape(-1, 4))
+    centre, side = _centre_and_side(boxes[..., None, :])
+    shift = [c / w for c, w in zip(corrections.unbind(-1), coder.weights, strict=True)]
+    centre = torch.stack(shift[:2], dim=-1) * side + centre
+    half = torch.stack(shift[2:], dim=-1).clamp(max=coder.bbox_xform_clip).exp() * side * 0.5
     # Of a network that has diverged, until that is noticed: kernels may index memory by coordinates.
-    return found.view(corrections.shape).clamp(0, size).nan_to_num(nan=0.0)
+    return torch.cat([centre - half, centre + half], dim=-1).clamp(0, size).nan_to_num(nan=0.0)
+
+
+def _centre_and_side(boxes: Tensor) -> tuple[Tensor, Tensor]:
+    side = boxes[..., 2:] - boxes[..., :2]
+    return boxes[..., :2] + 0.5 * side, side
 
 
 def suppress(boxes: Tensor, valid: Tensor, iou: float) -> Tensor:
@@ -171,7 +185,26 @@ def _interpolation(start: Tensor, step: Tensor, n_out: int, n_in: int, samples: 
     inside = (torch.arange(n_out * samples, device=start.device) + 0.5) / samples
     places = start[:, None] + step[:, None] * inside  # (R, n_out * samples)
     within = (places >= -1) & (places <= n_in)
-    cells = torch.arange(n_in, device=start.device)
-    hats = (1 - (places.clamp(0, n_in - 1)[..., None] - cells).abs_()).clamp_(min=0)
-    hats = hats * within[..., None]
-    return hats.reshape(len(start), n_out, samples, n_in).mean(dim=2)
+    return (_hats(places, n_in) * within[..., None]).reshape(len(start), n_out, samples, n_in).mean(dim=2)
+
+
+def _hats(places: Tensor, n_in: int) -> Tensor:
+    """Weights [R, n, n_in] of linear interpolation between `n_in` cells at `places` [R, n], cells' centres 0, 1, ..."""
+    cells = torch.arange(n_in, device=places.device)
+    return (1 - (places.clamp(0, n_in - 1)[..., None] - cells).abs_()).clamp_(min=0)
+
+
+def paste(masks: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """Mask probabilities [N, m, m] of `boxes` [N, 4] px drawn at their places, float [N, S, S], 0 outside.
+
+    What torchvision's `paste_masks_in_image` draws one by one (boxes widened by a pixel of the mask, rounded towards
+    zero), as two matrix products for all. In single precision: half of it would move the outline.
+    """
+    masks, n_in = F.pad(wide(masks), (1, 1, 1, 1)), masks.shape[-1] + 2
+    centre, half = (boxes[:, 2:] + boxes[:, :2]) * 0.5, (boxes[:, 2:] - boxes[:, :2]) * 0.5 * (n_in / (n_in - 2))
+    start, end = (centre - half).trunc(), (centre + half).trunc()  # [N, 2] px, both inside
+    pixels = torch.arange(size, device=boxes.device)[:, None]
+    places = ((pixels - start[:, None] + 0.5) * (n_in / (end - start + 1).clamp(min=1))[:, None]) - 0.5  # (N, S, 2)
+    inside = (pixels >= start[:, None]) & (pixels <= end[:, None])
+    along_x, along_y = (_hats(places[..., axis], n_in) * inside[..., axis, None] for axis in (0, 1))  # (N, S, m + 2)
+    return along_y @ masks @ along_x.transpose(1, 2)

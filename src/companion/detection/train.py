@@ -12,11 +12,11 @@ from torch import nn
 
 from companion import layout
 from companion.config.sections import Detection
-from companion.detection.data import Recipe
+from companion.detection.data import Batch, Recipe
 from companion.detection.model import Detector, build, load_weights
 from companion.errors import CompanionError
 from companion.provenance import hash_file, write_table
-from companion.training import Device, drop_checkpoint, fingerprint, fit, one_cycle, set_learning_rate
+from companion.training import Device, Recorded, drop_checkpoint, fingerprint, fit, one_cycle, set_learning_rate
 from companion.weights import is_finished, load_state, save_state
 
 WEIGHTS, LOG = "weights.safetensors", "log.parquet"
@@ -49,7 +49,20 @@ def train_detector(
         detector = build(settings, len(patches.classes))
     if pretrained:
         load_weights(detector.network, pretrained)
-    optimizer = optimizer_of(_placed(detector, device), settings)
+    optimizer, names = optimizer_of(_placed(detector, device), settings), []
+
+    def gradients(*tensors: torch.Tensor) -> torch.Tensor:
+        """The losses of a batch [L], their sum last; leaves its gradients."""
+        optimizer.zero_grad(set_to_none=True)
+        with device.autocast():
+            losses = detector.losses(Batch(*tensors))
+        names[:] = [*losses, "total"]
+        values = torch.stack([loss.float() for loss in losses.values()])
+        values.sum().backward()
+        return torch.cat([values, values.sum(dim=0, keepdim=True)]).detach()
+
+    # detectron2 looks at values on the host, so that its steps cannot be recorded.
+    recorded = Recorded(gradients, detector.network) if isinstance(detector, nn.Module) else gradients
 
     def step(number: int) -> dict[str, float | torch.Tensor]:
         rate = learning_rate(settings, number)
@@ -57,14 +70,11 @@ def train_detector(
         batch = recipe.batch(number, device)
         batch = batch.enlarged(settings.resize_px) if settings.resize_px else batch
         # The library samples anchors and regions with the global generator.
-        with device.global_seed(seeds.integer("sampling", number)), device.autocast():
-            losses = detector.losses(batch)
-        total = torch.stack(list(losses.values())).sum()
-        optimizer.zero_grad(set_to_none=True)
-        total.backward()
+        with device.global_seed(seeds.integer("sampling", number)):
+            losses = recorded(*batch)
         optimizer.step()
         # Tensors: to look at one here would make the host wait for the device in every step.
-        return {"learning_rate": rate, "total": total.detach(), **{name: v.detach() for name, v in losses.items()}}
+        return {"learning_rate": rate, **dict(zip(names, losses.unbind(), strict=True))}
 
     def explain(number: int) -> str:
         drawn = [f"{source} patches {d.patches.tolist()} in symmetries {d.symmetries.tolist()}"

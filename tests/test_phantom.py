@@ -17,12 +17,13 @@ from companion.geometry import ellipse_radius
 from companion.micrographs.check import label_errors
 from companion.micrographs.dataset import load_dataset
 from companion.micrographs.patches import Patches, instance_table
-from companion.phantom import optics
+from companion.phantom import contrast
 from companion.phantom.annotator import annotate, miss_probability, truth
+from companion.phantom.contrast import Defect
 from companion.phantom.crystal import BEAMS, BLACK_DOT, LOOP_100, LOOP_111, NORMALS, projected
 from companion.phantom.paint import ellipses, paint_masks
 from companion.phantom.render import TRUTH, render_dataset
-from companion.phantom.scene import CLASSES, Defect, draw_scene
+from companion.phantom.scene import CLASSES, draw_scene
 from companion.seeds import Seeds
 
 
@@ -33,7 +34,7 @@ def unit(values) -> np.ndarray:
 
 def loop(look: str, x: float, y: float, **changes) -> Defect:
     plain = {"major_px": 22.0, "minor_px": 22.0, "angle_deg": 0.0, "rim_px": 3.0, "inner": 0.3,
-             "amplitude": 0.4, "blur_px": 0.5, "unevenness": 0.0, "uneven_deg": 20.0}  # fmt: skip
+             "amplitude": 0.4, "blur_px": 0.5, "g_deg": 20.0, "bean": 0.0, "side": 0.0}  # fmt: skip
     return Defect(LOOP_111, look, x, y, **{**plain, **changes})
 
 
@@ -83,8 +84,8 @@ def test_sizes_and_shares_are_those_asked_for():
 
 
 def test_contrast_lies_where_the_mask_is():
-    defect = loop("filled", 40.0, 30.0, major_px=24.0, minor_px=14.0, angle_deg=30.0)
-    stamp, window = optics.defect_contrast(defect, 64)
+    defect = loop("filled", 40.0, 30.0, major_px=24.0, minor_px=14.0, angle_deg=30.0, inner=1.0)
+    stamp, window = contrast.defect_contrast(defect, 64)
     loss = np.zeros((64, 64))
     loss[window] = stamp
     radius, place = ellipse_radius((64, 64), 40.0, 30.0, 24.0, 14.0, 30.0)
@@ -95,11 +96,11 @@ def test_contrast_lies_where_the_mask_is():
 
 
 def test_a_defect_cut_by_the_border_is_the_crop_of_the_whole():
-    whole, cut = loop("rim", 30.3, 60.0, unevenness=0.5), loop("rim", 0.3, 30.0, unevenness=0.5)
+    whole, cut = loop("rim", 30.3, 60.0, bean=0.5, side=0.3), loop("rim", 0.3, 30.0, bean=0.5, side=0.3)
     images = []
     for defect in (whole, cut):
         image = np.zeros((128, 128))
-        stamp, window = optics.defect_contrast(defect, 128)
+        stamp, window = contrast.defect_contrast(defect, 128)
         image[window] = stamp
         images.append(image)
     np.testing.assert_allclose(images[1][:60, :60], images[0][30:90, 30:90], atol=1e-12)
@@ -125,7 +126,7 @@ def test_the_first_image_is_the_one_recorded_here(rendered):
     assert hashlib.sha256(pixels.tobytes()).hexdigest()[:16] == RECORDED
 
 
-RECORDED = "e98d7c29f64c1933"
+RECORDED = "613f85692d7eece4"
 
 
 def test_labelled_defects_are_darker_than_what_surrounds_them(tmp_path):

@@ -17,7 +17,7 @@ _FECRAL: dict[str, Any] = {
     "n_images": 122, "size_px": 1024, "defects_per_megapixel": 60.0, "density_spread": 0.45,
     "magnifications": {"70kx": (0.8805, 0.13), "300kx": (0.4785, 0.33), "500kx": (0.2832, 0.54)},
     "contrast": (0.12, 0.45), "frames_per_grain": 3, "dose_electrons": 100.0,
-    "contrast_spread": 0.25, "dose_spread": 0.5, "defocus_nm": 1.5,
+    "contrast_spread": 0.25, "dose_spread": 0.5, "defocus_nm": 0.8,
     "annotator": {"miss": 0.03, "miss_contrast": 0.08, "miss_crowded": 0.15, "outline_jitter": 0.05,
                   "confusion": 0.06},
 }  # fmt: skip
@@ -91,12 +91,18 @@ class Phantom(Section):
     # How it looks
     contrast: Range = Field((0.15, 0.50), description="amplitude of a defect at the top face, share of the local mean")
     depth_fade: Share = Field(0.35, description="share of the amplitude that a defect at the bottom face has lost")
-    depth_blur_nm: Range = Field((0.5, 1.5), description="blur of a defect at the top and at the bottom face, nm")
+    min_visibility: NotNegative = Field(4.0, description="least contrast-to-noise ratio of a defect; 0: no limit")
+    depth_blur_nm: Range = Field((0.3, 0.9), description="blur of a defect at the top and at the bottom face, nm")
     rim_nm: Range = Field((1.5, 4.0), description="width of a loop's dark rim, nm")
     edge_on_nm: Range = Field((3.0, 5.5), description="width of a loop seen edge-on, nm")
     inner_contrast: Range = Field((0.15, 0.5), description="inside of a rimmed loop, share of its rim's amplitude")
     filled_share: Share = Field(0.25, description="share of large loops that are filled instead of rimmed")
-    rim_unevenness: Share = Field(0.6, description="largest loss of a loop's contrast along the diffraction vector")
+    filled_contrast: Range = Field((0.4, 0.8), description="inside of a filled one, the same way")
+    no_contrast: Share = Field(0.8, description="share of its contrast that a loop with g.b = 0 loses across g")
+    black_white: Share = Field(1.0, description="white lobe of a small loop at a surface, share of the dark one")
+    one_sided: Share = Field(0.5, description="by how much one half of a rim at a surface is darker, share")
+    line_nm: Range = Field((1.2, 2.6), description="width at half maximum of a dislocation's dark line, nm")
+    line_fringes: NotNegative = Field(7.0, description="most extinction distances that a dislocation descends")
     dislocations_per_megapixel: NotNegative = Field(6.0, description="unlabelled curved dislocation lines")
     large_loops_per_megapixel: NotNegative = Field(1.0, description="unlabelled loops too large to be counted")
     wedge: Share = Field(0.25, description="largest loss of signal across the image by a thickness wedge")

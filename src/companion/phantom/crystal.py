@@ -17,6 +17,8 @@ NORMALS = {
     LOOP_111: np.array([[1, 1, 1], [-1, 1, 1], [1, -1, 1], [1, 1, -1]]) / np.sqrt(3),
 }
 BEAMS = {"001": ((0, 0, 1), (1, 0, 0)), "110": ((1, 1, 0), (0, 0, 1)), "111": ((1, 1, 1), (1, -1, 0))}
+REFLECTIONS = np.array([[1, 1, 0], [1, -1, 0], [1, 0, 1], [1, 0, -1], [0, 1, 1], [0, 1, -1],
+                        [2, 0, 0], [0, 2, 0], [0, 0, 2]])  # fmt: skip  # the strongest of a body-centred cubic crystal
 
 
 def projected(normal: NDArray, beam: NDArray, reference: NDArray) -> tuple[float, float]:
@@ -43,6 +45,22 @@ def random_loop(
     """Aspect ratio and long-axis angle of a random variant of a class, seen along the vector `along`."""
     normal = _tilted(NORMALS[code][rng.integers(len(NORMALS[code]))], jitter_deg, rng)
     return projected(normal, along, np.array(BEAMS[beam][1], dtype=float))
+
+
+def random_reflection(beam: str, rng: np.random.Generator) -> float:
+    """Angle, degrees, of the strongest diffraction vector g in a micrograph: one of those across the zone axis."""
+    across = REFLECTIONS[REFLECTIONS @ np.array(BEAMS[beam][0]) == 0]
+    direction, reference = (np.array(v, dtype=float) / np.linalg.norm(v) for v in BEAMS[beam])
+    g = across[rng.integers(len(across))]
+    return float(np.rad2deg(np.arctan2(g @ np.cross(direction, reference), g @ reference)))
+
+
+def g_dot_b(ratio: float, angle_deg: float, g_deg: float) -> float:
+    """Cosine between the diffraction vector and the Burgers vector of an edge loop of this projected outline.
+
+    The Burgers vector is along the normal, of which sqrt(1 - ratio^2) lies in the image, across the long axis.
+    """
+    return float(np.sqrt(1 - min(ratio, 1.0) ** 2) * np.sin(np.deg2rad(g_deg - angle_deg)))
 
 
 def _tilted(vector: NDArray, spread_deg: float, rng: np.random.Generator) -> NDArray[np.float64]:

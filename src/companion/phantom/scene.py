@@ -8,58 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from companion.config.phantom import Phantom
 from companion.geometry import ellipse_radius
-from companion.phantom.crystal import BLACK_DOT, random_loop, zone_axis
+from companion.phantom.contrast import Defect, Line, Look, Window, visibility
+from companion.phantom.crystal import BLACK_DOT, LOOP_111, g_dot_b, random_loop, random_reflection, zone_axis
 from companion.seeds import Seeds
 
 CLASSES = ("<100> loop", "<111> loop", "black dot")
-Look = Literal["rim", "filled", "edge-on", "dot"]
-Window = tuple[slice, slice]  # (rows, columns)
 Ellipse = tuple[float, float, float, float, float]  # x, y, major_px, minor_px, angle_deg
 
 EDGE_ON_RATIO = 0.25  # below this minor/major a loop looks like a bar
 SMALL_NM = 11.0  # loops below this diameter have no room for a rim
 PLACEMENT_TRIES = 40
+HIGHEST_CONTRAST = 0.5  # of a single defect, whatever the session
+LAYERS, SURFACE_DEPTH = 3.0, 0.3  # extinction distances in the foil's thickness; depth by which lobes have faded
 VISIBLE_PX = 12  # an instance with fewer pixels in the image is not an instance
-
-
-@dataclass(frozen=True)
-class Defect:
-    """One loop or dot."""
-
-    code: int  # class
-    look: Look
-    x: float  # the ellipse, px
-    y: float
-    major_px: float
-    minor_px: float
-    angle_deg: float
-    rim_px: float  # width of the rim
-    inner: float  # contrast inside the rim, share of the rim's
-    amplitude: float  # loss of signal at its strongest, share of the local mean
-    blur_px: float
-    unevenness: float  # share of the contrast that is lost along one direction
-    uneven_deg: float  # that direction
-
-    @property
-    def mean_radius_px(self) -> float:
-        """Radius of the circle of equal area."""
-        return float(np.sqrt(self.major_px * self.minor_px) / 2)
-
-
-@dataclass(frozen=True)
-class Line:
-    """An unlabelled curve: points float [n, 2] (x, y) in px, width in px, amplitude of each segment [n - 1]."""
-
-    points: NDArray[np.float64]
-    width_px: float
-    amplitudes: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -70,6 +37,7 @@ class Scene:
     pixel_size_nm: float
     beam: NDArray[np.float64]  # vector [3] along the beam, crystal axes
     azimuth_deg: float  # displayed angle of the in-plane reference direction of the zone axis
+    g_deg: float  # displayed angle of the diffraction vector
     dose_electrons: float  # per px
     contrast: float  # factor on the amplitude of all defects
     defocus_px: float  # blur
@@ -110,7 +78,7 @@ def _crystal(p: Phantom, pixel_size_nm: float, crystal: np.random.Generator, rng
     """A scene with nothing in it: orientation drawn from `crystal`, recording conditions from `rng`."""
     beam, azimuth = zone_axis(p.beam, p.zone_error_deg, crystal), float(crystal.uniform(0, 360))
     return Scene(
-        p.size_px, pixel_size_nm, beam, azimuth,
+        p.size_px, pixel_size_nm, beam, azimuth, (azimuth + random_reflection(p.beam, crystal)) % 360,
         dose_electrons=float(p.dose_electrons * np.exp(p.dose_spread * rng.standard_normal())),
         contrast=float(np.exp(p.contrast_spread * rng.standard_normal())),
         defocus_px=float(rng.uniform(0, p.defocus_nm)) / pixel_size_nm,
@@ -141,7 +109,7 @@ def _draw_defect(code: int, scene: Scene, p: Phantom, rng: np.random.Generator) 
     low, median, high = (p.loop100_nm, p.loop111_nm, p.black_dot_nm)[code - 1]
     sigma = np.log(high / low) / 4
     diameter = float(np.clip(median * np.exp(sigma * rng.standard_normal()), low, high))
-    *looks, width, uneven = (float(u) for u in rng.uniform(size=7))
+    *looks, width = (float(u) for u in rng.uniform(size=6))
     if code == BLACK_DOT:
         ratio, angle = float(rng.uniform(0.75, 1.0)), float(rng.uniform(0, 180))
         minor = ratio * diameter
@@ -150,7 +118,7 @@ def _draw_defect(code: int, scene: Scene, p: Phantom, rng: np.random.Generator) 
         # Seen along its plane a loop is as wide as its strain contrast, but no wider than it is long.
         minor = min(max(ratio * diameter, _between(p.edge_on_nm, width)), diameter)
     ellipse = (0.0, 0.0, diameter / scene.pixel_size_nm, minor / scene.pixel_size_nm, angle + scene.azimuth_deg)
-    return dressed(code, ellipse, ratio < EDGE_ON_RATIO, (*looks, uneven), scene, p)
+    return dressed(code, ellipse, ratio < EDGE_ON_RATIO, looks, scene, p)
 
 
 def dressed(code: int, ellipse: Ellipse, edge_on: bool, draws: Sequence[float], scene: Scene, p: Phantom) -> Defect:
@@ -159,20 +127,31 @@ def dressed(code: int, ellipse: Ellipse, edge_on: bool, draws: Sequence[float], 
     Parameters
     ----------
     edge_on : whether a loop is seen along its plane
-    draws : six uniform numbers in 0-1, for depth (0: top face), strength, rim, inside, look and unevenness
+    draws : five uniform numbers in 0-1, for depth (0: top face), strength, rim, inside and look
     """
     x, y, major_px, minor_px, angle_deg = ellipse
-    depth, strength, rim, inner, pick, uneven = draws
-    filled = major_px * scene.pixel_size_nm < SMALL_NM or pick > 1 - p.filled_share
+    depth, strength, rim, inner, pick = draws
+    small = major_px * scene.pixel_size_nm < SMALL_NM
+    filled = small or pick > 1 - p.filled_share
     look: Look = "dot" if code == BLACK_DOT else "edge-on" if edge_on else "filled" if filled else "rim"
+    # A dot's strain is that of a sphere: it has no Burgers vector to lie across g.
+    strong = 1.0 if look == "dot" else abs(g_dot_b(0.0 if edge_on else minor_px / major_px, angle_deg, scene.g_deg))
     amplitude = scene.contrast * p.contrast[0] * (p.contrast[1] / p.contrast[0]) ** strength
     amplitude *= 1 - p.depth_fade * depth
-    return Defect(
+    # Black-white lobes change sides with the depth, by the extinction distance, and fade away from the surfaces.
+    layer = np.cos(2 * np.pi * depth * LAYERS) * np.exp(-min(depth, 1 - depth) / SURFACE_DEPTH)
+    lobe = p.one_sided if look == "rim" else p.black_white * (small or look == "edge-on" or look == "dot")
+    inner = 1.0 if small else _between(p.filled_contrast if filled else p.inner_contrast, inner)
+    defect = Defect(
         code, look, x, y, major_px, minor_px, angle_deg % 180, rim_px=_between(p.rim_nm, rim) / scene.pixel_size_nm,
-        inner=_between(p.inner_contrast, inner), amplitude=min(amplitude, 0.9),
-        blur_px=_between(p.depth_blur_nm, depth) / scene.pixel_size_nm, unevenness=uneven * p.rim_unevenness,
-        uneven_deg=scene.azimuth_deg % 180,
+        inner=inner, amplitude=min(amplitude, HIGHEST_CONTRAST),
+        blur_px=_between(p.depth_blur_nm, depth) / scene.pixel_size_nm, g_deg=scene.g_deg,
+        bean=p.no_contrast * (1 - strong) * (look in ("rim", "filled")), side=float(lobe * strong * layer),
     )  # fmt: skip
+    # Fainter than anyone could see is drawn at the limit of what can be seen: labels stand on nothing else.
+    seen = visibility(defect, scene.dose_electrons, float(np.hypot(p.texture, p.stripes)))
+    raised = defect.amplitude * max(1.0, p.min_visibility / seen)
+    return replace(defect, amplitude=min(raised, HIGHEST_CONTRAST))
 
 
 def _between(limits: tuple[float, float], share: float) -> float:
@@ -192,21 +171,28 @@ def _draw_lines(scene: Scene, p: Phantom, rng: np.random.Generator) -> tuple[Lin
         heading = rng.uniform(0, 2 * np.pi) + np.cumsum(rng.normal(0, 0.12, 60)) + rng.normal(0, 0.03) * np.arange(60)
         step = rng.uniform(0.4, 1.2) * size / 60
         points = start + np.cumsum(step * np.stack([np.cos(heading), np.sin(heading)], axis=1), axis=0)
-        lines.append(Line(points, rng.uniform(1.5, 4.0) / scale, _uneven(59, scene, p, rng)))
+        strong = abs(g_dot_b(*random_loop(LOOP_111, p.beam, scene.beam, 0.0, rng), scene.g_deg - scene.azimuth_deg))
+        lines.append(_line(points, np.full(60, 0.5 + 0.5 * strong), scene, p, rng))
     for _ in range(rng.poisson(p.large_loops_per_megapixel * megapixels)):
-        code = int(rng.integers(1, 3))
-        ratio, angle = random_loop(code, p.beam, scene.beam, p.tilt_jitter_deg, rng)
+        ratio, angle = random_loop(int(rng.integers(1, 3)), p.beam, scene.beam, p.tilt_jitter_deg, rng)
+        strong = abs(g_dot_b(ratio, angle, scene.g_deg - scene.azimuth_deg))
         major = rng.uniform(*p.large_loop_nm) / scale / 2
         turn, t = np.deg2rad(angle + scene.azimuth_deg), np.linspace(0, 2 * np.pi, 73)
         wobble = major * (1 + 0.05 * np.cos(3 * t + rng.uniform(0, 6)))
         along, across = wobble * np.cos(t), ratio * wobble * np.sin(t)
         turned = [along * np.cos(turn) + across * np.sin(turn), across * np.cos(turn) - along * np.sin(turn)]
-        outline = rng.uniform(0, size, 2) + np.stack(turned, axis=1)
-        lines.append(Line(outline, rng.uniform(1.5, 3.5) / scale, _uneven(72, scene, p, rng)))
+        toward = np.cos(np.arctan2(-turned[1], turned[0]) - np.deg2rad(scene.g_deg)) ** 2
+        bean = 1 - p.no_contrast * (1 - strong) * (1 - toward)  # R is radial: no contrast where it lies across g
+        lines.append(_line(rng.uniform(0, size, 2) + np.stack(turned, axis=1), bean, scene, p, rng))
     return tuple(lines)
 
 
-def _uneven(n: int, scene: Scene, p: Phantom, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Amplitudes along a line that runs through the foil: its contrast oscillates with depth."""
-    phase = rng.uniform(0, 2 * np.pi) + np.arange(n) * rng.uniform(0.05, 0.9)
-    return scene.contrast * rng.uniform(*p.contrast) * (0.7 + 0.3 * np.cos(phase)) * 0.8
+def _line(points: NDArray, strength: NDArray, scene: Scene, p: Phantom, rng: np.random.Generator) -> Line:
+    """A line through the foil: each extinction distance that it descends turns its contrast over once.
+
+    One that lies in the foil's plane descends none: one-sided all along.
+    """
+    phase = rng.uniform(0, 2 * np.pi) + np.linspace(0, 2 * np.pi * rng.uniform(0, p.line_fringes), len(points))
+    amplitude = min(scene.contrast * rng.uniform(np.mean(p.contrast), p.contrast[1]), HIGHEST_CONTRAST)
+    return Line(points, rng.uniform(*p.line_nm) / scene.pixel_size_nm,
+                amplitude * strength * (0.65 + 0.35 * np.cos(phase)), np.sin(phase))  # fmt: skip

@@ -90,7 +90,7 @@ rule diffusion:
     input: L.patches("{split}", "train-n{n_train}") / DONE
     output: L.diffusion("{split}", "{n_train}", "{model}") / DONE
     threads: P.device.threads
-    resources: gpu=GPU, gpu_share=GPU * P.jobs_per_device  # all of a GPU, which detectors share
+    resources: gpu=GPU
     shell: run("04_latent_diffusion", "split", "n_train", "model")
 
 
@@ -102,7 +102,7 @@ rule generated:
         lambda w: [] if w.model == "phantom" else L.diffusion(w.split, w.n_train, w.model) / DONE,
     output: (made := L.generated("{split}", "{n_train}", "{model}", "{masks}")) / DONE, made / "patches" / DONE
     threads: P.device.threads
-    resources: gpu=GPU, gpu_share=GPU * P.jobs_per_device
+    resources: gpu=GPU
     shell: run("05_generated_images", "split", "n_train", "model", "masks")
 
 
@@ -112,7 +112,7 @@ rule detector:
         other,
     output: (made := L.detector("{split}", "{n_train}", "{arm}", "{seed}")) / DONE, made / "predictions" / DONE
     threads: P.device.threads
-    resources: gpu=GPU, gpu_share=GPU
+    resources: gpu=GPU
     shell: run("06_mask_rcnn", "split", "n_train", "arm", "seed")
 
 
@@ -168,7 +168,7 @@ rule faithfulness:
         L.detector("{split}", "{n_train}", "EXP", P.seeds[0]) / DONE,
     output: (made := L.faithfulness("{split}", "{n_train}")) / DONE, made / "kept" / DONE
     threads: P.device.threads
-    resources: gpu=GPU, gpu_share=GPU
+    resources: gpu=GPU
     shell: run("13_mask_faithfulness", "split", "n_train")
 
 
@@ -183,7 +183,7 @@ if STUDIED and (n := P.studies.bias_n_train):
         output: L.page("annotation-bias") / DONE
         priority: 1  # the longest of the last stages
         threads: P.device.threads
-        resources: gpu=GPU, gpu_share=GPU * P.jobs_per_device
+        resources: gpu=GPU
         shell: run("14_annotation_bias")
 
 
@@ -193,5 +193,5 @@ rule distribution_shift:
         [L.detector(P.split_names[0], P.sizes[-1], arm, seed) / DONE for arm in ("EXP", "EXP+GEN") for seed in P.seeds],
     output: L.page("distribution-shift") / DONE
     threads: P.device.threads
-    resources: gpu=GPU, gpu_share=GPU
+    resources: gpu=GPU
     shell: run("15_distribution_shift")

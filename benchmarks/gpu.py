@@ -434,16 +434,16 @@ def run(b: Bench) -> None:
     env = {**os.environ, "COMPANION_RUNS": str(home / "runs"), "COMPANION_DATA": str(home / "data")}
     changes = ["--set", f"device.name={b.name}"]
     command = [sys.executable, "-m", "companion.cli", "run", "smoke", "--cores", str(os.cpu_count()), *changes]
-    began = time.time()
-    with subprocess.Popen(
-        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
-    ) as job:
-        try:
-            said = job.communicate(timeout=0.9 * b.seconds)[0]
-        except subprocess.TimeoutExpired:
-            os.killpg(job.pid, signal.SIGTERM)
-            said = job.communicate()[0]
-    b.say("run", wall_s=time.time() - began, code=job.returncode, last=said.decode()[-600:])
+    began, log = time.time(), home / "log"
+    with log.open("w") as file:
+        job = subprocess.Popen(command, env=env, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+        for patience, ending in ((0.7 * b.seconds, signal.SIGTERM), (0.1 * b.seconds, signal.SIGKILL)):
+            try:
+                job.wait(timeout=patience)
+            except subprocess.TimeoutExpired:
+                os.killpg(job.pid, ending)
+    said = log.read_text()
+    b.say("run", wall_s=time.time() - began, code=job.poll(), last=said[-600:])
     for path in sorted(home.glob("runs/**/stamp.json"), key=lambda path: path.stat().st_mtime):
         stamp = json.loads(path.read_text(encoding="utf-8"))
         named = {key: stamp.get(key) for key in ("notebook", "device", "seconds", "start_seconds", "peak_memory_mib")}

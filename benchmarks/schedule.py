@@ -1,16 +1,19 @@
-"""How many passes are enough: ``python benchmarks/schedule.py TRAIN TEST [--passes 300 600 1200]``.
+"""How many passes are enough: ``python benchmarks/schedule.py TRAIN HELD [--passes 8000 16000 32000]``.
 
-TRAIN and TEST are patches folders of a run. Trains detectors on labelled patches alone (arm EXP) and prints the best
-F1HM on the test patches against the number of passes (images times optimiser steps), for the paper's optimiser and for
-the profile's, and for patches enlarged as the paper enlarges them. A learning rate that ends depends on where it ends:
-every number of passes is a training of its own. Interrupted, the same command goes on from the last checkpoint.
+TRAIN and HELD are patches folders of a run; HELD are not its tests, e.g. ``fresh``: what is chosen here may not have
+seen them. Trains detectors on labelled patches alone (arm EXP) and prints the best F1HM on HELD against the number of
+passes (images times optimiser steps), for the profile's settings and for one change of them at a time. A learning rate
+that ends depends on where it ends: every number of passes is a training of its own. Interrupted, the same command goes
+on from the last checkpoint.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -31,43 +34,52 @@ from companion.training import Device, open_device
 CONFIDENCE = [round(0.05 * k, 2) for k in range(1, 20)]
 
 
-def schedules(base: Detection, size: int, enlarge: int) -> dict[str, Detection]:
+def schedules(base: Detection, size: int, enlarge: float) -> dict[str, Detection]:
     """Settings by name; `steps` is set by the number of passes."""
-    sides = [[s * enlarge for s in ([side] if isinstance(side, int) else side)] for side in base.anchor_sizes_px]
-    changes = {
-        "SGD 2.5e-4, batch 2 (the paper's)": {"optimizer": "sgd", "learning_rate": 2.5e-4, "batch_size": 2},
-        "SGD 1e-2, batch 8": {"optimizer": "sgd", "learning_rate": 1e-2, "batch_size": 8},
+    side = round(enlarge * size / 32) * 32
+    sides = [[round(s * side / size) for s in ([level] if isinstance(level, int) else level)]
+             for level in base.anchor_sizes_px]  # fmt: skip
+    changes: dict[str, dict[str, Any]] = {
         "the profile's": {},
-        "the profile's, batch 32": {"batch_size": 32},
-        f"the profile's, enlarged {enlarge}x": {"resize_px": enlarge * size, "anchor_sizes_px": sides},
+        "half the peak rate": {"learning_rate": base.learning_rate / 2},
+        "twice the peak rate": {"learning_rate": base.learning_rate * 2},
+        "half the batch": {"batch_size": base.batch_size // 2},
+        "twice the batch": {"batch_size": base.batch_size * 2},
+        "half the regions": {"rois_per_image": base.rois_per_image // 2},
+        "enlarged": {"resize_px": side, "anchor_sizes_px": sides},
+        "SGD 1e-2": {"optimizer": "sgd", "learning_rate": 1e-2},
+        "SGD 2.5e-4, batch 2 (the paper's)": {"optimizer": "sgd", "learning_rate": 2.5e-4, "batch_size": 2},
     }
     return {name: base.model_copy(update=change) for name, change in changes.items()}
 
 
 def score(settings: Detection, train: Patches, test: Patches, seeds: Seeds, device: Device) -> dict[str, float]:
     """Scores at box IoU 0.5 and at the confidence that is best for F1HM; weights are kept and found again."""
-    about = [settings.model_dump(mode="json"), list(seeds.names), len(train)]
+    about, began = [settings.model_dump(mode="json"), list(seeds.names), len(train)], time.monotonic()
     folder = layout.runs() / "benchmarks" / "schedule" / hash_value(about)[:16]
     detector, _ = train_detector(recipe_of("EXP", train, None, settings, seeds), settings, device, folder)
+    spent = time.monotonic() - began
     scores = pooled(count(predict(detector, test.images, device), truth_of(test), [0.5], CONFIDENCE))
     best = int(np.nan_to_num(scores["f1_hm"][0]).argmax())
-    return {"confidence": CONFIDENCE[best]} | {
-        name: float(scores[name][0, best]) for name in ("f1_detect", "f1_class", "f1_hm")
-    }
+    found = {name: float(scores[name][0, best]) for name in ("f1_detect", "f1_class", "f1_hm")}
+    return {"confidence": CONFIDENCE[best], **found, "training_s": spent}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("train", type=Path)
-    parser.add_argument("test", type=Path)
+    parser.add_argument("held", type=Path)
     parser.add_argument("--profile", default="smoke")
-    parser.add_argument("--enlarge", type=int, default=2, help="how much larger the paper's way sees a patch")
+    parser.add_argument("--enlarge", type=float, default=2.0, help="how much larger the paper's way sees a patch")
+    parser.add_argument("--only", nargs="+", help="names of schedules; all by default")
     parser.add_argument("--passes", type=int, nargs="+", default=[320, 640, 1280])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     given = parser.parse_args()
     P = load_profile(given.profile)
-    train, test, device, rows = load_patches(given.train), load_patches(given.test), open_device(P.device), []
+    train, test, device, rows = load_patches(given.train), load_patches(given.held), open_device(P.device), []
     for name, settings in schedules(P.detection, train.size, given.enlarge).items():
+        if name not in (given.only or [name]):
+            continue
         for passes in given.passes:
             steps = max(1, passes // settings.batch_size)
             settings = settings.model_copy(update={"steps": steps, "checkpoint_every": max(1, steps // 20)})

@@ -34,7 +34,7 @@ class Profile(Section):
     )
     root_seed: Whole = Field(20260602, description="every random draw descends from it")
     device: Device = Device()
-    jobs_per_device: Count = Field(1, description="detectors trained side by side on one GPU of this machine")
+    jobs_per_device: Count = Field(1, description="stages that share one GPU of this machine at a time")
     dataset: str = Field("phantom", description="registered name, or path of a data set folder")
     splits: Annotated[list[Whole | str], Field(min_length=1)] = Field(
         [1], description="numbers (drawn by seed) or split files; named by the number or the file's stem"

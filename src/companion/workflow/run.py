@@ -51,8 +51,7 @@ def run(P: Profile, cores: int, console: Console, cluster: Path | None = None) -
 
 
 def _run(P: Profile, cores: int, console: Console, cluster: Path | None) -> int:
-    share = P.jobs_per_device
-    here = ["--cores", str(cores), "--resources", f"gpu={share}", f"gpu_share={share}"]
+    here = ["--cores", str(cores), "--resources", f"gpu={P.jobs_per_device}"]
     where = here if cluster is None else _submission(cluster)
     _check_data(P)
     tree = Layout(P).tree

@@ -113,7 +113,7 @@ def test_the_line_of_no_contrast_lies_across_the_diffraction_vector():
     ring = loop("rim", 32.0, 32.0, bean=0.8)
     for g in (20.0, 65.0, 130.0):
         dark, faint = darkest(ring, g_deg=g)
-        assert abs((dark - g + 90) % 180 - 90) < 12 and abs((faint - g) % 180 - 90) < 12
+        assert abs((dark - g + 90) % 180 - 90) < 20 and abs((faint - g) % 180 - 90) < 20
     stamp, _ = contrast.defect_contrast(loop("dot", 32.0, 32.0, major_px=10, minor_px=10, g_deg=0.0, side=0.8), 64)
     left, right = np.array_split(stamp, 2, axis=1)
     assert left.min() < -0.1 and right.min() > -0.02, "the white lobe of a dot lies on one side along g"
@@ -126,8 +126,8 @@ def test_one_diffraction_vector_per_grain_decides_where_contrast_is_lost():
         Phantom(size_px=1024, frames_per_grain=2, tilt_jitter_deg=0.5, zone_error_deg=0.0),
         {1: [], 2: []},
     )
-    for number in range(1, 9):
-        scene, twin = (draw_scene(parameters, Seeds(6, "phantom"), n) for n in (number, (number - 1 ^ 1) + 1))
+    for number in range(1, 17, 2):
+        scene, twin = (draw_scene(parameters, Seeds(6, "phantom"), n) for n in (number, number + 1))
         assert {d.g_deg for d in (*scene.defects, *twin.defects, *scene.large_loops)} == {scene.g_deg}
         relative = (scene.g_deg - scene.azimuth_deg) % 45
         assert min(relative, 45 - relative) < 1e-6, "along a <110> or a <100> direction of [001]"

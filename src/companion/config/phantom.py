@@ -43,7 +43,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Fainter and more crowded than fecral.
     "hard": {
         **_FECRAL, "defects_per_megapixel": 90.0, "density_spread": 0.6, "contrast": (0.06, 0.35),
-        "min_visibility": 3.0, "dose_electrons": 80.0, "crowding": 0.5, "contrast_spread": 0.0, "dose_spread": 0.0, "defocus_nm": 0.0,
+        "min_visibility": 3.0, "dose_electrons": 80.0, "dose_spread": 0.0,
+        "crowding": 0.5, "contrast_spread": 0.0, "defocus_nm": 0.0,
         "annotator": {"miss": 0.05, "miss_contrast": 0.1, "miss_crowded": 0.3, "outline_jitter": 0.08,
                       "confusion": 0.12},
     },

@@ -43,7 +43,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Fainter and more crowded than fecral.
     "hard": {
         **_FECRAL, "defects_per_megapixel": 90.0, "density_spread": 0.6, "contrast": (0.06, 0.35),
-        "dose_electrons": 80.0, "crowding": 0.5, "contrast_spread": 0.0, "dose_spread": 0.0, "defocus_nm": 0.0,
+        "min_visibility": 3.0, "dose_electrons": 80.0, "dose_spread": 0.0,
+        "crowding": 0.5, "contrast_spread": 0.0, "defocus_nm": 0.0,
         "annotator": {"miss": 0.05, "miss_contrast": 0.1, "miss_crowded": 0.3, "outline_jitter": 0.08,
                       "confusion": 0.12},
     },
@@ -91,7 +92,7 @@ class Phantom(Section):
     # How it looks
     contrast: Range = Field((0.15, 0.50), description="amplitude of a defect at the top face, share of the local mean")
     depth_fade: Share = Field(0.35, description="share of the amplitude that a defect at the bottom face has lost")
-    min_visibility: NotNegative = Field(4.0, description="least contrast-to-noise ratio of a defect; 0: no limit")
+    min_visibility: NotNegative = Field(5.0, description="least contrast-to-noise ratio of a defect; 0: no limit")
     depth_blur_nm: Range = Field((0.3, 0.9), description="blur of a defect at the top and at the bottom face, nm")
     rim_nm: Range = Field((1.5, 4.0), description="width of a loop's dark rim, nm")
     edge_on_nm: Range = Field((3.0, 5.5), description="width of a loop seen edge-on, nm")

@@ -48,11 +48,10 @@ def random_loop(
 
 
 def random_reflection(beam: str, rng: np.random.Generator) -> float:
-    """Angle, degrees, of the strongest diffraction vector g in a micrograph: one of those across the zone axis."""
-    across = REFLECTIONS[REFLECTIONS @ np.array(BEAMS[beam][0]) == 0]
-    direction, reference = (np.array(v, dtype=float) / np.linalg.norm(v) for v in BEAMS[beam])
-    g = across[rng.integers(len(across))]
-    return float(np.rad2deg(np.arctan2(g @ np.cross(direction, reference), g @ reference)))
+    """Angle, degrees, of the strongest diffraction vector g of a micrograph: one of those across the zone axis."""
+    zone, reference = (np.array(vector, dtype=float) for vector in BEAMS[beam])
+    across = REFLECTIONS[REFLECTIONS @ zone == 0]
+    return projected(across[rng.integers(len(across))], zone / np.linalg.norm(zone), reference)[1] + 90
 
 
 def g_dot_b(ratio: float, angle_deg: float, g_deg: float) -> float:

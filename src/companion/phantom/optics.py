@@ -6,14 +6,12 @@ libraries practically never reach a grey level.
 
 from __future__ import annotations
 
-from itertools import chain
-
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from companion.config.phantom import Phantom
-from companion.phantom.contrast import defect_contrast, line_contrast, superposed
+from companion.phantom.contrast import Stamp, defect_contrast, line_contrast, superposed
 from companion.phantom.scene import Scene
 from companion.seeds import Seeds
 
@@ -21,19 +19,20 @@ from companion.seeds import Seeds
 def image(scene: Scene, phantom: Phantom, seeds: Seeds, number: int) -> NDArray[np.uint8]:
     """Micrograph `number` of a scene, uint8 [S, S]."""
     foil, size = empty_foil(scene, phantom, seeds.rng("foil", number)), scene.size_px
-    lines = (line_contrast(line, size) for line in scene.lines)
-    loss = superposed(chain(lines, (defect_contrast(defect, size) for defect in scene.defects)), size)
+    loss = superposed([*unlabelled(scene), *(defect_contrast(defect, size) for defect in scene.defects)], size)
     return record(foil * (1 - loss), phantom, scene, seeds.rng("scan", number))
 
 
-def smooth_field(size: int, order: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """A smooth random field [S, S] of mean 0 and standard deviation about 1: cosines up to `order` half-waves."""
-    waves = np.cos(np.pi * np.outer((np.arange(size) + 0.5) / size, np.arange(order + 1)))
-    squared = np.add.outer(np.arange(order + 1) ** 2, np.arange(order + 1) ** 2)
-    weights = rng.standard_normal(squared.shape) / (1 + squared) ** 0.75
-    weights[0, 0] = 0
-    norm = np.sqrt((1 / (1 + squared[squared > 0]) ** 1.5).sum() / 4)
-    return waves @ weights @ waves.T / norm
+def unlabelled(scene: Scene) -> list[Stamp]:
+    """Loss of signal by large loops and lines, all over the image."""
+    loops = [defect_contrast(loop, scene.size_px) for loop in scene.large_loops]
+    return loops + [line_contrast(line, scene.size_px) for line in scene.lines]
+
+
+def smooth_field(size: int, n: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """A smooth random field [S, S] of mean 0 and standard deviation 1, drawn at n x n knots."""
+    field = cv2.resize(rng.standard_normal((n, n)), (size, size), interpolation=cv2.INTER_CUBIC)
+    return (field - field.mean()) / field.std()
 
 
 def empty_foil(scene: Scene, p: Phantom, rng: np.random.Generator) -> NDArray[np.float64]:

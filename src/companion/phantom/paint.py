@@ -14,9 +14,9 @@ from skimage.measure import find_contours, regionprops
 
 from companion.config.phantom import Phantom
 from companion.errors import CompanionError
-from companion.phantom.contrast import defect_contrast, line_contrast, superposed
-from companion.phantom.optics import empty_foil, record
-from companion.phantom.scene import CLASSES, EDGE_ON_RATIO, Ellipse, dressed, empty_scene
+from companion.phantom.contrast import defect_contrast, superposed
+from companion.phantom.optics import empty_foil, record, unlabelled
+from companion.phantom.scene import CLASSES, EDGE_ON_RATIO, Ellipse, dressed, empty_scene, seen
 from companion.seeds import Seeds
 
 ARC_POINTS = 10  # an ellipse has five parameters; part of one needs more points
@@ -55,15 +55,15 @@ def paint_masks(patches: Any, phantom: Phantom, seeds: Seeds) -> NDArray[np.uint
             signal = empty_foil(scene, phantom, foil)
             tiles = [np.s_[size * y : size * (y + 1), size * x : size * (x + 1)]
                      for y, x in (divmod(k, side) for k in range(len(chosen)))]  # fmt: skip
-            lines = superposed([line_contrast(line, len(signal)) for line in scene.lines], len(signal))
+            around = superposed(unlabelled(scene), len(signal))
             for patch, tile in zip(chosen, tiles, strict=True):
-                stamps = [(lines[tile], np.s_[:, :])]
+                stamps = [(around[tile], np.s_[:, :])]
                 for instance, ellipse in ellipses(np.asarray(patches.instances[patch])).items():
                     # A loop is edge-on by its aspect, or by being no wider than edge-on loops are.
                     thin = ellipse[3] < EDGE_ON_RATIO * ellipse[2] or ellipse[3] * scale <= phantom.edge_on_nm[1]
                     code = codes[int(patch), instance]
                     defect = dressed(code, ellipse, thin, looks.uniform(size=5), scene, phantom)
-                    stamps.append(defect_contrast(defect, size))
+                    stamps.append(defect_contrast(seen(defect, scene, phantom), size))
                 signal[tile] *= 1 - superposed(stamps, size)
             micrograph = record(signal, phantom, scene, scan)
             images[chosen] = [micrograph[tile] for tile in tiles]

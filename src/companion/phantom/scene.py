@@ -44,6 +44,7 @@ class Scene:
     magnification: str = ""  # name of the pixel size
     grain: int = 0  # number of the crystal that it shows, shared by neighbouring frames
     defects: tuple[Defect, ...] = ()
+    large_loops: tuple[Defect, ...] = ()  # these and the lines are not labelled
     lines: tuple[Line, ...] = ()
 
     def mask(self, defect: Defect) -> tuple[NDArray[np.bool_], Window]:
@@ -64,14 +65,13 @@ def draw_scene(phantom: Phantom, seeds: Seeds, number: int) -> Scene:
     name = names[rng.choice(len(names), p=[p.magnifications[n][1] for n in names])]
     grain = 1 + (number - 1) // p.frames_per_grain
     empty = _crystal(p, p.magnifications[name][0], seeds.rng("grain", grain), seeds.rng("session", grain))
-    empty = replace(empty, magnification=name, grain=grain)
-    return replace(empty, defects=_place_defects(empty, p, rng), lines=_draw_lines(empty, p, rng))
+    defects = _place_defects(empty, p, rng)
+    return replace(_with_unlabelled(empty, p, rng), magnification=name, grain=grain, defects=defects)
 
 
 def empty_scene(phantom: Phantom, pixel_size_nm: float, rng: np.random.Generator) -> Scene:
     """A micrograph of a crystal of its own with the unlabelled lines, but without a defect."""
-    empty = _crystal(phantom, pixel_size_nm, rng, rng)
-    return replace(empty, lines=_draw_lines(empty, phantom, rng))
+    return _with_unlabelled(_crystal(phantom, pixel_size_nm, rng, rng), phantom, rng)
 
 
 def _crystal(p: Phantom, pixel_size_nm: float, crystal: np.random.Generator, rng: np.random.Generator) -> Scene:
@@ -93,22 +93,21 @@ def _place_defects(scene: Scene, p: Phantom, rng: np.random.Generator) -> tuple[
     defects: list[Defect] = []
     taken = np.zeros((0, 3))  # x, y, mean radius
     for code in codes:
-        shape = _draw_defect(int(code), scene, p, rng)
+        low, median, high = (p.loop100_nm, p.loop111_nm, p.black_dot_nm)[code - 1]
+        diameter = np.clip(median * np.exp(np.log(high / low) / 4 * rng.standard_normal()), low, high)
+        shape = _draw_defect(int(code), float(diameter), scene, p, rng)
         # The first of many centres whose circle of equal area keeps its distance from the others; none: left out.
         places = rng.uniform(-margin, scene.size_px + margin, size=(PLACEMENT_TRIES, 2))
         gaps = ((places[:, None] - taken[:, :2]) ** 2).sum(axis=2)
         free = (gaps >= ((1 - p.crowding) * (taken[:, 2] + shape.mean_radius_px)) ** 2).all(axis=1)
         if free.any():
             x, y = places[free.argmax()].tolist()
-            defects.append(replace(shape, x=x, y=y))
+            defects.append(seen(replace(shape, x=x, y=y), scene, p))
             taken = np.vstack([taken, (x, y, shape.mean_radius_px)])
     return tuple(defect for defect in defects if scene.mask(defect)[0].sum() >= VISIBLE_PX)
 
 
-def _draw_defect(code: int, scene: Scene, p: Phantom, rng: np.random.Generator) -> Defect:
-    low, median, high = (p.loop100_nm, p.loop111_nm, p.black_dot_nm)[code - 1]
-    sigma = np.log(high / low) / 4
-    diameter = float(np.clip(median * np.exp(sigma * rng.standard_normal()), low, high))
+def _draw_defect(code: int, diameter: float, scene: Scene, p: Phantom, rng: np.random.Generator) -> Defect:
     *looks, width = (float(u) for u in rng.uniform(size=6))
     if code == BLACK_DOT:
         ratio, angle = float(rng.uniform(0.75, 1.0)), float(rng.uniform(0, 180))
@@ -142,57 +141,40 @@ def dressed(code: int, ellipse: Ellipse, edge_on: bool, draws: Sequence[float], 
     layer = np.cos(2 * np.pi * depth * LAYERS) * np.exp(-min(depth, 1 - depth) / SURFACE_DEPTH)
     lobe = p.one_sided if look == "rim" else p.black_white * (small or look == "edge-on" or look == "dot")
     inner = 1.0 if small else _between(p.filled_contrast if filled else p.inner_contrast, inner)
-    defect = Defect(
+    return Defect(
         code, look, x, y, major_px, minor_px, angle_deg % 180, rim_px=_between(p.rim_nm, rim) / scene.pixel_size_nm,
         inner=inner, amplitude=min(amplitude, HIGHEST_CONTRAST),
         blur_px=_between(p.depth_blur_nm, depth) / scene.pixel_size_nm, g_deg=scene.g_deg,
         bean=p.no_contrast * (1 - strong) * (look in ("rim", "filled")), side=float(lobe * strong * layer),
     )  # fmt: skip
-    # Fainter than anyone could see is drawn at the limit of what can be seen: labels stand on nothing else.
-    seen = visibility(defect, scene.dose_electrons, float(np.hypot(p.texture, p.stripes)))
-    raised = defect.amplitude * max(1.0, p.min_visibility / seen)
-    return replace(defect, amplitude=min(raised, HIGHEST_CONTRAST))
+
+
+def seen(defect: Defect, scene: Scene, p: Phantom) -> Defect:
+    """The defect, drawn at the limit of what can be seen if it was fainter: labels stand on nothing else."""
+    lacking = p.min_visibility / visibility(defect, scene.dose_electrons, float(np.hypot(p.texture, p.stripes)))
+    return replace(defect, amplitude=min(defect.amplitude * max(1.0, lacking), HIGHEST_CONTRAST))
 
 
 def _between(limits: tuple[float, float], share: float) -> float:
     return limits[0] + (limits[1] - limits[0]) * share
 
 
-def _draw_lines(scene: Scene, p: Phantom, rng: np.random.Generator) -> tuple[Line, ...]:
-    size, scale = scene.size_px, scene.pixel_size_nm
-    megapixels = size * size / 2**20
-    lines: list[Line] = []
-    for _ in range(rng.poisson(p.dislocations_per_megapixel * megapixels)):
-        # Half of the lines start on another one: dislocations meet in networks.
-        if lines and rng.uniform() < 0.5:
-            start = lines[rng.integers(len(lines))].points[rng.integers(12)]
-        else:
-            start = rng.uniform(0, size, 2)
-        heading = rng.uniform(0, 2 * np.pi) + np.cumsum(rng.normal(0, 0.12, 60)) + rng.normal(0, 0.03) * np.arange(60)
-        step = rng.uniform(0.4, 1.2) * size / 60
-        points = start + np.cumsum(step * np.stack([np.cos(heading), np.sin(heading)], axis=1), axis=0)
-        strong = abs(g_dot_b(*random_loop(LOOP_111, p.beam, scene.beam, 0.0, rng), scene.g_deg - scene.azimuth_deg))
-        lines.append(_line(points, np.full(60, 0.5 + 0.5 * strong), scene, p, rng))
-    for _ in range(rng.poisson(p.large_loops_per_megapixel * megapixels)):
-        ratio, angle = random_loop(int(rng.integers(1, 3)), p.beam, scene.beam, p.tilt_jitter_deg, rng)
-        strong = abs(g_dot_b(ratio, angle, scene.g_deg - scene.azimuth_deg))
-        major = rng.uniform(*p.large_loop_nm) / scale / 2
-        turn, t = np.deg2rad(angle + scene.azimuth_deg), np.linspace(0, 2 * np.pi, 73)
-        wobble = major * (1 + 0.05 * np.cos(3 * t + rng.uniform(0, 6)))
-        along, across = wobble * np.cos(t), ratio * wobble * np.sin(t)
-        turned = [along * np.cos(turn) + across * np.sin(turn), across * np.cos(turn) - along * np.sin(turn)]
-        toward = np.cos(np.arctan2(-turned[1], turned[0]) - np.deg2rad(scene.g_deg)) ** 2
-        bean = 1 - p.no_contrast * (1 - strong) * (1 - toward)  # R is radial: no contrast where it lies across g
-        lines.append(_line(rng.uniform(0, size, 2) + np.stack(turned, axis=1), bean, scene, p, rng))
-    return tuple(lines)
+def _with_unlabelled(scene: Scene, p: Phantom, rng: np.random.Generator) -> Scene:
+    """The scene with loops too large to be labelled, rims around nothing, and with dislocations.
 
-
-def _line(points: NDArray, strength: NDArray, scene: Scene, p: Phantom, rng: np.random.Generator) -> Line:
-    """A line through the foil: each extinction distance that it descends turns its contrast over once.
-
-    One that lies in the foil's plane descends none: one-sided all along.
+    A dislocation in the foil's plane descends no extinction distance and is one-sided all along.
     """
-    phase = rng.uniform(0, 2 * np.pi) + np.linspace(0, 2 * np.pi * rng.uniform(0, p.line_fringes), len(points))
-    amplitude = min(scene.contrast * rng.uniform(np.mean(p.contrast), p.contrast[1]), HIGHEST_CONTRAST)
-    return Line(points, rng.uniform(*p.line_nm) / scene.pixel_size_nm,
-                amplitude * strength * (0.65 + 0.35 * np.cos(phase)), np.sin(phase))  # fmt: skip
+    loops, lines, n = [], [], 60
+    for _ in range(rng.poisson(p.large_loops_per_megapixel * scene.size_px**2 / 2**20)):
+        loop = _draw_defect(LOOP_111, rng.uniform(*p.large_loop_nm), scene, p, rng)
+        x, y = rng.uniform(0, scene.size_px, 2).tolist()
+        loops.append(replace(loop, x=x, y=y, inner=0.0, rim_px=p.line_nm[0] / scene.pixel_size_nm))
+    for _ in range(rng.poisson(p.dislocations_per_megapixel * scene.size_px**2 / 2**20)):
+        heading = rng.uniform(0, 2 * np.pi) + np.cumsum(rng.normal(0, 0.12, n)) + rng.normal(0, 0.03) * np.arange(n)
+        steps = rng.uniform(0.4, 1.2) * scene.size_px / n * np.stack([np.cos(heading), np.sin(heading)], axis=1)
+        phases = rng.uniform(0, 2 * np.pi) + np.linspace(0, 2 * np.pi * rng.uniform(0, p.line_fringes), n)
+        strong = abs(g_dot_b(*random_loop(LOOP_111, p.beam, scene.beam, 0.0, rng), scene.g_deg - scene.azimuth_deg))
+        amplitude = scene.contrast * rng.uniform(np.mean(p.contrast), p.contrast[1]) * (0.5 + 0.5 * strong)
+        points, width = rng.uniform(0, scene.size_px, 2) + np.cumsum(steps, axis=0), rng.uniform(*p.line_nm)
+        lines.append(Line(points, phases, min(amplitude, HIGHEST_CONTRAST), width / scene.pixel_size_nm))
+    return replace(scene, large_loops=tuple(loops), lines=tuple(lines))

@@ -16,7 +16,14 @@ from companion.config import load_profile
 from companion.diffusion import train
 from companion.diffusion.autoencoder import Autoencoder, encode_all, load_autoencoder, reconstruct, save_autoencoder
 from companion.diffusion.autoencoder import configuration as autoencoder_configuration
-from companion.diffusion.denoiser import Denoiser, MaskEncoder, load_denoiser, noise_process, one_hot_at_latent_size, outlined
+from companion.diffusion.denoiser import (
+    Denoiser,
+    MaskEncoder,
+    load_denoiser,
+    noise_process,
+    one_hot_at_latent_size,
+    outlined,
+)
 from companion.diffusion.denoiser import configuration as denoiser_configuration
 from companion.errors import CompanionError
 from companion.seeds import Seeds

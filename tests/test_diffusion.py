@@ -16,7 +16,14 @@ from companion.config import load_profile
 from companion.diffusion import train
 from companion.diffusion.autoencoder import Autoencoder, encode_all, load_autoencoder, reconstruct, save_autoencoder
 from companion.diffusion.autoencoder import configuration as autoencoder_configuration
-from companion.diffusion.denoiser import Denoiser, MaskEncoder, load_denoiser, noise_process, one_hot_at_latent_size
+from companion.diffusion.denoiser import (
+    Denoiser,
+    MaskEncoder,
+    load_denoiser,
+    noise_process,
+    one_hot_at_latent_size,
+    outlined,
+)
 from companion.diffusion.denoiser import configuration as denoiser_configuration
 from companion.errors import CompanionError
 from companion.seeds import Seeds
@@ -167,7 +174,7 @@ def test_every_symmetry_is_trained_on_and_masks_are_withheld(autoencoder, tmp_pa
     train.get_denoiser(patches, autoencoder, changed(DENOISER, batch_size=64, mask_dropout=0.25), fitting(tmp_path))
     latents, masks, shown = (torch.cat(parts) for parts in zip(*seen, strict=True))
     assert 0.15 < 1 - shown.float().mean() < 0.35  # masks are withheld as often as asked: 384 draws
-    known = {geometry.symmetry(m, c).tobytes(): (k, c) for k, m in enumerate(patches.label_maps()) for c in (0, 5)}
+    known = {geometry.symmetry(m, c).tobytes(): (k, c) for k, m in enumerate(outlined(patches)) for c in (0, 5)}
     assert {mask.numpy().tobytes() for mask in masks} == set(known)
     for z, mask in zip(latents[:20], masks, strict=False):  # a latent comes with its own mask
         k, code = known[mask.numpy().tobytes()]

@@ -18,7 +18,7 @@ from companion.config import diffusion as settings_of
 from companion.diffusion import noise
 from companion.diffusion.autoencoder import Autoencoder, reconstruct
 from companion.diffusion.autoencoder import configuration as autoencoder_configuration
-from companion.diffusion.denoiser import Denoiser, configuration, noise_process, sampler
+from companion.diffusion.denoiser import Denoiser, configuration, noise_process, outlined, sampler
 from companion.diffusion.measures import power_spectra
 from companion.diffusion.sample import LatentDiffusion, noise_of, put_back
 from companion.errors import CompanionError
@@ -99,7 +99,7 @@ def test_guidance_goes_from_no_mask_through_the_mask_and_beyond(ldm, patches):
 
 def test_interrupted_generation_goes_on_to_the_same_images(ldm, patches, tmp_path, monkeypatch):
     whole = ldm.generate(replace(patches, images=None), tmp_path / "whole")
-    assert np.array_equal(whole, ldm.sample(patches.label_maps(), range(12)))
+    assert np.array_equal(whole, ldm.sample(outlined(patches), range(12)))
     calls, sample = [], LatentDiffusion.sample
 
     def stop_at_third(self, *given):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -56,6 +56,13 @@ class Denoiser(Section):
     mask_encoding: Literal["bilinear", "space-to-depth"] = Field(
         "bilinear", description="how the one-hot mask reaches latent size; bilinear is the paper's"
     )
+    mask_channels: Count = Field(4, description="features of the mask per latent pixel; the paper's has 4")
+    mask_at: Literal["input", "every level"] = Field(
+        "input", description="where these features enter the U-Net; the paper's: concatenated to its input"
+    )
+    outline: Literal["none", "boundary", "distance"] = Field(
+        "none", description="what the mask says beside its classes: the outline of each defect, or how far that is"
+    )
     prediction: Literal["epsilon", "v_prediction"] = Field("epsilon", description="what the network predicts")
     loss: Literal["l1", "l2"] = Field("l1", description="the paper uses l1 on epsilon")
     defect_weight: NotNegative = Field(
@@ -63,6 +70,9 @@ class Denoiser(Section):
     )
     mask_dropout: Share = Field(
         0.0, description="share of training patches whose mask is withheld, which guidance needs; the paper: 0"
+    )
+    min_snr: NotNegative = Field(
+        0.0, description="signal-to-noise ratio beyond which steps of little noise count less in the loss; 0: none do"
     )
     timesteps: Count = Field(1000, description="diffusion steps T")
     beta_start: Positive = Field(0.0015, description="first variance (linear in its square root)")
@@ -89,8 +99,10 @@ class Sampling(Section):
     sampler: Literal["ddim", "dpm-solver++"] = Field("ddim", description="the paper uses ddim")
     steps: Count = Field(15, description="denoising steps")
     eta: Share = Field(1.0, description="DDIM stochasticity; the paper uses 1")
-    guidance: NotNegative = Field(
-        1.0, description="classifier-free guidance; 1: none, as in the paper; else mask_dropout must have been above 0"
+    guidance: NotNegative | Annotated[list[NotNegative], Field(min_length=1)] = Field(
+        1.0,
+        description="classifier-free guidance; 1: none, as in the paper; else mask_dropout must have been above 0. "
+        "Of a list that one is taken whose defects, on masks of validation micrographs, have the labelled ones' contrast",
     )
     noise: Literal["none", "measured"] = Field(
         "none", description="measured: noise with the statistics of training micrographs is put back after decoding"

@@ -9,49 +9,115 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UNet2DModel
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from companion.config import diffusion as settings_of
 from companion.errors import CompanionError
+from companion.micrographs.patches import Patches
 from companion.weights import load_state, save_state
 
 KIND = "companion denoiser"
 
 
+OUTLINE = 128  # added to the class code of a pixel that lies on the outline of its defect
+FAR_PX = 8  # how far from an outline its distance is told
+
+
+def outlined(patches: Patches, numbers: NDArray[np.integer] | slice = slice(None)) -> NDArray[np.uint8]:
+    """What the denoiser is shown of patches, uint8 [n, S, S]: class codes, with `OUTLINE` added to every pixel of a
+    defect that touches another defect or the background; so defects of one class that touch stay apart."""
+    ids, border = np.pad(patches.instances[numbers], ((0, 0), (1, 1), (1, 1)), mode="edge"), slice(1, -1)
+    inner = ids[:, border, border]
+    sides = (ids[:, :-2, border], ids[:, 2:, border], ids[:, border, :-2], ids[:, border, 2:])
+    edge = np.any([side != inner for side in sides], axis=0) & (inner > 0)
+    return patches.label_maps(numbers) + (edge * OUTLINE).astype(np.uint8)
+
+
 class MaskEncoder(nn.Module):
-    """Label maps of K classes to features of latent size, for a U-Net that takes `channels` of them.
+    """Masks of K classes (see `outlined`) to features of latent size, for a U-Net that takes `channels` of them.
 
     ``encoding`` "bilinear": log2(f) bilinear halvings, then a trainable 1x1 convolution (the paper's);
     "space-to-depth": f x f pixels become channels before the convolution, so that no small dot is averaged away.
     """
 
-    def __init__(self, classes: int, downsampling: int, channels: int, encoding: str) -> None:
+    def __init__(self, classes: int, downsampling: int, channels: int, encoding: str, outline: str = "none") -> None:
         super().__init__()
-        self.classes, self.downsampling, self.encoding = classes, downsampling, encoding
-        depth = classes + 1 if encoding == "bilinear" else (classes + 1) * downsampling**2
+        self.classes, self.downsampling, self.encoding, self.outline = classes, downsampling, encoding, outline
+        depth = (classes + 1 + (outline != "none")) * (1 if encoding == "bilinear" else downsampling**2)
         self.project = nn.Conv2d(depth, channels, kernel_size=1)
 
-    def forward(self, label_maps: Tensor, shown: Tensor | None = None) -> Tensor:
-        """Class codes [B, S, S] -> features [B, channels, S/f, S/f]; where `shown` [B] is false, of no mask at all."""
-        mask = one_hot_at_latent_size(label_maps, self.classes, self.downsampling, self.encoding)
+    def forward(self, masks: Tensor, shown: Tensor | None = None) -> Tensor:
+        """Masks [B, S, S] -> features [B, channels, S/f, S/f]; where `shown` [B] is false, of no mask at all."""
+        mask = one_hot_at_latent_size(masks, self.classes, self.downsampling, self.encoding, self.outline)
         if shown is not None:  # no class, not even background: a mask without defects is something else
             mask = mask * shown.view(-1, 1, 1, 1)
         return self.project(mask.to(self.project.weight.dtype))
 
 
-def one_hot_at_latent_size(label_maps: Tensor, classes: int, downsampling: int, encoding: str) -> Tensor:
-    """The part of `MaskEncoder` that is not trained: class codes [B, S, S] -> float [B, K+1, S/f, S/f] for "bilinear",
-    [B, (K+1) f^2, S/f, S/f] for "space-to-depth"."""
-    codes = torch.arange(classes + 1, device=label_maps.device).view(1, -1, 1, 1)
-    mask = (label_maps.unsqueeze(1) == codes).float()  # (B, K+1, S, S)
+def one_hot_at_latent_size(
+    masks: Tensor, classes: int, downsampling: int, encoding: str, outline: str = "none"
+) -> Tensor:
+    """The part of `MaskEncoder` that is not trained: masks [B, S, S] -> float [B, D, S/f, S/f] for "bilinear",
+    [B, D f^2, S/f, S/f] for "space-to-depth"; D = K + 1, and one more with an `outline`."""
+    codes = torch.arange(classes + 1, device=masks.device).view(1, -1, 1, 1)
+    one_hot = (masks.unsqueeze(1) % OUTLINE == codes).float()  # (B, K+1, S, S)
+    if outline != "none":
+        edge = (masks.unsqueeze(1) >= OUTLINE).float()
+        one_hot = torch.cat([one_hot, distance_to(edge) if outline == "distance" else edge], dim=1)
     if encoding == "space-to-depth":
-        return F.pixel_unshuffle(mask, downsampling)
+        return F.pixel_unshuffle(one_hot, downsampling)
     for _ in range(int(math.log2(downsampling))):
-        mask = F.interpolate(mask, scale_factor=0.5, mode="bilinear", align_corners=False)
-    return mask
+        one_hot = F.interpolate(one_hot, scale_factor=0.5, mode="bilinear", align_corners=False)
+    return one_hot
+
+
+def distance_to(edge: Tensor) -> Tensor:
+    """Distance (of squares: the larger of |x|, |y|) to the nearest pixel of `edge` [B, 1, S, S], px over `FAR_PX`,
+    at most 1."""
+    near, reached = edge, edge
+    for _ in range(FAR_PX - 1):
+        reached = F.max_pool2d(reached, kernel_size=3, stride=1, padding=1)
+        near = near + reached
+    return 1 - near / FAR_PX
+
+
+class MaskedUNet(UNet2DModel):
+    """diffusers' U-Net; features of the mask may be added to what enters each of its levels, down and up.
+
+    Concatenated to the input alone (the paper's), the mask must survive every layer to say something at the end.
+    """
+
+    def __init__(self, mask_channels: int, **unet: Any) -> None:
+        """`mask_channels` of the features that are added at every level; 0: at none."""
+        super().__init__(**unet)
+        widths = list(self.config.block_out_channels)
+        self.levels = [*range(len(widths)), *reversed(range(len(widths)))]
+        entering = [widths[0], *widths[:-1], widths[-1], *widths[:0:-1]]
+        self.additions = nn.ModuleList(nn.Conv2d(mask_channels, width, 1) for width in entering if mask_channels)
+
+    def forward(self, sample: Tensor, timesteps: Tensor, mask: Tensor) -> Tensor:
+        """Network input [B, C', s, s], timesteps int [B], mask features [B, M, s, s] -> [B, C, s, s]."""
+        if self.additions:
+            pooled = [F.avg_pool2d(mask, 2**level) for level in self.levels]
+            added = [project(features) for project, features in zip(self.additions, pooled, strict=True)]
+        else:
+            added = [0.0] * len(self.levels)
+        embedded = self.time_embedding(self.time_proj(timesteps.expand(len(sample))).to(self.dtype))
+        x = self.conv_in(sample)
+        skips = (x,)
+        for block, more in zip(self.down_blocks, added, strict=False):
+            x, passed = block(x + more, embedded)
+            skips += passed
+        x = self.mid_block(x, embedded)
+        for block, more in zip(self.up_blocks, added[len(self.down_blocks) :], strict=True):
+            taken, skips = skips[-len(block.resnets) :], skips[: -len(block.resnets)]
+            x = block(x + more, taken, embedded)
+        return self.conv_out(self.conv_act(self.conv_norm_out(x)))
 
 
 class Denoiser(nn.Module):
@@ -61,7 +127,7 @@ class Denoiser(nn.Module):
         super().__init__()
         self.config = dict(config)
         self.mask_encoder = MaskEncoder(**config["mask"])
-        self.unet = UNet2DModel(**config["unet"])
+        self.unet = MaskedUNet(**config["unet"])
 
     @property
     def multiple_px(self) -> int:
@@ -70,11 +136,12 @@ class Denoiser(nn.Module):
         return int(self.config["mask"]["downsampling"] * self.config["stem"] * 2 ** (levels - 1))
 
     def forward(self, noisy: Tensor, timesteps: Tensor, mask_features: Tensor) -> Tensor:
-        """Noisy latents [B, C, s, s], timesteps int [B], features of `mask_encoder` [B, C, s, s] -> what it is trained
+        """Noisy latents [B, C, s, s], timesteps int [B], features of `mask_encoder` [B, M, s, s] -> what it is trained
         to predict, [B, C, s, s]."""
-        conditioned = torch.cat([noisy, mask_features], dim=1)  # (B, 2C, s, s): the mask enters here
-        folded = F.pixel_unshuffle(conditioned, self.config["stem"])  # (B, 2C t^2, s/t, s/t)
-        return F.pixel_shuffle(self.unet(folded, timesteps).sample, self.config["stem"])  # (B, C, s, s)
+        stem = self.config["stem"]  # t
+        conditioned = torch.cat([noisy, mask_features], dim=1)  # (B, C + M, s, s): the mask enters here
+        folded, mask = F.pixel_unshuffle(conditioned, stem), F.pixel_unshuffle(mask_features, stem)
+        return F.pixel_shuffle(self.unet(folded, timesteps, mask), stem)  # (B, (C + M) t^2, s/t, s/t) -> (B, C, s, s)
 
 
 def configuration(
@@ -84,10 +151,12 @@ def configuration(
     attends = [2**level in settings.attention_factors for level in range(len(settings.channels))]
     # Normalising a channel alone would take away what the embedding of the timestep adds to it.
     groups = math.gcd(32, *settings.channels)
-    mask = {"classes": classes, "downsampling": downsampling, "channels": latent_channels,
-            "encoding": settings.mask_encoding}  # fmt: skip
+    mask = {"classes": classes, "downsampling": downsampling, "channels": settings.mask_channels,
+            "encoding": settings.mask_encoding, "outline": settings.outline}  # fmt: skip
+    depth = settings.stem**2
     unet = {
-        "in_channels": 2 * latent_channels * settings.stem**2, "out_channels": latent_channels * settings.stem**2,
+        "in_channels": (latent_channels + settings.mask_channels) * depth, "out_channels": latent_channels * depth,
+        "mask_channels": settings.mask_channels * depth if settings.mask_at == "every level" else 0,
         "block_out_channels": list(settings.channels), "layers_per_block": settings.blocks,
         "down_block_types": ["AttnDownBlock2D" if a else "DownBlock2D" for a in attends],
         "up_block_types": ["AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)],

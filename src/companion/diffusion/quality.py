@@ -6,7 +6,8 @@ whole micrographs (real) or patches (generated), because patches of one microgra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,10 +15,13 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.metrics.pairwise import polynomial_kernel, rbf_kernel
 
+from companion.diffusion.denoiser import outlined
 from companion.diffusion.measures import Floats, across_outlines, histograms, nearest_training, power_spectra
+from companion.diffusion.sample import LatentDiffusion
 from companion.micrographs.patches import Patches
 from companion.stats import c2st_auc, cluster_weights, percentile_interval
 
+CHOOSING = 100  # validation patches whose masks guidance is chosen on
 MOST = 1000  # images of a set that are judged: distances need no more, and kernels grow with the square
 REAL, TRAINING = "real, held out", "real, training"
 Encode = Callable[[NDArray[np.uint8]], Floats]
@@ -126,6 +130,33 @@ def judge(
          **{other: found[other] for other in others}}
         for name, unit, of, found, low, high in rows
     ])  # fmt: skip
+
+
+def contrast_by_class(patches: Patches) -> pd.Series:
+    """Mean contrast of the defects of each class (see `measures.across_outlines`), by its name; NaN where none is."""
+    mean = across_outlines(patches)[0].groupby("class")["contrast"].mean()
+    return mean.reindex(range(1, len(patches.classes) + 1)).set_axis(list(patches.classes))
+
+
+def choose_guidance(
+    models: Sequence[LatentDiffusion], validation: Patches, rng: np.random.Generator
+) -> tuple[LatentDiffusion, pd.DataFrame]:
+    """Of models that differ in guidance, the one whose defects have the contrast that labelled ones have.
+
+    Each draws images for the masks of the same `CHOOSING` labelled `validation` patches (never of test ones). The mean
+    contrast of every class is divided by that of the labelled defects; the ratios nearest to 1 win.
+
+    Returns
+    -------
+    The model, and a row per model: guidance, the ratio of each class, and off (mean distance of the ratios from 1)
+    """
+    some, rows = few(validation, rng, CHOOSING), []
+    for ldm in models:
+        drawn = replace(some, images=ldm.sample(outlined(some), range(len(some))))
+        ratios = contrast_by_class(drawn) / contrast_by_class(some)
+        rows.append({"guidance": ldm.settings.guidance, **ratios, "off": (ratios - 1).abs().mean()})
+    table = pd.DataFrame(rows)
+    return models[int(table["off"].fillna(np.inf).argmin())], table
 
 
 def few(patches: Patches, rng: np.random.Generator, most: int = MOST) -> Patches:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from companion.config import diffusion as settings_of
 from companion.diffusion.autoencoder import Autoencoder, reconstruct
-from companion.diffusion.denoiser import Denoiser, sampler
+from companion.diffusion.denoiser import Denoiser, outlined, sampler
 from companion.diffusion.noise import NoiseModel, measure
 from companion.errors import CompanionError
 from companion.micrographs.patches import Patches
@@ -27,7 +27,7 @@ from companion.seeds import Seeds
 from companion.training import CHECKPOINT, Device, enough_memory, fingerprint, uncompiled
 from companion.weights import digest
 
-Images = NDArray[np.uint8]  # [n, S, S]: grey levels, or class codes of label maps
+Images = NDArray[np.uint8]  # [n, S, S]: grey levels, or masks as `outlined` gives them
 
 
 @dataclass(frozen=True)
@@ -49,65 +49,70 @@ class LatentDiffusion:
     noise: NoiseModel | None = None
 
     def __post_init__(self) -> None:
-        if self.settings.guidance != 1 and not self.denoiser.config["mask_dropout"]:
+        if self.settings.guidance not in (1, [1]) and not self.denoiser.config["mask_dropout"]:
             said = f"sampling.guidance is {self.settings.guidance}, but the denoiser was never trained without a mask"
             raise CompanionError(f"{said}; train it with diffusion.denoiser.mask_dropout, e.g. 0.1")
 
     def generate(self, masks: Patches, folder: Path) -> Images:
         """Images of all masks; finished batches are kept in ``folder/checkpoint`` and not drawn again."""
-        label_maps, size = masks.label_maps(), self.settings.batch_size
+        shown, size = outlined(masks), self.settings.batch_size
         identity = fingerprint(
             "companion.diffusion.sample", settings=self.settings.model_dump(mode="json"), seeds=self.seeds.integer(),
             precision=str(self.device.dtype), networks=[digest(self.autoencoder), digest(self.denoiser)],
-            data=hash_arrays(label_maps, *((self.noise.line, self.noise.spectrum) if self.noise else ())),
+            data=hash_arrays(shown, *((self.noise.line, self.noise.spectrum) if self.noise else ())),
         )[:16]  # fmt: skip
-        images = np.zeros(label_maps.shape, dtype=np.uint8)
+        images = np.zeros(shown.shape, dtype=np.uint8)
         for start in tqdm(range(0, len(images), size), desc="sampling", mininterval=2, leave=False):
             path = folder / CHECKPOINT / f"images-{identity}-{start}.npy"
             here = range(start, min(start + size, len(images)))
             if not path.exists():
-                write_array(path, self.sample(label_maps[here], here))
+                write_array(path, self.sample(shown[here], here))
             images[here] = np.load(path, allow_pickle=False)
         return images
 
+    def each(self) -> list[LatentDiffusion]:
+        """One for every guidance that the settings list, which one to draw with is chosen from (`choose_guidance`)."""
+        found = np.atleast_1d(self.settings.guidance).tolist()
+        return [replace(self, settings=self.settings.model_copy(update={"guidance": one})) for one in found]
+
     @torch.no_grad()
-    def sample(self, label_maps: Images, numbers: Sequence[int]) -> Images:
+    def sample(self, masks: Images, numbers: Sequence[int]) -> Images:
         """Images of given masks and image numbers; the same mask and number give the same image."""
         self.device.prepare(self.denoiser.unet, self.autoencoder.vq.decoder)
-        size, images = self.settings.batch_size, np.zeros(label_maps.shape, dtype=np.uint8)
+        size, images = self.settings.batch_size, np.zeros(masks.shape, dtype=np.uint8)
         for start in range(0, len(images), size):
             here = slice(start, min(start + size, len(images)))
-            masks = np.zeros((size, *label_maps.shape[1:]), dtype=np.uint8)  # padded with empty masks
-            masks[: here.stop - start] = label_maps[here]
+            batch = np.zeros((size, *masks.shape[1:]), dtype=np.uint8)  # padded with empty masks
+            batch[: here.stop - start] = masks[here]
             with enough_memory("sampling"):
-                decoded = self._denoise(torch.from_numpy(masks), numbers[here])
+                decoded = self._denoise(torch.from_numpy(batch), numbers[here])
             images[here] = put_back(self.noise, decoded, self.seeds, numbers[here])
         return images
 
-    def sample_few(self, label_maps: Images, numbers: Sequence[int]) -> Images:
+    def sample_few(self, masks: Images, numbers: Sequence[int]) -> Images:
         """`sample` for a few images that are shown: in one batch of their number, uncompiled, as none comes again."""
-        few = self.settings.model_copy(update={"batch_size": max(1, len(label_maps))})
+        few = self.settings.model_copy(update={"batch_size": max(1, len(masks))})
         with uncompiled(self.autoencoder, self.denoiser):
-            return replace(self, settings=few, device=replace(self.device, compile=False)).sample(label_maps, numbers)
+            return replace(self, settings=few, device=replace(self.device, compile=False)).sample(masks, numbers)
 
-    def _denoise(self, label_maps: torch.Tensor, numbers: Sequence[int]) -> NDArray[np.float32]:
-        side, device = label_maps.shape[-1] // self.autoencoder.downsampling, self.device
+    def _denoise(self, masks: torch.Tensor, numbers: Sequence[int]) -> NDArray[np.float32]:
+        side, device = masks.shape[-1] // self.autoencoder.downsampling, self.device
         shape = (self.autoencoder.latent_channels, side, side)
         rngs = [self.seeds.torch("image", int(number)) for number in numbers]
 
         def draw() -> torch.Tensor:  # (B, C, s, s), zeros where the batch is padded
-            drawn = torch.zeros(len(label_maps), *shape)
+            drawn = torch.zeros(len(masks), *shape)
             for k, rng in enumerate(rngs):
                 drawn[k] = torch.randn(shape, generator=rng)
             return device.send(drawn)
 
         scheduler, latents = sampler(self.denoiser.config, self.settings), draw()
-        label_maps, scale = device.send(label_maps), self.settings.guidance
+        masks, scale = device.send(masks), self.settings.guidance
         with device.autocast():
-            features = self.denoiser.mask_encoder(label_maps)  # once: the mask stays
+            features = self.denoiser.mask_encoder(masks)  # once: the mask stays
             if scale != 1:  # every patch twice in one batch: with its mask, and with none
-                hidden = label_maps.new_zeros(len(label_maps))
-                features = torch.cat([features, self.denoiser.mask_encoder(label_maps, hidden)])
+                hidden = masks.new_zeros(len(masks))
+                features = torch.cat([features, self.denoiser.mask_encoder(masks, hidden)])
         for timestep in scheduler.timesteps:
             with device.autocast():
                 times = device.send(timestep).expand(len(features))

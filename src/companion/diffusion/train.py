@@ -131,28 +131,35 @@ def random_crops(images: NDArray, count: int, side: int, rng: np.random.Generato
 
 
 def denoising_loss(
-    denoiser: Denoiser, process: DDPMScheduler, latents: Tensor, label_maps: Tensor, timesteps: Tensor, noise: Tensor,
-    *, loss: str = "l1", defect_weight: float = 0.0, shown: Tensor | None = None,
+    denoiser: Denoiser, process: DDPMScheduler, latents: Tensor, masks: Tensor, timesteps: Tensor, noise: Tensor,
+    *, loss: str = "l1", defect_weight: float = 0.0, min_snr: float = 0.0, shown: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """One training step's loss: add noise, predict it (or the velocity) under the mask, compare.
 
     Parameters
     ----------
     latents, noise : [B, C, s, s]
-    label_maps : [B, S, S] class codes
+    masks : [B, S, S], see `denoisers.outlined`
     timesteps : int [B]
     loss : "l1" (the paper's) or "l2"
     defect_weight : by how much a latent under a defect counts more; defects cover a few per cent of a patch
+    min_snr : ratio of signal to noise at which the weight of an error in z_0 stops growing (min-SNR, Hang et al.
+        2023); 0: every timestep counts the same
     shown : bool [B], whose masks the denoiser sees; None: all
     """
     noisy = process.add_noise(latents, noise, timesteps)
     velocity = process.config.prediction_type == "v_prediction"
     target = process.get_velocity(latents, noise, timesteps) if velocity else noise
-    predicted = denoiser(noisy, timesteps, denoiser.mask_encoder(label_maps, shown)).float()
-    factor = label_maps.shape[-1] // latents.shape[-1]
-    defects = F.avg_pool2d((label_maps > 0).float().unsqueeze(1), factor)  # (B, 1, s, s), share of the latent's pixels
+    predicted = denoiser(noisy, timesteps, denoiser.mask_encoder(masks, shown)).float()
+    factor = masks.shape[-1] // latents.shape[-1]
+    defects = F.avg_pool2d((masks > 0).float().unsqueeze(1), factor)  # (B, 1, s, s), share of the latent's pixels
     weight = 1 + defect_weight * defects
-    return (weight * DISTANCE[loss](predicted, target, reduction="none")).mean() / weight.mean()
+    error = weight * DISTANCE[loss](predicted, target, reduction="none") / weight.mean()
+    if min_snr:
+        signal = process.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+        ratio = signal / (1 - signal)
+        error = error * ratio.clamp(max=min_snr) / (ratio + velocity)  # as a weight of the error in z_0
+    return error.mean()
 
 
 class Pictures(dict[int, Tensor]):
@@ -173,7 +180,7 @@ def get_denoiser(
     `draw` gives pictures [n, S, S] by the averaged weights, at every checkpoint. Also what is kept with the weights:
     "log", a row per step (step, the loss), and "pictures" by steps done.
     """
-    images, masks, path = np.asarray(train.images), train.label_maps(), fitting.folder / "denoiser.safetensors"
+    images, masks, path = np.asarray(train.images), denoisers.outlined(train), fitting.folder / "denoiser.safetensors"
     device, seeds = fitting.device, fitting.seeds
     # Of the autoencoder's weights, not of latents: on a GPU their last bits may differ from process to process.
     identity = fitting.identity(settings, hash_arrays(images, masks), train.symmetries, digest(autoencoder))
@@ -183,7 +190,7 @@ def get_denoiser(
     with training.enough_memory("encoding the training patches"):
         latents = torch.cat([encode_all(autoencoder, geometry.symmetry(images, code)) for code in train.symmetries])
         turned = np.concatenate([geometry.symmetry(masks, code) for code in train.symmetries])
-        label_maps = device.send(torch.from_numpy(turned))
+        shown_masks = device.send(torch.from_numpy(turned))
     latent = autoencoder.latent_channels, autoencoder.downsampling
     with device.global_seed(seeds.integer("denoiser", "weights")):
         denoiser = Denoiser(denoisers.configuration(settings, len(train.classes), *latent)).to(device.torch)
@@ -203,8 +210,9 @@ def get_denoiser(
         training.set_learning_rate(optimizer, learning_rate(settings, i))
         with device.autocast():
             loss = denoising_loss(
-                denoiser, process, latents[chosen], label_maps[chosen], timesteps, noise, loss=settings.loss,
-                defect_weight=settings.defect_weight, shown=shown if settings.mask_dropout else None,
+                denoiser, process, latents[chosen], shown_masks[chosen], timesteps, noise, loss=settings.loss,
+                defect_weight=settings.defect_weight, min_snr=settings.min_snr,
+                shown=shown if settings.mask_dropout else None,
             )  # fmt: skip
         update(loss, denoiser, optimizer)
         mix = get_ema_multi_avg_fn(ema_decay(settings, i))

@@ -31,7 +31,7 @@ from companion.diffusion.autoencoder import Autoencoder
 from companion.diffusion.autoencoder import configuration as autoencoder_configuration
 from companion.diffusion.denoiser import Denoiser, configuration, noise_process, sampler
 from companion.diffusion.sample import LatentDiffusion
-from companion.diffusion.train import denoising_loss, update
+from companion.diffusion.train import denoising_loss, descend
 from companion.seeds import Seeds
 from companion.training import Device, open_device
 
@@ -67,7 +67,9 @@ def works(P: Profile, batch: int, device: Device, reference: bool) -> dict[str, 
             noise = device.send(torch.randn(latents.shape, generator=rng))
         with device.autocast():
             loss = denoising_loss(denoiser, process, clean, label_maps, times, noise, loss=settings.loss)
-        update(loss, denoiser, optimizer)
+        optimizer.zero_grad(set_to_none=True)
+        descend(loss, denoiser)
+        optimizer.step()
         get_ema_multi_avg_fn(settings.ema_decay)(average, list(denoiser.parameters()), None)
         if reference:
             loss.item()

@@ -65,8 +65,8 @@ def micrographs(size_px: int = 512) -> NDArray[np.uint8]:
 
 
 def pretrain(path: Path, settings: Autoencoder = SETTINGS, size_px: int = 512) -> None:
-    """Train the companion's autoencoder on one CPU thread and write it to `path`; checkpoints lie beside it."""
-    device, simulated = open_device(Device(name="cpu")), micrographs(size_px)  # (n, 2, S, S): recorded, clean
+    """Train the companion's autoencoder and write it to `path`; checkpoints lie beside it."""
+    device, simulated = open_device(Device()), micrographs(size_px)  # (n, 2, S, S): recorded, clean
 
     def draw(rng: np.random.Generator, *sizes: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         crop_px = int(rng.choice(sizes))

@@ -110,7 +110,9 @@ def fit_autoencoder(
                 codes.weight.data.copy_(vectors[rng.integers(len(vectors), size=len(codes.weight))])
             decoded, commitment = autoencoder.reconstruction(latents, quantise=i >= quantised_from)
             error = DISTANCE[settings.loss](decoded, wanted)
-        update(error + commitment, autoencoder, optimizer)
+        optimizer.zero_grad(set_to_none=True)
+        descend(error + commitment, autoencoder)
+        optimizer.step()
         return {settings.loss: error.detach(), "commitment": commitment.detach()}
 
     parts = {"autoencoder": autoencoder, "optimizer": optimizer}
@@ -200,6 +202,20 @@ def get_denoiser(
     optimizer = device.adamw(denoiser, settings.learning_rate)
     process, pictures = noise_process(denoiser.config), Pictures()
 
+    def gradients(latents: Tensor, masks: Tensor, timesteps: Tensor, noise: Tensor, shown: Tensor) -> Tensor:
+        """The loss of a batch; leaves its gradients."""
+        optimizer.zero_grad(set_to_none=True)
+        with device.autocast():
+            loss = denoising_loss(
+                denoiser, process, latents, masks, timesteps, noise, loss=settings.loss,
+                defect_weight=settings.defect_weight, min_snr=settings.min_snr,
+                shown=shown if settings.mask_dropout else None,
+            )  # fmt: skip
+        descend(loss, denoiser)
+        return loss.detach()
+
+    recorded = training.Recorded(gradients, denoiser)
+
     def step(i: int) -> dict[str, Tensor]:
         rng, size = seeds.torch("denoiser", i), settings.batch_size
         chosen = torch.randint(len(latents), (size,), generator=rng)
@@ -208,16 +224,11 @@ def get_denoiser(
         shown = torch.rand(size, generator=rng) >= settings.mask_dropout
         chosen, timesteps, noise, shown = map(device.send, (chosen, timesteps, noise, shown))
         training.set_learning_rate(optimizer, learning_rate(settings, i))
-        with device.autocast():
-            loss = denoising_loss(
-                denoiser, process, latents[chosen], shown_masks[chosen], timesteps, noise, loss=settings.loss,
-                defect_weight=settings.defect_weight, min_snr=settings.min_snr,
-                shown=shown if settings.mask_dropout else None,
-            )  # fmt: skip
-        update(loss, denoiser, optimizer)
+        loss = recorded(latents[chosen], shown_masks[chosen], timesteps, noise, shown)
+        optimizer.step()
         mix = get_ema_multi_avg_fn(ema_decay(settings, i))
         mix(list(average.parameters()), list(denoiser.parameters()), None)
-        return {settings.loss: loss.detach()}
+        return {settings.loss: loss}
 
     def picture(done: int) -> None:
         if draw:
@@ -242,12 +253,10 @@ def learning_rate(settings: settings_of.Denoiser, step: int) -> float:
     return rate if settings.decay == "none" else rate * (1 + math.cos(math.pi * step / settings.steps)) / 2
 
 
-def update(loss: Tensor, network: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """One optimiser step down `loss`, with gradients clipped to a norm of 1."""
-    optimizer.zero_grad(set_to_none=True)
+def descend(loss: Tensor, network: torch.nn.Module) -> None:
+    """Gradients of `loss`, clipped to a norm of 1."""
     loss.backward()
     torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-    optimizer.step()
 
 
 def _check_side(train: Patches, multiple: int) -> None:

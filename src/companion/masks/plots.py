@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from companion.plots import CLASS_COLORS, class_legend
 
-SAMPLER_COLORS = {"real": "#000000", "authors": "#D55E00", "companion": "#0072B2", "learned": "#009E73"}
+SAMPLER_COLORS = {"labelled": "#000000", "authors": "#D55E00", "companion": "#0072B2", "learned": "#009E73"}
 
 
 def color_mask(label_maps: NDArray[np.uint8]) -> NDArray[np.float64]:

@@ -76,9 +76,8 @@ def strain_profile(defect: Defect) -> tuple[NDArray[np.float64], NDArray[np.bool
         profile *= 1 + defect.side * np.clip(along_g, -1, 1)
     elif lobe:
         shift = np.sign(defect.side) * lobe
-        profile -= abs(defect.side) * np.exp(
-            -(_outline(defect, dx + shift * np.cos(g), dy - shift * np.sin(g))[1] ** 2)
-        )
+        away = _outline(defect, dx + shift * np.cos(g), dy - shift * np.sin(g))[1]
+        profile -= abs(defect.side) * np.exp(-(away**2))
     return cv2.GaussianBlur(profile, (0, 0), blur, borderType=cv2.BORDER_CONSTANT), radius <= 1, left, top
 
 
@@ -109,7 +108,7 @@ def defect_contrast(defect: Defect, size: int) -> Stamp:
 
 
 def visibility(defect: Defect, dose_electrons: float, structure: float) -> float:
-    """Contrast-to-noise ratio of a defect: what Rose (1948) found must be 3 to 5 for an observer to see it.
+    """Contrast-to-noise ratio of a defect: what Rose (1948) found must be about 5 for an observer to see it.
 
     rms of its contrast in its mask of n px, over the noise of that mask's mean: counting noise 1 / (n dose), and
     `structure`, the standard deviation of mottle and stripes, which have the size of defects and do not average out.

@@ -1,5 +1,6 @@
 """What the result of a notebook depends on, read from the notebook itself."""
 
+import ast
 import json
 import shutil
 from pathlib import Path
@@ -32,8 +33,6 @@ def test_every_entry_that_a_notebook_reads_is_one_of_the_profile(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_whole_profile_is_handed_to_nothing_but_the_layout(name):
-    import ast
-
     calls = [n for n in ast.walk(ast.parse(freshness.source(name))) if isinstance(n, ast.Call)]
     given = {ast.unparse(c.func) for c in calls for a in c.args if isinstance(a, ast.Name) and a.id == "P"}
     assert given <= {"Layout"}, f"{name} hands P to {given}: what it reads of it cannot be seen"
@@ -53,44 +52,30 @@ def test_a_new_arm_seed_or_description_changes_no_training():
     assert freshness.parameters("06_mask_rcnn", load_profile("smoke", changes=more), keys) == before
 
 
-@pytest.fixture
-def package(tmp_path, monkeypatch):
-    """A copy of the package whose files may be changed."""
-    shutil.copytree(ROOT / "src" / "companion", tmp_path / "companion")
-    monkeypatch.setattr(provenance, "_SOURCE", tmp_path / "companion")
-    monkeypatch.setattr(
-        provenance, "_NO_RESULT", (tmp_path / "companion" / "config", tmp_path / "companion" / "layout.py")
-    )
-    return tmp_path / "companion"
+def codes() -> dict[str, dict[str, str]]:
+    freshness.code.cache_clear()
+    return {name: freshness.code(name) for name in NAMES}
 
 
-def changed_by(package: Path, file: str, edit) -> set[str]:
-    """Numbers of the notebooks that are stale once a file is edited."""
-    before = {name: freshness.code(name) for name in NAMES}
-    path = package / file
-    path.write_text(edit(path.read_text()))
-    return {name[:2] for name in NAMES if freshness.code(name) != before[name]}
-
-
-def test_a_comment_in_any_module_makes_nothing_stale(package):
-    for path in package.rglob("*.py"):
-        before = {name: freshness.code(name) for name in NAMES} if path.name == "matching.py" else {}
-        path.write_text(path.read_text() + "\n# a comment\n")
-        assert all(freshness.code(name) == code for name, code in before.items())
-
-
-def test_a_changed_matching_rule_makes_scores_stale_and_no_training(package):
-    stale = changed_by(package, "evaluation/matching.py", lambda text: text + "\nADDED = 1\n")
-    assert {"07", "09", "12"} <= stale and not stale & {"01", "02", "03", "04", "05", "06"}
-
-
-def test_a_changed_figure_makes_no_training_stale(package):
-    assert not changed_by(package, "detection/plots.py", lambda text: text + "\nADDED = 1\n") & {"04", "05", "06"}
-
-
-def test_a_changed_denoiser_makes_what_follows_it_stale_and_no_mask(package):
-    stale = changed_by(package, "diffusion/denoiser.py", lambda text: text + "\nADDED = 1\n")
-    assert {"04", "05"} <= stale and not stale & {"01", "02", "03", "06", "07", "08", "09"}
+@pytest.mark.parametrize(("file", "added", "stale", "fresh"), [
+    ("evaluation/matching.py", "\n# a comment\n", "", "all"),
+    ("geometry.py", "\n# a comment\n", "", "all"),
+    ("evaluation/matching.py", "\nADDED = 1\n", "07 09 12", "01 02 03 04 05 06"),
+    ("detection/plots.py", "\nADDED = 1\n", "", "04 05 06"),
+    ("diffusion/denoiser.py", "\nADDED = 1\n", "04 05", "01 02 03 06 07 08 09"),
+])  # fmt: skip
+def test_what_a_changed_file_makes_stale(tmp_path, monkeypatch, file, added, stale, fresh):
+    package = tmp_path / "companion"
+    shutil.copytree(ROOT / "src" / "companion", package)
+    monkeypatch.setattr(provenance, "_SOURCE", package)
+    monkeypatch.setattr(provenance, "_NO_RESULT", (package / "config", package / "layout.py"))
+    before = codes()
+    with open(package / file, "a", encoding="utf-8") as source:
+        source.write(added)
+    after = codes()
+    freshness.code.cache_clear()
+    changed = {name[:2] for name in NAMES if after[name] != before[name]}
+    assert set(stale.split()) <= changed and not (changed if fresh == "all" else changed & set(fresh.split()))
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}"])

@@ -94,9 +94,6 @@ class Layout:
         return own if own.exists() or not unchanged.exists() else unchanged
 
 
-# --- the project's folders ----------------------------------------------------------------------------------
-
-
 def root() -> Path:
     """The project folder: ``COMPANION_ROOT``, else the nearest folder upwards that holds ``profiles/``.
 
@@ -145,6 +142,11 @@ def data_cache() -> Path:
     return Path(os.environ.get("COMPANION_DATA", root() / "data")).resolve()
 
 
+def dataset_folder(dataset: str) -> Path:
+    """Folder of a data set: that of a path, else that of a name in the cache, which need not be there."""
+    return Path(dataset) if Path(dataset).is_dir() else data_cache() / dataset
+
+
 def data_mirror() -> Path | None:
     """Offline mirror of the data registry, when ``COMPANION_DATA_MIRROR`` names one."""
     named = os.environ.get("COMPANION_DATA_MIRROR")
@@ -154,9 +156,6 @@ def data_mirror() -> Path | None:
 def shown(path: Path) -> str:
     """A path as seen from the project folder."""
     return str(path.relative_to(root()) if path.is_relative_to(root()) else path)
-
-
-# --- for notebooks ------------------------------------------------------------------------------------------
 
 
 def check_parameters() -> None:
@@ -189,13 +188,12 @@ def _assigned(source: str) -> dict[str, Any]:
     """Literal values that a cell assigns to plain names."""
     found = {}
     for node in ast.parse(source).body:
-        targets = (
-            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-        )
-        for target in targets:
-            if isinstance(target, ast.Name) and node.value is not None:
+        match node:
+            case ast.Assign(targets=[ast.Name(name)], value=value) | ast.AnnAssign(
+                ast.Name(name), value=ast.expr() as value
+            ):
                 try:
-                    found[target.id] = ast.literal_eval(node.value)
+                    found[name] = ast.literal_eval(value)
                 except ValueError:
                     return {}
     return found

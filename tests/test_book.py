@@ -27,7 +27,7 @@ from companion.errors import CompanionError
 from companion.evaluation.runs import Run, count_runs, tabulate_runs
 from companion.evaluation.sliders import explorer
 from companion.provenance import write_json, write_table
-from companion.workflow import book, pages, redraw
+from companion.workflow import book, pages, reference_run
 
 ROOT = Path(__file__).resolve().parents[1]
 BOOK = ROOT / "book"
@@ -36,9 +36,12 @@ CHROMIUM = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
     "--disable-background-networking", "--disable-component-update",
 ]  # fmt: skip
+GLUED = re.compile(r"\{glue:text\}`[^`:]*::([^`:]+):s`")
 
 
-# --- pages from results -------------------------------------------------------------------------------------
+def glued_keys(page: Path) -> list[str]:
+    """Keys that a page quotes."""
+    return GLUED.findall(page.read_text(encoding="utf-8"))
 
 
 def test_glued_values_reach_the_notebook_as_they_are(tmp_path: Path) -> None:
@@ -55,7 +58,7 @@ def test_glued_values_reach_the_notebook_as_they_are(tmp_path: Path) -> None:
 def test_every_quotation_of_a_page_is_one_that_glued_keys_finds() -> None:
     for page in BOOK.glob("*.md"):
         text = page.read_text(encoding="utf-8")
-        assert text.count("{glue:") == len(pages._GLUED.findall(text)), f"{page.name}: a key without `:s`?"
+        assert text.count("{glue:") == len(GLUED.findall(text)), f"{page.name}: a key without `:s`?"
 
 
 def test_notice_never_lets_the_phantom_pass_for_the_papers_data() -> None:
@@ -98,7 +101,6 @@ def test_a_badge_says_what_it_is_of_and_why_it_is_stale() -> None:
     assert "phantom (simulated)" in pages.badge(STAMP, []) and "split 1, arm EXP" in pages.badge(STAMP, [])
     assert ">fresh<" in pages.badge(STAMP, []) and "Stale because" not in pages.badge(STAMP, [])
     assert "Stale because: code changed: a &lt; b" in pages.badge(STAMP, ["code changed: a < b"])
-    assert "not run" in pages.badge(None, None)
 
 
 def test_quoted_numbers_say_what_the_files_say() -> None:
@@ -116,7 +118,7 @@ def test_pages_quote_and_include_only_what_a_run_writes(tmp_path: Path) -> None:
     P = load_profile("smoke")
     provided = pages.quoted_numbers(P, [], GAINS.iloc[:0], [])
     for page in BOOK.glob("*.md"):
-        assert set(pages.glued_keys(page.read_text(encoding="utf-8"))) <= provided.keys(), page.name
+        assert set(glued_keys(page)) <= provided.keys(), page.name
     write_json(tmp_path / "claims.json", {"claims": CLAIMS})
     write_table(tmp_path / "sizes.parquet", GAINS)
     executed = tmp_path / "executed"
@@ -153,16 +155,13 @@ def test_what_is_drawn_again_is_compared_number_by_number(tmp_path: Path) -> Non
     for name, change in (("a", 0.0), ("close", 1e-9), ("far", 1e-3)):
         write_table(tmp_path / name / "scores.parquet", table.assign(f1=table["f1"] + change))
         write_json(tmp_path / name / "claims.json", {"claims": [{"verdict": "partly", "value": 0.25 + change}]})
-    assert redraw.differences(tmp_path / "a", tmp_path / "close") == []
-    assert redraw.differences(tmp_path / "a", tmp_path / "far") == [
+    assert reference_run.differences(tmp_path / "a", tmp_path / "close") == []
+    assert reference_run.differences(tmp_path / "a", tmp_path / "far") == [
         "claims.json: .claims.0.value",
         "scores.parquet: f1",
     ]
     write_json(tmp_path / "close" / "claims.json", {"claims": [{"verdict": "reproduced", "value": 0.25}]})
-    assert redraw.differences(tmp_path / "a", tmp_path / "close") == ["claims.json: .claims.0.verdict"]
-
-
-# --- sources ------------------------------------------------------------------------------------------------
+    assert reference_run.differences(tmp_path / "a", tmp_path / "close") == ["claims.json: .claims.0.verdict"]
 
 
 def toc_files(node: object) -> list[str]:
@@ -203,9 +202,6 @@ def test_only_the_references_page_lists_references() -> None:
     assert [p.name for p in sources if "{bibliography}" in p.read_text(encoding="utf-8")] == ["references.md"]
 
 
-# --- build --------------------------------------------------------------------------------------------------
-
-
 def placeholder_sources(folder: Path) -> Path:
     """The book's own pages with placeholders, which look like no result, for everything that a run makes."""
     shutil.copytree(BOOK, folder / "book", ignore=shutil.ignore_patterns("executed"))
@@ -233,7 +229,7 @@ def placeholder_sources(folder: Path) -> Path:
 
 
 def glue_placeholders(executed: Path, note: str) -> None:
-    keys = [key for page in BOOK.glob("*.md") for key in pages.glued_keys(page.read_text(encoding="utf-8"))]
+    keys = [key for page in BOOK.glob("*.md") for key in glued_keys(page)]
     pages.glue_notebook({key: (f"[{key}]{note}", "") for key in keys}, executed / "headline.ipynb")
 
 
@@ -255,7 +251,7 @@ def placeholder_html(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_pages_build_without_a_warning_and_quote_the_glued_values(placeholder_html: Path) -> None:
     index = (placeholder_html / "index.html").read_text(encoding="utf-8")
-    keys = pages.glued_keys((BOOK / "index.md").read_text(encoding="utf-8"))
+    keys = glued_keys(BOOK / "index.md")
     assert keys
     for key in keys:
         assert f"[{key}]" in index
@@ -280,9 +276,6 @@ def test_a_quotation_of_a_missing_number_stops_the_build(tmp_path: Path) -> None
     done = build(folder)
     assert done.returncode != 0
     assert "not found in doc" in done.stdout + done.stderr
-
-
-# --- browser ------------------------------------------------------------------------------------------------
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):

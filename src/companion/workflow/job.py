@@ -61,9 +61,8 @@ def execute(
             if missing := [name for name, sha in made_from["inputs"].items() if sha is None]:
                 raise CompanionError(f"{name} reads {missing[0]}, which has not been made")
             if not _taken_over(folder, made_from, tree):
-                _make(
-                    name, P, profile, keys, folder, made_from, [os.path.relpath(tree / flag, folder) for flag in flags]
-                )
+                below = [os.path.relpath(tree / flag, folder) for flag in flags]
+                _make(name, P, profile, keys, folder, made_from, below)
     for flag in flags:
         (tree / flag).mkdir(exist_ok=True)  # an input may turn out empty: a split without validation patches
         (tree / flag / DONE).touch()
@@ -107,7 +106,7 @@ def _make(
     write_json(folder / STAMP, {
         "notebook": name, "profile": P.name, "dataset": Path(P.dataset).name, "keys": keys, **made_from,
         "outputs": made, "flags": flags,
-        "python": platform.python_version(), "packages": {package: _version(package) for package in PACKAGES},
+        "python": platform.python_version(), "packages": {package: metadata.version(package) for package in PACKAGES},
         "device": device_name(P) if freshness.trains(name) else processor(), "commit": git_commit(),
         "started": datetime.fromtimestamp(began, UTC).isoformat("T", "seconds"),
         "wall_s": round(time.time() - began, 2),
@@ -130,14 +129,11 @@ def draw(name: str, profile: str, dataset: str, keys: Mapping[str, str], folder:
             # Sockets as files: TCP ports are chosen before the kernel binds them, so that of kernels that start side by
             # side one may find its port taken and die; and a port is open to everyone who has an account.
             kernel = {"transport": "ipc", "ip": f"{sockets}/k", "connection_file": f"{sockets}/kernel.json"}
+            paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (layout.notebook(name), copy)]
             try:
-                source, target = (
-                    str(path).replace("{", "{{").replace("}", "}}") for path in (layout.notebook(name), copy)
-                )
                 papermill.execute_notebook(
-                    source, target, given, kernel_name="python3", language="python", cwd=layout.root(),
-                    progress_bar=False, autosave_cell_every=0, start_timeout=KERNEL_START_S,
-                    config=Config(KernelManager=kernel),
+                    *paths, given, kernel_name="python3", language="python", cwd=layout.root(), progress_bar=False,
+                    autosave_cell_every=0, start_timeout=KERNEL_START_S, config=Config(KernelManager=kernel),
                 )  # fmt: skip
             except papermill.PapermillExecutionError:
                 shutil.copyfile(copy, failed)
@@ -170,18 +166,9 @@ def device_name(P: Profile) -> str:
 def git_commit() -> str | None:
     """Commit of the project folder, with '+' when tracked files differ from it; None outside git."""
     command = ["git", "-C", str(layout.root()), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() or None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+    with suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip() or None
+    return None
 
 
 def main() -> int:

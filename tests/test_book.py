@@ -61,18 +61,6 @@ def test_every_quotation_of_a_page_is_one_that_glued_keys_finds() -> None:
         assert text.count("{glue:") == len(GLUED.findall(text)), f"{page.name}: a key without `:s`?"
 
 
-def test_notice_never_lets_the_phantom_pass_for_the_papers_data() -> None:
-    assert "not the paper's data" in pages.data_notice("phantom", "smoke")
-    assert "too small to decide" in pages.data_notice("loops_316L", "smoke")
-    assert "profiles/reference.yaml" in pages.data_notice("phantom", "reference")
-
-
-def test_unknown_verdict_is_refused() -> None:
-    assert 'class="verdict verdict-not-reproduced"' in pages.verdict_chip("not reproduced")
-    with pytest.raises(CompanionError, match="sort of"):
-        pages.verdict_chip("sort of")
-
-
 GAINS = pd.DataFrame(
     [("1", 10, "f1_hm", 0.25, 0.375, 0.125, 0.0, 0.25, 2), ("1", 10, "f1_class", *[np.nan] * 5, 0),
      ("1", 10, "f1_detect", 0.5, 0.5, 0.0, -0.25, 0.25, 2)],
@@ -91,16 +79,22 @@ def claim(name: str, verdict: str) -> dict:
 CLAIMS = [claim("C1", "partly"), claim("C2", "reproduced"), claim("C3", "reproduced"), claim("C12", "not attempted")]
 
 
-def test_freshness_counts_runs_and_says_why_others_are_not() -> None:
+def test_fragments_say_what_is_shown_whether_it_is_fresh_and_of_which_data() -> None:
     stages = [(STAMP, why) for why in ([], ["code changed: x"], ["code changed: x"], ["outputs changed: y"])]
     (row,) = pages.freshness_table(stages).splitlines()[2:]
     assert row.endswith("| 4 | 1 | 2 of them: code changed: x. 1 of them: outputs changed: y |")
-
-
-def test_a_badge_says_what_it_is_of_and_why_it_is_stale() -> None:
     assert "phantom (simulated)" in pages.badge(STAMP, []) and "split 1, arm EXP" in pages.badge(STAMP, [])
     assert ">fresh<" in pages.badge(STAMP, []) and "Stale because" not in pages.badge(STAMP, [])
     assert "Stale because: code changed: a &lt; b" in pages.badge(STAMP, ["code changed: a < b"])
+    assert 'class="verdict verdict-not-reproduced"' in pages.verdict_chip("not reproduced")
+    with pytest.raises(CompanionError, match="sort of"):
+        pages.verdict_chip("sort of")
+    for data, profile, said in (
+        ("phantom", "smoke", "not the paper's data"), ("loops_316L", "smoke", "not the paper's data"),
+        ("loops_316L", "smoke", "too small to decide"), ("phantom", "reference", "profiles/reference.yaml"),
+        ("fecral", "paper", "micrographs that the paper's authors have published"),
+    ):  # fmt: skip
+        assert said in pages.data_notice(data, profile)
 
 
 def test_quoted_numbers_say_what_the_files_say() -> None:
@@ -171,35 +165,29 @@ def toc_files(node: object) -> list[str]:
     return [name for item in node for name in toc_files(item)] if isinstance(node, list) else []
 
 
-def test_table_of_contents_lists_every_page_once() -> None:
-    listed = toc_files(yaml.safe_load((BOOK / "_toc.yml").read_text(encoding="utf-8")))
+def listed() -> list[str]:
+    return toc_files(yaml.safe_load((BOOK / "_toc.yml").read_text(encoding="utf-8")))
+
+
+def test_every_page_is_listed_once_and_notebooks_in_the_order_of_their_numbers() -> None:
     written = {p.relative_to(BOOK).with_suffix("").as_posix() for p in BOOK.rglob("*.md") if "executed" not in p.parts}
-    assert len(listed) == len(set(listed))
-    assert written == {name for name in listed if not name.startswith("executed/")}
-
-
-def test_every_notebook_has_its_page_in_the_order_of_its_number() -> None:
-    listed = toc_files(yaml.safe_load((BOOK / "_toc.yml").read_text(encoding="utf-8")))
-    names = [name.removeprefix("executed/") for name in listed if re.match(r"executed/\d", name)]
+    assert len(listed()) == len(set(listed())) and written == {n for n in listed() if not n.startswith("executed/")}
+    names = [name.removeprefix("executed/") for name in listed() if re.match(r"executed/\d", name)]
     assert names == sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
     for number, name in enumerate(names, start=1):
         title = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells[0].source
         assert title.startswith(f"# {number} · ") and "\n" not in title.strip(), f"{name}: title {title!r}"
 
 
-def test_citations_are_in_the_bibliography() -> None:
+def test_citations_are_in_the_bibliography_which_one_page_lists() -> None:
     keys = set(re.findall(r"^@\w+\{([^,]+),", (BOOK / "references.bib").read_text(encoding="utf-8"), re.MULTILINE))
-    sources = [*BOOK.glob("*.md"), *BOOK.glob("decisions/*.md"), *(ROOT / "notebooks").glob("*.ipynb")]
-    for page in sources:
-        for cited in re.findall(r"\{cite(?::\w+)?\}`([^`]+)`", page.read_text(encoding="utf-8")):
-            missing = {key.strip() for key in cited.split(",")} - keys
-            assert not missing, f"{page.name} cites {missing}"
-
-
-def test_only_the_references_page_lists_references() -> None:
-    # Two lists with one key in common are a warning of the build, and a warning is an error.
     sources = [p for p in [*BOOK.rglob("*.md"), *(ROOT / "notebooks").glob("*.ipynb")] if "executed" not in p.parts]
-    assert [p.name for p in sources if "{bibliography}" in p.read_text(encoding="utf-8")] == ["references.md"]
+    texts = {page.name: page.read_text(encoding="utf-8") for page in sources}
+    for name, text in texts.items():
+        cited = {key.strip() for each in re.findall(r"\{cite(?::\w+)?\}`([^`]+)`", text) for key in each.split(",")}
+        assert cited <= keys, f"{name} cites {cited - keys}"
+    # Two lists with one key in common are a warning of the build, and a warning is an error.
+    assert [name for name, text in texts.items() if "{bibliography}" in text] == ["references.md"]
 
 
 def placeholder_sources(folder: Path) -> Path:
@@ -210,8 +198,7 @@ def placeholder_sources(folder: Path) -> Path:
         (folder / included).symlink_to(ROOT / included)
     executed = folder / "book" / "executed"
     executed.mkdir()
-    names = [n for n in toc_files(yaml.safe_load((BOOK / "_toc.yml").read_text(encoding="utf-8"))) if "executed/" in n]
-    for name in names:
+    for name in (name for name in listed() if "executed/" in name):
         title = new_markdown_cell(f"# {name}")
         text = new_markdown_cell("A formula, $a^2$, and a wide line:\n\n$$b/a = |n \\cdot B|$$")
         output = new_output("stream", name="stdout", text="placeholder")

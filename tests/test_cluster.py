@@ -7,7 +7,6 @@ job outlives its time limit and continues. Kubernetes as a dry run. `make cluste
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import socket
 import subprocess
@@ -23,7 +22,7 @@ from rich.console import Console
 
 from companion.config import load_profile
 from companion.errors import CompanionError
-from companion.workflow import freshness, run
+from companion.workflow import freshness, run, status
 
 SLURM = ("munged", "slurmctld", "slurmd", "sbatch")
 # A training of 100 s on the cluster, where one minute is given; the local run of the same notebook does not pause.
@@ -177,8 +176,7 @@ def test_kubernetes_settings_and_graph_are_accepted(tmp_path):
 
 @pytest.mark.parametrize("name", ["slurm", "kubernetes"])
 def test_settings_name_the_rules_that_train(name):
-    given, text = settings(name), (ROOT / "Snakefile").read_text(encoding="utf-8")
-    rules = dict(re.findall(r"rule (\w+):(?:(?!rule).)*?run\(\"(\w+)\"", text, re.S))
+    given, rules = settings(name), status.rules()
     assert given["executor"] == name and given["retries"] >= 1
     assert set(given["set-resources"]) == {rule for rule, notebook in rules.items() if freshness.trains(notebook)}
 

@@ -119,11 +119,9 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     if isinstance(value, np.generic):
         return plain(value.item())
-    if isinstance(value, Path):
-        return str(value)
     if isinstance(value, float) and not np.isfinite(value):
         return None
-    return value
+    return str(value) if isinstance(value, Path) else value
 
 
 def hash_file(path: Path) -> str:

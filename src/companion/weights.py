@@ -38,8 +38,8 @@ def save_state(state: Any, path: Path, about: dict[str, Any]) -> None:
             return {"list": [strip(item) for item in value]}
         return {"plain": value}
 
-    structure = strip(state)
-    content = {"structure": structure, "about": about, "checksum": _checksum(tensors, structure, about)}
+    content: dict[str, Any] = {"structure": strip(state), "about": about}
+    content["checksum"] = _checksum(tensors, content["structure"], about)
     with atomic(path) as temporary:
         # One entry only: safetensors keeps its metadata in no particular order, and equal states give equal bytes.
         try:
@@ -108,9 +108,7 @@ def load_network(path: Path, kind: str, build: Callable[[Any], torch.nn.Module],
 
 def is_finished(path: Path, identity: str) -> bool:
     """Whether `path` holds the final weights of the training with this identity; they are then this run's, too."""
-    if not path.exists():
-        return False
     try:
-        return load_state(path)[1].get("identity") == identity
+        return path.exists() and load_state(path)[1].get("identity") == identity
     except CompanionError:
         return False

@@ -155,7 +155,7 @@ def split_name(split: int | str) -> str:
 
 def profile_names() -> list[str]:
     """Names of the profiles in ``profiles/``."""
-    return sorted(path.stem for path in layout.profiles().glob("*.yaml"))
+    return sorted(path.stem for path in (layout.root() / "profiles").glob("*.yaml"))
 
 
 def load_profile(
@@ -164,7 +164,7 @@ def load_profile(
     splits: Sequence[int | str] | None = None,
     changes: Mapping[str, Any] | None = None,
 ) -> Profile:
-    """Read and validate a profile.
+    """Read and validate a profile; one `CompanionError` lists everything that cannot be used.
 
     Parameters
     ----------
@@ -172,14 +172,9 @@ def load_profile(
     dataset, splits : replace the file's entries where given
     changes : dotted entries to change, e.g. ``{"evaluation.iou": 0.3}``; None stands for the file's own value. A
         changed run has a folder of its own.
-
-    Raises
-    ------
-    CompanionError
-        Unknown profile, not YAML, or entries that are unknown, ill-typed or out of range (all listed).
     """
     named = str(name)
-    path = Path(named) if named.endswith((".yaml", ".yml")) else layout.profiles() / f"{named}.yaml"
+    path = Path(named) if named.endswith((".yaml", ".yml")) else layout.root() / "profiles" / f"{named}.yaml"
     if not path.is_file():
         raise CompanionError(f"no profile '{named}': {nearest(named, profile_names())} (or give a YAML file)")
     try:

@@ -44,7 +44,7 @@ def rules() -> dict[str, str]:
 def snakemake(P: Profile, *options: str, look: bool = False) -> tuple[list[str], dict[str, str]]:
     """Command line and environment of Snakemake for a profile; to `look` changes nothing."""
     profile = P.name
-    if not (layout.profiles() / f"{P.name}.yaml").is_file() or load_profile(P.name, P.dataset) != P:
+    if not (layout.root() / "profiles" / f"{P.name}.yaml").is_file() or load_profile(P.name, P.dataset) != P:
         path = layout.runs() / P.folder / "profile.yaml"  # as it is here, for every job to read
         text = yaml.safe_dump(P.model_dump(mode="json"), sort_keys=False)
         if not path.is_file() or path.read_text(encoding="utf-8") != text:

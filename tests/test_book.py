@@ -18,8 +18,7 @@ import pandas as pd
 import pytest
 import yaml
 from conftest import ellipse_patches
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-from PIL import Image
+from nbformat.v4 import new_code_cell, new_output
 from project import Project
 
 from companion.config import load_profile
@@ -36,12 +35,6 @@ CHROMIUM = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
     "--disable-background-networking", "--disable-component-update",
 ]  # fmt: skip
-GLUED = re.compile(r"\{glue:text\}`[^`:]*::([^`:]+):s`")
-
-
-def glued_keys(page: Path) -> list[str]:
-    """Keys that a page quotes."""
-    return GLUED.findall(page.read_text(encoding="utf-8"))
 
 
 def test_glued_values_reach_the_notebook_as_they_are(tmp_path: Path) -> None:
@@ -53,12 +46,6 @@ def test_glued_values_reach_the_notebook_as_they_are(tmp_path: Path) -> None:
     assert outputs["gain"] == {"application/papermill.record/text/plain": "'0.410'"}
     assert "| `gain` | 0.410 | scores.parquet |" in notebook.cells[0].source
     assert "it's \\| phantom" in notebook.cells[0].source
-
-
-def test_every_quotation_of_a_page_is_one_that_glued_keys_finds() -> None:
-    for page in BOOK.glob("*.md"):
-        text = page.read_text(encoding="utf-8")
-        assert text.count("{glue:") == len(GLUED.findall(text)), f"{page.name}: a key without `:s`?"
 
 
 GAINS = pd.DataFrame(
@@ -112,7 +99,9 @@ def test_pages_quote_and_include_only_what_a_run_writes(tmp_path: Path) -> None:
     P = load_profile("smoke")
     provided = pages.quoted_numbers(P, [], GAINS.iloc[:0], [])
     for page in BOOK.glob("*.md"):
-        assert set(glued_keys(page)) <= provided.keys(), page.name
+        text = page.read_text(encoding="utf-8")
+        keys = re.findall(r"\{glue:text\}`[^`:]*::([^`:]+):s`", text)
+        assert set(keys) <= provided.keys() and len(keys) == text.count("{glue:"), f"{page.name}: a key without `:s`?"
     write_json(tmp_path / "claims.json", {"claims": CLAIMS})
     write_table(tmp_path / "sizes.parquet", GAINS)
     executed = tmp_path / "executed"
@@ -190,79 +179,31 @@ def test_citations_are_in_the_bibliography_which_one_page_lists() -> None:
     assert [name for name, text in texts.items() if "{bibliography}" in text] == ["references.md"]
 
 
-def placeholder_sources(folder: Path) -> Path:
-    """The book's own pages with placeholders, which look like no result, for everything that a run makes."""
-    shutil.copytree(BOOK, folder / "book", ignore=shutil.ignore_patterns("executed"))
-    shutil.copy(ROOT / "_config.yml", folder)
-    for included in ("src", "benchmarks"):  # pages include code and records from them
-        (folder / included).symlink_to(ROOT / included)
-    executed = folder / "book" / "executed"
-    executed.mkdir()
-    for name in (name for name in listed() if "executed/" in name):
-        title = new_markdown_cell(f"# {name}")
-        text = new_markdown_cell("A formula, $a^2$, and a wide line:\n\n$$b/a = |n \\cdot B|$$")
-        output = new_output("stream", name="stdout", text="placeholder")
-        notebook = new_notebook(cells=[title, text, new_code_cell("print('placeholder')", outputs=[output])])
-        notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-        notebook.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
-        nbformat.write(notebook, folder / "book" / f"{name}.ipynb")
-    glue_placeholders(executed, "")
-    for page in BOOK.glob("*.md"):
-        for fragment in re.findall(r"\{include\} (executed/\S+)", page.read_text(encoding="utf-8")):
-            (folder / "book" / fragment).write_text(f"placeholder of {fragment}\n", encoding="utf-8")
-    (executed / "notice.md").write_text(pages.data_notice("phantom", "smoke"), encoding="utf-8")
-    Image.fromarray(np.full((64, 256), 200, np.uint8)).save(executed / "strip.png")
-    return folder
-
-
-def glue_placeholders(executed: Path, note: str) -> None:
-    keys = [key for page in BOOK.glob("*.md") for key in glued_keys(page)]
-    pages.glue_notebook({key: (f"[{key}]{note}", "") for key in keys}, executed / "headline.ipynb")
-
-
-def build(folder: Path) -> subprocess.CompletedProcess[str]:
+def build(folder: Path) -> tuple[int, str, str]:
+    """Exit code, what was said, and the first page of the book in ``folder/book``."""
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", "book"]
     command += ["--config", "_config.yml", "--path-output", ".", "-W", "--keep-going"]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
-
-
-@pytest.fixture(scope="module")
-def placeholder_html(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("jupyter_book", reason="the book extra is not installed")
-    folder = placeholder_sources(tmp_path_factory.mktemp("book"))
-    done = build(folder)
-    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    return folder / "_build" / "html"
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    index = folder / "_build" / "html" / "index.html"
+    return done.returncode, done.stdout + done.stderr, index.read_text(encoding="utf-8") if index.is_file() else ""
 
 
 @pytest.mark.slow
-def test_pages_build_without_a_warning_and_quote_the_glued_values(placeholder_html: Path) -> None:
-    index = (placeholder_html / "index.html").read_text(encoding="utf-8")
-    keys = glued_keys(BOOK / "index.md")
-    assert keys
-    for key in keys:
-        assert f"[{key}]" in index
+def test_new_numbers_reach_a_page_whose_own_text_is_as_before_and_a_missing_one_stops_the_build(tmp_path: Path) -> None:
+    pytest.importorskip("jupyter_book", reason="the book extra is not installed")
+    shutil.copytree(BOOK, tmp_path / "book", ignore=shutil.ignore_patterns("*.md", "executed", "decisions"))
+    shutil.copy(ROOT / "_config.yml", tmp_path)
+    executed = tmp_path / "book" / "executed"
+    executed.mkdir()
+    (tmp_path / "book" / "_toc.yml").write_text("{format: jb-book, root: index, chapters: [file: executed/headline]}")
+    quoted = "{glue:text}`executed/headline.ipynb::gain:s`"
+    (tmp_path / "book" / "index.md").write_text(f"# Title\n\n```{{include}} executed/notice.md\n```\n\nA {quoted}\n")
+    for key, value in (("gain", "0.410"), ("gain", "0.520"), ("other", "1")):
+        pages.glue_notebook({key: (value, "")}, executed / "headline.ipynb")
+        (executed / "notice.md").write_text(pages.data_notice("phantom", "smoke"), encoding="utf-8")  # as assembly does
+        code, said, index = build(tmp_path)
+        assert (code != 0 and "not found in doc" in said) if key == "other" else (code == 0 and value in index), said
     assert "not the paper's data" in index.replace("’", "'")
-
-
-@pytest.mark.slow
-def test_new_numbers_reach_a_page_whose_own_text_is_as_before(placeholder_html: Path) -> None:
-    folder = placeholder_html.parents[1]
-    glue_placeholders(folder / "book" / "executed", " anew")
-    (folder / "book" / "executed" / "notice.md").touch()  # every assembly writes it, and the first page includes it
-    done = build(folder)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "[data] anew" in (placeholder_html / "index.html").read_text(encoding="utf-8")
-
-
-@pytest.mark.slow
-def test_a_quotation_of_a_missing_number_stops_the_build(tmp_path: Path) -> None:
-    pytest.importorskip("jupyter_book", reason="the book extra is not installed")
-    folder = placeholder_sources(tmp_path)
-    pages.glue_notebook({"other": ("1", "")}, folder / "book" / "executed" / "headline.ipynb")
-    done = build(folder)
-    assert done.returncode != 0
-    assert "not found in doc" in done.stdout + done.stderr
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
@@ -353,11 +294,6 @@ def test_sliders_redraw_the_boxes(browser, tmp_path: Path) -> None:
     assert 0 < page.locator("rect").count() < before
     assert "0.7" in page.locator(".c").text_content() and page.locator("tbody tr").count() == 2 and errors == []
     page.close()
-
-
-@pytest.mark.slow
-def test_placeholder_pages_open(browser, placeholder_html: Path) -> None:
-    assert visit(browser, placeholder_html) == []
 
 
 @pytest.mark.slow

@@ -72,7 +72,10 @@ def slurm(tmp_path):
     tmp_path.chmod(0o755)
     (tmp_path / "key").write_bytes(os.urandom(128))
     (tmp_path / "key").chmod(0o600)
-    ports = [_free_port(), _free_port()]
+    with socket.socket() as one, socket.socket() as other:
+        one.bind(("127.0.0.1", 0))
+        other.bind(("127.0.0.1", 0))
+        ports = [one.getsockname()[1], other.getsockname()[1]]
     config.parent.mkdir(exist_ok=True)
     config.write_text(f"""
 ClusterName=test
@@ -126,12 +129,6 @@ PartitionName=gpu Nodes=ALL State=UP
             process.terminate()
             process.wait(timeout=30)
         config.unlink()
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 @pytest.mark.slow

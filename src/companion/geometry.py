@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from pycocotools import mask as coco
 
 Boxes = NDArray[np.floating]  # [N, 4]: x1, y1, x2, y2 in px
 SYMMETRIES = 8  # 0-3: counter-clockwise turns by 90 degrees; 4-7: the same after a left-right flip
@@ -93,8 +94,6 @@ def ellipse_radius(
 
 def encode_rle(masks: NDArray[np.bool_]) -> list[bytes]:
     """COCO compressed run-length bytes of masks [N, H, W]; read back with `decode_rle`."""
-    from pycocotools import mask as coco
-
     if len(masks) == 0:
         return []
     stacked = np.asfortranarray(np.moveaxis(np.asarray(masks, dtype=np.uint8), 0, -1))
@@ -103,8 +102,6 @@ def encode_rle(masks: NDArray[np.bool_]) -> list[bytes]:
 
 def decode_rle(counts: list[bytes], shape: tuple[int, int]) -> NDArray[np.bool_]:
     """Masks [N, H, W] from COCO compressed run-length bytes for an image of `shape` (H, W)."""
-    from pycocotools import mask as coco
-
     if len(counts) == 0:
         return np.zeros((0, *shape), dtype=bool)
     decoded = coco.decode([{"size": list(shape), "counts": c} for c in counts])

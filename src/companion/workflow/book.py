@@ -38,11 +38,6 @@ def assemble(P: Profile, tree: Path, drawn: Path, target: Path) -> list[Path]:
     tree : the run with its stamps
     drawn : the run whose executed notebooks and figures are shown: `tree`, or one that was drawn again from it
     target : book/executed; replaced whole
-
-    Raises
-    ------
-    CompanionError
-        When the run is not complete.
     """
     folders, names = shown(P, tree), sorted(path.stem for path in (layout.root() / "notebooks").glob("*.ipynb"))
     if absent := [name for name in names if name not in STUDIES and name not in folders]:

@@ -64,15 +64,9 @@ def runs_in(folder: Path) -> Iterator[None]:
 def bundle(P: Profile, out: Path, purpose: Literal["book", "resume"]) -> list[Path]:
     """Pack a run into the folder `out`, which must not be there or be empty; returns the files written.
 
-    Parameters
-    ----------
-    purpose : "book": a complete run, without what no page needs; "resume": every stage that is fresh, whole
-
-    Raises
-    ------
-    CompanionError
-        The run is not complete or not fresh ("book"), holds nothing ("resume"), is too large for git (the largest files
-        are named), or tells where on this machine it was made.
+    For the "book" a complete run, without what no page needs; to "resume" every stage that is fresh, whole. A
+    `CompanionError` says that the run is not complete ("book"), holds nothing ("resume"), is too large for git (the
+    largest files are named), or tells where on this machine it was made.
     """
     from companion.workflow.book import shown
 
@@ -138,19 +132,11 @@ def _check(folder: Path, purpose: str) -> None:
 
 
 def unbundle(source: Path) -> str:
-    """Check a bundle against its stamps and install it whole; nothing in it is executed.
+    """Check a bundle against its stamps and install it whole; nothing in it is executed. Returns what and where.
 
     Only files that a stamp names are taken. One for the book takes the place of a run in results/; of one to go on with
-    the stages that are missing here go to runs/.
-
-    Returns
-    -------
-    What was installed and where
-
-    Raises
-    ------
-    CompanionError
-        Not a bundle, of other code than this checkout's, or with files that are missing, changed, or links.
+    the stages that are missing here go to runs/. A `CompanionError` says that it is no bundle, of other code than this
+    checkout's, or with files that are missing, changed, or links.
     """
     trees = sorted({path.parent for path in source.glob("*/*/*") if any(path.rglob(STAMP))})
     if len(trees) != 1:
@@ -194,16 +180,9 @@ def first(lines: Iterable[str], most: int = 10) -> list[str]:
 
 
 def draw_again(P: Profile, tree: Path, cores: int, pages: Mapping[str, Path]) -> Path:
-    """Execute what trains nothing and a page shows, from committed files, and compare with them.
+    """Execute what trains nothing and a page shows, from committed files; returns the run with what was drawn.
 
-    Returns
-    -------
-    The run with what was drawn, in _build/
-
-    Raises
-    ------
-    CompanionError
-        A notebook stopped, or values differ by more than `TOLERANCE`: with the names of the values.
+    Values that differ from the committed ones by more than `TOLERANCE` are a `CompanionError` with their names.
     """
     base = layout.root() / "_build" / "runs"
     drawn = base / P.folder / tree.name

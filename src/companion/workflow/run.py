@@ -29,13 +29,7 @@ LOG = "snakemake.log"
 
 
 def run(P: Profile, cores: int, console: Console, cluster: Path | None = None) -> int:
-    """Run every stage that is missing or stale.
-
-    Parameters
-    ----------
-    P : validated, with what the command line changes
-    cores : how many processor cores the jobs share
-    cluster : folder of a Snakemake profile that says where jobs run instead, e.g. cluster/slurm
+    """Run every stage that is missing or stale, here on `cores` or as the Snakemake profile in `cluster` says.
 
     Returns
     -------

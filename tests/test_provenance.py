@@ -10,25 +10,19 @@ from companion import provenance
 from companion.errors import CompanionError
 
 
-def test_an_interrupted_write_leaves_the_old_file(tmp_path):
-    path = tmp_path / "a.json"
+def test_an_interrupted_write_leaves_the_old_file_or_folder(tmp_path):
+    path, target = tmp_path / "a.json", tmp_path / "set"
     provenance.write_json(path, {"kept": 1})
+    with provenance.atomic_folder(target) as folder:
+        (folder / "one").write_text("1")
     with pytest.raises(KeyboardInterrupt), provenance.atomic(path) as temporary:
         temporary.write_text("half")
         raise KeyboardInterrupt
-    assert json.loads(path.read_text()) == {"kept": 1}
-    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
-
-
-def test_an_interrupted_folder_leaves_the_old_folder(tmp_path):
-    target = tmp_path / "set"
-    with provenance.atomic_folder(target) as folder:
-        (folder / "one").write_text("1")
     with pytest.raises(RuntimeError), provenance.atomic_folder(target) as folder:
         (folder / "two").write_text("2")
         raise RuntimeError
-    assert [p.name for p in target.iterdir()] == ["one"]
-    assert [p.name for p in tmp_path.iterdir()] == ["set"]
+    assert json.loads(path.read_text()) == {"kept": 1} and [p.name for p in target.iterdir()] == ["one"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.json", "set"]
 
 
 def test_a_full_disk_is_one_message(tmp_path):

@@ -30,29 +30,22 @@ _NO_RESULT = tuple(_SOURCE / name for name in ("config", "layout.py", "errors.py
 def atomic(path: Path) -> Iterator[Path]:
     """Give a temporary file beside `path`; on success it is flushed to disk and renamed to `path`.
 
-    Whatever interrupts the writing, `path` holds the old content or the new one, never half of either.
+    Whatever interrupts the writing, `path` holds the old content or the new one, never half of either. A full disk or
+    a missing permission is one message.
     """
-    with _refusals(path):
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-", suffix=path.suffix)
         os.close(handle)
-    temporary = Path(name)
-    try:
-        with _refusals(path):
+        temporary = Path(name)
+        try:
             yield temporary
             with open(temporary, "rb") as written:
                 os.fsync(written.fileno())
             temporary.chmod(0o644)
             temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def _refusals(path: Path) -> Iterator[None]:
-    """A full disk or a missing permission as one message."""
-    try:
-        yield
+        finally:
+            temporary.unlink(missing_ok=True)
     except Exception as error:
         # Some writers tell of a full disk in words of their own, or only that fewer bytes were written.
         full = "No space left" in str(error) or (isinstance(error, OSError) and is_full(path))

@@ -119,12 +119,12 @@ def _is_packed(stage: Path, name: str, page: bool) -> bool:
 
 def _check(folder: Path, purpose: str) -> None:
     """A bundle for the book fits into git, and none says where on a machine it was made."""
-    files = sorted((path for path in folder.rglob("*") if path.is_file()), key=lambda path: -path.stat().st_size)
-    sizes = [path.stat().st_size for path in files]
-    if purpose == "book" and (sum(sizes) > TOTAL_LIMIT or sizes[0] > FILE_LIMIT):
+    sizes = {path: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    files, total = sorted(sizes, key=sizes.get, reverse=True), sum(sizes.values())
+    if purpose == "book" and (total > TOTAL_LIMIT or sizes[files[0]] > FILE_LIMIT):
         most = f"{TOTAL_LIMIT >> 20} MiB, {FILE_LIMIT >> 20} MiB a file"
-        told = [f"{path.relative_to(folder)}: {path.stat().st_size / 2**20:.1f} MiB" for path in files[:5]]
-        raise problems(f"a bundle of {sum(sizes) / 2**20:.1f} MiB is above the limits ({most}); its largest:", told)
+        told = [f"{path.relative_to(folder)}: {sizes[path] / 2**20:.1f} MiB" for path in files[:5]]
+        raise problems(f"a bundle of {total / 2**20:.1f} MiB is above the limits ({most}); its largest:", told)
     here = [str(path).encode() for path in (layout.root(), layout.runs(), layout.data_cache(), Path.home())]
     texts = [path for path in files if path.suffix in (".json", ".yaml", ".ipynb", ".svg")]
     if found := [str(p.relative_to(folder)) for p in texts if any(each in p.read_bytes() for each in here)]:

@@ -26,6 +26,7 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 
 
 def problems(title: str, found: Iterable[str]) -> CompanionError:
-    """One error that lists every problem at once, a line each."""
+    """One error that lists problems at once, a line each; of very many the first 20, and how many more there are."""
     lines = list(found)
+    lines[20:] = [f"and {len(lines) - 20} more"] if len(lines) > 20 else []
     return CompanionError("\n".join([title, *(f"  - {line}" for line in lines)]))

@@ -13,7 +13,6 @@ from companion.errors import CompanionError, problems
 from companion.micrographs.images import SUFFIXES, read_grey
 
 TOLERANCE_PX = 1.0  # annotation tools round outwards, so an outline may end this far outside its image
-SHOWN = 20  # problems listed before "and n more"
 
 
 def _unique(entries: list[Any]) -> list[Any]:
@@ -89,9 +88,7 @@ def coco_problems(document: Any, folder: Path | None = None) -> list[str]:
             shown = f" (given: {item['input']!r:.60})" * (item["type"] not in ("missing", "value_error"))
             label = ".".join(map(str, item["loc"])) or "the whole"
             found.append(f"{label}: {item['msg'].removeprefix('Value error, ')}{shown}")
-    if folder is not None and not found:
-        found = _unusable(document, folder.resolve())
-    return found[:SHOWN] + [f"and {len(found) - SHOWN} more"] * (len(found) > SHOWN)
+    return found or ([] if folder is None else _unusable(document, folder.resolve()))
 
 
 def _unusable(document: dict[str, Any], folder: Path) -> list[str]:

@@ -77,7 +77,7 @@ def bundle(P: Profile, out: Path, purpose: Literal["book", "resume"]) -> list[Pa
     waiting = {name: why for name, why in states.items() if why != []}
     if waiting and (purpose == "book" or len(waiting) == len(states)):
         said = (f"{name}: {'; '.join(why or ['missing'])}" for name, why in waiting.items())
-        raise problems(f"the run of {P.name} is not complete; `companion run {P.name}` makes it:", first(said))
+        raise problems(f"the run of {P.name} is not complete; `companion run {P.name}` makes it:", said)
     pages = {folder.relative_to(tree).as_posix() for folder in shown(P, tree).values()}
     with atomic_folder(out) as folder:
         for name in states.keys() - waiting.keys():
@@ -128,7 +128,7 @@ def _check(folder: Path, purpose: str) -> None:
     here = [str(path).encode() for path in (layout.root(), layout.runs(), layout.data_cache(), Path.home())]
     texts = [path for path in files if path.suffix in (".json", ".yaml", ".ipynb", ".svg")]
     if found := [str(p.relative_to(folder)) for p in texts if any(each in p.read_bytes() for each in here)]:
-        raise problems("files of this run name a folder of this machine, which a bundle must not:", first(found))
+        raise problems("files of this run name a folder of this machine, which a bundle must not:", found)
 
 
 def unbundle(source: Path) -> str:
@@ -164,19 +164,13 @@ def unbundle(source: Path) -> str:
             except (KeyError, TypeError, OSError, CompanionError) as error:
                 wrong.append(f"{name}: {error}")
         if wrong:
-            raise problems(f"{source} cannot be installed:", first(wrong))
+            raise problems(f"{source} cannot be installed:", wrong)
         book = any("left_out" in (read_stamp(folder / name) or {}) for name in stages)
         target = (layout.root() / "results" if book else layout.runs()) / trees[0].parent.name / trees[0].name
         for name in [Path()] if book else [name for name in stages if read_stamp(target / name) is None]:
             with atomic_folder(target / name) as whole:
                 shutil.copytree(folder / name, whole, dirs_exist_ok=True)
     return f"{len(stages)} stages of {target.parent.name} on {target.name}: {layout.shown(target)}"
-
-
-def first(lines: Iterable[str], most: int = 10) -> list[str]:
-    """The first of many lines, and how many more there are."""
-    lines = list(lines)
-    return [*lines[:most], f"and {len(lines) - most} more"] if len(lines) > most else lines
 
 
 def draw_again(P: Profile, tree: Path, cores: int, pages: Mapping[str, Path]) -> Path:
@@ -200,7 +194,7 @@ def draw_again(P: Profile, tree: Path, cores: int, pages: Mapping[str, Path]) ->
             for _, folder in group:
                 different += differences(tree / folder.relative_to(drawn), folder)
     if different:
-        raise problems("what is committed was not found again:", first(different))
+        raise problems("what is committed was not found again:", different)
     return drawn
 
 

@@ -91,8 +91,12 @@ def evaluate(
     confidence: Annotated[list[float] | None, typer.Option(min=0, max=1, help="score threshold; repeatable")] = None,
     matching: Annotated[str, typer.Option(help="truth-greedy, score-greedy or optimal")] = "truth-greedy",
     on: Annotated[str, typer.Option(help="what must overlap: boxes or masks")] = "boxes",
-    same_class: Annotated[bool, typer.Option("--same-class", help="of the truth's class alone (paper: any)")] = False,
-    skip_unpredicted: Annotated[bool, typer.Option("--skip-unpredicted", help="drop patches without any")] = False,
+    same_class: Annotated[
+        bool, typer.Option("--same-class", help="only a prediction of the truth's class matches (paper: any)")
+    ] = False,
+    skip_unpredicted: Annotated[
+        bool, typer.Option("--skip-unpredicted", help="drop patches without predictions with their misses")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print rows with the columns of scores.parquet")] = False,
 ) -> None:
     """Score anyone's predictions against anyone's truth."""
@@ -194,7 +198,7 @@ def _profile(name: str, dataset: str | None, split: str | None, changes: list[st
     pairs = [(text, *text.partition("=")) for text in changes or []]
     if wrong := [text for text, _, equals, _ in pairs if not equals]:
         raise CompanionError(f"--set {wrong[0]}: should be an entry of the profile and its value, evaluation.iou=0.3")
-    if split and not split.isdecimal() and not Path(split).is_file():
+    if split is not None and not split.isdecimal() and not Path(split).is_file():
         raise CompanionError(f"--split {split}: neither a number nor an existing split file (YAML)")
     splits = [int(split) if split.isdecimal() else str(Path(split).resolve())] if split else None
     folder = str(Path(dataset).resolve()) if dataset and Path(dataset).is_dir() else dataset

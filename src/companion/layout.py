@@ -173,9 +173,7 @@ def _assigned(source: str) -> dict[str, Any]:
     found = {}
     for node in ast.parse(source).body:
         match node:
-            case ast.Assign(targets=[ast.Name(name)], value=value) | ast.AnnAssign(
-                ast.Name(name), value=ast.expr() as value
-            ):
+            case ast.Assign([ast.Name(name)], value) | ast.AnnAssign(ast.Name(name), value=value) if value:
                 try:
                     found[name] = ast.literal_eval(value)
                 except ValueError:

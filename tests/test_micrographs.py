@@ -18,7 +18,7 @@ from companion.errors import CompanionError
 from companion.geometry import encode_rle
 from companion.micrographs.check import check_dataset
 from companion.micrographs.coco import read_coco
-from companion.micrographs.cutting import cut_patches, describe, grid
+from companion.micrographs.cutting import cut_patches, describe
 from companion.micrographs.dataset import load_dataset
 from companion.micrographs.images import segmentation_mask
 from companion.micrographs.patches import load_patches
@@ -151,7 +151,6 @@ def test_what_is_not_coco_is_said_to_be_so(tmp_path):
 
 
 def test_cutting_keeps_what_is_visible_enough_and_flags_what_is_cut(tmp_path):
-    assert list(grid(1024, 256, 192)) == [0, 192, 384, 576, 768], "the paper's"
     dataset = annotated(tmp_path, [(3, square(28, 8, 10)), (7, square(40, 40, 6))])  # the first: 40 % left of x = 32
     patches, report = cut_patches(dataset, ["m1.png"], 32, 32, 0.5, (0, 1, 2, 3))
     assert patches.table[["patch", "instance", "class", "area_px", "touches_border"]].values.tolist() == [

@@ -223,8 +223,8 @@ def _explain(model: type[BaseModel], error: ValidationError) -> Iterator[str]:
 
 def _section(model: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:
     for part in location:
-        field = model.model_fields.get(str(part))
-        if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, BaseModel):
-            return model
-        model = field.annotation
+        inner = getattr(model.model_fields.get(str(part)), "annotation", None)
+        if not isinstance(inner, type) or not issubclass(inner, BaseModel):
+            break
+        model = inner
     return model

@@ -168,6 +168,8 @@ def test_a_bundle_goes_on_elsewhere_and_a_damaged_one_is_refused_whole(project, 
     assert project.ran(before) == {"claims"}
     shutil.rmtree(project.root / "runs")
     (out / "tiny" / "phantom" / "thresholds" / "result.json").write_text("[]")
-    assert "thresholds: result.json is not what was packed" in project.companion("unbundle", str(out), code=2)
+    (out / "tiny" / "phantom" / "sizes" / "stamp.json").write_text("{")
+    said = project.companion("unbundle", str(out), code=2)
+    assert "thresholds: result.json is not what was packed" in said and "sizes: stamp.json cannot be read" in said
     assert not (project.root / "runs").exists()
     assert "not complete" in project.companion("bundle", "tiny", "--out", str(tmp_path / "other"), code=2)

@@ -141,20 +141,19 @@ def unbundle(source: Path) -> str:
     trees = sorted({path.parent for path in source.glob("*/*/*") if any(path.rglob(STAMP))})
     if len(trees) != 1:
         raise CompanionError(f"{source} is not a bundle: it should hold one run, as `companion bundle` writes it")
-    stages = [folder.relative_to(trees[0]) for folder in freshness.stages(trees[0])]
+    stages = [path.parent.relative_to(trees[0]) for path in sorted(trees[0].rglob(STAMP))]
     with tempfile.TemporaryDirectory(prefix="bundle-") as scratch:
         folder, wrong = Path(scratch), []
         for name in stages:  # the copies are checked, so that nothing can change between the check and the copying
             try:
-                stamp = read_stamp(trees[0] / name) or {}
+                if (stamp := read_stamp(trees[0] / name)) is None:
+                    raise CompanionError(f"{STAMP} cannot be read")
                 kept = [each for each in stamp["outputs"] if each not in stamp.get("left_out", [])]
-                files = {each: trees[0] / name / each for each in (*kept, STAMP)}
-                if odd := [
-                    each
-                    for each, path in files.items()
-                    if path.is_symlink() or not path.is_file() or not path.resolve().is_relative_to(trees[0].resolve())
-                ]:
-                    raise CompanionError(f"{odd[0]} is missing, a link, or elsewhere")
+                for each in (*kept, STAMP):
+                    path = trees[0] / name / each
+                    inside = path.resolve().is_relative_to(trees[0].resolve())
+                    if path.is_symlink() or not path.is_file() or not inside:
+                        raise CompanionError(f"{each} is missing, a link, or elsewhere")
                 _copy(trees[0] / name, folder / name, kept, (trees[0] / name / EXECUTED).is_file())
                 expected = {each: stamp.get("packed", {}).get(each, stamp["outputs"][each]) for each in kept}
                 if changed := [each for each, sha in freshness.outputs(folder / name).items() if expected[each] != sha]:

@@ -12,9 +12,6 @@ from pathlib import Path
 import nbformat
 import yaml
 
-from companion.config import load_profile
-from companion.layout import Layout
-
 ROOT = Path(__file__).resolve().parents[1]
 PROFILE = """
 splits: [1]
@@ -27,51 +24,35 @@ phantom: {n_images: 5}
 detection: {steps: 7}
 evaluation: {confidence: 0.5}
 """
-# What each notebook reads of the profile, and its parameters beside profile and dataset.
-READS = {
-    "01_micrographs": ("split", "P.phantom, P.sizes, P.split_source(split)"),
-    "02_mask_statistics": ("split n_train", "1"),
-    "03_mask_simulation": ("split n_train masks", "P.masks"),
-    "04_latent_diffusion": ("split n_train model", "P.diffusion, P.device"),
-    "05_generated_images": ("split n_train model masks", "P.sampling, P.device"),
-    "06_mask_rcnn": ("split n_train arm seed", "P.detection, P.device, ARMS[arm].model"),
-    "07_thresholds": ("", "P.evaluation.iou, P.detectors()"),
-    "08_sizes_and_splits": ("", "P.evaluation.confidence_level"),
-    "09_significance": ("", "P.evaluation.bootstrap"),
-    "10_class_imbalance": ("", "P.evaluation.equivalence_margin"),
-    "11_claims": ("", "1"),
-    "12_errors": ("", "P.evaluation.iou"),
-    "13_mask_faithfulness": ("split n_train", "P.faithfulness, P.device"),
+# Of each notebook: its folder (and so its parameters), what it reads of the profile, folders below its own.
+NOTEBOOKS = {
+    "01_micrographs": ("micrographs(split)", "P.phantom, P.sizes, P.split_source(split)", "test val train-n2"),
+    "02_mask_statistics": ("statistics(split, n_train)", "1", ""),
+    "03_mask_simulation": ("masks(split, n_train, masks)", "P.masks", "patches"),
+    "04_latent_diffusion": ("diffusion(split, n_train, model)", "P.diffusion, P.device", ""),
+    "05_generated_images": ("generated(split, n_train, model, masks)", "P.sampling, P.device", "patches"),
+    "06_mask_rcnn": ("detector(split, n_train, arm, seed)", "P.detection, P.device, ARMS[arm].model", "predictions"),
+    "07_thresholds": ("page('thresholds')", "P.evaluation.iou, P.detectors()", ""),
+    "08_sizes_and_splits": ("page('sizes')", "P.evaluation.confidence_level", ""),
+    "09_significance": ("page('significance')", "P.evaluation.bootstrap", ""),
+    "10_class_imbalance": ("page('imbalance')", "P.evaluation.equivalence_margin", ""),
+    "11_claims": ("page('claims')", "1", ""),
+    "12_errors": ("page('errors')", "P.evaluation.iou", ""),
+    "13_mask_faithfulness": ("faithfulness(split, n_train)", "P.faithfulness, P.device", "kept"),
 }
-FOLDERS = {
-    "01_micrographs": "runs.micrographs(split)", "02_mask_statistics": "runs.statistics(split, n_train)",
-    "03_mask_simulation": "runs.masks(split, n_train, masks)",
-    "04_latent_diffusion": "runs.diffusion(split, n_train, model)",
-    "05_generated_images": "runs.generated(split, n_train, model, masks)",
-    "06_mask_rcnn": "runs.detector(split, n_train, arm, seed)",
-    "13_mask_faithfulness": "runs.faithfulness(split, n_train)",
-    **{name: f"runs.page('{page}')" for name, page in (
-        ("07_thresholds", "thresholds"), ("08_sizes_and_splits", "sizes"), ("09_significance", "significance"),
-        ("10_class_imbalance", "imbalance"), ("11_claims", "claims"), ("12_errors", "errors"))},
-}  # fmt: skip
-BELOW = {
-    "01_micrographs": ["test", "val", "train-n2"],
-    "03_mask_simulation": ["patches"], "05_generated_images": ["patches"],
-    "06_mask_rcnn": ["predictions"], "13_mask_faithfulness": ["kept"],
-}  # fmt: skip
 
 
 def notebook(name: str, more: str = "") -> nbformat.NotebookNode:
     """A notebook that writes what it read of the profile to each of its folders."""
-    keys, reads = READS[name]
-    given = "".join(f"{key} = {'0' if key in ('n_train', 'seed') else repr('')}\n" for key in keys.split())
-    below = ["", *BELOW.get(name, [])]
+    folder, reads, below = NOTEBOOKS[name]
+    keys = [] if folder.startswith("page") else folder[folder.index("(") + 1 : -1].split(", ")
+    given = "".join(f"{key} = {'0' if key in ('n_train', 'seed') else repr('')}\n" for key in keys)
     work = (
         "from companion.config import ARMS, load_profile\nfrom companion.layout import Layout, check_parameters\n"
         "from companion.provenance import write_json\ncheck_parameters()\n"
-        f"P = load_profile(profile, dataset=dataset)\nruns = Layout(P)\nout = runs.output({FOLDERS[name]})\n"
+        f"P = load_profile(profile, dataset=dataset)\nruns = Layout(P)\nout = runs.output(runs.{folder})\n"
         f"read = [str(each) for each in [{reads}]]\n"
-        f"for part in {below}:\n    told = read if not part else read[:1]\n"
+        f"for part in {['', *below.split()]}:\n    told = read if not part else read[:1]\n"
         f"    write_json(out / part / 'result.json', [part, *told])\n{more}"
     )
     cells = [
@@ -92,7 +73,7 @@ class Project:
         (root / "notebooks").mkdir()
         (root / "profiles" / "tiny.yaml").write_text(PROFILE)
         shutil.copy(ROOT / "Snakefile", root / "Snakefile")
-        for name in READS:
+        for name in NOTEBOOKS:
             self.write(name)
 
     def write(self, name: str, more: str = "") -> None:
@@ -132,6 +113,3 @@ class Project:
             name for name, stamp in self.stamps(folder).items()
             if [before.get(name, {}).get(key) for key in when] != [stamp[key] for key in when]
         }  # fmt: skip
-
-    def layout(self) -> Layout:
-        return Layout(load_profile(self.root / "profiles" / "tiny.yaml"), Path())

@@ -18,8 +18,7 @@ import pandas as pd
 import pytest
 import yaml
 from conftest import ellipse_patches
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-from PIL import Image
+from nbformat.v4 import new_code_cell, new_output
 from project import Project
 
 from companion.config import load_profile
@@ -27,7 +26,7 @@ from companion.errors import CompanionError
 from companion.evaluation.runs import Run, count_runs, tabulate_runs
 from companion.evaluation.sliders import explorer
 from companion.provenance import write_json, write_table
-from companion.workflow import book, pages, redraw
+from companion.workflow import book, pages, reference_run
 
 ROOT = Path(__file__).resolve().parents[1]
 BOOK = ROOT / "book"
@@ -36,38 +35,6 @@ CHROMIUM = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
     "--disable-background-networking", "--disable-component-update",
 ]  # fmt: skip
-
-
-# --- pages from results -------------------------------------------------------------------------------------
-
-
-def test_glued_values_reach_the_notebook_as_they_are(tmp_path: Path) -> None:
-    pages.glue_notebook({"gain": ("0.410", "scores.parquet"), "data": ("it's | phantom", "")}, tmp_path / "n.ipynb")
-    notebook = nbformat.read(tmp_path / "n.ipynb", as_version=4)
-    nbformat.validate(notebook)
-    outputs = {o.metadata["scrapbook"]["name"]: o.data for o in notebook.cells[1].outputs}
-    # MyST-NB evaluates the text as a Python literal: the trailing zero survives only inside quotes.
-    assert outputs["gain"] == {"application/papermill.record/text/plain": "'0.410'"}
-    assert "| `gain` | 0.410 | scores.parquet |" in notebook.cells[0].source
-    assert "it's \\| phantom" in notebook.cells[0].source
-
-
-def test_every_quotation_of_a_page_is_one_that_glued_keys_finds() -> None:
-    for page in BOOK.glob("*.md"):
-        text = page.read_text(encoding="utf-8")
-        assert text.count("{glue:") == len(pages._GLUED.findall(text)), f"{page.name}: a key without `:s`?"
-
-
-def test_notice_never_lets_the_phantom_pass_for_the_papers_data() -> None:
-    assert "not the paper's data" in pages.data_notice("phantom", "smoke")
-    assert "too small to decide" in pages.data_notice("loops_316L", "smoke")
-    assert "profiles/reference.yaml" in pages.data_notice("phantom", "reference")
-
-
-def test_unknown_verdict_is_refused() -> None:
-    assert 'class="verdict verdict-not-reproduced"' in pages.verdict_chip("not reproduced")
-    with pytest.raises(CompanionError, match="sort of"):
-        pages.verdict_chip("sort of")
 
 
 GAINS = pd.DataFrame(
@@ -88,17 +55,22 @@ def claim(name: str, verdict: str) -> dict:
 CLAIMS = [claim("C1", "partly"), claim("C2", "reproduced"), claim("C3", "reproduced"), claim("C12", "not attempted")]
 
 
-def test_freshness_counts_runs_and_says_why_others_are_not() -> None:
+def test_fragments_say_what_is_shown_whether_it_is_fresh_and_of_which_data() -> None:
     stages = [(STAMP, why) for why in ([], ["code changed: x"], ["code changed: x"], ["outputs changed: y"])]
     (row,) = pages.freshness_table(stages).splitlines()[2:]
     assert row.endswith("| 4 | 1 | 2 of them: code changed: x. 1 of them: outputs changed: y |")
-
-
-def test_a_badge_says_what_it_is_of_and_why_it_is_stale() -> None:
     assert "phantom (simulated)" in pages.badge(STAMP, []) and "split 1, arm EXP" in pages.badge(STAMP, [])
     assert ">fresh<" in pages.badge(STAMP, []) and "Stale because" not in pages.badge(STAMP, [])
     assert "Stale because: code changed: a &lt; b" in pages.badge(STAMP, ["code changed: a < b"])
-    assert "not run" in pages.badge(None, None)
+    assert 'class="verdict verdict-not-reproduced"' in pages.verdict_chip("not reproduced")
+    with pytest.raises(CompanionError, match="sort of"):
+        pages.verdict_chip("sort of")
+    for data, profile, said in (
+        ("phantom", "smoke", "not the paper's data"), ("loops_316L", "smoke", "not the paper's data"),
+        ("loops_316L", "smoke", "too small to decide"), ("phantom", "reference", "profiles/reference.yaml"),
+        ("fecral", "paper", "micrographs that the paper's authors have published"),
+    ):  # fmt: skip
+        assert said in pages.data_notice(data, profile)
 
 
 def test_quoted_numbers_say_what_the_files_say() -> None:
@@ -116,7 +88,9 @@ def test_pages_quote_and_include_only_what_a_run_writes(tmp_path: Path) -> None:
     P = load_profile("smoke")
     provided = pages.quoted_numbers(P, [], GAINS.iloc[:0], [])
     for page in BOOK.glob("*.md"):
-        assert set(pages.glued_keys(page.read_text(encoding="utf-8"))) <= provided.keys(), page.name
+        text = page.read_text(encoding="utf-8")
+        keys = re.findall(r"\{glue:text\}`[^`:]*::([^`:]+):s`", text)
+        assert set(keys) <= provided.keys() and len(keys) == text.count("{glue:"), f"{page.name}: a key without `:s`?"
     write_json(tmp_path / "claims.json", {"claims": CLAIMS})
     write_table(tmp_path / "sizes.parquet", GAINS)
     executed = tmp_path / "executed"
@@ -153,16 +127,13 @@ def test_what_is_drawn_again_is_compared_number_by_number(tmp_path: Path) -> Non
     for name, change in (("a", 0.0), ("close", 1e-9), ("far", 1e-3)):
         write_table(tmp_path / name / "scores.parquet", table.assign(f1=table["f1"] + change))
         write_json(tmp_path / name / "claims.json", {"claims": [{"verdict": "partly", "value": 0.25 + change}]})
-    assert redraw.differences(tmp_path / "a", tmp_path / "close") == []
-    assert redraw.differences(tmp_path / "a", tmp_path / "far") == [
+    assert reference_run.differences(tmp_path / "a", tmp_path / "close") == []
+    assert reference_run.differences(tmp_path / "a", tmp_path / "far") == [
         "claims.json: .claims.0.value",
         "scores.parquet: f1",
     ]
     write_json(tmp_path / "close" / "claims.json", {"claims": [{"verdict": "reproduced", "value": 0.25}]})
-    assert redraw.differences(tmp_path / "a", tmp_path / "close") == ["claims.json: .claims.0.verdict"]
-
-
-# --- sources ------------------------------------------------------------------------------------------------
+    assert reference_run.differences(tmp_path / "a", tmp_path / "close") == ["claims.json: .claims.0.verdict"]
 
 
 def toc_files(node: object) -> list[str]:
@@ -172,117 +143,60 @@ def toc_files(node: object) -> list[str]:
     return [name for item in node for name in toc_files(item)] if isinstance(node, list) else []
 
 
-def test_table_of_contents_lists_every_page_once() -> None:
-    listed = toc_files(yaml.safe_load((BOOK / "_toc.yml").read_text(encoding="utf-8")))
+def listed() -> list[str]:
+    return toc_files(yaml.safe_load((BOOK / "_toc.yml").read_text(encoding="utf-8")))
+
+
+def test_every_page_is_listed_once_and_notebooks_in_the_order_of_their_numbers() -> None:
     written = {p.relative_to(BOOK).with_suffix("").as_posix() for p in BOOK.rglob("*.md") if "executed" not in p.parts}
-    assert len(listed) == len(set(listed))
-    assert written == {name for name in listed if not name.startswith("executed/")}
-
-
-def test_every_notebook_has_its_page_in_the_order_of_its_number() -> None:
-    listed = toc_files(yaml.safe_load((BOOK / "_toc.yml").read_text(encoding="utf-8")))
-    names = [name.removeprefix("executed/") for name in listed if re.match(r"executed/\d", name)]
+    assert len(listed()) == len(set(listed())) and written == {n for n in listed() if not n.startswith("executed/")}
+    names = [name.removeprefix("executed/") for name in listed() if re.match(r"executed/\d", name)]
     assert names == sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
     for number, name in enumerate(names, start=1):
         title = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells[0].source
         assert title.startswith(f"# {number} · ") and "\n" not in title.strip(), f"{name}: title {title!r}"
 
 
-def test_citations_are_in_the_bibliography() -> None:
+def test_citations_are_in_the_bibliography_which_one_page_lists() -> None:
     keys = set(re.findall(r"^@\w+\{([^,]+),", (BOOK / "references.bib").read_text(encoding="utf-8"), re.MULTILINE))
-    sources = [*BOOK.glob("*.md"), *BOOK.glob("decisions/*.md"), *(ROOT / "notebooks").glob("*.ipynb")]
-    for page in sources:
-        for cited in re.findall(r"\{cite(?::\w+)?\}`([^`]+)`", page.read_text(encoding="utf-8")):
-            missing = {key.strip() for key in cited.split(",")} - keys
-            assert not missing, f"{page.name} cites {missing}"
-
-
-def test_only_the_references_page_lists_references() -> None:
-    # Two lists with one key in common are a warning of the build, and a warning is an error.
     sources = [p for p in [*BOOK.rglob("*.md"), *(ROOT / "notebooks").glob("*.ipynb")] if "executed" not in p.parts]
-    assert [p.name for p in sources if "{bibliography}" in p.read_text(encoding="utf-8")] == ["references.md"]
+    texts = {page.name: page.read_text(encoding="utf-8") for page in sources}
+    for name, text in texts.items():
+        cited = {key.strip() for each in re.findall(r"\{cite(?::\w+)?\}`([^`]+)`", text) for key in each.split(",")}
+        assert cited <= keys, f"{name} cites {cited - keys}"
+    # Two lists with one key in common are a warning of the build, and a warning is an error.
+    assert [name for name, text in texts.items() if "{bibliography}" in text] == ["references.md"]
 
 
-# --- build --------------------------------------------------------------------------------------------------
-
-
-def placeholder_sources(folder: Path) -> Path:
-    """The book's own pages with placeholders, which look like no result, for everything that a run makes."""
-    shutil.copytree(BOOK, folder / "book", ignore=shutil.ignore_patterns("executed"))
-    shutil.copy(ROOT / "_config.yml", folder)
-    for included in ("src", "benchmarks"):  # pages include code and records from them
-        (folder / included).symlink_to(ROOT / included)
-    executed = folder / "book" / "executed"
-    executed.mkdir()
-    names = [n for n in toc_files(yaml.safe_load((BOOK / "_toc.yml").read_text(encoding="utf-8"))) if "executed/" in n]
-    for name in names:
-        title = new_markdown_cell(f"# {name}")
-        text = new_markdown_cell("A formula, $a^2$, and a wide line:\n\n$$b/a = |n \\cdot B|$$")
-        output = new_output("stream", name="stdout", text="placeholder")
-        notebook = new_notebook(cells=[title, text, new_code_cell("print('placeholder')", outputs=[output])])
-        notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-        notebook.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
-        nbformat.write(notebook, folder / "book" / f"{name}.ipynb")
-    glue_placeholders(executed, "")
-    for page in BOOK.glob("*.md"):
-        for fragment in re.findall(r"\{include\} (executed/\S+)", page.read_text(encoding="utf-8")):
-            (folder / "book" / fragment).write_text(f"placeholder of {fragment}\n", encoding="utf-8")
-    (executed / "notice.md").write_text(pages.data_notice("phantom", "smoke"), encoding="utf-8")
-    Image.fromarray(np.full((64, 256), 200, np.uint8)).save(executed / "strip.png")
-    return folder
-
-
-def glue_placeholders(executed: Path, note: str) -> None:
-    keys = [key for page in BOOK.glob("*.md") for key in pages.glued_keys(page.read_text(encoding="utf-8"))]
-    pages.glue_notebook({key: (f"[{key}]{note}", "") for key in keys}, executed / "headline.ipynb")
-
-
-def build(folder: Path) -> subprocess.CompletedProcess[str]:
+def build(folder: Path) -> tuple[int, str, str]:
+    """Exit code, what was said, and the first page of the book in ``folder/book``."""
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", "book"]
     command += ["--config", "_config.yml", "--path-output", ".", "-W", "--keep-going"]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
-
-
-@pytest.fixture(scope="module")
-def placeholder_html(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("jupyter_book", reason="the book extra is not installed")
-    folder = placeholder_sources(tmp_path_factory.mktemp("book"))
-    done = build(folder)
-    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    return folder / "_build" / "html"
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    index = folder / "_build" / "html" / "index.html"
+    return done.returncode, done.stdout + done.stderr, index.read_text(encoding="utf-8") if index.is_file() else ""
 
 
 @pytest.mark.slow
-def test_pages_build_without_a_warning_and_quote_the_glued_values(placeholder_html: Path) -> None:
-    index = (placeholder_html / "index.html").read_text(encoding="utf-8")
-    keys = pages.glued_keys((BOOK / "index.md").read_text(encoding="utf-8"))
-    assert keys
-    for key in keys:
-        assert f"[{key}]" in index
+def test_new_numbers_reach_a_page_whose_own_text_is_as_before_and_a_missing_one_stops_the_build(tmp_path: Path) -> None:
+    pytest.importorskip("jupyter_book", reason="the book extra is not installed")
+    shutil.copytree(BOOK, tmp_path / "book", ignore=shutil.ignore_patterns("*.md", "executed", "decisions"))
+    shutil.copy(ROOT / "_config.yml", tmp_path)
+    executed = tmp_path / "book" / "executed"
+    executed.mkdir()
+    (tmp_path / "book" / "_toc.yml").write_text("{format: jb-book, root: index, chapters: [file: executed/headline]}")
+    quoted = "{glue:text}`executed/headline.ipynb::gain:s`"
+    (tmp_path / "book" / "index.md").write_text(f"# Title\n\n```{{include}} executed/notice.md\n```\n\nA {quoted}\n")
+    for key, value in (("gain", "0.410"), ("gain", "it's | 0.520"), ("other", "1")):  # as they are, ends and all
+        pages.glue_notebook({key: (value, "")}, executed / "headline.ipynb")
+        (executed / "notice.md").write_text(pages.data_notice("phantom", "smoke"), encoding="utf-8")  # as assembly does
+        code, said, index = build(tmp_path)
+        assert (
+            (code != 0 and "not found in doc" in said)
+            if key == "other"
+            else (code == 0 and value in index.replace("’", "'"))
+        ), said
     assert "not the paper's data" in index.replace("’", "'")
-
-
-@pytest.mark.slow
-def test_new_numbers_reach_a_page_whose_own_text_is_as_before(placeholder_html: Path) -> None:
-    folder = placeholder_html.parents[1]
-    glue_placeholders(folder / "book" / "executed", " anew")
-    (folder / "book" / "executed" / "notice.md").touch()  # every assembly writes it, and the first page includes it
-    done = build(folder)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "[data] anew" in (placeholder_html / "index.html").read_text(encoding="utf-8")
-
-
-@pytest.mark.slow
-def test_a_quotation_of_a_missing_number_stops_the_build(tmp_path: Path) -> None:
-    pytest.importorskip("jupyter_book", reason="the book extra is not installed")
-    folder = placeholder_sources(tmp_path)
-    pages.glue_notebook({"other": ("1", "")}, folder / "book" / "executed" / "headline.ipynb")
-    done = build(folder)
-    assert done.returncode != 0
-    assert "not found in doc" in done.stdout + done.stderr
-
-
-# --- browser ------------------------------------------------------------------------------------------------
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
@@ -373,11 +287,6 @@ def test_sliders_redraw_the_boxes(browser, tmp_path: Path) -> None:
     assert 0 < page.locator("rect").count() < before
     assert "0.7" in page.locator(".c").text_content() and page.locator("tbody tr").count() == 2 and errors == []
     page.close()
-
-
-@pytest.mark.slow
-def test_placeholder_pages_open(browser, placeholder_html: Path) -> None:
-    assert visit(browser, placeholder_html) == []
 
 
 @pytest.mark.slow

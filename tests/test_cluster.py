@@ -7,7 +7,6 @@ job outlives its time limit and continues. Kubernetes as a dry run. `make cluste
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import socket
 import subprocess
@@ -23,7 +22,7 @@ from rich.console import Console
 
 from companion.config import load_profile
 from companion.errors import CompanionError
-from companion.workflow import freshness, run
+from companion.workflow import freshness, run, status
 
 SLURM = ("munged", "slurmctld", "slurmd", "sbatch")
 # A training of 100 s on the cluster, where one minute is given; the local run of the same notebook does not pause.
@@ -73,7 +72,10 @@ def slurm(tmp_path):
     tmp_path.chmod(0o755)
     (tmp_path / "key").write_bytes(os.urandom(128))
     (tmp_path / "key").chmod(0o600)
-    ports = [_free_port(), _free_port()]
+    with socket.socket() as one, socket.socket() as other:
+        one.bind(("127.0.0.1", 0))
+        other.bind(("127.0.0.1", 0))
+        ports = [one.getsockname()[1], other.getsockname()[1]]
     config.parent.mkdir(exist_ok=True)
     config.write_text(f"""
 ClusterName=test
@@ -129,12 +131,6 @@ PartitionName=gpu Nodes=ALL State=UP
         config.unlink()
 
 
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
 @pytest.mark.slow
 def test_a_job_ended_by_its_time_limit_continues_and_all_comes_out_as_without_a_cluster(slurm, tmp_path):
     local, distant = (Project(tmp_path / name) for name in ("local", "distant"))
@@ -177,8 +173,7 @@ def test_kubernetes_settings_and_graph_are_accepted(tmp_path):
 
 @pytest.mark.parametrize("name", ["slurm", "kubernetes"])
 def test_settings_name_the_rules_that_train(name):
-    given, text = settings(name), (ROOT / "Snakefile").read_text(encoding="utf-8")
-    rules = dict(re.findall(r"rule (\w+):(?:(?!rule).)*?run\(\"(\w+)\"", text, re.S))
+    given, rules = settings(name), status.rules()
     assert given["executor"] == name and given["retries"] >= 1
     assert set(given["set-resources"]) == {rule for rule, notebook in rules.items() if freshness.trains(notebook)}
 

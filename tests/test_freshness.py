@@ -1,5 +1,6 @@
 """What the result of a notebook depends on, read from the notebook itself."""
 
+import ast
 import json
 import shutil
 from pathlib import Path
@@ -20,77 +21,51 @@ def test_entries_are_those_that_the_text_reads():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_entry_that_a_notebook_reads_is_one_of_the_profile(name):
-    values = load_profile("smoke").model_dump()
-    for entry in freshness.entries(freshness.source(name)):
+def test_what_a_notebook_reads_of_the_profile_can_be_seen_and_exists(name):
+    text, values = freshness.source(name), load_profile("smoke").model_dump()
+    for entry in freshness.entries(text):
         first, *rest = entry.split(".")
-        assert first in values or first in freshness.BEHIND or first == "split_source", f"{name}: P.{entry}"
-        assert not rest or first in freshness.BEHIND or isinstance(values[first], (dict, list, str)), (
-            f"{name}: P.{entry}"
-        )
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_whole_profile_is_handed_to_nothing_but_the_layout(name):
-    import ast
-
-    calls = [n for n in ast.walk(ast.parse(freshness.source(name))) if isinstance(n, ast.Call)]
+        method = first in freshness.BEHIND or first == "split_source"
+        assert method or isinstance(values.get(first), (dict, list, str) if rest else object), f"P.{entry}"
+        assert method or first in values, f"P.{entry}"
+    calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
     given = {ast.unparse(c.func) for c in calls for a in c.args if isinstance(a, ast.Name) and a.id == "P"}
-    assert given <= {"Layout"}, f"{name} hands P to {given}: what it reads of it cannot be seen"
+    assert given <= {"Layout"}, f"P is handed to {given}: what it reads of it cannot be seen"
 
 
-def test_parameters_hold_values_keys_and_the_arm():
-    P = load_profile("smoke")
-    found = freshness.parameters("06_mask_rcnn", P, {"split": "1", "n_train": "10", "arm": "EXP+RARE", "seed": "1"})
+def test_parameters_hold_values_keys_and_the_arm_and_no_other_arm_seed_or_description():
+    P, keys = load_profile("smoke"), {"split": "1", "n_train": "10", "arm": "EXP+RARE", "seed": "1"}
+    found = freshness.parameters("06_mask_rcnn", P, keys)
     assert found["detection.steps"] == P.detection.steps and found["arm EXP+RARE"][1] == "rare"
     assert found["n_train"] == "10" and "evaluation.iou" not in found and "name" not in found
-
-
-def test_a_new_arm_seed_or_description_changes_no_training():
-    keys = {"split": "1", "n_train": "10", "arm": "EXP", "seed": "1"}
-    before = freshness.parameters("06_mask_rcnn", load_profile("smoke"), keys)
     more = {"seeds": [1, 2, 3], "controls": {"EXP+PASTE": [10]}, "description": "x", "evaluation.iou": 0.3}
-    assert freshness.parameters("06_mask_rcnn", load_profile("smoke", changes=more), keys) == before
+    assert freshness.parameters("06_mask_rcnn", load_profile("smoke", changes=more), keys) == found
 
 
-@pytest.fixture
-def package(tmp_path, monkeypatch):
-    """A copy of the package whose files may be changed."""
-    shutil.copytree(ROOT / "src" / "companion", tmp_path / "companion")
-    monkeypatch.setattr(provenance, "_SOURCE", tmp_path / "companion")
-    monkeypatch.setattr(
-        provenance, "_NO_RESULT", (tmp_path / "companion" / "config", tmp_path / "companion" / "layout.py")
-    )
-    return tmp_path / "companion"
+def codes() -> dict[str, dict[str, str]]:
+    freshness.code.cache_clear()
+    return {name: freshness.code(name) for name in NAMES}
 
 
-def changed_by(package: Path, file: str, edit) -> set[str]:
-    """Numbers of the notebooks that are stale once a file is edited."""
-    before = {name: freshness.code(name) for name in NAMES}
-    path = package / file
-    path.write_text(edit(path.read_text()))
-    return {name[:2] for name in NAMES if freshness.code(name) != before[name]}
-
-
-def test_a_comment_in_any_module_makes_nothing_stale(package):
-    for path in package.rglob("*.py"):
-        before = {name: freshness.code(name) for name in NAMES} if path.name == "matching.py" else {}
-        path.write_text(path.read_text() + "\n# a comment\n")
-        assert all(freshness.code(name) == code for name, code in before.items())
-
-
-def test_a_changed_matching_rule_makes_scores_stale_and_no_training(package):
-    stale = changed_by(package, "evaluation/matching.py", lambda text: text + "\nADDED = 1\n")
-    assert {"07", "09", "12"} <= stale and not stale & {"01", "02", "03", "04", "05", "06"}
-
-
-def test_a_changed_figure_makes_no_training_stale(package):
-    assert not changed_by(package, "detection/plots.py", lambda text: text + "\nADDED = 1\n") & {"04", "05", "06"}
-
-
-def test_a_changed_denoiser_makes_what_follows_it_stale_and_no_mask(package):
-    stale = changed_by(package, "diffusion/denoiser.py", lambda text: text + "\nADDED = 1\n")
-    assert {"04", "05"} <= stale and not stale & {"01", "02", "03", "06", "07", "08", "09"}
+@pytest.mark.parametrize(("file", "added", "stale", "fresh"), [
+    ("evaluation/matching.py", "\n# a comment\n", "", "all"),
+    ("geometry.py", "\n# a comment\n", "", "all"),
+    ("evaluation/matching.py", "\nADDED = 1\n", "07 09 12", "01 02 03 04 05 06"),
+    ("detection/plots.py", "\nADDED = 1\n", "", "04 05 06"),
+    ("diffusion/denoiser.py", "\nADDED = 1\n", "04 05", "01 02 03 06 07 08 09"),
+])  # fmt: skip
+def test_what_a_changed_file_makes_stale(tmp_path, monkeypatch, file, added, stale, fresh):
+    package = tmp_path / "companion"
+    shutil.copytree(ROOT / "src" / "companion", package)
+    monkeypatch.setattr(provenance, "_SOURCE", package)
+    monkeypatch.setattr(provenance, "_NO_RESULT", (package / "config", package / "layout.py"))
+    before = codes()
+    with open(package / file, "a", encoding="utf-8") as source:
+        source.write(added)
+    after = codes()
+    freshness.code.cache_clear()
+    changed = {name[:2] for name in NAMES if after[name] != before[name]}
+    assert set(stale.split()) <= changed and not (changed if fresh == "all" else changed & set(fresh.split()))
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
@@ -107,13 +82,13 @@ def test_working_files_are_no_results(tmp_path):
 
 
 def test_inputs_are_as_the_stamp_of_their_writer_says(tmp_path):
-    stamp = {"outputs": {"test/a.npy": "1", "train/a.npy": "2"}}
-    (tmp_path / "made").mkdir()
-    (tmp_path / "made" / "stamp.json").write_text(json.dumps(stamp))
-    read = {part: freshness.input_hash(tmp_path / "made" / part, tmp_path) for part in ("", "test", "train", "val")}
-    assert len(set(read.values())) == 4 and None not in read.values()
-    stamp["outputs"]["train/a.npy"] = "3"
-    (tmp_path / "made" / "stamp.json").write_text(json.dumps(stamp))
-    assert freshness.input_hash(tmp_path / "made" / "test", tmp_path) == read["test"]
-    assert freshness.input_hash(tmp_path / "made" / "train", tmp_path) != read["train"]
+    def read(**outputs):
+        (tmp_path / "made").mkdir(exist_ok=True)
+        stamp = {"outputs": {f"{part}/a.npy": sha for part, sha in outputs.items()}}
+        (tmp_path / "made" / "stamp.json").write_text(json.dumps(stamp))
+        return {part: freshness.input_hash(tmp_path / "made" / part, tmp_path) for part in ("", "test", "train", "val")}
+
+    before, after = read(test="1", train="2"), read(test="1", train="3")
+    assert len(set(before.values())) == 4 and None not in before.values()
+    assert after["test"] == before["test"] and after["train"] != before["train"] and after[""] != before[""]
     assert freshness.input_hash(tmp_path / "not made", tmp_path) is None

@@ -9,7 +9,6 @@ from companion.geometry import (
     box_iou,
     box_of,
     decode_rle,
-    ellipse_box,
     ellipse_radius,
     encode_rle,
     symmetry,
@@ -56,8 +55,9 @@ def test_box_iou_by_hand():
 def test_ellipse_area_and_box():
     radius, (rows, columns) = ellipse_radius((64, 64), 30, 32, 40, 20, 0)
     assert (radius <= 1).sum() == pytest.approx(np.pi * 20 * 10, rel=0.02)
-    assert ellipse_box(30, 32, 40, 20, 90) == pytest.approx((20, 12, 40, 52))
-    assert (rows.start, columns.start) == (21, 9)
+    assert (rows, columns) == (slice(21, 44), slice(9, 52))
+    turned = ellipse_radius((64, 64), 30, 32, 40, 20, 90)[1]
+    assert turned == (slice(11, 54), slice(19, 42))
     outside, _ = ellipse_radius((64, 64), -50, 10, 20, 20, 0)
     assert outside.size == 0
 

@@ -12,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
+from pycocotools import mask as coco
 
 from companion.errors import CompanionError
 from companion.geometry import encode_rle
 from companion.micrographs.check import check_dataset
 from companion.micrographs.coco import read_coco
-from companion.micrographs.cutting import cut_patches, describe, grid
+from companion.micrographs.cutting import cut_patches, describe
 from companion.micrographs.dataset import load_dataset
 from companion.micrographs.images import segmentation_mask
 from companion.micrographs.patches import load_patches
@@ -64,42 +65,38 @@ def test_categories_become_codes_in_order_of_id_and_later_instances_lie_on_top(t
     assert first.ids[45, 45] == 3 and first.ids[5, 12] == 2 and first.ids[5, 5] == 1
 
 
-def test_uncompressed_run_lengths_and_several_polygons(tmp_path):
-    document = make_dataset(tmp_path, n=1)
-    counts = [64 * 2 + 3, 5, 64 * 64 - 64 * 2 - 8]  # column-major: column 2, rows 3-7
+def annotated(folder, annotations, **more):
+    """The data set of one image with these (category_id, segmentation)."""
+    document = make_dataset(folder, n=1, **more)
     document["annotations"] = [
-        {"id": 1, "image_id": 1, "category_id": 3, "segmentation": {"size": [64, 64], "counts": counts}, "iscrowd": 1},
-        {"id": 2, "image_id": 1, "category_id": 7, "segmentation": [*square(10, 10, 4), *square(30, 40, 5)]},
+        {"id": k, "image_id": 1, "category_id": category, "segmentation": segmentation}
+        for k, (category, segmentation) in enumerate(annotations, start=1)
     ]
-    (tmp_path / "annotations.json").write_text(json.dumps(document))
-    ids = load_dataset(tmp_path).micrographs[0].instances().ids
+    (folder / "annotations.json").write_text(json.dumps(document))
+    return load_dataset(folder)
+
+
+def test_run_lengths_several_polygons_and_no_annotations(tmp_path):
+    counts = [64 * 2 + 3, 5, 64 * 64 - 64 * 2 - 8]  # column-major: column 2, rows 3-7
+    squares = [*square(10, 10, 4), *square(30, 40, 5)]
+    dataset = annotated(tmp_path, [(3, {"size": [64, 64], "counts": counts}), (7, squares)])
+    ids = dataset.micrographs[0].instances().ids
     assert (np.argwhere(ids == 1) == [[row, 2] for row in range(3, 8)]).all()
-    assert (ids == 2).sum() == 16 + 25
-    assert ids[11, 11] == ids[42, 32] == 2
-
-
-def test_an_image_without_annotations_is_an_empty_micrograph(tmp_path):
-    make_dataset(tmp_path, annotations=[])
-    truth = load_dataset(tmp_path).micrographs[2].instances()
+    assert (ids == 2).sum() == 16 + 25 and ids[11, 11] == ids[42, 32] == 2
+    truth = annotated(tmp_path, []).micrographs[0].instances()
     assert truth.ids.max() == 0 and truth.overlap_share == 0 and truth.codes.tolist() == [0]
 
 
 def test_16_bit_is_scaled_by_percentiles(tmp_path):
     make_dataset(tmp_path, dtype=np.uint16)
     pixels = load_dataset(tmp_path).micrographs[0].read()
-    assert pixels.dtype == np.uint8
-    assert pixels.min() == 0 and pixels.max() == 255
+    assert pixels.dtype == np.uint8 and pixels.min() == 0 and pixels.max() == 255
     assert 0.001 < (pixels == 0).mean() < 0.02
 
 
 def test_more_than_255_instances_need_16_bit_ids(tmp_path):
-    document = make_dataset(tmp_path, n=1, size=128)
-    document["annotations"] = [
-        {"id": k, "image_id": 1, "category_id": 3, "segmentation": square(4 * (k % 30), 4 * (k // 30), 3)}
-        for k in range(300)
-    ]
-    (tmp_path / "annotations.json").write_text(json.dumps(document))
-    dataset = load_dataset(tmp_path)
+    many = [(3, square(4 * (k % 30), 4 * (k // 30), 3)) for k in range(300)]
+    dataset = annotated(tmp_path, many, size=128)
     assert dataset.micrographs[0].instances().ids.dtype == np.uint16
     patches, _ = cut_patches(dataset, ["m1.png"], 128, 128, 0.5)
     assert len(patches.table) == 300 and patches.instances.dtype == np.uint16
@@ -154,14 +151,7 @@ def test_what_is_not_coco_is_said_to_be_so(tmp_path):
 
 
 def test_cutting_keeps_what_is_visible_enough_and_flags_what_is_cut(tmp_path):
-    assert list(grid(1024, 256, 192)) == [0, 192, 384, 576, 768], "the paper's"
-    document = make_dataset(tmp_path, n=1)
-    document["annotations"] = [
-        {"id": 1, "image_id": 1, "category_id": 3, "segmentation": square(28, 8, 10)},  # 40 % left of x = 32
-        {"id": 2, "image_id": 1, "category_id": 7, "segmentation": square(40, 40, 6)},
-    ]
-    (tmp_path / "annotations.json").write_text(json.dumps(document))
-    dataset = load_dataset(tmp_path)
+    dataset = annotated(tmp_path, [(3, square(28, 8, 10)), (7, square(40, 40, 6))])  # the first: 40 % left of x = 32
     patches, report = cut_patches(dataset, ["m1.png"], 32, 32, 0.5, (0, 1, 2, 3))
     assert patches.table[["patch", "instance", "class", "area_px", "touches_border"]].values.tolist() == [
         [1, 1, 1, 60, True],
@@ -199,30 +189,21 @@ def test_check_describes_a_data_set(tmp_path):
         assert part in said
 
 
-shapes = st.tuples(st.integers(8, 40), st.integers(8, 40))
+points = st.lists(st.tuples(st.floats(-1, 41), st.floats(-1, 33)), min_size=3, max_size=9)
 
 
-@given(shape=shapes, data=st.data())
-@settings(max_examples=40)
-def test_run_lengths_come_back_as_the_mask_in_its_window(shape, data):
-    full = data.draw(arrays(bool, shape))
-    counts = encode_rle(full[None])[0].decode("ascii")
-    found, window = segmentation_mask({"size": list(shape), "counts": counts}, *shape)
-    again = np.zeros(shape, bool)
-    again[window] = found
-    np.testing.assert_array_equal(again, full)
-
-
-@given(points=st.lists(st.tuples(st.floats(-1, 41), st.floats(-1, 33)), min_size=3, max_size=9))
-@settings(max_examples=60)
-def test_a_polygon_in_its_window_is_the_library_s(points):
-    from pycocotools import mask as coco
-
-    ring = [float(value) for point in points for value in point]
-    found, window = segmentation_mask([ring], 32, 40)
+@given(segmentation=arrays(bool, (32, 40)) | points)
+@settings(max_examples=100)
+def test_a_segmentation_in_its_window_is_the_whole_mask(segmentation):
+    if isinstance(segmentation, list):
+        segmentation = [[float(value) for point in segmentation for value in point]]
+        whole = coco.decode(coco.merge(coco.frPyObjects(segmentation, 32, 40))).astype(bool)
+    else:
+        whole = segmentation
+        segmentation = {"size": [32, 40], "counts": encode_rle(whole[None])[0].decode("ascii")}
+    found, window = segmentation_mask(segmentation, 32, 40)
     again = np.zeros((32, 40), bool)
     again[window] = found
-    whole = coco.decode(coco.merge(coco.frPyObjects([ring], 32, 40))).astype(bool)
     np.testing.assert_array_equal(again, whole)
 
 

@@ -177,30 +177,26 @@ def test_via_shapes_and_their_problems(images, tmp_path):
         import_dataset("via", images, labels, CLASSES, 1, tmp_path / "again")
 
 
-def test_detectron2_and_coco_problems(images, tmp_path):
+def test_problems_of_detectron2_and_coco_and_what_cannot_even_be_started(images, tmp_path):
+    via = labels_of("via", tmp_path)
     entry = {"file_name": "a_70kx.png", "annotations": [{"category_id": 2, "segmentation": [SQUARE]}]}
-    labels = written(tmp_path / "d2.json", [entry, {"file_name": "gone.png"}])
-    with pytest.raises(CompanionError, match=r"(?s)2 problem.*instance 1: its class 2 is.*gone.png: missing from"):
-        import_dataset("detectron2", images, labels, CLASSES, 1, tmp_path / "out")
+    d2 = written(tmp_path / "d2.json", [entry, {"file_name": "gone.png"}])
     coco = json.loads(labels_of("coco", tmp_path).read_text())
     coco["annotations"][0]["category_id"] = 9
     coco["annotations"][1]["segmentation"] = [[90, 10, 99, 10, 99, 20]]
-    with pytest.raises(CompanionError, match=r"(?s)2 problem.*its class category_id 9 is not.*reaches outside"):
-        import_dataset("coco", images, written(tmp_path / "c.json", coco), None, 1, tmp_path / "out")
-
-
-def test_what_cannot_even_be_started(images, tmp_path):
-    labels = labels_of("via", tmp_path)
     for given, message in (
-        (("vai", images, labels, CLASSES, 1), r"format 'vai': did you mean 'via'"),
-        (("via", tmp_path / "x", labels, CLASSES, 1), r"no folder of images .*x, or no"),
-        (("via", images, tmp_path / "x", CLASSES, 1), r"no annotations at .*x$"),
-        (("via", images, labels, (), 1), r"format via needs the names of the classes"),
-        (("via", images, written(tmp_path / "bad.json", "{"), CLASSES, 1), r"is not of format via"),
-        (("detectron2", images, labels, CLASSES, 1), r"is not of format detectron2"),
-    ):
+        (("detectron2", images, d2, CLASSES), r"(?s)2 problem.*instance 1: its class 2 is.*gone.png: missing from"),
+        (("coco", images, written(tmp_path / "c.json", coco), None),
+         r"(?s)2 problem.*its class category_id 9 is not.*reaches outside"),
+        (("vai", images, via, CLASSES), r"format 'vai': did you mean 'via'"),
+        (("via", tmp_path / "x", via, CLASSES), r"no folder of images .*x, or no"),
+        (("via", images, tmp_path / "x", CLASSES), r"no annotations at .*x$"),
+        (("via", images, via, ()), r"format via needs the names of the classes"),
+        (("via", images, written(tmp_path / "bad.json", "{"), CLASSES), r"is not of format via"),
+        (("detectron2", images, via, CLASSES), r"is not of format detectron2"),
+    ):  # fmt: skip
         with pytest.raises(CompanionError, match=message):
-            import_dataset(*given, tmp_path / "out")
+            import_dataset(*given, 1, tmp_path / "out")
 
 
 def test_sub_labels_of_a_coco_file_are_merged(images, tmp_path):

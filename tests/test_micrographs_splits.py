@@ -163,7 +163,7 @@ def test_bad_split_files_list_their_problems(tmp_path):
         assert part in str(caught.value)
     for content, message in (
         ("[1]", "dictionary"), ("a: [", "not a split file"), ("name: x", "(?s)train: Field required.*test: Field"),
-        ("{train: m1.png, test: [], tset: 1}", "(?s)train: .*list.*test: .*at least 1.*tset: .*did you mean 'test'"),
+        ("{train: m1.png, test: [], tset: 1}", "(?s)train: .*tuple.*test: .*at least 1.*tset: .*did you mean 'test'"),
         ("{train: [m1.png], test: [m2.png]}", "train lists 1 micrographs; the profile asks for N = 2"),
     ):  # fmt: skip
         path.write_text(content)

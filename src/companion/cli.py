@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -29,13 +29,10 @@ Changes = Annotated[
 
 @app.command()
 def run(
-    profile: ProfileName,
-    dataset: DatasetName = None,
-    split: SplitName = None,
-    changes: Changes = None,
+    profile: ProfileName, dataset: DatasetName = None, split: SplitName = None, changes: Changes = None,
     cores: Cores = 2,
     cluster: Annotated[Path | None, typer.Option(help="folder of a cluster's settings, e.g. cluster/slurm")] = None,
-) -> None:
+) -> None:  # fmt: skip
     """Run every notebook whose result is missing or stale, here or on a cluster."""
     from companion.workflow import run as running
 
@@ -67,13 +64,10 @@ def show_status(
 
 @app.command()
 def bundle(
-    profile: ProfileName,
-    out: Annotated[Path, typer.Option(help="folder to make")],
-    dataset: DatasetName = None,
-    split: SplitName = None,
-    changes: Changes = None,
+    profile: ProfileName, out: Annotated[Path, typer.Option(help="folder to make")], dataset: DatasetName = None,
+    split: SplitName = None, changes: Changes = None,
     partial: Annotated[bool, typer.Option("--partial", help="all that is finished, with weights")] = False,
-) -> None:
+) -> None:  # fmt: skip
     """Pack what the book needs of a finished run, or, to go on elsewhere, all that is finished (--partial)."""
     from companion.workflow import reference_run
 
@@ -113,7 +107,7 @@ def evaluate(
     rows = evaluate_files(predictions, truth, iou or [0.5], confidence or [0.5], matching, on, same_class, unpredicted)
     if as_json:
         return print(json.dumps(plain(rows.to_dict("records")), indent=1))
-    _print_table(rows.dropna(axis=1, how="all"))
+    print(rows.dropna(axis=1, how="all").to_string(index=False, float_format="{:.3f}".format))
 
 
 @app.command()
@@ -131,10 +125,8 @@ def predict(
     from companion.training import open_device
 
     use_style()
-    device = open_device(Device())
-    table, written = tiling.predict_micrographs(
-        weights, images, device, out, pixel_size_nm=pixel_size_nm, confidence=confidence
-    )
+    settings = {"pixel_size_nm": pixel_size_nm, "confidence": confidence}
+    table, written = tiling.predict_micrographs(weights, images, open_device(Device()), out, **settings)
     print(f"{len(table)} defects in {len(images)} micrograph(s): {', '.join(str(path) for path in written)}")
 
 
@@ -148,7 +140,7 @@ def data_list() -> None:
 
     table = pd.DataFrame(entries()).T.rename_axis("name").reset_index()
     table["here"] = ["yes" if n == "phantom" or (layout.data_cache() / n).is_dir() else "no" for n in table["name"]]
-    _print_table(table[["name", "title", "licence", "source", "here"]])
+    print(table[["name", "title", "licence", "source", "here"]].to_string(index=False))
 
 
 @data.command("fetch")
@@ -161,17 +153,16 @@ def data_fetch(name: Annotated[str, typer.Argument(help="a name of `companion da
 
 @data.command("check")
 def data_check(
-    path: Annotated[Path, typer.Argument(help="data set folder (images/, annotations.json), or a name that is here")],
-) -> None:
+    path: Annotated[Path, typer.Argument(help="data set folder (images/, annotations.json), or a name that is here")]
+) -> None:  # fmt: skip
     """Validate a data set folder and print its card, or list everything that is wrong with it."""
     from companion import layout
     from companion.micrographs.check import check_dataset
 
-    named = layout.data_cache() / path
-    _, card, classes, notes = check_dataset(named if not path.exists() and named.is_dir() else path)
-    for name, text in card.items():
-        print(f"{name}: {text}")
-    _print_table(classes)
+    folder = layout.dataset_folder(str(path))
+    _, card, classes, notes = check_dataset(folder if folder.is_dir() else path)
+    print("\n".join(f"{name}: {text}" for name, text in card.items()))
+    print(classes.to_string(index=False, float_format="{:.3f}".format))
     print("\n".join(f"look twice: {note}" for note in notes) or "no problem found")
 
 
@@ -199,32 +190,20 @@ def data_import(
 
 
 def _profile(name: str, dataset: str | None, split: str | None, changes: list[str] | None):
-    """The profile with what the command line changes; paths are made absolute, since jobs run elsewhere.
-
-    Raises
-    ------
-    CompanionError
-        Where a profile, a split or a change cannot be used.
-    """
+    """The profile with what the command line changes; paths are made absolute, since jobs run elsewhere."""
     import yaml
 
     from companion.config import load_profile
 
-    given: dict[str, Any] = {}
-    for text in changes or []:
-        entry, equals, value = text.partition("=")
-        if not equals:
-            raise CompanionError(f"--set {text}: should be an entry of the profile and its value, evaluation.iou=0.3")
-        given[entry.strip()] = yaml.safe_load(value)
-    splits: list[int | str] | None = None
-    if split is not None and split.isdecimal():
-        splits = [int(split)]
-    elif split is not None:
-        if not Path(split).is_file():
-            raise CompanionError(f"--split {split}: neither a number nor an existing split file (YAML)")
-        splits = [str(Path(split).resolve())]
+    pairs = [(text, *text.partition("=")) for text in changes or []]
+    if wrong := [text for text, _, equals, _ in pairs if not equals]:
+        raise CompanionError(f"--set {wrong[0]}: should be an entry of the profile and its value, evaluation.iou=0.3")
+    if split is not None and not split.isdecimal() and not Path(split).is_file():
+        raise CompanionError(f"--split {split}: neither a number nor an existing split file (YAML)")
+    splits = [int(split) if split.isdecimal() else str(Path(split).resolve())] if split else None
     folder = str(Path(dataset).resolve()) if dataset and Path(dataset).is_dir() else dataset
     named = str(Path(name).resolve()) if name.endswith((".yaml", ".yml")) else name
+    given = {entry.strip(): yaml.safe_load(value) for _, entry, _, value in pairs}
     return load_profile(named, dataset=folder, splits=splits, changes=given)
 
 
@@ -233,17 +212,6 @@ def _console():
 
     # Piped output keeps whole lines: there is no window to fit.
     return Console() if sys.stdout.isatty() else Console(width=240)
-
-
-def _print_table(rows) -> None:
-    from rich.table import Table
-
-    table = Table()
-    for column in rows.columns:
-        table.add_column(str(column), justify="right")
-    for row in rows.itertuples(index=False):
-        table.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row))
-    _console().print(table)
 
 
 def main() -> None:

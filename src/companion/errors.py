@@ -19,23 +19,14 @@ class CompanionError(Exception):
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """A clause naming what the user probably meant.
-
-    Parameters
-    ----------
-    name : the unknown name
-    valid : the names that exist
-
-    Returns
-    -------
-    ``"did you mean 'split'?"`` where one is close, else ``"valid names: a, b, c"``.
-    """
+    """What an unknown name was meant to be: "did you mean 'split'?" where one is close, else "valid names: a, b, c"."""
     names = sorted(valid)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     return f"did you mean '{close[0]}'?" if close else f"valid names: {', '.join(names)}"
 
 
 def problems(title: str, found: Iterable[str]) -> CompanionError:
-    """One error that lists every problem at once, a line each."""
+    """One error that lists problems at once, a line each; of very many the first 20, and how many more there are."""
     lines = list(found)
+    lines[20:] = [f"and {len(lines) - 20} more"] if len(lines) > 20 else []
     return CompanionError("\n".join([title, *(f"  - {line}" for line in lines)]))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from pycocotools import mask as coco
 
 Boxes = NDArray[np.floating]  # [N, 4]: x1, y1, x2, y2 in px
 SYMMETRIES = 8  # 0-3: counter-clockwise turns by 90 degrees; 4-7: the same after a left-right flip
@@ -67,40 +68,32 @@ def box_iou(a: Boxes, b: Boxes) -> NDArray[np.float64]:
     return np.divide(inter, union, out=np.zeros_like(inter), where=union > 0)
 
 
-def ellipse_box(x: float, y: float, major_px: float, minor_px: float, angle_deg: float) -> tuple[float, ...]:
-    """Tight axis-aligned box of an ellipse with full axes `major_px`, `minor_px` at `angle_deg`."""
-    a, b, t = major_px / 2, minor_px / 2, np.deg2rad(angle_deg)
-    half_w = float(np.hypot(a * np.cos(t), b * np.sin(t)))
-    half_h = float(np.hypot(a * np.sin(t), b * np.cos(t)))
-    return x - half_w, y - half_h, x + half_w, y + half_h
-
-
 def ellipse_radius(
     shape: tuple[int, int], x: float, y: float, major_px: float, minor_px: float, angle_deg: float
 ) -> tuple[NDArray[np.float32], tuple[slice, slice]]:
-    """Normalised elliptical radius around a centre, in the window that holds the ellipse.
+    """Normalised elliptical radius around a centre, in the window that holds the ellipse of these full axes.
 
     Returns
     -------
     radius : float32 [h, w], 1 on the outline, below 1 inside
     window : the (row, column) slices of the image of `shape` that it covers, clipped; may be empty
     """
-    x1, y1, x2, y2 = ellipse_box(x, y, major_px, minor_px, angle_deg)
-    rows = slice(max(0, int(np.floor(y1)) - 1), max(0, min(shape[0], int(np.ceil(y2)) + 2)))
-    columns = slice(max(0, int(np.floor(x1)) - 1), max(0, min(shape[1], int(np.ceil(x2)) + 2)))
+    a, b, t = major_px / 2, minor_px / 2, np.deg2rad(angle_deg)
+    half_w, half_h = np.hypot(a * np.cos(t), b * np.sin(t)), np.hypot(a * np.sin(t), b * np.cos(t))
+    rows, columns = (
+        slice(max(0, int(np.floor(centre - half)) - 1), max(0, min(side, int(np.ceil(centre + half)) + 2)))
+        for centre, half, side in ((y, half_h, shape[0]), (x, half_w, shape[1]))
+    )
     # Pixel centres lie at half-integers: pixel 0 covers [0, 1).
     dy = np.arange(rows.start, max(rows.start, rows.stop), dtype=np.float32)[:, None] + 0.5 - y
     dx = np.arange(columns.start, max(columns.start, columns.stop), dtype=np.float32)[None, :] + 0.5 - x
-    t = np.deg2rad(angle_deg)
     along, across = dx * np.cos(t) - dy * np.sin(t), dx * np.sin(t) + dy * np.cos(t)
-    radius = np.hypot(along / (major_px / 2), across / (minor_px / 2))
+    radius = np.hypot(along / a, across / b)
     return radius.astype(np.float32), (rows, columns)
 
 
 def encode_rle(masks: NDArray[np.bool_]) -> list[bytes]:
     """COCO compressed run-length bytes of masks [N, H, W]; read back with `decode_rle`."""
-    from pycocotools import mask as coco
-
     if len(masks) == 0:
         return []
     stacked = np.asfortranarray(np.moveaxis(np.asarray(masks, dtype=np.uint8), 0, -1))
@@ -109,8 +102,6 @@ def encode_rle(masks: NDArray[np.bool_]) -> list[bytes]:
 
 def decode_rle(counts: list[bytes], shape: tuple[int, int]) -> NDArray[np.bool_]:
     """Masks [N, H, W] from COCO compressed run-length bytes for an image of `shape` (H, W)."""
-    from pycocotools import mask as coco
-
     if len(counts) == 0:
         return np.zeros((0, *shape), dtype=bool)
     decoded = coco.decode([{"size": list(shape), "counts": c} for c in counts])

@@ -87,30 +87,20 @@ class Layout:
         split = first.removeprefix("split-")
         if split != first and "{" not in split and split not in self.P.split_names:
             known = nearest(split, self.P.split_names)
-            raise CompanionError(
-                f"split '{split}': {known}; `companion run {self.P.name} --split {split}` makes another"
-            )
+            more = f"`companion run {self.P.name} --split {split}` makes another"
+            raise CompanionError(f"split '{split}': {known}; {more}")
         own, unchanged = (tree.joinpath(first, *more) for tree in (self.tree, self.unchanged))
         return own if own.exists() or not unchanged.exists() else unchanged
-
-
-# --- the project's folders ----------------------------------------------------------------------------------
 
 
 def root() -> Path:
     """The project folder: ``COMPANION_ROOT``, else the nearest folder upwards that holds ``profiles/``.
 
-    Raises
-    ------
-    CompanionError
-        When there is none: the package is a companion to a project folder and does not run without one.
+    Without one there is a `CompanionError`: the package is a companion to a project folder.
     """
-    if named := os.environ.get("COMPANION_ROOT"):
-        candidates = [Path(named)]
-    else:
-        here = Path.cwd().resolve()
-        # The checkout that this file lies in serves commands started from anywhere (editable installs).
-        candidates = [here, *here.parents, Path(__file__).resolve().parents[2]]
+    here, named = Path.cwd().resolve(), os.environ.get("COMPANION_ROOT")
+    # The checkout that this file lies in serves commands started from anywhere (editable installs).
+    candidates = [Path(named)] if named else [here, *here.parents, Path(__file__).resolve().parents[2]]
     for folder in candidates:
         if (folder / "profiles").is_dir() and (folder / "notebooks").is_dir():
             return folder.resolve()
@@ -123,11 +113,6 @@ def root() -> Path:
 def notebook(name: str) -> Path:
     """Source of a notebook, without outputs."""
     return root() / "notebooks" / f"{name}.ipynb"
-
-
-def profiles() -> Path:
-    """Profile YAML files."""
-    return root() / "profiles"
 
 
 def given(path: str) -> Path:
@@ -145,6 +130,11 @@ def data_cache() -> Path:
     return Path(os.environ.get("COMPANION_DATA", root() / "data")).resolve()
 
 
+def dataset_folder(dataset: str) -> Path:
+    """Folder of a data set: that of a path, else that of a name in the cache, which need not be there."""
+    return Path(dataset) if Path(dataset).is_dir() else data_cache() / dataset
+
+
 def data_mirror() -> Path | None:
     """Offline mirror of the data registry, when ``COMPANION_DATA_MIRROR`` names one."""
     named = os.environ.get("COMPANION_DATA_MIRROR")
@@ -156,18 +146,11 @@ def shown(path: Path) -> str:
     return str(path.relative_to(root()) if path.is_relative_to(root()) else path)
 
 
-# --- for notebooks ------------------------------------------------------------------------------------------
-
-
 def check_parameters() -> None:
     """Refuse parameters from outside (papermill's cell) that the notebook does not have, or of another type.
 
     papermill itself only warns. The reader's own variables are not looked at, so that the cell can be run again.
-
-    Raises
-    ------
-    CompanionError
-        With every such parameter and the nearest valid name.
+    One `CompanionError` names every such parameter and the nearest valid name.
     """
     from IPython import get_ipython
 
@@ -189,13 +172,10 @@ def _assigned(source: str) -> dict[str, Any]:
     """Literal values that a cell assigns to plain names."""
     found = {}
     for node in ast.parse(source).body:
-        targets = (
-            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-        )
-        for target in targets:
-            if isinstance(target, ast.Name) and node.value is not None:
+        match node:
+            case ast.Assign([ast.Name(name)], value) | ast.AnnAssign(ast.Name(name), value=value) if value:
                 try:
-                    found[target.id] = ast.literal_eval(node.value)
+                    found[name] = ast.literal_eval(value)
                 except ValueError:
                     return {}
     return found

@@ -26,36 +26,26 @@ _SOURCE = Path(__file__).resolve().parent
 _NO_RESULT = tuple(_SOURCE / name for name in ("config", "layout.py", "errors.py"))
 
 
-# --- atomic files -------------------------------------------------------------------------------------------
-
-
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Give a temporary file beside `path`; on success it is flushed to disk and renamed to `path`.
 
-    Whatever interrupts the writing, `path` holds the old content or the new one, never half of either.
+    Whatever interrupts the writing, `path` holds the old content or the new one, never half of either. A full disk or
+    a missing permission is one message.
     """
-    with _refusals(path):
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-", suffix=path.suffix)
         os.close(handle)
-    temporary = Path(name)
-    try:
-        with _refusals(path):
+        temporary = Path(name)
+        try:
             yield temporary
             with open(temporary, "rb") as written:
                 os.fsync(written.fileno())
             temporary.chmod(0o644)
             temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def _refusals(path: Path) -> Iterator[None]:
-    """A full disk or a missing permission as one message."""
-    try:
-        yield
+        finally:
+            temporary.unlink(missing_ok=True)
     except Exception as error:
         # Some writers tell of a full disk in words of their own, or only that fewer bytes were written.
         full = "No space left" in str(error) or (isinstance(error, OSError) and is_full(path))
@@ -79,13 +69,11 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     temporary.chmod(0o755)
     try:
         yield temporary
+        before = temporary.with_name(f"{temporary.name}-before")
         if folder.exists():
-            before = temporary.with_name(f"{temporary.name}-before")
             folder.rename(before)
-            temporary.rename(folder)
-            shutil.rmtree(before)
-        else:
-            temporary.rename(folder)
+        temporary.rename(folder)
+        shutil.rmtree(before, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -124,14 +112,9 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     if isinstance(value, np.generic):
         return plain(value.item())
-    if isinstance(value, Path):
-        return str(value)
     if isinstance(value, float) and not np.isfinite(value):
         return None
-    return value
-
-
-# --- hashes -------------------------------------------------------------------------------------------------
+    return str(value) if isinstance(value, Path) else value
 
 
 def hash_file(path: Path) -> str:
@@ -154,13 +137,10 @@ def hash_arrays(*arrays: np.ndarray) -> str:
     return found.hexdigest()
 
 
-def hash_code(source: str) -> str:
-    """sha256 of what a source text does: its syntax tree, without docstrings; comments and layout do not count."""
-    return _analyse(source)[0]
-
-
 def code_hashes(source: str, name: str = "", without: Iterable[str] = ()) -> dict[str, str]:
     """Hashes of a source text (as `name`, where given) and of every package file that it imports, directly or not.
+
+    They are of syntax trees without docstrings: comments and layout do not count.
 
     Parameters
     ----------
@@ -169,62 +149,42 @@ def code_hashes(source: str, name: str = "", without: Iterable[str] = ()) -> dic
     own, imported = _analyse(source)
     found, waiting = {name: own} if name else {}, list(imported)
     while waiting:
-        path = _module_path(waiting.pop())
+        base = _SOURCE.parent.joinpath(*waiting.pop().split("."))
+        path = next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
         if path is None or path.name in without or any(path.is_relative_to(each) for each in _NO_RESULT):
             continue
         key = path.relative_to(_SOURCE.parent).as_posix()
         if key not in found:
-            found[key], imported = _module(path, path.stat().st_mtime_ns)
+            found[key], imported = _analyse(path.read_text(encoding="utf-8"))
             waiting += imported
     return dict(sorted(found.items()))
 
 
 @lru_cache(maxsize=1024)
-def _module(path: Path, _modified: int) -> tuple[str, tuple[str, ...]]:
-    return _analyse(path.read_text(encoding="utf-8"))
+def _analyse(source: str) -> tuple[str, list[str]]:
+    """Hash of a source text's syntax tree, and the package modules that it imports."""
+    tree, names = ast.parse(source), []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            # `from companion.masks import spatial` may name a module or a function of the package.
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        match getattr(node, "body", None):
+            case [ast.Expr(ast.Constant(str())), *_] as body:
+                del body[0]  # a docstring
+    return hashlib.sha256(_written(tree).encode()).hexdigest(), [n for n in names if n.split(".")[0] == _SOURCE.name]
 
 
-@lru_cache(maxsize=1024)
-def _analyse(source: str) -> tuple[str, tuple[str, ...]]:
-    """Hash of a source text's syntax tree, and the package modules that it imports.
-
-    Written out here, and not as `ast.dump` has it, since that differs between versions of Python.
-    """
-    told: list[str] = []
-    names: list[str] = []
-
-    def tell(value: Any) -> None:
-        if isinstance(value, list):
-            told.append("[")
-            for each in value:
-                tell(each)
-            told.append("]")
-        elif not isinstance(value, ast.AST):
-            told.append(repr(value))
-        else:
-            told.append(type(value).__name__)
-            if isinstance(value, ast.Import):
-                names.extend(alias.name for alias in value.names)
-            elif isinstance(value, ast.ImportFrom) and value.level == 0 and value.module:
-                # `from companion.masks import spatial` may name a module or a function of the package.
-                names.extend([value.module, *(f"{value.module}.{alias.name}" for alias in value.names)])
-            for field in value._fields:
-                part = getattr(value, field, None)
-                if field == "body" and isinstance(part, list) and part and _is_text(part[0]):
-                    part = part[1:]  # a docstring
-                if part not in (None, []) and field not in ("kind", "type_comment", "type_params"):
-                    told.append(field)
-                    tell(part)
-
-    tell(ast.parse(source))
-    imports = tuple(name for name in names if name.split(".")[0] == _SOURCE.name)
-    return hashlib.sha256("\n".join(told).encode()).hexdigest(), imports
-
-
-def _is_text(node: ast.AST) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-
-
-def _module_path(name: str) -> Path | None:
-    base = _SOURCE.parent.joinpath(*name.split("."))
-    return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
+def _written(value: Any) -> str:
+    """A syntax tree as text; `ast.dump` would differ between versions of Python."""
+    if isinstance(value, list):
+        return f"[{' '.join(map(_written, value))}]"
+    if not isinstance(value, ast.AST):
+        return repr(value)
+    parts = {field: getattr(value, field, None) for field in value._fields}
+    told = (
+        f"{field}={_written(part)}" for field, part in parts.items()
+        if part not in (None, []) and field not in ("kind", "type_comment", "type_params")
+    )  # fmt: skip
+    return f"{type(value).__name__}({' '.join(told)})"

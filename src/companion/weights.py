@@ -38,8 +38,8 @@ def save_state(state: Any, path: Path, about: dict[str, Any]) -> None:
             return {"list": [strip(item) for item in value]}
         return {"plain": value}
 
-    structure = strip(state)
-    content = {"structure": structure, "about": about, "checksum": _checksum(tensors, structure, about)}
+    content: dict[str, Any] = {"structure": strip(state), "about": about}
+    content["checksum"] = _checksum(tensors, content["structure"], about)
     with atomic(path) as temporary:
         # One entry only: safetensors keeps its metadata in no particular order, and equal states give equal bytes.
         try:
@@ -71,7 +71,8 @@ def load_state(path: Path, device: str = "cpu") -> tuple[Any, dict[str, Any]]:
         with safe_open(path, framework="pt", device=device) as file:
             found = json.loads((file.metadata() or {})["state"])
             structure, about = found["structure"], found["about"]
-            tensors = {key: file.get_tensor(key) for key in _keys(structure)}
+            # In the order in which they were counted, which the checksum has, too.
+            tensors = {key: file.get_tensor(key) for key in sorted(file.keys(), key=lambda name: int(name[1:]))}
         if found.get("checksum") not in (None, _checksum(tensors, structure, about)):  # older files have none
             raise ValueError("its content is not as it was written")
     except (OSError, SafetensorError, KeyError, ValueError) as error:
@@ -86,15 +87,6 @@ def load_state(path: Path, device: str = "cpu") -> tuple[Any, dict[str, Any]]:
         return [fill(item) for item in content] if kind == "list" else content
 
     return fill(structure), about
-
-
-def _keys(structure: dict[str, Any]) -> list[str]:
-    """Names of the tensors, in the order in which they were counted."""
-    kind, content = next(iter(structure.items()))
-    if kind == "tensor":
-        return [content]
-    items = [item for _, item in content] if kind == "dict" else content if kind == "list" else []
-    return [key for item in items for key in _keys(item)]
 
 
 def load_network(path: Path, kind: str, build: Callable[[Any], torch.nn.Module], device: str | torch.device):
@@ -116,9 +108,7 @@ def load_network(path: Path, kind: str, build: Callable[[Any], torch.nn.Module],
 
 def is_finished(path: Path, identity: str) -> bool:
     """Whether `path` holds the final weights of the training with this identity; they are then this run's, too."""
-    if not path.exists():
-        return False
     try:
-        return load_state(path)[1].get("identity") == identity
+        return path.exists() and load_state(path)[1].get("identity") == identity
     except CompanionError:
         return False

@@ -21,7 +21,6 @@ from companion.config.sections import Detection, Device, Evaluation, Faithfulnes
 from companion.errors import CompanionError, nearest, problems
 
 Model = TypeVar("Model", bound=BaseModel)
-NOT_READ = ("name", "description", "changed", "jobs_per_device")  # no result depends on them
 
 
 class Profile(Section):
@@ -29,9 +28,7 @@ class Profile(Section):
 
     name: str = Field(description="folder of the run; the YAML file's stem unless given")
     description: str = Field("", description="for whom and how long, one line")
-    changed: dict[str, Any] = Field(
-        {}, description="entries given on the command line; they name the run's folder, too"
-    )
+    changed: dict[str, Any] = Field({}, description="entries given on the command line; they name the folder, too")
     root_seed: Whole = Field(20260602, description="every random draw descends from it")
     device: Device = Device()
     jobs_per_device: Count = Field(1, description="stages that share one GPU of this machine at a time")
@@ -68,15 +65,9 @@ class Profile(Section):
         return [split_name(split) for split in self.splits]
 
     def split_source(self, split: str) -> int | str:
-        """What a split's name stands for: a number, or the path of a file.
-
-        Raises
-        ------
-        CompanionError
-            When the profile has no split of that name.
-        """
-        for source, name in zip(self.splits, self.split_names, strict=True):
-            if name == str(split):
+        """What a split's name stands for: a number, or the path of a file; a `CompanionError` where there is none."""
+        for source in self.splits:
+            if split_name(source) == str(split):
                 return source
         raise CompanionError(f"split '{split}' is not in profile {self.name}: {nearest(str(split), self.split_names)}")
 
@@ -106,7 +97,7 @@ class Profile(Section):
         ]  # fmt: skip
 
     @model_validator(mode="after")
-    def _lists_are_consistent(self) -> Profile:
+    def _lists_are_consistent_and_the_phantom_large_enough(self) -> Profile:
         for field in ("sizes", "arms", "seeds"):
             values = getattr(self, field)
             if len(set(values)) != len(values):
@@ -116,10 +107,6 @@ class Profile(Section):
             raise ValueError(f"splits {self.splits}: two have the name {double[0]}; rename a file")
         if odd := [name for name in names if not re.fullmatch(r"\w[\w.-]*", name)]:
             raise ValueError(f"splits: '{odd[0]}' names a folder of results; rename the file to letters, digits, . _ -")
-        return self
-
-    @model_validator(mode="after")
-    def _phantom_is_large_enough(self) -> Profile:
         if self.dataset == "phantom" and not any(isinstance(split, str) for split in self.splits):
             fresh = self.n_fresh if "EXP+FRESH" in [*self.arms, *self.controls] else 0
             needed = max(self.sizes) + self.n_test + self.n_val + fresh
@@ -154,9 +141,9 @@ class Profile(Section):
 
 def _has_one_class(dataset: str) -> bool:
     """Whether a data set that is here declares one class only, so that none is rare."""
-    folder = Path(dataset) if Path(dataset).is_dir() else layout.data_cache() / dataset
     try:
-        return len(json.loads((folder / "annotations.json").read_text(encoding="utf-8"))["categories"]) == 1
+        annotations = layout.dataset_folder(dataset) / "annotations.json"
+        return len(json.loads(annotations.read_text(encoding="utf-8"))["categories"]) == 1
     except (OSError, ValueError, KeyError, TypeError):
         return False  # not here yet, or the importer says what is wrong with it
 
@@ -168,7 +155,7 @@ def split_name(split: int | str) -> str:
 
 def profile_names() -> list[str]:
     """Names of the profiles in ``profiles/``."""
-    return sorted(path.stem for path in layout.profiles().glob("*.yaml"))
+    return sorted(path.stem for path in (layout.root() / "profiles").glob("*.yaml"))
 
 
 def load_profile(
@@ -177,7 +164,7 @@ def load_profile(
     splits: Sequence[int | str] | None = None,
     changes: Mapping[str, Any] | None = None,
 ) -> Profile:
-    """Read and validate a profile.
+    """Read and validate a profile; one `CompanionError` lists everything that cannot be used.
 
     Parameters
     ----------
@@ -185,14 +172,9 @@ def load_profile(
     dataset, splits : replace the file's entries where given
     changes : dotted entries to change, e.g. ``{"evaluation.iou": 0.3}``; None stands for the file's own value. A
         changed run has a folder of its own.
-
-    Raises
-    ------
-    CompanionError
-        Unknown profile, not YAML, or entries that are unknown, ill-typed or out of range (all listed).
     """
     named = str(name)
-    path = Path(named) if named.endswith((".yaml", ".yml")) else layout.profiles() / f"{named}.yaml"
+    path = Path(named) if named.endswith((".yaml", ".yml")) else layout.root() / "profiles" / f"{named}.yaml"
     if not path.is_file():
         raise CompanionError(f"no profile '{named}': {nearest(named, profile_names())} (or give a YAML file)")
     try:
@@ -208,18 +190,15 @@ def load_profile(
     if splits is not None:
         changed["splits"] = list(splits)
     for key, value in changed.items():
-        content = _changed(content, key.split("."), value, key)
+        inner, (*sections, last) = content, key.split(".")
+        for section in sections:
+            inner[section] = inner.get(section) or {}
+            if not isinstance(inner := inner[section], dict):
+                raise CompanionError(f"{key}: {section} is no section of a profile")
+        inner[last] = value
     if changed:
         content["changed"] = {**content.get("changed", {}), **changed}
     return validate(Profile, content, source=str(path))
-
-
-def _changed(content: Mapping[str, Any], parts: Sequence[str], value: Any, key: str) -> dict[str, Any]:
-    first, *rest = parts
-    inner = content.get(first) or {}
-    if rest and not isinstance(inner, dict):
-        raise CompanionError(f"{key}: {first} is no section of a profile")
-    return {**content, first: _changed(inner, rest, value, key) if rest else value}
 
 
 def validate(model: type[Model], values: Mapping[str, Any], source: str) -> Model:
@@ -244,8 +223,8 @@ def _explain(model: type[BaseModel], error: ValidationError) -> Iterator[str]:
 
 def _section(model: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:
     for part in location:
-        field = model.model_fields.get(str(part))
-        if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, BaseModel):
-            return model
-        model = field.annotation
+        inner = getattr(model.model_fields.get(str(part)), "annotation", None)
+        if not isinstance(inner, type) or not issubclass(inner, BaseModel):
+            break
+        model = inner
     return model

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from companion.errors import CompanionError, problems
 from companion.micrographs.images import SUFFIXES, read_grey
 
 TOLERANCE_PX = 1.0  # annotation tools round outwards, so an outline may end this far outside its image
-SHOWN = 20  # problems listed before "and n more"
 
 
 def _unique(entries: list[Any]) -> list[Any]:
@@ -35,25 +34,6 @@ class _Image(_Entry):
     height: int | None = None
     pixel_size_nm: float | None = None
 
-    @model_validator(mode="after")
-    def _is_as_its_file(self, info: ValidationInfo) -> Self:
-        if not info.context:
-            return self
-        folder = info.context["folder"].resolve()
-        path = (folder / self.file_name).resolve()
-        if not path.is_relative_to(folder) or path.suffix.lower() not in SUFFIXES or not path.is_file():
-            raise ValueError(f"missing from {folder} (images there are {', '.join(SUFFIXES)})")
-        try:
-            height, width = read_grey(path).shape
-        except CompanionError as error:
-            raise ValueError(str(error)) from None
-        if (height, width) != (self.height, self.width):
-            raise ValueError(f"is {width} x {height} px, annotated as {self.width} x {self.height}")
-        if not self.pixel_size_nm or self.pixel_size_nm < 0:
-            raise ValueError(f"pixel_size_nm should be a positive number of nm per px, is {self.pixel_size_nm}")
-        info.context["sizes"][self.id] = height, width
-        return self
-
 
 class _Category(_Entry):
     id: int
@@ -69,31 +49,6 @@ class _Annotation(_Entry):
     image_id: int
     category_id: int
     segmentation: _RunLengths | list[list[float]] | None = None
-
-    @model_validator(mode="after")
-    def _lies_in_its_image(self, info: ValidationInfo) -> Self:
-        if not info.context:
-            return self
-        if self.image_id not in info.context["files"]:
-            raise ValueError(f"image_id {self.image_id} is not among the images")
-        if self.category_id not in info.context["codes"]:
-            raise ValueError(f"unknown category_id {self.category_id}; known: {info.context['codes']}")
-        height, width = info.context["sizes"].get(self.image_id, (None, None))
-        if height is None:
-            return self  # its image is a problem of its own
-        given = self.segmentation
-        if isinstance(given, _RunLengths):
-            pixels = height * width if isinstance(given.counts, str) else sum(given.counts)
-            if given.size != [height, width] or pixels != height * width:
-                raise ValueError(f"its run lengths are not those of {width} x {height} px")
-        elif not given or any(len(ring) < 6 or len(ring) % 2 for ring in given):
-            raise ValueError(
-                "segmentation should be run lengths, or polygons of three or more x, y pairs (no box alone)"
-            )
-        elif any(not -TOLERANCE_PX <= v <= (height if k % 2 else width) + TOLERANCE_PX
-                 for ring in given for k, v in enumerate(ring)):  # fmt: skip
-            raise ValueError(f"a polygon reaches outside the {width} x {height} px image")
-        return self
 
 
 class _Coco(_Entry):
@@ -122,28 +77,64 @@ def read_coco(path: Path) -> dict[str, Any]:
 def coco_problems(document: Any, folder: Path | None = None) -> list[str]:
     """What is wrong with a COCO document, a line each.
 
-    With the folder of the images, a document that `read_coco` takes is looked at as the one format: images, their
-    sizes and pixel sizes, outlines within them, classes.
+    With the folder of the images it is looked at as the one format: images, their sizes and pixel sizes, outlines
+    within them, classes.
     """
-    context, files = None, {}
-    if folder is not None:
-        files = {image["id"]: image["file_name"] for image in document["images"]}
-        codes = sorted(category["id"] for category in document["categories"])
-        if not files or not 0 < len(codes) <= 255:
-            return [f"it has {len(files)} images and {len(codes)} categories: one to 255 categories fit"]
-        context = {"folder": folder, "files": files, "codes": codes, "sizes": {}}
+    found = []
     try:
-        _Coco.model_validate(document, context=context)
+        _Coco.model_validate(document)
     except ValidationError as error:
-        found = [_line(item, document, files) for item in error.errors()]
-        return found[:SHOWN] + [f"and {len(found) - SHOWN} more"] * (len(found) > SHOWN)
-    return []
+        for item in error.errors():
+            shown = f" (given: {item['input']!r:.60})" * (item["type"] not in ("missing", "value_error"))
+            label = ".".join(map(str, item["loc"])) or "the whole"
+            found.append(f"{label}: {item['msg'].removeprefix('Value error, ')}{shown}")
+    return found or ([] if folder is None else _unusable(document, folder.resolve()))
 
 
-def _line(item: Any, document: Any, files: dict[int, str]) -> str:
-    label = ".".join(map(str, item["loc"])) or "the whole"
-    if files:  # a document whose entries are dicts with ids
-        entry = document[item["loc"][0]][item["loc"][1]]
-        label = entry.get("file_name") or f"{files.get(entry['image_id'])}, annotation {entry.get('id')}"
-    shown = f" (given: {item['input']!r:.60})" * (item["type"] not in ("missing", "value_error"))
-    return f"{label}: {item['msg'].removeprefix('Value error, ')}{shown}"
+def _unusable(document: dict[str, Any], folder: Path) -> list[str]:
+    files = {image["id"]: image["file_name"] for image in document["images"]}
+    codes = sorted(category["id"] for category in document["categories"])
+    if not files or not 0 < len(codes) <= 255:
+        return [f"it has {len(files)} images and {len(codes)} categories: one to 255 categories fit"]
+    found, shapes = [], {}
+    for image in document["images"]:
+        try:
+            shapes[image["id"]] = _shape(image, folder)
+        except CompanionError as error:
+            found.append(f"{image['file_name']}: {error}")
+    for annotation in document["annotations"]:
+        image, category = annotation["image_id"], annotation["category_id"]
+        if image not in files:
+            said = f"image_id {image} is not among the images"
+        elif category not in codes:
+            said = f"unknown category_id {category}; known: {codes}"
+        else:  # where its image has a problem, that is told already
+            said = _outside(annotation.get("segmentation"), *shapes[image]) if image in shapes else ""
+        found += [f"{files.get(image)}, annotation {annotation.get('id')}: {said}"] * bool(said)
+    return found
+
+
+def _shape(image: dict[str, Any], folder: Path) -> tuple[int, int]:
+    """Height and width of an image, px, which should be as annotated."""
+    path, size = (folder / image["file_name"]).resolve(), image.get("pixel_size_nm")
+    if not path.is_relative_to(folder) or path.suffix.lower() not in SUFFIXES or not path.is_file():
+        raise CompanionError(f"missing from {folder} (images there are {', '.join(SUFFIXES)})")
+    height, width = read_grey(path).shape
+    if (height, width) != (image.get("height"), image.get("width")):
+        raise CompanionError(f"is {width} x {height} px, annotated as {image.get('width')} x {image.get('height')}")
+    if not size or size < 0:
+        raise CompanionError(f"pixel_size_nm should be a positive number of nm per px, is {size}")
+    return height, width
+
+
+def _outside(given: Any, height: int, width: int) -> str:
+    """Why a segmentation is none of an image of that size; empty where it is one."""
+    if isinstance(given, dict):
+        pixels = height * width if isinstance(given["counts"], str) else sum(given["counts"])
+        fits = given["size"] == [height, width] and pixels == height * width
+        return "" if fits else f"its run lengths are not those of {width} x {height} px"
+    if not given or any(len(ring) < 6 or len(ring) % 2 for ring in given):
+        return "segmentation should be run lengths, or polygons of three or more x, y pairs (no box alone)"
+    ends = [(value, height if k % 2 else width) for ring in given for k, value in enumerate(ring)]
+    inside = all(-TOLERANCE_PX <= value <= end + TOLERANCE_PX for value, end in ends)
+    return "" if inside else f"a polygon reaches outside the {width} x {height} px image"

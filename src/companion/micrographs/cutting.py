@@ -13,25 +13,17 @@ from companion.micrographs.dataset import DataSet
 from companion.micrographs.patches import INDEX_COLUMNS, Patches, instance_table
 
 
-def grid(length: int, size: int, stride: int) -> range:
-    """Starts of the crops of `size` px along a side of `length` px, `stride` px apart.
-
-    The paper's: ``grid(1024, 256, 192)`` has 5 starts, 25 crops per micrograph. What is left over at the
-    far border is not cut.
-    """
-    return range(0, length - size + 1, stride)
-
-
 def cut_patches(
     dataset: DataSet, files: Sequence[str], size: int, stride: int, min_visible: float,
     symmetries: Sequence[int] = (0,),
 ) -> tuple[Patches, pd.DataFrame]:  # fmt: skip
-    """Cut micrographs into square patches.
+    """Cut micrographs into square patches; what is left over at the far borders is not cut.
 
     Parameters
     ----------
     files : file names of the micrographs, in the order wanted
-    size, stride : side of a patch and distance of neighbouring patches, px
+    size, stride : side of a patch and distance of neighbouring patches, px; the paper's 256 and 192 give 5 x 5 patches
+        of 1024 x 1024 px
     min_visible : share of an instance's pixels that must lie in a patch; of less, the pixels become background
     symmetries : recorded in the patches for training to apply, not applied here; (0,) for test patches
 
@@ -51,7 +43,7 @@ def cut_patches(
         first, cut_away = len(index), 0
         pixels, truth = micrograph.read(), micrograph.instances()
         whole = np.bincount(truth.ids.ravel(), minlength=len(truth.codes))
-        for y0, x0 in product(*(grid(side, size, stride) for side in pixels.shape)):
+        for y0, x0 in product(*(range(0, side - size + 1, stride) for side in pixels.shape)):
             window = np.s_[y0 : y0 + size, x0 : x0 + size]
             inside = np.bincount(truth.ids[window].ravel(), minlength=len(whole))
             inside[0] = 0

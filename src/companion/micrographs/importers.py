@@ -88,7 +88,7 @@ def import_dataset(
             "info": {"dataset_card": {**known, **(card or {})}}, "images": entries, "annotations": annotations,
             "categories": [{"id": code, "name": name} for code, name in enumerate(classes, start=1)],
         }  # fmt: skip
-        found += coco_problems(document) or coco_problems(document, temporary / "images")
+        found += coco_problems(document, temporary / "images")
         if found:
             raise problems(f"{labels}: {len(found)} problem(s), nothing imported", found)
         shapes = {image["id"]: (image["height"], image["width"]) for image in entries}

@@ -23,13 +23,6 @@ def outline(axes: Axes, ids: NDArray[np.integer], codes: NDArray[np.integer]) ->
         axes.contour(ids == instance, levels=[0.5], colors=[color], linewidths=0.8)
 
 
-def told(figure: Figure, classes: Sequence[str], title: str) -> Figure:
-    """The figure with its title, and class names with their colours below."""
-    class_legend(figure, classes)
-    figure.suptitle(title)
-    return figure
-
-
 def labelled_micrographs(dataset: DataSet, files: Sequence[str], note: str) -> Figure:
     """Micrographs (top) and the same with the outlines of their labels (bottom); scale bar in nm."""
     figure, axes = plt.subplots(2, len(files), figsize=(3.2 * len(files), 6.6), squeeze=False)
@@ -42,7 +35,9 @@ def labelled_micrographs(dataset: DataSet, files: Sequence[str], note: str) -> F
         outline(below, truth.ids, truth.codes)
         above.set_title(f"{name}: {len(truth.codes) - 1} defects")
         scale_bar(above, micrograph.width, micrograph.pixel_size_nm)
-    return told(figure, dataset.classes, f"Micrographs and their labels ({note})")
+    class_legend(figure, dataset.classes)
+    figure.suptitle(f"Micrographs and their labels ({note})")
+    return figure
 
 
 def scale_bar(axes: Axes, width: int, pixel_size_nm: float) -> None:
@@ -68,4 +63,6 @@ def patch_grid(patches: Patches, chosen: Sequence[int], note: str, columns: int 
         codes = dict(zip(own["instance"], own["class"], strict=True))
         outline(place, np.asarray(patches.instances[patch]), codes)
         place.set_title(f"patch {patch}", fontsize=7)
-    return told(figure, patches.classes, f"Training patches and their labels ({note})")
+    class_legend(figure, patches.classes)
+    figure.suptitle(f"Training patches and their labels ({note})")
+    return figure

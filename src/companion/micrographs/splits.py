@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
@@ -37,23 +36,20 @@ LISTS = ("train", "val", "test", "fresh")
 NEAR_DUPLICATE_BITS = 12
 
 
-@dataclass(frozen=True)
-class Split:
-    """File names of a split; no file is in two lists."""
+class Split(Section):
+    """File names of a split, as a split file has them; no file is in two lists."""
 
-    name: str
-    dataset: str
-    train: tuple[str, ...]  # in the order in which they are used: N training micrographs are the first N
-    val: tuple[str, ...]  # choose thresholds
-    test: tuple[str, ...]
+    name: str = ""
+    dataset: str | None = None
+    train: Annotated[tuple[str, ...], Field(min_length=1)]  # in order of use: N training micrographs are the first N
+    val: tuple[str, ...] = ()  # choose thresholds
+    test: Annotated[tuple[str, ...], Field(min_length=1)]
     fresh: tuple[str, ...] = ()  # further labelled micrographs, for arm EXP+FRESH alone
-    # What deserves attention: pixel sizes that are tested but not trained on, near-duplicates in two lists.
-    warning: str = field(default="", compare=False)
+    warning: str = ""  # what deserves attention: pixel sizes tested but not trained on, near-duplicates in two lists
 
     def save(self, path: Path) -> None:
         """Write the split file, YAML with explicit lists."""
-        lists = {name: list(getattr(self, name)) for name in LISTS if getattr(self, name)}
-        content = {"name": self.name, "dataset": self.dataset, **lists}
+        content = self.model_dump(mode="json", exclude={"warning"}, exclude_defaults=True)
         write_text(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
     def mix(self, dataset: DataSet, sizes: Sequence[int]) -> pd.DataFrame:
@@ -94,8 +90,8 @@ def choose_split(
     if len(lists["fresh"]) < n_fresh:
         has = f"{dataset.name} has {len(lists['fresh'])}: lower n_fresh or sizes of the profile"
         raise CompanionError(f"EXP+FRESH needs n_fresh = {n_fresh} micrographs beside those of split {name}, {has}")
-    files = {part: tuple(lists[part]) for part in LISTS}
-    return Split(name, dataset.name, **files, warning="\n".join(_warnings(dataset, files, sizes)))
+    warning = "\n".join(_warnings(dataset, lists, sizes))
+    return Split(name=name, dataset=dataset.name, **{p: tuple(lists[p]) for p in LISTS}, warning=warning)
 
 
 def _draw(
@@ -130,11 +126,11 @@ def _mixed(dataset: DataSet, groups: Sequence[list[str]], rng: np.random.Generat
 
 def _take(groups: Sequence[list[str]], number: int) -> tuple[list[str], list[list[str]]]:
     """Files of the first groups that fit into `number`, and the groups that are left, in their order."""
-    taken: list[list[str]] = []
+    taken: list[str] = []
     left: list[list[str]] = []
     for files in groups:
-        (taken if sum(map(len, taken)) + len(files) <= number else left).append(files)
-    return [file for files in taken for file in files], left
+        taken, left = (taken + files, left) if len(taken) + len(files) <= number else (taken, [*left, files])
+    return taken, left
 
 
 def _inseparable(dataset: DataSet, files: Sequence[str], group_by: str | None) -> list[list[str]]:
@@ -184,7 +180,7 @@ def _hash(path: Path, _modified: int) -> NDArray[np.bool_]:
     return imagehash.phash(Image.fromarray(to_uint8(read_grey(path)))).hash.ravel()
 
 
-def _warnings(dataset: DataSet, lists: dict[str, tuple[str, ...]], sizes: Sequence[int]) -> list[str]:
+def _warnings(dataset: DataSet, lists: dict[str, list[str]], sizes: Sequence[int]) -> list[str]:
     scale = {m.file_name: m.pixel_size_nm for m in dataset.micrographs}
     tested = Counter(scale[file] for file in lists["test"])
     found = [
@@ -197,24 +193,13 @@ def _warnings(dataset: DataSet, lists: dict[str, tuple[str, ...]], sizes: Sequen
     return found
 
 
-class _File(Section):
-    """A split file."""
-
-    name: str = ""
-    dataset: str | None = None
-    train: Annotated[list[str], Field(min_length=1)]
-    val: tuple[str, ...] = ()
-    test: Annotated[list[str], Field(min_length=1)]
-    fresh: tuple[str, ...] = ()
-
-
 def _read(dataset: DataSet, path: Path, n_train: int) -> dict[str, list[str]]:
     """The lists of a split file that can be used with the data set."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        given, found = validate(_File, content, source=str(path)), []
+        given = validate(Split, yaml.safe_load(path.read_text(encoding="utf-8")), source=str(path))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise CompanionError(f"{path} is not a split file: {error}") from None
+    found = []
     if given.dataset not in (None, dataset.name):
         found.append(f"it is for data set '{given.dataset}', not '{dataset.name}'")
     lists = {part: list(getattr(given, part)) for part in LISTS}

@@ -14,33 +14,19 @@ from companion.errors import CompanionError, problems
 from companion.layout import Layout
 from companion.plots import data_name
 from companion.provenance import atomic_folder
-from companion.workflow import pages, redraw, reference_run
-from companion.workflow.freshness import EXECUTED, read_stamp, states
+from companion.workflow import pages, reference_run
+from companion.workflow.freshness import EXECUTED, read_stamp, stages, states
 
 STUDIES = {"14_annotation_bias": "studies.bias_n_train", "15_distribution_shift": "studies.shifts"}
 
 
 def shown(P: Profile, tree: Path) -> dict[str, Path]:
     """The folder whose run stands on the page of each notebook: first split, largest N, EXP+GEN, first seed."""
-    place, split, n_train = Layout(P, tree), P.split_names[0], P.sizes[-1]
     arm = "EXP+GEN" if "EXP+GEN" in P.arms else P.arms[0]
-    return {
-        "01_micrographs": place.micrographs(split),
-        "02_mask_statistics": place.statistics(split, n_train),
-        "03_mask_simulation": place.masks(split, n_train, "plain"),
-        "04_latent_diffusion": place.diffusion(split, n_train, "1"),
-        "05_generated_images": place.generated(split, n_train, "1", "plain"),
-        "06_mask_rcnn": place.detector(split, n_train, arm, P.seeds[0]),
-        "07_thresholds": place.page("thresholds"),
-        "08_sizes_and_splits": place.page("sizes"),
-        "09_significance": place.page("significance"),
-        "10_class_imbalance": place.page("imbalance"),
-        "11_claims": place.page("claims"),
-        "12_errors": place.page("errors"),
-        "13_mask_faithfulness": place.faithfulness(split, n_train),
-        "14_annotation_bias": place.page("annotation-bias"),
-        "15_distribution_shift": place.page("distribution-shift"),
-    }
+    page = {"split": P.split_names[0], "n_train": str(P.sizes[-1]), "arm": arm, "seed": str(P.seeds[0])}
+    page |= {"model": "1", "masks": "plain"}
+    made = [(folder, read_stamp(folder) or {}) for folder in stages(tree)]
+    return {stamp["notebook"]: folder for folder, stamp in made if stamp["keys"].items() <= page.items()}
 
 
 def assemble(P: Profile, tree: Path, drawn: Path, target: Path) -> list[Path]:
@@ -52,25 +38,20 @@ def assemble(P: Profile, tree: Path, drawn: Path, target: Path) -> list[Path]:
     tree : the run with its stamps
     drawn : the run whose executed notebooks and figures are shown: `tree`, or one that was drawn again from it
     target : book/executed; replaced whole
-
-    Raises
-    ------
-    CompanionError
-        When the run is not complete.
     """
-    folders = shown(P, tree)
-    absent = [name for name, folder in folders.items() if name not in STUDIES and read_stamp(folder) is None]
-    if absent:
+    folders, names = shown(P, tree), sorted(path.stem for path in (layout.root() / "notebooks").glob("*.ipynb"))
+    if absent := [name for name in names if name not in STUDIES and name not in folders]:
         raise problems(f"the book needs a complete run; `companion run {P.name}` makes what is missing:", absent)
     known = states(P, tree)
     stamps = [(read_stamp(tree / name), why) for name, why in known.items()]
     with atomic_folder(target) as folder:
-        for name, place in folders.items():
-            stamp = read_stamp(place)
-            made = page(name, drawn / place.relative_to(tree)) if stamp else page_not_run(name, P)
-            if stamp:
-                line = pages.badge(stamp, known[place.relative_to(tree).as_posix()])
+        for name in names:
+            if place := folders.get(name):
+                made = page(name, drawn / place.relative_to(tree))
+                line = pages.badge(read_stamp(place) or {}, known[place.relative_to(tree).as_posix()])
                 made.cells.insert(1, nbformat.v4.new_markdown_cell(line, id="badge"))
+            else:
+                made = page_not_run(name, P)
             nbformat.write(made, folder / f"{name}.ipynb")
         claims, sizes = (drawn / folders[name].relative_to(tree) for name in ("11_claims", "08_sizes_and_splits"))
         for figure in sorted((claims / "figures").glob("strip.*")):
@@ -136,7 +117,7 @@ def main() -> None:
         P = load_profile(given.profile, dataset=given.dataset)
         with reference_run.committed(P) as is_committed:
             tree = Layout(P).tree
-            drawn = redraw.draw_again(P, tree, given.cores, shown(P, tree)) if is_committed else tree
+            drawn = reference_run.draw_again(P, tree, given.cores, shown(P, tree)) if is_committed else tree
             made = assemble(P, tree, drawn, layout.root() / "book" / "executed")
             figures = collect_figures(P, drawn, layout.root() / ("figures" if is_committed else "_build/figures"))
         print(f"book/executed: {len(made)} pages, {len(figures)} figures, from {P.name} on {data_name(P.dataset)}")

@@ -10,13 +10,14 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from companion import layout, provenance
+from companion import layout
 from companion.config import ARMS, Profile
 from companion.errors import CompanionError
 from companion.provenance import code_hashes, hash_file, hash_value
@@ -29,33 +30,23 @@ BEHIND = {
 }  # fmt: skip
 
 
-# --- what a result depends on -------------------------------------------------------------------------------
-
-
 @lru_cache(maxsize=64)
-def _source(notebook: Path, _modified: int) -> str:
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+def _code_cells(content: str) -> str:
+    return "\n".join("".join(cell["source"]) for cell in json.loads(content)["cells"] if cell["cell_type"] == "code")
 
 
 def source(name: str) -> str:
     """All code of a notebook."""
-    path = layout.notebook(name)
-    return _source(path, path.stat().st_mtime_ns)
+    return _code_cells(layout.notebook(name).read_text(encoding="utf-8"))
 
 
+@lru_cache(maxsize=64)
 def code(name: str) -> dict[str, str]:
     """Hashes of a notebook's code and of every package file behind it, by name.
 
     Figures are no result of a training: for notebooks that use a device, files of figures do not count.
     """
-    changed = max(path.stat().st_mtime_ns for path in provenance._SOURCE.rglob("*.py"))
-    return _code(name, source(name), changed)
-
-
-@lru_cache(maxsize=64)
-def _code(name: str, text: str, _changed: int) -> dict[str, str]:
-    return code_hashes(text, f"notebooks/{name}.ipynb", ["plots.py"] if trains(name) else [])
+    return code_hashes(source(name), f"notebooks/{name}.ipynb", ["plots.py"] if trains(name) else [])
 
 
 def trains(name: str) -> bool:
@@ -63,45 +54,33 @@ def trains(name: str) -> bool:
     return "device" in entries(source(name))
 
 
+@lru_cache(maxsize=64)
+def entries(text: str) -> list[str]:
+    """Dotted entries of the profile that a code reads as attributes of `P`; comments do not count."""
+    return sorted(set(re.findall(r"(?<![\w.])P\.(\w+(?:\.\w+)*)", ast.unparse(ast.parse(text)))))
+
+
 def parameters(name: str, P: Profile, keys: Mapping[str, str]) -> dict[str, Any]:
     """What a notebook reads of the profile (where its code says ``P.section.entry``), by dotted name, and its keys."""
-    values = P.model_dump(mode="json")
-    values |= {"splits": P.split_names, "dataset": _data(P)}
+    values = P.model_dump(mode="json") | {"splits": P.split_names, "dataset": _data(P)}
     found: dict[str, Any] = dict(keys)
     for entry in entries(source(name)):
         first, *rest = entry.split(".")
         if first == "split_source" and "split" in keys:
             given = P.split_source(keys["split"])
             found["split file"] = hash_file(Path(given)) if isinstance(given, str) else given
-        for top in BEHIND.get(first, (first,)):
-            value, path = values.get(top), [top]
+        for top in (each for each in BEHIND.get(first, (first,)) if each in values):
+            value, path = values[top], top
             for part in rest:
                 if not isinstance(value, dict) or part not in value:
                     break
-                value, path = value[part], [*path, part]
-            if top in values:
-                found |= _flat(value, ".".join(path))
+                value, path = value[part], f"{path}.{part}"
+            found |= _flat(value, path)
     if "ARMS" in source(name):
-        arms = [keys["arm"]] if "arm" in keys else [*P.arms, *P.controls]
-        found |= {
-            f"arm {a}": [ARMS[a].other, ARMS[a].masks, ARMS[a].model, ARMS[a].labelled, ARMS[a].baseline] for a in arms
-        }
+        for arm in [keys["arm"]] if "arm" in keys else [*P.arms, *P.controls]:
+            a = ARMS[arm]
+            found[f"arm {arm}"] = [a.other, a.masks, a.model, a.labelled, a.baseline]
     return found
-
-
-@lru_cache(maxsize=64)
-def entries(text: str) -> list[str]:
-    """Dotted entries of the profile that a text reads as attributes of `P`."""
-    attributes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Attribute)]
-    inner = {id(node.value) for node in attributes}  # of P.masks.n_patches, P.masks is no entry of its own
-    found = set()
-    for node in (node for node in attributes if id(node) not in inner):
-        parts: list[str] = []
-        while isinstance(node, ast.Attribute):
-            parts, node = [node.attr, *parts], node.value
-        if isinstance(node, ast.Name) and node.id == "P":
-            found.add(".".join(parts))
-    return sorted(found)
 
 
 def _flat(value: Any, name: str) -> dict[str, Any]:
@@ -115,11 +94,11 @@ def _flat(value: Any, name: str) -> dict[str, Any]:
 
 def _data(P: Profile) -> str | list[str]:
     """The data set's name, and for one of micrographs a hash of its files (the phantom is drawn from its entries)."""
-    folder = Path(P.dataset) if Path(P.dataset).is_dir() else layout.data_cache() / P.dataset
+    folder = layout.dataset_folder(P.dataset)
     if P.dataset == "phantom" or not folder.is_dir():
-        return Path(P.dataset).name
+        return folder.name
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return [Path(P.dataset).name, hash_value({p.relative_to(folder).as_posix(): hash_file(p) for p in files})]
+    return [folder.name, hash_value({p.relative_to(folder).as_posix(): hash_file(p) for p in files})]
 
 
 def read_stamp(folder: Path) -> dict[str, Any] | None:
@@ -134,14 +113,12 @@ def read_stamp(folder: Path) -> dict[str, Any] | None:
 def input_hash(folder: Path, tree: Path) -> str | None:
     """Hash of the files in a folder of a run, as the stamp of the stage that wrote them says; None without a stamp."""
     for owner in (folder, *folder.parents):
-        if owner == tree or (stamp := read_stamp(owner)):
+        if owner == tree:
             break
-    else:
-        return None
-    if owner == tree:
-        return None
-    part = "" if owner == folder else f"{folder.relative_to(owner).as_posix()}/"
-    return hash_value({name: sha for name, sha in stamp["outputs"].items() if name.startswith(part)})
+        if stamp := read_stamp(owner):
+            part = "" if owner == folder else f"{folder.relative_to(owner).as_posix()}/"
+            return hash_value({name: sha for name, sha in stamp["outputs"].items() if name.startswith(part)})
+    return None
 
 
 def outputs(folder: Path) -> dict[str, str]:
@@ -153,9 +130,6 @@ def outputs(folder: Path) -> dict[str, str]:
         if path.is_file() and not working and name.as_posix() not in (STAMP, EXECUTED, "failed.ipynb", ERROR):
             found[name.as_posix()] = hash_file(path)
     return found
-
-
-# --- fresh or stale -----------------------------------------------------------------------------------------
 
 
 def reasons(folder: Path, P: Profile, tree: Path, inputs: Sequence[str] | None = None) -> list[str] | None:
@@ -180,8 +154,7 @@ def reasons(folder: Path, P: Profile, tree: Path, inputs: Sequence[str] | None =
     found = []
     for what, values in now.items():
         before = stamp.get(what, {})
-        changed = sorted(k for k in before.keys() | values.keys() if before.get(k) != values.get(k))
-        if changed:
+        if changed := sorted(k for k in before.keys() | values.keys() if before.get(k) != values.get(k)):
             more = f" and {len(changed) - 3} more" if changed[3:] else ""
             found.append(f"{what} changed: {', '.join(changed[:3])}{more}")
     return found
@@ -190,14 +163,15 @@ def reasons(folder: Path, P: Profile, tree: Path, inputs: Sequence[str] | None =
 def made_from(
     name: str, P: Profile, keys: Mapping[str, str], inputs: Sequence[str], tree: Path
 ) -> dict[str, dict[str, Any]]:
+    """What a result depends on: hashes of code, parameters, and hashes of the folders `inputs` below `tree`."""
     read = {folder: input_hash(tree / folder, tree) for folder in inputs}
     return {"code": code(name), "parameters": parameters(name, P, keys), "inputs": read}
 
 
 def stages(tree: Path) -> Iterator[Path]:
-    """Folders of a run that hold a stamp."""
+    """Folders of a run that hold a stamp that can be read."""
     for path in sorted(tree.rglob(STAMP)):
-        if not any(part.startswith(".") for part in path.relative_to(tree).parts):
+        if not any(part.startswith(".") for part in path.relative_to(tree).parts) and read_stamp(path.parent):
             yield path.parent
 
 
@@ -206,14 +180,14 @@ def states(P: Profile, tree: Path) -> dict[str, list[str]]:
 
     What reads a stage that must run again may have to run as well, which is told when that has run.
     """
-    found = {folder.relative_to(tree).as_posix(): reasons(folder, P, tree) or [] for folder in stages(tree)}
-    stamps = {name: read_stamp(tree / name) or {} for name in found}
-    for name, stamp in stamps.items():
-        if not found[name] and "left_out" not in stamp and not (tree / name / EXECUTED).exists():
+    found, stamps = {}, {}
+    for folder in stages(tree):
+        name = folder.relative_to(tree).as_posix()
+        found[name], stamps[name] = reasons(folder, P, tree) or [], read_stamp(folder) or {}
+        if not found[name] and "left_out" not in stamps[name] and not (folder / EXECUTED).exists():
             found[name] = ["its executed copy is missing"]
     waiting = [name for name, why in found.items() if why]
-    while waiting:
-        stale = waiting.pop()
+    for stale in waiting:  # grows on the way
         for name, stamp in stamps.items():
             if not found[name] and any(f"{folder}/".startswith(f"{stale}/") for folder in stamp["inputs"]):
                 found[name] = [f"reads {stale}"]
@@ -223,14 +197,12 @@ def states(P: Profile, tree: Path) -> dict[str, list[str]]:
 
 def mark(P: Profile, tree: Path) -> None:
     """Make Snakemake's flags say what the stamps say: a fresh stage has its flags, all of one time, no other any."""
-    kept, now = set(), time.time() - 10_000
-    for name in (name for name, why in states(P, tree).items() if not why):
-        for part in (read_stamp(tree / name) or {})["flags"]:
-            flag = tree / name / part / DONE
-            flag.parent.mkdir(parents=True, exist_ok=True)
-            flag.touch()
-            os.utime(flag, (now, now))
-            kept.add(flag)
-    for flag in tree.rglob(DONE):
-        if flag not in kept:
-            flag.unlink()
+    fresh = [tree / name for name, why in states(P, tree).items() if not why]
+    kept = {stage / part / DONE for stage in fresh for part in (read_stamp(stage) or {})["flags"]}
+    for flag in {*tree.rglob(DONE)} - kept:
+        flag.unlink()
+    now = time.time() - 10_000
+    for flag in kept:
+        flag.parent.mkdir(parents=True, exist_ok=True)
+        flag.touch()
+        os.utime(flag, (now, now))

@@ -46,10 +46,7 @@ def execute(
     profile : as the user named it; the notebook reads it again
     inputs, flags : folders below `tree` that it reads, and that hold a flag once it is done; the first is its own
 
-    Raises
-    ------
-    CompanionError
-        When the notebook stops; the copy with the error is kept as ``failed.ipynb``.
+    Where the notebook stops, that is a `CompanionError`, and the copy with the error is kept as ``failed.ipynb``.
     """
     folder = tree / min(flags, key=len)
     folder.mkdir(parents=True, exist_ok=True)
@@ -57,16 +54,36 @@ def execute(
         with suppress(OSError):  # a file system without locks
             fcntl.flock(lock, fcntl.LOCK_EX)
         if freshness.reasons(folder, P, tree, inputs) != [] or not (folder / EXECUTED).exists():
-            made_from = freshness.made_from(name, P, keys, inputs, tree)
-            if missing := [name for name, sha in made_from["inputs"].items() if sha is None]:
-                raise CompanionError(f"{name} reads {missing[0]}, which has not been made")
-            if not _taken_over(folder, made_from, tree):
-                _make(
-                    name, P, profile, keys, folder, made_from, [os.path.relpath(tree / flag, folder) for flag in flags]
-                )
+            _make(name, P, profile, keys, inputs, flags, tree, folder)
     for flag in flags:
         (tree / flag).mkdir(exist_ok=True)  # an input may turn out empty: a split without validation patches
         (tree / flag / DONE).touch()
+
+
+def _make(
+    name: str, P: Profile, profile: str, keys: dict[str, str], inputs: Sequence[str], flags: Sequence[str], tree: Path,
+    folder: Path,
+) -> None:  # fmt: skip
+    made_from = freshness.made_from(name, P, keys, inputs, tree)
+    if missing := [each for each, sha in made_from["inputs"].items() if sha is None]:
+        raise CompanionError(f"{name} reads {missing[0]}, which has not been made")
+    if _taken_over(folder, made_from, tree):
+        return
+    _clear(folder)
+    began = time.time()
+    draw(name, profile, P.dataset, keys, folder)
+    if not (made := freshness.outputs(folder)):
+        raise CompanionError(f"{name} has written nothing")
+    write_json(folder / STAMP, {
+        "notebook": name, "profile": P.name, "dataset": Path(P.dataset).name, "keys": keys, **made_from,
+        "outputs": made, "flags": [os.path.relpath(tree / flag, folder) for flag in flags],
+        "python": platform.python_version(), "packages": {package: metadata.version(package) for package in PACKAGES},
+        "device": device_name(P) if freshness.trains(name) else processor(), "commit": git_commit(),
+        "started": datetime.fromtimestamp(began, UTC).isoformat("T", "seconds"),
+        "wall_s": round(time.time() - began, 2),
+        "peak_memory_mib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024,
+    })  # fmt: skip
+    shutil.rmtree(folder / "checkpoint", ignore_errors=True)
 
 
 def _taken_over(folder: Path, made_from: Mapping[str, Any], tree: Path) -> bool:
@@ -95,27 +112,6 @@ def _clear(folder: Path, weights: bool = False) -> None:
             path.unlink()
 
 
-def _make(
-    name: str, P: Profile, profile: str, keys: dict[str, str], folder: Path, made_from: dict[str, Any], flags: list[str]
-) -> None:
-    _clear(folder)
-    began = time.time()
-    draw(name, profile, P.dataset, keys, folder)
-    made = freshness.outputs(folder)
-    if not made:
-        raise CompanionError(f"{name} has written nothing")
-    write_json(folder / STAMP, {
-        "notebook": name, "profile": P.name, "dataset": Path(P.dataset).name, "keys": keys, **made_from,
-        "outputs": made, "flags": flags,
-        "python": platform.python_version(), "packages": {package: _version(package) for package in PACKAGES},
-        "device": device_name(P) if freshness.trains(name) else processor(), "commit": git_commit(),
-        "started": datetime.fromtimestamp(began, UTC).isoformat("T", "seconds"),
-        "wall_s": round(time.time() - began, 2),
-        "peak_memory_mib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024,
-    })  # fmt: skip
-    shutil.rmtree(folder / "checkpoint", ignore_errors=True)
-
-
 def draw(name: str, profile: str, dataset: str, keys: Mapping[str, str], folder: Path) -> None:
     """Execute a notebook; its executed copy goes to `folder`, what it writes where `Layout` says."""
     import papermill
@@ -130,14 +126,11 @@ def draw(name: str, profile: str, dataset: str, keys: Mapping[str, str], folder:
             # Sockets as files: TCP ports are chosen before the kernel binds them, so that of kernels that start side by
             # side one may find its port taken and die; and a port is open to everyone who has an account.
             kernel = {"transport": "ipc", "ip": f"{sockets}/k", "connection_file": f"{sockets}/kernel.json"}
+            paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (layout.notebook(name), copy)]
             try:
-                source, target = (
-                    str(path).replace("{", "{{").replace("}", "}}") for path in (layout.notebook(name), copy)
-                )
                 papermill.execute_notebook(
-                    source, target, given, kernel_name="python3", language="python", cwd=layout.root(),
-                    progress_bar=False, autosave_cell_every=0, start_timeout=KERNEL_START_S,
-                    config=Config(KernelManager=kernel),
+                    *paths, given, kernel_name="python3", language="python", cwd=layout.root(), progress_bar=False,
+                    autosave_cell_every=0, start_timeout=KERNEL_START_S, config=Config(KernelManager=kernel),
                 )  # fmt: skip
             except papermill.PapermillExecutionError:
                 shutil.copyfile(copy, failed)
@@ -170,18 +163,9 @@ def device_name(P: Profile) -> str:
 def git_commit() -> str | None:
     """Commit of the project folder, with '+' when tracked files differ from it; None outside git."""
     command = ["git", "-C", str(layout.root()), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() or None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+    with suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip() or None
+    return None
 
 
 def main() -> int:

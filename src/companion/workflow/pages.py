@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import html
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -32,7 +31,6 @@ VERDICTS = ("reproduced", "partly", "not reproduced", "cannot be compared", "not
 HEADLINE_CLAIMS = ("C1", "C2", "C3", "C4", "C5", "C8")  # what the abstract rests on
 # MyST-NB (and scrapbook before it) hides an output whose media types carry this prefix.
 _HIDDEN = "application/papermill.record/"
-_GLUED = re.compile(r"\{glue:text\}`[^`:]*::([^`:]+):s`")
 Stamps = Sequence[tuple[Mapping[str, Any], list[str]]]  # the stamp of each stage, and why it is stale
 
 
@@ -63,9 +61,6 @@ def write_fragments(folder: Path, P: Profile, claims: Path, sizes: Path, stages:
         write_text(folder / f"{name}.md", text)
 
 
-# --- numbers in prose ---------------------------------------------------------------------------------------
-
-
 def glue_notebook(values: Mapping[str, tuple[str, str]], path: Path) -> None:
     """Write a notebook whose outputs are `values`, for pages of the book to quote.
 
@@ -78,13 +73,10 @@ def glue_notebook(values: Mapping[str, tuple[str, str]], path: Path) -> None:
     rows = [(f"`{key}`", cell(value), cell(source)) for key, (value, source) in values.items()]
     outputs = [
         # repr: MyST-NB evaluates the text as a literal, so a bare "0.410" would come out as 0.41.
-        new_output(
-            "display_data",
-            data={f"{_HIDDEN}text/plain": repr(value)},
-            metadata={"scrapbook": {"name": key, "mime_prefix": _HIDDEN}},
-        )
+        new_output("display_data", data={f"{_HIDDEN}text/plain": repr(value)},
+                   metadata={"scrapbook": {"name": key, "mime_prefix": _HIDDEN}})
         for key, (value, _) in values.items()
-    ]
+    ]  # fmt: skip
     text = (
         "# Numbers quoted in the text\n\nEvery number that a page of this book quotes from the companion's own "
         "results, with the file that it was read from when the book was built. None is typed by hand.\n\n"
@@ -96,11 +88,6 @@ def glue_notebook(values: Mapping[str, tuple[str, str]], path: Path) -> None:
     kernel = {"name": "python3", "display_name": "Python 3"}
     notebook = new_notebook(cells=cells, metadata={"kernelspec": kernel, "language_info": {"name": "python"}})
     write_text(path, nbformat.writes(notebook) + "\n")
-
-
-def glued_keys(page: str) -> list[str]:
-    """Keys that a page (its MyST source) quotes, in order, each once."""
-    return list(dict.fromkeys(_GLUED.findall(page)))
 
 
 def quoted_numbers(
@@ -135,32 +122,24 @@ def quoted_numbers(
     return quoted
 
 
-# --- fragments ----------------------------------------------------------------------------------------------
-
-
 def data_notice(dataset: str, profile: str) -> str:
     """MyST admonition that says what data and profile every number of the book comes from."""
     name = Path(dataset).name
-    if name == "phantom":
-        title = "The numbers in this book come from simulated micrographs"
-        data = (
-            "They were computed on the **phantom**: micrographs drawn by a program, with exact truth. The phantom "
+    title, data = {
+        "phantom": (
+            "simulated micrographs", "the **phantom**: micrographs drawn by a program, with exact truth. The phantom "
             "stands in for the paper's micrographs. It is **not the paper's data**: what is found on it, for or "
-            "against the paper, is found on the phantom only."
+            "against the paper, is found on the phantom only."),
+        "fecral": ("the paper's data set", "**fecral**, the micrographs that the paper's authors have published."),
+    }.get(name, (f"the data set {name}", f"**{name}**. This is **not the paper's data**."))  # fmt: skip
+    size = f"Profile: **{profile}**; its numbers are in `profiles/{profile}.yaml`."
+    if profile == "smoke":
+        size = (
+            "The **smoke** profile checks that every step runs: tiny networks, two training runs per arm, minutes on "
+            "two processor cores. It is too small to decide a claim of the paper."
         )
-    elif name == "fecral":
-        title = "The numbers in this book come from the paper's data set"
-        data = "They were computed on **fecral**, the micrographs that the paper's authors have published."
-    else:
-        title = f"The numbers in this book come from the data set {name}"
-        data = f"They were computed on **{name}**. This is **not the paper's data**."
-    size = (
-        "The **smoke** profile checks that every step runs: tiny networks, two training runs per arm, minutes on two "
-        "processor cores. It is too small to decide a claim of the paper."
-        if profile == "smoke"
-        else f"Profile: **{profile}**; its numbers are in `profiles/{profile}.yaml`."
-    )
-    return f":::{{admonition}} {title}\n:class: warning companion-notice\n\n{data}\n\n{size}\n:::\n"
+    head = f":::{{admonition}} The numbers in this book come from {title}\n:class: warning companion-notice"
+    return f"{head}\n\nThey were computed on {data}\n\n{size}\n:::\n"
 
 
 def scores_table(gains: pd.DataFrame, level: float = 0.95) -> str:
@@ -183,10 +162,10 @@ def claims_table(claims: Iterable[Mapping[str, Any]]) -> str:
     return markdown_table(("id", "claim", "paper", "this run", "verdict", "because"), rows)
 
 
-def times_table(stamps: Iterable[Mapping[str, Any]]) -> str:
+def times_table(stamps: Sequence[Mapping[str, Any]]) -> str:
     """Markdown table of the run times of each notebook."""
     columns = ["notebook", "wall_s", "peak_memory_mib", "device"]
-    table = pd.DataFrame([[stamp[column] for column in columns] for stamp in stamps], columns=columns)
+    table = pd.DataFrame(stamps, columns=columns)
     rows = [
         (f"[{name}](executed/{name}.ipynb)", str(len(runs)), duration(runs["wall_s"].sum()),
          duration(runs["wall_s"].max()), f"{runs['peak_memory_mib'].max()} MiB",
@@ -199,11 +178,9 @@ def times_table(stamps: Iterable[Mapping[str, Any]]) -> str:
 
 def freshness_table(stages: Stamps) -> str:
     """Markdown table of how many runs of each notebook are fresh, and why others are not."""
-    by_notebook: dict[str, list[list[str]]] = {}
-    for stamp, reasons in stages:
-        by_notebook.setdefault(stamp["notebook"], []).append(reasons)
     rows = []
-    for name, runs in sorted(by_notebook.items()):
+    for name in sorted({stamp["notebook"] for stamp, _ in stages}):
+        runs = [reasons for stamp, reasons in stages if stamp["notebook"] == name]
         why = Counter("; ".join(reasons) for reasons in runs if reasons)
         text = ". ".join(f"{n} of them: {reason}" for reason, n in why.most_common(3))
         rows.append((f"[{name}](executed/{name}.ipynb)", str(len(runs)), str(runs.count([])), cell(text)))
@@ -221,11 +198,8 @@ def faults_table(path: Path) -> str:
     return markdown_table(("fault", "what was done", "what happened"), rows) + told + missing + "\n"
 
 
-def badge(stamp: Mapping[str, Any] | None, reasons: list[str] | None) -> str:
+def badge(stamp: Mapping[str, Any], reasons: list[str]) -> str:
     """HTML lines from a stamp: data set, condition, profile, device, times, commit, date; fresh, or stale and why."""
-    if stamp is None or reasons is None:
-        said = "this run does not hold it: the notebook below as it is, without outputs"
-        return f'<div class="stamp stamp-stale"><span>{said}</span><span class="state">not run</span></div>'
     keys = ", ".join(f"{name} {value}" for name, value in stamp["keys"].items())
     entries = [
         ("data", data_name(stamp["dataset"])), ("profile", stamp["profile"]), ("condition", keys or "all"),

@@ -1,4 +1,4 @@
-"""A finished run as plain files that fit into git, packed and installed.
+"""A finished run as plain files that fit into git: packed, installed, drawn again and compared.
 
 A bundle has the layout of ``runs/``, and its stamps name the hash of every file. For the book it holds predictions,
 scores, logs, and what pages show of the stages on them; weights, arrays and tables of every defect stay behind, and the
@@ -7,13 +7,16 @@ stamps say so: ``left_out``, ``packed``. To go on elsewhere it holds every finis
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -22,9 +25,16 @@ from companion.config import Profile
 from companion.errors import CompanionError, problems
 from companion.layout import Layout
 from companion.provenance import atomic_folder, hash_file, write_json, write_table
-from companion.workflow import freshness
+from companion.workflow import freshness, job
 from companion.workflow.freshness import EXECUTED, STAMP, read_stamp
+from companion.workflow.status import jobs
 
+TOLERANCE = 1e-6  # of numbers that are computed again
+DRAWN_AGAIN = (  # after 01; each group reads what those before it have written
+    ("02_mask_statistics", "07_thresholds"),
+    ("03_mask_simulation", "08_sizes_and_splits", "09_significance", "10_class_imbalance", "12_errors"),
+    ("11_claims",),
+)
 FILE_LIMIT, TOTAL_LIMIT = 15 << 20, 60 << 20  # bytes, of what goes into git
 # Tables with a row for each patch or defect stay behind where pages do not read them.
 PER_DEFECT = ("index.parquet", "table.parquet", "drawn.parquet", "statistics.parquet")
@@ -54,49 +64,34 @@ def runs_in(folder: Path) -> Iterator[None]:
 def bundle(P: Profile, out: Path, purpose: Literal["book", "resume"]) -> list[Path]:
     """Pack a run into the folder `out`, which must not be there or be empty; returns the files written.
 
-    Parameters
-    ----------
-    purpose : "book": a complete run, without what no page needs; "resume": every stage that is fresh, whole
-
-    Raises
-    ------
-    CompanionError
-        The run is not complete or not fresh ("book"), holds nothing ("resume"), is too large for git (the largest files
-        are named), or tells where on this machine it was made.
+    For the "book" a complete run, without what no page needs; to "resume" every stage that is fresh, whole. A
+    `CompanionError` says that the run is not complete ("book"), holds nothing ("resume"), is too large for git (the
+    largest files are named), or tells where on this machine it was made.
     """
     from companion.workflow.book import shown
-    from companion.workflow.status import jobs
 
     if out.exists() and any(out.iterdir()):
         raise CompanionError(f"--out {out} holds something already; give a folder that is empty or not there yet")
     tree = Layout(P).tree
-    states = {job.folder: job.why for job in jobs(P)}
+    states = {stage.folder: stage.why for stage in jobs(P)}
     waiting = {name: why for name, why in states.items() if why != []}
     if waiting and (purpose == "book" or len(waiting) == len(states)):
         said = (f"{name}: {'; '.join(why or ['missing'])}" for name, why in waiting.items())
-        raise problems(f"the run of {P.name} is not complete; `companion run {P.name}` makes it:", first(said))
+        raise problems(f"the run of {P.name} is not complete; `companion run {P.name}` makes it:", said)
     pages = {folder.relative_to(tree).as_posix() for folder in shown(P, tree).values()}
     with atomic_folder(out) as folder:
         for name in states.keys() - waiting.keys():
-            target = folder / P.folder / tree.name / name
-            if purpose == "resume":
-                _copy(tree / name, target, list((read_stamp(tree / name) or {})["outputs"]), True)
-            else:
-                _pack(tree / name, target, name in pages, P.evaluation.confidence)
+            _pack(tree / name, folder / P.folder / tree.name / name, purpose, name in pages, P.evaluation.confidence)
         _check(folder, purpose)
     return [path for path in sorted(out.rglob("*")) if path.is_file()]
 
 
-def _copy(stage: Path, target: Path, names: Iterable[str], executed: bool) -> None:
-    for name in (*names, STAMP, *([EXECUTED] if executed else [])):
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(stage / name, target / name)
-
-
-def _pack(stage: Path, target: Path, page: bool, least_score: float) -> None:
+def _pack(stage: Path, target: Path, purpose: str, page: bool, least_score: float) -> None:
     stamp = read_stamp(stage) or {}
-    names = [name for name in stamp["outputs"] if _is_packed(stage, name, page)]
-    _copy(stage, target, names, page)
+    names = [name for name in stamp["outputs"] if purpose == "resume" or _is_packed(stage, name, page)]
+    _copy(stage, target, names, page or purpose == "resume")
+    if purpose == "resume":
+        return
     for name in (name for name in names if name.startswith("predictions/")):
         # Masks below the score at which pages look at them are most of the file.
         table = pd.read_parquet(target / name)
@@ -104,6 +99,12 @@ def _pack(stage: Path, target: Path, page: bool, least_score: float) -> None:
         stamp["packed"] = {**stamp.get("packed", {}), name: hash_file(target / name)}
     stamp["left_out"] = sorted(stamp["outputs"].keys() - set(names))
     write_json(target / STAMP, stamp)
+
+
+def _copy(stage: Path, target: Path, names: Iterable[str], executed: bool) -> None:
+    for name in (*names, STAMP, *([EXECUTED] if executed else [])):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(stage / name, target / name)
 
 
 def _is_packed(stage: Path, name: str, page: bool) -> bool:
@@ -118,45 +119,41 @@ def _is_packed(stage: Path, name: str, page: bool) -> bool:
 
 def _check(folder: Path, purpose: str) -> None:
     """A bundle for the book fits into git, and none says where on a machine it was made."""
-    files = sorted((path for path in folder.rglob("*") if path.is_file()), key=lambda path: -path.stat().st_size)
-    sizes = [path.stat().st_size for path in files]
-    if purpose == "book" and (sum(sizes) > TOTAL_LIMIT or sizes[0] > FILE_LIMIT):
+    sizes = {path: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    files, total = sorted(sizes, key=sizes.get, reverse=True), sum(sizes.values())
+    if purpose == "book" and (total > TOTAL_LIMIT or sizes[files[0]] > FILE_LIMIT):
         most = f"{TOTAL_LIMIT >> 20} MiB, {FILE_LIMIT >> 20} MiB a file"
-        told = [f"{path.relative_to(folder)}: {path.stat().st_size / 2**20:.1f} MiB" for path in files[:5]]
-        raise problems(f"a bundle of {sum(sizes) / 2**20:.1f} MiB is above the limits ({most}); its largest:", told)
+        told = [f"{path.relative_to(folder)}: {sizes[path] / 2**20:.1f} MiB" for path in files[:5]]
+        raise problems(f"a bundle of {total / 2**20:.1f} MiB is above the limits ({most}); its largest:", told)
     here = [str(path).encode() for path in (layout.root(), layout.runs(), layout.data_cache(), Path.home())]
     texts = [path for path in files if path.suffix in (".json", ".yaml", ".ipynb", ".svg")]
     if found := [str(p.relative_to(folder)) for p in texts if any(each in p.read_bytes() for each in here)]:
-        raise problems("files of this run name a folder of this machine, which a bundle must not:", first(found))
+        raise problems("files of this run name a folder of this machine, which a bundle must not:", found)
 
 
 def unbundle(source: Path) -> str:
-    """Check a bundle against its stamps and install it whole; nothing in it is executed.
+    """Check a bundle against its stamps and install it whole; nothing in it is executed. Returns what and where.
 
     Only files that a stamp names are taken. One for the book takes the place of a run in results/; of one to go on with
-    the stages that are missing here go to runs/.
-
-    Returns
-    -------
-    What was installed and where
-
-    Raises
-    ------
-    CompanionError
-        Not a bundle, of other code than this checkout's, or with files that are missing, changed, or links.
+    the stages that are missing here go to runs/. A `CompanionError` says that it is no bundle, of other code than this
+    checkout's, or with files that are missing, changed, or links.
     """
     trees = sorted({path.parent for path in source.glob("*/*/*") if any(path.rglob(STAMP))})
     if len(trees) != 1:
         raise CompanionError(f"{source} is not a bundle: it should hold one run, as `companion bundle` writes it")
-    stages = [folder.relative_to(trees[0]) for folder in freshness.stages(trees[0])]
+    stages = [path.parent.relative_to(trees[0]) for path in sorted(trees[0].rglob(STAMP))]
     with tempfile.TemporaryDirectory(prefix="bundle-") as scratch:
         folder, wrong = Path(scratch), []
         for name in stages:  # the copies are checked, so that nothing can change between the check and the copying
             try:
-                stamp = read_stamp(trees[0] / name) or {}
+                if (stamp := read_stamp(trees[0] / name)) is None:
+                    raise CompanionError(f"{STAMP} cannot be read")
                 kept = [each for each in stamp["outputs"] if each not in stamp.get("left_out", [])]
-                if odd := [each for each in (*kept, STAMP) if not _is_plain(trees[0] / name / each, trees[0])]:
-                    raise CompanionError(f"{odd[0]} is missing, a link, or elsewhere")
+                for each in (*kept, STAMP):
+                    path = trees[0] / name / each
+                    inside = path.resolve().is_relative_to(trees[0].resolve())
+                    if path.is_symlink() or not path.is_file() or not inside:
+                        raise CompanionError(f"{each} is missing, a link, or elsewhere")
                 _copy(trees[0] / name, folder / name, kept, (trees[0] / name / EXECUTED).is_file())
                 expected = {each: stamp.get("packed", {}).get(each, stamp["outputs"][each]) for each in kept}
                 if changed := [each for each, sha in freshness.outputs(folder / name).items() if expected[each] != sha]:
@@ -166,23 +163,68 @@ def unbundle(source: Path) -> str:
             except (KeyError, TypeError, OSError, CompanionError) as error:
                 wrong.append(f"{name}: {error}")
         if wrong:
-            raise problems(f"{source} cannot be installed:", first(wrong))
+            raise problems(f"{source} cannot be installed:", wrong)
         book = any("left_out" in (read_stamp(folder / name) or {}) for name in stages)
         target = (layout.root() / "results" if book else layout.runs()) / trees[0].parent.name / trees[0].name
-        if book:
-            with atomic_folder(target) as whole:
-                shutil.copytree(folder, whole, dirs_exist_ok=True)
-        for name in [] if book else [name for name in stages if read_stamp(target / name) is None]:
+        for name in [Path()] if book else [name for name in stages if read_stamp(target / name) is None]:
             with atomic_folder(target / name) as whole:
                 shutil.copytree(folder / name, whole, dirs_exist_ok=True)
     return f"{len(stages)} stages of {target.parent.name} on {target.name}: {layout.shown(target)}"
 
 
-def _is_plain(path: Path, root: Path) -> bool:
-    return path.is_file() and not path.is_symlink() and path.resolve().is_relative_to(root.resolve())
+def draw_again(P: Profile, tree: Path, cores: int, pages: Mapping[str, Path]) -> Path:
+    """Execute what trains nothing and a page shows, from committed files; returns the run with what was drawn.
+
+    Values that differ from the committed ones by more than `TOLERANCE` are a `CompanionError` with their names.
+    """
+    base = layout.root() / "_build" / "runs"
+    drawn = base / P.folder / tree.name
+    shutil.rmtree(drawn, ignore_errors=True)
+    shutil.copytree(tree, drawn)
+    groups = [
+        [("01_micrographs", Layout(P, drawn).micrographs(split)) for split in P.split_names],
+        *([(name, drawn / pages[name].relative_to(tree)) for name in names] for names in DRAWN_AGAIN),
+    ]
+    different: list[str] = []
+    with runs_in(base), ProcessPoolExecutor(cores, mp_context=get_context("spawn")) as pool:
+        for group in groups:
+            given = [(name, P.name, P.dataset, (read_stamp(folder) or {})["keys"], folder) for name, folder in group]
+            list(pool.map(job.draw, *zip(*given, strict=True)))
+            for _, folder in group:
+                different += differences(tree / folder.relative_to(drawn), folder)
+    if different:
+        raise problems("what is committed was not found again:", different)
+    return drawn
 
 
-def first(lines: Iterable[str], most: int = 10) -> list[str]:
-    """The first of many lines, and how many more there are."""
-    lines = list(lines)
-    return [*lines[:most], f"and {len(lines) - most} more"] if len(lines) > most else lines
+def differences(before: Path, after: Path) -> list[str]:
+    """Names of the values in which the tables and JSON files of two folders of one stage differ."""
+    found = []
+    for path in sorted(before.rglob("*")):
+        name = path.relative_to(before)
+        if path.name == STAMP or path.suffix not in (".parquet", ".json") or name.parts[0] == "predictions":
+            continue
+        old, new = (_table(folder / name) for folder in (before, after))
+        if len(old) != len(new):
+            found.append(f"{name}: {len(old)} and {len(new)} rows")
+            continue
+        for column in old.columns.union(new.columns):
+            try:
+                pd.testing.assert_series_equal(
+                    old[column], new[column], check_dtype=False, rtol=TOLERANCE, atol=TOLERANCE
+                )
+            except (AssertionError, KeyError):  # another value, or a column that one of them lacks
+                found.append(f"{name}: {column}")
+    return found
+
+
+def _table(path: Path) -> pd.DataFrame:
+    """A table; of a JSON file one row with a column for each value."""
+    if path.suffix == ".parquet":
+        return pd.read_parquet(path)
+
+    def leaves(value: Any, name: str = "") -> dict[str, Any]:
+        items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+        return {name: value} if items is None else {k: v for n, x in items for k, v in leaves(x, f"{name}.{n}").items()}
+
+    return pd.DataFrame([leaves(json.loads(path.read_text(encoding="utf-8")))])

@@ -11,7 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import yaml
@@ -29,13 +29,7 @@ LOG = "snakemake.log"
 
 
 def run(P: Profile, cores: int, console: Console, cluster: Path | None = None) -> int:
-    """Run every stage that is missing or stale.
-
-    Parameters
-    ----------
-    P : validated, with what the command line changes
-    cores : how many processor cores the jobs share
-    cluster : folder of a Snakemake profile that says where jobs run instead, e.g. cluster/slurm
+    """Run every stage that is missing or stale, here on `cores` or as the Snakemake profile in `cluster` says.
 
     Returns
     -------
@@ -64,8 +58,33 @@ def _run(P: Profile, cores: int, console: Console, cluster: Path | None) -> int:
         left_s = expected(P, found, cores)["left_s"]
         about = f"{'about' if left_s.notna().all() else 'more than'} {duration(left_s.sum())}"
         console.print(f"{title(P)}: {len(waiting)} of {len(found)} stages to run, {about}")
+        for folder in waiting:
+            (tree / folder / ERROR).unlink(missing_ok=True)
         command, environment = snakemake(P, *where, "--keep-going", "--quiet", "progress")
-        return _watched(command, environment, tree, waiting, left_s.sum(), console, lock)
+        began = time.time()
+        with open(tree / LOG, "w", encoding="utf-8") as log:
+            # A session of its own: an interrupt reaches Snakemake once, from here, and not its jobs out of order.
+            # It holds the folder's lock as well: should only this process be killed, no second run starts beside it.
+            process = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, pass_fds=[lock], env=environment
+            )
+            try:
+                _follow(process, tree, waiting, left_s.sum(), console)
+            except KeyboardInterrupt:
+                _stop(process)
+                raise
+    if process.returncode == 0:
+        _summarise(tree, waiting, began, console)
+        return 0
+    refused = {folder: text for folder in waiting if (text := error_of(tree / folder))}
+    for folder, text in refused.items():
+        print(f"error in {folder}: {text}", file=sys.stderr)
+    if not refused and provenance.is_full(tree):
+        raise CompanionError(f"{shown(tree)}: No space left on device; what is finished is kept")
+    if not refused:
+        told = last_error((tree / LOG).read_text(encoding="utf-8"))
+        print(f"error: Snakemake stopped: {told or 'it does not say why'} (log: {shown(tree / LOG)})", file=sys.stderr)
+    return 2 if refused else 1
 
 
 def _check_data(P: Profile) -> None:
@@ -96,93 +115,57 @@ def _submission(folder: Path) -> list[str]:
     return ["--workflow-profile", str(settings.parent)]
 
 
-def _watched(
-    command: list[str], environment: dict[str, str], tree: Path, waiting: list[str], left_s: float, console: Console,
-    lock: int,
-) -> int:  # fmt: skip
-    """Run Snakemake and say what has finished, how long the rest will take, and why it stopped."""
-    for folder in waiting:
-        (tree / folder / ERROR).unlink(missing_ok=True)
-    with open(tree / LOG, "w", encoding="utf-8") as log:
-        # A session of its own: an interrupt reaches Snakemake once, from here, and not its jobs out of order.
-        # It holds the folder's lock as well: should only this process be killed, no second run starts beside it.
-        process = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, pass_fds=[lock], env=environment
-        )
-        began = time.monotonic()
-        try:
-            _follow(process, tree, waiting, left_s, console)
-        except KeyboardInterrupt:
-            _stop(process)
-            raise
-    if process.returncode == 0:
-        _summarise(tree, waiting, time.monotonic() - began, console)
-        return 0
-    refused = {folder: text for folder in waiting if (text := error_of(tree / folder))}
-    for folder, text in refused.items():
-        print(f"error in {folder}: {text}", file=sys.stderr)
-    if not refused and provenance.is_full(tree):
-        raise CompanionError(f"{shown(tree)}: No space left on device; what is finished is kept")
-    if not refused:
-        told = last_error((tree / LOG).read_text(encoding="utf-8"))
-        print(f"error: Snakemake stopped: {told or 'it does not say why'} (log: {shown(tree / LOG)})", file=sys.stderr)
-    return 2 if refused else 1
-
-
 def _follow(process: subprocess.Popen[bytes], tree: Path, waiting: list[str], left_s: float, console: Console) -> None:
+    """Say what has finished and how long the rest will take, until the process has ended."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     finished: set[str] = set()
-    began, clock = time.monotonic(), time.time()
+    began, ended = time.time(), False
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("stages", total=len(waiting))
-        while True:
+        while not ended:
             ended = process.poll() is not None
             for folder in waiting:
                 flag = tree / folder / DONE
-                if folder not in finished and flag.exists() and flag.stat().st_mtime >= clock - 2:
+                if folder not in finished and flag.exists() and flag.stat().st_mtime >= began - 2:
                     finished.add(folder)
-                    wall, so_far = (read_stamp(tree / folder) or {}).get("wall_s", 0), time.monotonic() - began
-                    count, rest = f"{len(finished):>3}/{len(waiting)}", left_s - so_far
+                    so_far = time.time() - began
+                    rest = left_s - so_far
                     left = f", about {duration(rest)} left" if rest > 0 and len(finished) < len(waiting) else ""
-                    again = _made(tree / folder) >= clock - 2
-                    times = f"{duration(wall) if again else 'as it was'}, {duration(so_far)} so far{left}"
-                    console.print(f"  {count}  {folder}  {times}", highlight=False)
+                    wall = duration((read_stamp(tree / folder) or {}).get("wall_s", 0))
+                    times = f"{wall if _is_new(tree / folder, began) else 'as it was'}, {duration(so_far)} so far{left}"
+                    console.print(f"  {len(finished):>3}/{len(waiting)}  {folder}  {times}", highlight=False)
             running = [f"{f}: {text}" for f in waiting if f not in finished and (text := progress_of(tree / f))]
             progress.update(task, completed=len(finished), description="; ".join(running[:2]) or "stages")
-            if ended:
-                return
-            time.sleep(0.5)
+            time.sleep(0 if ended else 0.5)
 
 
-def _made(folder: Path) -> float:
-    """When the stamp in a folder was written."""
-    return (folder / STAMP).stat().st_mtime
+def _is_new(folder: Path, began: float) -> bool:
+    """Whether the stamp in a folder was written since then; others came out as they were."""
+    return (folder / STAMP).stat().st_mtime >= began - 2
 
 
-def _summarise(tree: Path, ran: list[str], took_s: float, console: Console) -> None:
-    new = [folder for folder in ran if _made(tree / folder) >= time.time() - took_s - 2]  # others came out as they were
+def _summarise(tree: Path, ran: list[str], began: float, console: Console) -> None:
+    new = [folder for folder in ran if _is_new(tree / folder, began)]
     walls = {folder: (read_stamp(tree / folder) or {}).get("wall_s", 0.0) for folder in new} or {"none": 0.0}
-    slowest = max(walls, key=lambda folder: walls[folder])
+    slowest = max(walls, key=walls.__getitem__)
     size = sum(path.stat().st_size for path in tree.rglob("*") if path.is_file()) / 2**20
-    lines = [
-        f"{len(ran)} stages done in {duration(took_s)}, {duration(sum(walls.values()))} of work; the longest: "
-        f"{slowest}, {duration(walls[slowest])}. {shown(tree)}, {size:.0f} MiB"
-    ]
+    said = (
+        f"{len(ran)} stages done in {duration(time.time() - began)}, {duration(sum(walls.values()))} of work; the "
+        f"longest: {slowest}, {duration(walls[slowest])}. {shown(tree)}, {size:.0f} MiB"
+    )
     if (claims := tree / "claims" / "claims.json").is_file():
         verdicts = Counter(row["verdict"] for row in json.loads(claims.read_text(encoding="utf-8"))["claims"])
         counted = ", ".join(f"{n} {verdict}" for verdict, n in verdicts.most_common())
-        lines.append(f"claims of the paper on this data: {counted}. {shown(claims)}")
-    console.print("\n".join(lines), highlight=False, soft_wrap=True)
+        said += f"\nclaims of the paper on this data: {counted}. {shown(claims)}"
+    console.print(said, highlight=False, soft_wrap=True)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
     process.send_signal(signal.SIGINT)
     try:
-        process.wait(timeout=30)
-    except subprocess.TimeoutExpired:
-        pass
-    finally:
-        # Notebook kernels that outlived Snakemake are in its session.
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=30)
+    finally:  # notebook kernels that outlived Snakemake are in its session
         subprocess.run(["pkill", "-TERM", "-s", str(process.pid)], check=False)
 
 

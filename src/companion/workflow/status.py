@@ -21,9 +21,7 @@ from companion import layout, provenance
 from companion.config import Profile, load_profile
 from companion.errors import CompanionError
 from companion.layout import Layout, shown
-from companion.workflow.freshness import ERROR, STAMP, read_stamp, stages, states
-
-RESOLVED = "profile.yaml"
+from companion.workflow.freshness import ERROR, read_stamp, stages, states
 
 
 class Job(NamedTuple):
@@ -37,21 +35,23 @@ class Job(NamedTuple):
     why: list[str] | None
 
 
-# --- asking Snakemake ---------------------------------------------------------------------------------------
+def rules() -> dict[str, str]:
+    """Rule -> notebook, in the order of the paper."""
+    text = (layout.root() / "Snakefile").read_text(encoding="utf-8")
+    return dict(re.findall(r"rule (\w+):(?:(?!rule).)*?run\(\"(\w+)\"", text, re.S))
 
 
 def snakemake(P: Profile, *options: str, look: bool = False) -> tuple[list[str], dict[str, str]]:
-    """Command line and environment of Snakemake for a profile."""
+    """Command line and environment of Snakemake for a profile; to `look` changes nothing."""
     profile = P.name
-    if not (layout.profiles() / f"{P.name}.yaml").is_file() or load_profile(P.name, P.dataset) != P:
-        # As it is here, for every job to read.
-        profile = str(layout.runs() / P.folder / RESOLVED)
+    if not (layout.root() / "profiles" / f"{P.name}.yaml").is_file() or load_profile(P.name, P.dataset) != P:
+        path = layout.runs() / P.folder / "profile.yaml"  # as it is here, for every job to read
         text = yaml.safe_dump(P.model_dump(mode="json"), sort_keys=False)
-        if not Path(profile).is_file() or Path(profile).read_text(encoding="utf-8") != text:
-            provenance.write_text(Path(profile), text)
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            provenance.write_text(path, text)
+        profile = str(path)
     environment = {**os.environ, "COMPANION_PROFILE": profile, "COMPANION_DATASET": P.dataset}
-    if look:
-        environment["COMPANION_LOOK"] = "1"
+    environment |= {"COMPANION_LOOK": "1"} if look else {}
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(layout.root() / "Snakefile"), "--nolock",
                "--rerun-triggers", "mtime", "--rerun-incomplete", *options]  # fmt: skip
     return command, environment
@@ -66,15 +66,14 @@ def jobs(P: Profile) -> list[Job]:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=layout.root(), check=False)
     if done.returncode:
         raise CompanionError(last_error(done.stderr) or f"Snakemake stopped: {done.stderr.strip()[-500:]}")
-    known = states(P, tree_of(P))
-    rules: dict[str, str] = {}
+    known, order = states(P, tree_of(P)), list(rules())
+    made: dict[str, str] = {}
     for line in done.stdout.splitlines()[1:]:
         file, _, rule, *_ = line.split("\t")
         folder = str(Path(file).parent)
-        if not any(rules[owner] == rule and folder.startswith(f"{owner}/") for owner in rules):  # a part of its output
-            rules[folder] = rule
-    order = re.findall(r"^ *rule (\w+):", (layout.root() / "Snakefile").read_text(encoding="utf-8"), re.M)
-    found = [Job(rule, folder, known.get(folder)) for folder, rule in rules.items()]
+        if not any(made[owner] == rule and folder.startswith(f"{owner}/") for owner in made):  # a part of its output
+            made[folder] = rule
+    found = [Job(rule, folder, known.get(folder)) for folder, rule in made.items()]
     return sorted(found, key=lambda job: (order.index(job.rule), job.folder))
 
 
@@ -90,46 +89,36 @@ def last_error(log: str) -> str:
     return told[-1].strip() if told else ""
 
 
-# --- looking ------------------------------------------------------------------------------------------------
-
-
-def status(P: Profile, console: Console) -> bool:
-    """Print every stage as fresh, stale (and because of what), running or missing; True if all are fresh."""
+def status(P: Profile, console: Console) -> None:
+    """Print every stage as fresh, stale (and because of what), running or missing."""
     tree = tree_of(P)
-    table = Table(title=f"{title(P)} · {shown(tree)}", title_justify="left")
-    for column in ("stage", "state", "why", "wall time"):
-        table.add_column(column)
+    table = Table("stage", "state", "why", "wall time", title=f"{title(P)} · {shown(tree)}", title_justify="left")
     counts: Counter[str] = Counter()
     for job in jobs(P):
         stamp = read_stamp(tree / job.folder) or {}
-        state = "missing" if job.why is None else "stale" if job.why else "fresh"
+        state, colour = (
+            ("missing", "red") if job.why is None else ("stale", "yellow") if job.why else ("fresh", "green")
+        )
         counts[state] += 1
         said = "; ".join(job.why or []) or progress_of(tree / job.folder) or error_of(tree / job.folder)
-        colour = {"missing": "red", "stale": "yellow", "fresh": "green"}[state]
         table.add_row(job.folder, f"[{colour}]{state}", said, duration(stamp["wall_s"]) if stamp else "")
     console.print(table)
     others = "".join(f", {counts[state]} {state}" for state in ("stale", "missing") if counts[state])
     console.print(f"{counts['fresh']} of {counts.total()} stages fresh{others}", highlight=False)
-    return counts["fresh"] == counts.total()
 
 
 def plan(P: Profile, cores: int, console: Console) -> None:
     """Print what is done and what is left, and how long it will take: stages left times what one took before."""
     table = expected(P, jobs(P), cores)
-    listing = Table(title=f"{title(P)}, {cores} cores", title_justify="left")
-    for column in ("rule", "stages", "left", "one stage", "what is left", "time from"):
-        listing.add_column(column, justify="left" if column in ("rule", "time from") else "right")
-    for row in table.itertuples():
-        each, left = ("?" if s != s else duration(s) for s in (row.each_s, row.left_s))
-        listing.add_row(row.rule, str(row.stages), str(row.left), each, left, row.source)
-    console.print(listing)
+    words = {column: ["?" if s != s else duration(s) for s in table[column]] for column in ("each_s", "left_s")}
+    named = table.assign(**words).set_axis(["rule", "stages", "left", "one stage", "what is left", "time from"], axis=1)
     unknown = table[(table["left"] > 0) & table["each_s"].isna()]["rule"].tolist()
     free = shutil.disk_usage(next(p for p in (layout.runs(), *layout.runs().parents) if p.exists())).free
     never = f" (never measured: {', '.join(unknown)})" if unknown else ""
     console.print(
+        f"{title(P)}, {cores} cores\n{named.to_string(index=False)}\n"
         f"{table['left'].sum()} of {table['stages'].sum()} stages to run, {'more than' if unknown else 'about'} "
-        f"{duration(table['left_s'].sum())}{never}; "
-        f"{free / 2**30:.0f} GiB of disk are free",
+        f"{duration(table['left_s'].sum())}{never}; {free / 2**30:.0f} GiB of disk are free",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
 
@@ -140,27 +129,19 @@ def expected(P: Profile, found: list[Job], cores: int) -> pd.DataFrame:
     Times are those of stamps: of this run where it has any of the rule, else of the reference run.
     """
     stamps = {"this run": tree_of(P), "the reference run": layout.root() / "results" / "reference" / "phantom"}
-    walls = {
-        source: pd.DataFrame(
-            [(stamp["notebook"], stamp["wall_s"]) for path in tree.rglob(STAMP) if (stamp := read_stamp(path.parent))],
-            columns=["notebook", "wall_s"],
-        ).groupby("notebook")["wall_s"].mean()
-        for source, tree in stamps.items()
-    }  # fmt: skip
-    text = (layout.root() / "Snakefile").read_text(encoding="utf-8")
-    notebooks = dict(re.findall(r"rule (\w+):(?:(?!rule).)*?run\(\"(\w+)\"", text, re.S))
-    rows = []
+    walls: dict[str, dict[str, list[float]]] = {source: {} for source in stamps}
+    for source, tree in stamps.items():
+        for stamp in map(read_stamp, stages(tree)):
+            walls[source].setdefault(stamp["notebook"], []).append(stamp["wall_s"])
+    rows, notebooks = [], rules()
     for rule in dict.fromkeys(job.rule for job in found if job.rule in notebooks):
-        members = [job for job in found if job.rule == rule]
-        left = sum(job.why != [] for job in members)
+        why = [job.why for job in found if job.rule == rule]
+        left = sum(each != [] for each in why)
         source = next((s for s in walls if notebooks[rule] in walls[s]), "")
-        each = walls[source][notebooks[rule]] if source else float("nan")
-        together = max(1, min(cores // P.device.threads, len(members)))
-        rows.append((rule, len(members), left, each, -(-left // together) * each if left else 0.0, source))
+        each = pd.Series(walls[source][notebooks[rule]]).mean() if source else float("nan")
+        together = max(1, min(cores // P.device.threads, len(why)))
+        rows.append((rule, len(why), left, each, -(-left // together) * each if left else 0.0, source))
     return pd.DataFrame(rows, columns=["rule", "stages", "left", "each_s", "left_s", "source"])
-
-
-# --- in words -----------------------------------------------------------------------------------------------
 
 
 def progress_of(folder: Path) -> str:

@@ -182,8 +182,8 @@ def test_noise_closes_the_gap_in_the_power_spectrum():
     smooth, held = (gaussian_filter(images, (0, 3, 3)) for images in (train, test))
     model = noise.measure(background(train.astype(np.uint8), list("abcdef") * 5), smooth)
     noisy = put_back(model, held, Seeds(1), range(30))
-    real, without, closed = (
+    labelled, without, closed = (
         np.log10(power_spectra(put_back(None, x, Seeds(1), range(30)))[1].mean(axis=0))[2:] for x in (test, held, noisy)
     )
-    assert np.abs(without - real).mean() > 1
-    assert np.abs(closed - real).mean() < 0.1  # the aim: within 0.1 decade up to Nyquist
+    assert np.abs(without - labelled).mean() > 1
+    assert np.abs(closed - labelled).mean() < 0.1  # the aim: within 0.1 decade up to Nyquist

@@ -202,7 +202,8 @@ class Bench:
             yield self.score(self.drawn)
             return
         seeds, began = Seeds(P.root_seed, "ablations", seed), time.monotonic()
-        fitting = Fitting(self.device, seeds, self.folder / P.folder / str(seed), P.diffusion.checkpoint_every)
+        every = max(P.diffusion.checkpoint_every, P.diffusion.denoiser.steps // 4)  # a checkpoint makes a GPU wait
+        fitting = Fitting(self.device, seeds, self.folder / P.folder / str(seed), every)
         autoencoder = autoencoder_of(P, self.train, fitting)
         noise = noise_of(self.train, autoencoder, P.sampling)
         if kind == "autoencoder":

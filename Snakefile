@@ -97,7 +97,7 @@ rule diffusion:
 rule generated:
     input:
         L.patches("{split}", "train-n{n_train}") / DONE,
-        L.patches("{split}", "test") / DONE,
+        [L.patches("{split}", part) / DONE for part in ("test", "val")],
         L.masks("{split}", "{n_train}", "{masks}") / "patches" / DONE,
         lambda w: [] if w.model == "phantom" else L.diffusion(w.split, w.n_train, w.model) / DONE,
     output: (made := L.generated("{split}", "{n_train}", "{model}", "{masks}")) / DONE, made / "patches" / DONE

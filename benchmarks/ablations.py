@@ -5,15 +5,17 @@ choice of the profile at a time is put to another value (the paper's, or one tha
 are trained again, and images for the masks of one half of the test micrographs are compared with the other half: next
 to its own original an image would seem more alike than two micrographs ever are. Each training draws at every guidance
 of `GUIDANCE`; "chosen" is the one that validation masks choose. Autoencoders are compared by what they make of the
-first half itself, without a denoiser; "labelled" is that half itself, the ceiling. Features are in all rows those of the profile's own autoencoder.
+first half itself, without a denoiser; "labelled" is that half itself, the ceiling. Features are in all rows those of
+the profile's own autoencoder.
 
-Columns: contrast of each class over that in TRAIN (aim: within 0.15 of 1); recall of a detector (``--detector``, trained
-on labelled patches alone) on these images over that on the labelled ones of the same masks (aim: 0.85); contrast that
-moved and turned loops keep (aim: 0.8, mean over `LOOPS`); AUC of a classifier (aim: at most 0.75, mean over `DEALS`);
-worst difference of the power spectra, decades (aim: 0.15); difference of the grey levels across outlines.
+Columns: contrast of each class over that in TRAIN (aim: within 0.15 of 1); recall of a detector (``--detector``,
+trained on labelled patches alone) on these images over that on the labelled ones of the same masks (aim: 0.85);
+contrast that moved and turned loops keep (aim: 0.8, mean over `LOOPS`); AUC of a classifier (aim: at most 0.75, mean
+over `DEALS`); worst difference of the power spectra, decades (aim: 0.15), and the mean over frequencies; difference of
+the grey levels across outlines.
 
-``--jobs K`` trains K side by side, each in a process of its own. A line of JSON is appended to ``--out`` the moment that
-it is known. Interrupted, the same command goes on after the last checkpoint.
+``--jobs K`` trains K side by side, each in a process of its own. A line of JSON is appended to ``--out`` the moment
+that it is known. Interrupted, the same command goes on after the last checkpoint.
 """
 
 from __future__ import annotations
@@ -176,9 +178,11 @@ class Bench:
         power, seen = self.look(images.images)
         apart, rng = quality.spectral_distance(power, self.power), np.random.default_rng(1)
         groups = [patches.index["image"].to_numpy() for patches in (images, self.held)]
+        contrast = quality.contrast_by_class(images) / self.contrast
         return {
-            **{f"contrast {name}": value for name, value in (quality.contrast_by_class(images) / self.contrast).items()},
-            "recall": self.found(images), "c2st_auc": c2st_auc(seen, self.seen, *groups, rng, deals=DEALS),
+            **{f"contrast {name}": value for name, value in contrast.items()},
+            "recall": self.found(images),
+            "c2st_auc": c2st_auc(seen, self.seen, *groups, rng, deals=DEALS),
             "spectrum, worst": apart.max(), "spectrum": apart.mean(),
             "profile": np.nanmean(np.abs(across(images) - self.profile)),
         }  # fmt: skip
@@ -198,7 +202,8 @@ class Bench:
             yield self.score(self.drawn)
             return
         seeds, began = Seeds(P.root_seed, "ablations", seed), time.monotonic()
-        fitting = Fitting(self.device, seeds, self.folder / P.folder / str(seed), P.diffusion.checkpoint_every)
+        every = max(P.diffusion.checkpoint_every, P.diffusion.denoiser.steps // 4)  # a checkpoint makes a GPU wait
+        fitting = Fitting(self.device, seeds, self.folder / P.folder / str(seed), every)
         autoencoder = autoencoder_of(P, self.train, fitting)
         noise = noise_of(self.train, autoencoder, P.sampling)
         if kind == "autoencoder":
@@ -212,8 +217,9 @@ class Bench:
         alone = self.drawn.index.assign(image=self.drawn.index["patch"])  # generated patches are of no micrograph
         for ldm, off in zip(models, study["off"], strict=True):
             images = ldm.sample(outlined(self.drawn), range(len(self.drawn)))
-            yield {"guidance": ldm.settings.guidance, "chosen": ldm is chosen, "off": off,
-                   **self.score(replace(self.drawn, images=images, index=alone)), "moved": self.kept(ldm), "train_s": train_s,
+            scores = self.score(replace(self.drawn, images=images, index=alone))
+            yield {"guidance": ldm.settings.guidance, "chosen": ldm is chosen, "off": off, **scores,
+                   "moved": self.kept(ldm), "train_s": train_s,
                    "loss": float(np.mean([row[P.diffusion.denoiser.loss] for row in about["log"][-100:]])),
                    "parameters": sum(p.numel() for p in denoiser.parameters())}  # fmt: skip
 

@@ -9,15 +9,19 @@ import numpy as np
 import pytest
 import torch
 from conftest import ellipse_patches
+from diffusers import UNet2DModel
 
 from companion import geometry, training, weights
 from companion.config import diffusion as settings_of
 from companion.config import load_profile
+from companion.diffusion import autoencoder as autoencoders
 from companion.diffusion import train
 from companion.diffusion.autoencoder import Autoencoder, encode_all, load_autoencoder, reconstruct, save_autoencoder
 from companion.diffusion.autoencoder import configuration as autoencoder_configuration
 from companion.diffusion.denoiser import (
+    OUTLINE,
     Denoiser,
+    MaskedUNet,
     MaskEncoder,
     load_denoiser,
     noise_process,
@@ -26,6 +30,7 @@ from companion.diffusion.denoiser import (
 )
 from companion.diffusion.denoiser import configuration as denoiser_configuration
 from companion.errors import CompanionError
+from companion.micrographs.patches import instance_table
 from companion.seeds import Seeds
 
 DEVICE = training.Device(torch.device("cpu"))
@@ -77,6 +82,14 @@ def test_latents_are_scaled_and_survive_the_file(tmp_path, stem, channels):
     assert made.features(images).shape == (6, 2 * (sum(channels) + channels[-1]))
 
 
+def test_a_large_batch_is_quantised_in_parts(autoencoder, monkeypatch):
+    latents = torch.randn(5, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    whole, seen, quantise = autoencoder.decode(latents), [], autoencoder.vq.quantize.forward
+    monkeypatch.setattr(autoencoder.vq.quantize, "forward", lambda part: seen.append(len(part)) or quantise(part))
+    monkeypatch.setattr(autoencoders, "DISTANCES", 2 * 16 * 16 * AUTOENCODER.codes)
+    assert torch.equal(autoencoder.decode(latents), whole) and seen == [2, 2, 1]
+
+
 def test_autoencoder_learns_to_reconstruct(tmp_path):
     patches = ellipse_patches(24)
     settings = changed(AUTOENCODER, channels=[8, 16], codes=64, steps=60, batch_size=8)
@@ -126,6 +139,40 @@ def test_mask_encoders_keep_what_they_should():
     assert torch.equal(shown, encoder(empty)[0]) and not torch.allclose(shown, withheld)
 
 
+def test_outlines_tell_touching_defects_apart():
+    patches = ellipse_patches(1, 32)
+    ids = np.zeros((1, 32, 32), dtype=np.uint8)
+    ids[0, 8:16, 8:16], ids[0, 8:16, 16:24], ids[0, 24:, :8] = 1, 2, 3  # two touch, one is cut by the border
+    patches = replace(patches, instances=ids, table=instance_table(ids, {(0, 1): 2, (0, 2): 2, (0, 3): 1}))
+    shown = outlined(patches)
+    assert np.array_equal(shown % OUTLINE, patches.label_maps())
+    edge = shown[0] >= OUTLINE
+    assert edge[8:16, 8:16].sum() == edge[8:16, 16:24].sum() == 28  # all around, where they touch as well
+    assert edge[24:, :8].sum() == 15  # not along the border, which cuts it
+    maps = torch.from_numpy(shown)
+    for outline, inside in (("boundary", 0.0), ("distance", 2 / 8)):
+        added = one_hot_at_latent_size(maps, 3, 1, "bilinear", outline)[0, 4]
+        assert added[11, 11] == pytest.approx(inside + (outline == "distance") / 8)  # the middle: 3 px from the edge
+        assert added[8, 8] == (outline == "boundary") and added[0, 31] == (outline == "distance")
+
+
+def test_without_additions_the_unet_is_diffusers_own_and_with_them_every_level_sees_the_mask():
+    torch.manual_seed(0)
+    x, t, mask = torch.randn(2, 8, 16, 16), torch.tensor([3, 900]), torch.randn(2, 4, 16, 16)
+    config = denoiser_configuration(changed(DENOISER, channels=[16, 32, 32]), 3, 4, 4)["unet"]
+    ours, theirs = MaskedUNet(**config), UNet2DModel(**{k: v for k, v in config.items() if k != "mask_channels"})
+    theirs.load_state_dict(ours.state_dict())
+    assert torch.equal(ours(x, t, mask), theirs(x, t).sample)
+    added = MaskedUNet(**{**config, "mask_channels": 4})
+    assert len(added.additions) == 2 * 3
+    for k, project in enumerate(added.additions):  # each alone changes what comes out
+        for other in added.additions:
+            torch.nn.init.zeros_(other.weight), torch.nn.init.zeros_(other.bias)
+        plain = added(x, t, mask)
+        torch.nn.init.normal_(project.weight)
+        assert not torch.allclose(added(x, t, mask), plain), k
+
+
 def test_the_papers_denoiser_has_its_size_and_noise_process():
     paper = load_profile("paper").diffusion.denoiser
     with torch.device("meta"):
@@ -157,6 +204,10 @@ def test_the_loss_by_hand(prediction):
     weight[0, :, :4] = 9
     weighted = train.denoising_loss(network, process, latents, masks, times, noise, loss="l2", defect_weight=8.0)
     assert torch.allclose(weighted, (weight * error.square()).mean() / weight.mean())
+    ratio = signal / (1 - signal)
+    clipped = ratio.clamp(max=5) / (ratio if prediction == "epsilon" else ratio + 1)  # Hang et al., of |error| here
+    snr = train.denoising_loss(network, process, latents, masks, times, noise, min_snr=5.0)
+    assert torch.allclose(snr, (clipped * error.abs()).mean())
     shown = torch.tensor([False, True])
     hidden = train.denoising_loss(network, process, latents, masks, times, noise, shown=shown)
     assert not torch.allclose(hidden, loss)

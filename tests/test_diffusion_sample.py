@@ -15,7 +15,7 @@ from scipy.ndimage import gaussian_filter
 
 from companion import training
 from companion.config import diffusion as settings_of
-from companion.diffusion import noise
+from companion.diffusion import noise, quality
 from companion.diffusion.autoencoder import Autoencoder, reconstruct
 from companion.diffusion.autoencoder import configuration as autoencoder_configuration
 from companion.diffusion.denoiser import Denoiser, configuration, noise_process, outlined, sampler
@@ -95,6 +95,23 @@ def test_guidance_goes_from_no_mask_through_the_mask_and_beyond(ldm, patches):
     unguided = changed(ldm, guidance=0.0)  # without the mask's share, two masks give one image
     assert np.array_equal(unguided.sample(labels, range(3)), unguided.sample(labels[::-1].copy(), range(3)))
     assert not np.array_equal(changed(ldm, guidance=4.0).sample(labels, range(3)), plain)
+
+
+def test_the_guidance_with_the_labelled_contrast_is_chosen(ldm, patches, monkeypatch):
+    models = changed(ldm, guidance=[1.0, 1.5, 2.0]).each()
+    assert [model.settings.guidance for model in models] == [1.0, 1.5, 2.0] and len(ldm.each()) == 1
+    flat = np.full_like(patches.images, 170)
+
+    def drawn(self, masks, numbers):  # defects as strong as the guidance says, against those of the patches
+        return np.where(masks > 0, patches.images[numbers] * (2 - self.settings.guidance / 1.5), flat).astype(np.uint8)
+
+    monkeypatch.setattr(LatentDiffusion, "sample", drawn)
+    chosen, table = quality.choose_guidance(models, patches, np.random.default_rng(0))
+    assert chosen.settings.guidance == 1.5 and table["guidance"].tolist() == [1.0, 1.5, 2.0]
+    assert table[list(patches.classes)].iloc[1].tolist() == pytest.approx([1, 1, 1], abs=0.05)
+    assert table[list(patches.classes)].diff().dropna().gt(0.2).all(axis=None)
+    without = replace(patches, instances=np.zeros_like(patches.instances), table=patches.table.iloc[:0])
+    assert quality.choose_guidance(models, without, np.random.default_rng(0))[0] is models[0]  # nothing to choose by
 
 
 def test_interrupted_generation_goes_on_to_the_same_images(ldm, patches, tmp_path, monkeypatch):
@@ -182,8 +199,8 @@ def test_noise_closes_the_gap_in_the_power_spectrum():
     smooth, held = (gaussian_filter(images, (0, 3, 3)) for images in (train, test))
     model = noise.measure(background(train.astype(np.uint8), list("abcdef") * 5), smooth)
     noisy = put_back(model, held, Seeds(1), range(30))
-    real, without, closed = (
+    labelled, without, closed = (
         np.log10(power_spectra(put_back(None, x, Seeds(1), range(30)))[1].mean(axis=0))[2:] for x in (test, held, noisy)
     )
-    assert np.abs(without - real).mean() > 1
-    assert np.abs(closed - real).mean() < 0.1  # the aim: within 0.1 decade up to Nyquist
+    assert np.abs(without - labelled).mean() > 1
+    assert np.abs(closed - labelled).mean() < 0.1  # the aim: within 0.1 decade up to Nyquist

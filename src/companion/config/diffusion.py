@@ -101,8 +101,8 @@ class Sampling(Section):
     eta: Share = Field(1.0, description="DDIM stochasticity; the paper uses 1")
     guidance: NotNegative | Annotated[list[NotNegative], Field(min_length=1)] = Field(
         1.0,
-        description="classifier-free guidance; 1: none, as in the paper; else mask_dropout must have been above 0. "
-        "Of a list that one is taken whose defects, on masks of validation micrographs, have the labelled ones' contrast",
+        description="classifier-free guidance; 1: none, as in the paper; else mask_dropout must be above 0. "
+        "Of a list that one is taken whose defects have the labelled ones' contrast on masks of validation micrographs",
     )
     noise: Literal["none", "measured"] = Field(
         "none", description="measured: noise with the statistics of training micrographs is put back after decoding"

@@ -22,6 +22,7 @@ from companion.training import uncompiled
 from companion.weights import load_network, save_state
 
 KIND = "companion autoencoder"
+DISTANCES = 2**28  # from latent pixels to codes that are held at a time: 1 GiB
 BATCH = 32  # patches at a time; the same everywhere, so that latents do not depend on other batch sizes
 
 
@@ -94,7 +95,11 @@ class Autoencoder(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Grey levels, float [B, S, S] in 0-255, of latents as `encode` gives them; quantises them first."""
-        scaled, _ = self.reconstruction(latents * self.latent_std + self.latent_mean)
+        raw, vq = latents * self.latent_std + self.latent_mean, self.config["vq"]
+        # diffusers measures the distance of every latent pixel to every code at once: 17 GB for 256 of the paper's.
+        most = max(1, DISTANCES // (raw.shape[-1] ** 2 * vq["num_vq_embeddings"]))
+        codes = torch.cat([self.vq.quantize(part)[0] for part in raw.split(most)])
+        scaled, _ = self.reconstruction(codes, quantise=False)
         mean, step = self.config["grey"]
         return (scaled.squeeze(1) * step + mean).clamp(0, 255)
 

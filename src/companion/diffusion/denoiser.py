@@ -102,11 +102,10 @@ class MaskedUNet(UNet2DModel):
 
     def forward(self, sample: Tensor, timesteps: Tensor, mask: Tensor) -> Tensor:
         """Network input [B, C', s, s], timesteps int [B], mask features [B, M, s, s] -> [B, C, s, s]."""
-        if self.additions:
-            pooled = [F.avg_pool2d(mask, 2**level) for level in self.levels]
-            added = [project(features) for project, features in zip(self.additions, pooled, strict=True)]
-        else:
-            added = [0.0] * len(self.levels)
+        added = [
+            project(F.avg_pool2d(mask, 2**level)) for project, level in zip(self.additions, self.levels, strict=False)
+        ]
+        added = added or [0.0] * len(self.levels)
         embedded = self.time_embedding(self.time_proj(timesteps.expand(len(sample))).to(self.dtype))
         x = self.conv_in(sample)
         skips = (x,)

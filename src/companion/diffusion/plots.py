@@ -1,4 +1,4 @@
-"""Figures of notebooks 04 and 05: training, and generated images measured beside real ones."""
+"""Figures of notebooks 04 and 05: training, and generated images measured beside labelled ones."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from companion.diffusion import measures
 from companion.micrographs.patches import Patches
 
-# Real images are black or blue; what a network drew is red.
+# Labelled images are black or blue; what a network drew is red.
 COLORS = {
-    "real, training": "#0072B2", "real, held out": "#000000", "generated": "#D55E00",
-    "generated, as decoded": "#CC79A7", "phantom, same masks": "#009E73", "real, encoded and decoded": "#E69F00",
+    "labelled, training": "#0072B2", "labelled, held out": "#000000", "generated": "#D55E00",
+    "generated, as decoded": "#CC79A7", "phantom, same masks": "#009E73", "labelled, encoded and decoded": "#E69F00",
 }  # fmt: skip
 
 

@@ -1,7 +1,7 @@
-"""Judging generated images: do they follow their masks, do they look like held-out real images, are they copies?
+"""Judging generated images: do they follow their masks, do they look like held-out labelled ones, are they copies?
 
-Every measure comes with the same measure on real images as its yardstick, and with an interval from resampling
-whole micrographs (real) or patches (generated), because patches of one micrograph are not independent.
+Every measure comes with the same measure on labelled images as its yardstick, and with an interval from resampling
+whole micrographs (labelled) or patches (generated), because patches of one micrograph are not independent.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ from companion.diffusion.sample import LatentDiffusion
 from companion.micrographs.patches import Patches
 from companion.stats import c2st_auc, cluster_weights, percentile_interval
 
-CHOOSING = 100  # validation patches whose masks guidance is chosen on
 MOST = 1000  # images of a set that are judged: distances need no more, and kernels grow with the square
-REAL, TRAINING = "real, held out", "real, training"
+LABELLED, TRAINING = "labelled, held out", "labelled, training"
 Encode = Callable[[NDArray[np.uint8]], Floats]
 KERNELS = {  # Binkowski et al. 2018; Jayasumana et al. 2024, as wide as two draws of unit scatter lie apart
     "kid": lambda a, b: polynomial_kernel(a, b, degree=3),
@@ -68,13 +67,13 @@ def _profile(a: SimpleNamespace, w: Floats, b: SimpleNamespace, v: Floats) -> fl
 
 # Of a set `a` (see `_describe`) whose patches count w times, and held-out images `b` whose patches count v times.
 MEASURES: dict[str, tuple[str, str, Callable[[SimpleNamespace, Floats, SimpleNamespace, Floats], float]]] = {
-    "darker inside its mask": ("share of defects", REAL,
+    "darker inside its mask": ("share of defects", LABELLED,
         lambda a, w, b, v: _mean(a.contrast["contrast"].to_numpy() > 0, w[a.contrast["patch"]])),
-    "contrast of defects": ("share of the surroundings' grey level", REAL,
+    "contrast of defects": ("share of the surroundings' grey level", LABELLED,
         lambda a, w, b, v: _mean(a.contrast["contrast"].to_numpy(), w[a.contrast["patch"]])),
-    "distance to the nearest training patch": ("grey levels, median", REAL,
+    "distance to the nearest training patch": ("grey levels, median", LABELLED,
         lambda a, w, b, v: np.median(np.repeat(a.nearest, w.astype(int)))),
-    "memorisation": ("share nearer to a training patch than any held-out image", REAL,
+    "memorisation": ("share nearer to a training patch than any held-out image", LABELLED,
         lambda a, w, b, v: _mean(a.nearest < b.nearest.min(), w)),
     "power spectrum": ("decades, mean over frequencies", TRAINING,
         lambda a, w, b, v: spectral_distance(_mean(a.power, w), _mean(b.power, v)).mean()),
@@ -98,7 +97,7 @@ def judge(
 
     Parameters
     ----------
-    test : real and held out, as no other set
+    test : labelled and held out, as no other set
     encode : features [P, D] of images uint8 [P, S, S]
     others : more sets that are measured as `generated` is, by name
     resamples, level : bootstrap resamples behind each interval, and its level; c2st_auc has none
@@ -108,9 +107,9 @@ def judge(
     One row per measure (`MEASURES`, and `stats.c2st_auc` of a set and held-out ones): measure, unit, value, low, high,
     n (images), yardstick, yardstick_of, and a column for each of `others`.
     """
-    sets = {"generated": generated, TRAINING: train, REAL: test, **others}
+    sets = {"generated": generated, TRAINING: train, LABELLED: test, **others}
     made = _describe({name: few(patches, rng) for name, patches in sets.items()}, train, encode)
-    ones, gen, held = {name: np.ones(len(a.groups)) for name, a in made.items()}, made["generated"], made[REAL]
+    ones, gen, held = {name: np.ones(len(a.groups)) for name, a in made.items()}, made["generated"], made[LABELLED]
     resampled = []
     for a in (gen, held):
         names, weights = cluster_weights(a.groups, rng, resamples)
@@ -119,17 +118,20 @@ def judge(
     seen = {name: np.hstack([a.features, np.log10(a.power + 1e-9)]) for name, a in made.items()}
     rows = []
     for name, (unit, of, measure) in MEASURES.items():
-        found = {other: measure(a, ones[other], held, ones[REAL]) for other, a in made.items()}
+        found = {other: measure(a, ones[other], held, ones[LABELLED]) for other, a in made.items()}
         values = np.array([measure(gen, w, held, v) for w, v in zip(*resampled, strict=True)])
         rows.append((name, unit, of, found, *percentile_interval(values, level)))
-    found = {name: c2st_auc(seen[name], seen[REAL], a.groups, held.groups, rng) for name, a in made.items()}
+    found = {name: c2st_auc(seen[name], seen[LABELLED], a.groups, held.groups, rng) for name, a in made.items()}
     rows.append(("c2st_auc", "area under the ROC curve", TRAINING, found, np.nan, np.nan))
     return pd.DataFrame([
         {"measure": name, "unit": unit, "value": found["generated"], "low": low, "high": high, "n": len(gen.groups),
-         "yardstick": found[of], "yardstick_of": of if of == REAL else f"{of} against held out",
+         "yardstick": found[of], "yardstick_of": of if of == LABELLED else f"{of} against held out",
          **{other: found[other] for other in others}}
         for name, unit, of, found, low, high in rows
     ])  # fmt: skip
+
+
+CHOOSING = 100  # validation patches whose masks guidance is chosen on
 
 
 def contrast_by_class(patches: Patches) -> pd.Series:
@@ -169,7 +171,7 @@ def _describe(sets: Mapping[str, Patches], train: Patches, encode: Encode) -> di
     features = {name: encode(patches.images) for name, patches in sets.items()}
     centre, scale = features[TRAINING].mean(axis=0), features[TRAINING].std(axis=0) + 1e-9
     features = {name: (values - centre) / scale for name, values in features.items()}
-    micrographs, made = {name for real in (TRAINING, REAL) for name in sets[real].index["image"]}, {}
+    micrographs, made = {name for known in (TRAINING, LABELLED) for name in sets[known].index["image"]}, {}
     for name, patches in sets.items():
         own, groups = features[name], patches.index["image"].to_numpy()
         if not micrographs.issuperset(groups):  # patches of one micrograph are not independent; simulated ones are
@@ -183,6 +185,6 @@ def _describe(sets: Mapping[str, Patches], train: Patches, encode: Encode) -> di
             nearest=nearest_training(patches.images, train)["distance"].to_numpy(),  # [P]
             features=own,  # [P, D]
             within={kernel: k(own, own) for kernel, k in KERNELS.items()},  # [P, P]
-            between={kernel: k(own, features[REAL]) for kernel, k in KERNELS.items()},  # [P, Q]
+            between={kernel: k(own, features[LABELLED]) for kernel, k in KERNELS.items()},  # [P, Q]
         )  # fmt: skip
     return made

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from companion.config.arms import ARMS
 from companion.evaluation.errors import ERRORS, MISSED
-from companion.evaluation.wording import CONDITION, NAMES, condition_name
+from companion.evaluation.wording import CONDITION, F1, NAMES, condition_name
 from companion.micrographs.patches import Patches
 from companion.plots import CLASS_COLORS
 
@@ -38,7 +38,7 @@ def arms_in(table: pd.DataFrame) -> list[str]:
 
 def defined_measures(scores: pd.DataFrame) -> list[str]:
     """The F1 measures that are defined somewhere in a table."""
-    return [name for name in NAMES if scores[name].notna().any()]
+    return [name for name in F1 if scores[name].notna().any()]
 
 
 def draw_boxes(axes: Axes, boxes: ArrayLike, colors: Iterable[str]) -> None:
@@ -161,8 +161,35 @@ def sizes(chosen: pd.DataFrame, tests: pd.DataFrame, measure: str, note: str) ->
     return figure
 
 
+def waterfall(steps: pd.DataFrame, note: str) -> Figure:
+    """What is lost from fresh labelled micrographs to none: a bar for each step of `worth.waterfall`, with its paired
+    interval at its end; a row per measure, a column per split and N."""
+    measures, conditions = list(dict.fromkeys(steps["measure"])), list(steps.groupby(CONDITION))
+    shape = max(1, len(measures)), max(1, len(conditions))
+    figure, grid = plt.subplots(*shape, squeeze=False, figsize=(1.8 + 3.2 * shape[1], 1 + 2.2 * shape[0]), sharey="row")
+    for column, (condition, table) in zip(grid.T, conditions, strict=False):
+        for axes, measure in zip(column, measures, strict=True):
+            own = table[table["measure"] == measure]
+            above = own["score"] - own["step"].fillna(0)
+            color, places = own["arm"].map(COLORS), range(len(own))
+            axes.bar(places, own["step"].fillna(0), 0.5, above, color=color, alpha=0.4)
+            axes.vlines(places, above + own["low"], above + own["high"], color="black", lw=1.2)
+            for k, row in enumerate(own.itertuples()):
+                axes.plot([k - 0.4, min(k + 1.4, len(own) - 0.6)], [row.score] * 2, color="#777777", lw=0.8)
+                axes.plot(k, row.score, ARMS[row.arm].marker, color=COLORS[row.arm], ms=6)
+                said = f"{row.score:.3f}" if pd.isna(row.step) else f"{row.step:+.3f}"
+                axes.annotate(said, (k + 0.08, row.score), (2, 4), textcoords="offset points", fontsize=7)
+            axes.set(title=condition_name(condition), ylabel=NAMES[measure], xlim=(-0.6, len(own) - 0.2))
+            axes.set_xticks(places, own["arm"], fontsize=7)
+    if not conditions:
+        grid[0][0].text(0.5, 0.5, "no two arms to compare", ha="center")
+    figure.suptitle(f"From more labelled micrographs to none: steps paired by seed, with intervals\n{note}", fontsize=9)
+    return figure
+
+
 def paired_differences(pairs: pd.DataFrame, tests: pd.DataFrame, measure: str, note: str) -> Figure:
-    """Every pair's difference as a dot, the mean with its interval beside it, a row per split, N and arm."""
+    """Every pair's difference as a dot, the mean with its interval beside it, a row per split, N and arm; of one choice
+    of the threshold."""
     rows = tests[tests["measure"] == measure].assign(order=tests["arm"].map(list(ARMS).index))
     rows = rows.sort_values([*CONDITION, "order"])
     pairs, rows = (
@@ -181,7 +208,7 @@ def paired_differences(pairs: pd.DataFrame, tests: pd.DataFrame, measure: str, n
 
 def quality_by_size(quality: pd.DataFrame, note: str) -> Figure:
     """Measures of image quality against N, one panel each: a marker with its interval per model, beside the yardstick
-    (a short line) that the same measure gives on real images.
+    (a short line) that the same measure gives on labelled micrographs.
 
     Parameters
     ----------
@@ -190,7 +217,7 @@ def quality_by_size(quality: pd.DataFrame, note: str) -> Figure:
     table = quality.assign(name="split " + quality["split"].astype(str) + ", model " + quality["model"].astype(str))
     table, numbers = table.sort_values("n_train", kind="stable"), sorted(set(quality["n_train"]))
     looks = {name: (CLASS_COLORS[4 - k % 5], "osD^v"[k % 5]) for k, name in enumerate(sorted(set(table["name"])))}
-    title = f"Generated images by N, a marker per model; dashed: real images\n{note}"
+    title = f"Generated images by N, a marker per model; dashed: labelled micrographs\n{note}"
     figure, panels = interval_panels(table, "measure", "n_train", "value", "name", looks, title)
     for axes, (_, own) in zip(panels, table.groupby("measure", sort=False), strict=True):
         places = own["n_train"].map(numbers.index)
@@ -200,14 +227,20 @@ def quality_by_size(quality: pd.DataFrame, note: str) -> Figure:
 
 
 def error_kinds(counts: pd.DataFrame, note: str) -> Figure:
-    """Errors of each kind per annotated defect in one condition: bars are means over seeds, dots single runs."""
-    figure, axes = plt.subplots(figsize=(6.4, 3))
-    look = {"data": counts, "x": "error", "y": "per_truth", "hue": "arm", "hue_order": arms_in(counts), "ax": axes}
-    sns.barplot(**look, palette=COLORS, errorbar=None, alpha=0.5)
-    sns.stripplot(**look, palette=COLORS, dodge=True, jitter=False, size=3, legend=False)
-    axes.set(xlabel="", ylabel="errors per annotated defect")
-    axes.set_title(f"Kinds of errors, each arm at its best threshold\n{note}")
-    axes.legend()
+    """Errors of each kind per defect in one condition, a panel for each of `against`: bars are means over seeds, dots
+    single runs."""
+    sides = list(dict.fromkeys(counts["against"]))
+    figure, panels = plt.subplots(
+        len(sides), figsize=(6.8, 0.9 + 2.3 * len(sides)), sharex=True, sharey=True, squeeze=False
+    )
+    for axes, side in zip(panels.flat, sides, strict=True):
+        own = counts[counts["against"] == side]
+        look = {"data": own, "x": "error", "y": "per_truth", "hue": "arm", "hue_order": arms_in(counts), "ax": axes}
+        sns.barplot(**look, palette=COLORS, errorbar=None, alpha=0.5)
+        sns.stripplot(**look, palette=COLORS, dodge=True, jitter=False, size=3, legend=False)
+        axes.set(xlabel="", ylabel=f"errors per defect\nof the {side}")
+    legend_below(figure, panels.flat[0])
+    figure.suptitle(f"Kinds of errors, each arm at its threshold\n{note}", fontsize=9)
     return figure
 
 

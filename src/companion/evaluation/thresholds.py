@@ -1,12 +1,12 @@
 """The confidence at which detectors are compared, and how much the usual choice of it flatters.
 
 The paper reads the best threshold from the test images. A threshold chosen on validation micrographs has seen none of
-them; the difference of the two test scores is the optimism of the former.
+them, and is the headline; the difference of the two test scores is the optimism of the former.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from companion.evaluation.runs import Run
 from companion.evaluation.scores import Counts, pooled
-from companion.evaluation.wording import ARM
+from companion.evaluation.wording import ARM, READ, RUN
 from companion.stats import cluster_weights, percentile_interval
 
+VALIDATED, BEST, FIXED = "chosen on validation", "best on test", "fixed"
 Counted = Sequence[tuple[Run, Counts]]  # runs and their counts
 
 
@@ -29,18 +30,65 @@ def operating_points(scores: pd.DataFrame, iou: float, measure: str, fallback: f
 
     Returns
     -------
-    split, n_train, arm, confidence (`fallback` where the measure is undefined everywhere), chosen_by ("best on test"
-    or "fixed: ... undefined")
+    split, n_train, arm, confidence (`fallback` where the measure is undefined everywhere)
     """
     here = scores[np.isclose(scores["iou_threshold"], iou)]
     means = here.groupby([*ARM, "confidence"])[measure].agg(lambda seeds: seeds.mean(skipna=False))
     curves = means.unstack("confidence").sort_index()
     confidence, values = curves.columns.to_numpy(dtype=float), curves.to_numpy(dtype=float)
     best = _where_highest(np.broadcast_to(confidence, values.shape), values)
-    return curves.index.to_frame(index=False).assign(
-        confidence=np.where(np.isnan(best), fallback, best),
-        chosen_by=np.where(np.isnan(best), f"fixed: {measure} is undefined", "best on test"),
-    )
+    return curves.index.to_frame(index=False).assign(confidence=np.where(np.isnan(best), fallback, best))
+
+
+def choices(
+    scores: pd.DataFrame, validated: pd.DataFrame, iou: float, measure: str, confidence: float
+) -> pd.DataFrame:  # fmt: skip
+    """The threshold of every arm by the three ways of choosing it, the headline first.
+
+    Parameters
+    ----------
+    scores : scores.parquet
+    validated : `optimism` of them
+    confidence : the fixed one, and that of an arm whose `measure` is undefined everywhere
+
+    Returns
+    -------
+    choice (`VALIDATED`, where validation micrographs were held back; `BEST`; `FIXED`), split, n_train, arm, confidence
+    """
+    best = operating_points(scores, iou, measure, confidence)
+    points = {BEST: best, FIXED: best.assign(confidence=confidence)}
+    if validated["validation_micrographs"].all():
+        there = validated.rename(columns={"on_validation": "confidence"})[[*ARM, "confidence"]]
+        points = {VALIDATED: there.fillna({"confidence": confidence}), **points}
+    return pd.concat([table.assign(choice=name) for name, table in points.items()], ignore_index=True)
+
+
+def read_at(
+    scores: Mapping[str, pd.DataFrame], precision: pd.DataFrame, points: pd.DataFrame, iou: float
+) -> pd.DataFrame:
+    """chosen.parquet: scores of every run at every choice of its threshold, against labels and against the truth.
+
+    Parameters
+    ----------
+    scores : tables like scores.parquet by what they are scored against, "labels" and "truth"
+    precision : columns against, the keys of a run, and those of `precision.mean_precision`
+    points : `choices`
+
+    Returns
+    -------
+    choice, against, split, n_train, arm, seed, confidence, the columns of scores.parquet, map50, ap50_1, ...
+    """
+    tables = [table[np.isclose(table["iou_threshold"], iou)].assign(against=name) for name, table in scores.items()]
+    read = pd.concat(tables).merge(points, on=[*ARM, "confidence"]).merge(precision, on=["against", *RUN])
+    order = {name: k for k, name in enumerate(points["choice"].unique())}
+    read = read.sort_values([*READ, *RUN], key=lambda c: c.map(order) if c.name == "choice" else c)
+    return read[[*READ, *RUN, *read.columns.drop([*READ, *RUN])]].reset_index(drop=True)
+
+
+def headline(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows that a page speaks of first: threshold chosen on validation where that was done, against labels."""
+    choice = VALIDATED if (table["choice"] == VALIDATED).any() else BEST
+    return table[(table["choice"] == choice) & (table["against"] == "labels")]
 
 
 def optimism(
@@ -83,11 +131,10 @@ def _curves(
 ) -> tuple[NDArray[np.float64], int]:
     """[1 + R, C] mean score over seeds (NaN where one is undefined) of all micrographs, then of each draw; how many."""
     images = counted[0][0].patches.index["image"]
-    names, weights = cluster_weights(images, rng, resamples)
-    weights = np.vstack([np.ones(len(images)), weights[:, np.searchsorted(names, images)]])  # (1 + R, P)
+    weights = np.vstack([np.ones(len(images)), cluster_weights(images, rng, resamples)])  # (1 + R, P)
     i = counted[0][1].iou.index(iou)
     slices = (replace(counts, pairs=counts.pairs[:, i : i + 1], iou=(iou,)) for _, counts in counted)
-    return np.mean([pooled(one, weights)[measure][:, 0] for one in slices], axis=0), len(names)
+    return np.mean([pooled(one, weights)[measure][:, 0] for one in slices], axis=0), images.nunique()
 
 
 def _where_highest(values: NDArray[np.float64], curves: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import pandas as pd
 
 from companion.config.sections import Evaluation
-from companion.config.sections import Patches as Cut
 from companion.evaluation.runs import Run, count_runs, tabulate_runs
 from companion.evaluation.significance import paired_t
-from companion.micrographs.check import TRUTH
-from companion.micrographs.cutting import cut_patches
-from companion.micrographs.dataset import load_dataset
-from companion.micrographs.patches import Patches
 
 MEASURES = ("f1_detect", "f1_class", "f1_hm", "recall")
 LEARNT = 0.5  # F1_detect below which detectors are too poor for differences between them to mean anything
@@ -29,20 +23,6 @@ SHIFTS: Effects = {  # what a shift costs, what EXP+GEN gains on shifted microgr
     "gain": lambda w: w["shifted EXP+GEN"] - w["shifted EXP"],
     "binding": lambda w: (w["trained EXP+GEN"] - w["trained EXP"]) - (w["shifted EXP+GEN"] - w["shifted EXP"]),
 }
-
-
-def true_patches(folder: Path, files: Sequence[str], cut: Cut, training: bool = False) -> Patches:
-    """Patches of micrographs with their exact truth for labels, on the grid of the labelled ones.
-
-    Parameters
-    ----------
-    folder : a phantom's data set folder, which holds its truth
-    files : names of micrographs
-    cut : size, distance and the least visible share of a defect
-    training : on the grid of training patches, with their symmetries; else on that of test patches
-    """
-    stride, symmetries = (cut.train_stride, cut.symmetries) if training else (cut.test_stride, (0,))
-    return cut_patches(load_dataset(folder, TRUTH), files, cut.size, stride, cut.min_visible, symmetries)[0]
 
 
 def scores(runs: Sequence[Run], settings: Evaluation) -> pd.DataFrame:

@@ -74,7 +74,7 @@ GAINS = pd.DataFrame(
     [("1", 10, "f1_hm", 0.25, 0.375, 0.125, 0.0, 0.25, 2), ("1", 10, "f1_class", *[np.nan] * 5, 0),
      ("1", 10, "f1_detect", 0.5, 0.5, 0.0, -0.25, 0.25, 2)],
     columns=["split", "n_train", "measure", "base", "score", "gain", "low", "high", "n"],
-).assign(arm="EXP+GEN", threshold="best on test")  # fmt: skip
+).assign(arm="EXP+GEN", choice="chosen on validation", against="labels")  # fmt: skip
 STAMP = {
     "notebook": "06_b", "wall_s": 59.6, "peak_memory_mib": 300, "device": "CPU", "commit": "abc", "profile": "smoke",
     "dataset": "phantom", "keys": {"split": "1", "arm": "EXP"}, "started": "2026-01-02T03:04:05",
@@ -228,7 +228,9 @@ def placeholder_sources(folder: Path) -> Path:
         for fragment in re.findall(r"\{include\} (executed/\S+)", page.read_text(encoding="utf-8")):
             (folder / "book" / fragment).write_text(f"placeholder of {fragment}\n", encoding="utf-8")
     (executed / "notice.md").write_text(pages.data_notice("phantom", "smoke"), encoding="utf-8")
-    Image.fromarray(np.full((64, 256), 200, np.uint8)).save(executed / "strip.png")
+    for figure in ("strip.png", "waterfall.png"):
+        Image.fromarray(np.full((64, 256), 200, np.uint8)).save(executed / figure)
+    (executed / "significant.md").write_text("- Nothing.\n")
     return folder
 
 

@@ -10,12 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import ellipse_patches
-from test_scores import BOX, noisy
+from test_scores import noisy
 
 from companion.errors import CompanionError
 from companion.evaluation import runs, sliders, thresholds
 from companion.evaluation.scores import Counts
-from companion.geometry import encode_rle
 from companion.provenance import write_table
 
 IOU, CONFIDENCE = [0.3, 0.5], [0.1, 0.3, 0.5, 0.7]
@@ -28,9 +27,7 @@ def study(request, tmp_path_factory):
     found, held_back = [], []
     for number, (arm, misses) in enumerate((("EXP", 0.4), ("EXP", 0.4), ("EXP+GEN", 0.2), ("EXP+GEN", 0.2))):
         folder, here = tmp_path_factory.mktemp("predictions"), noisy(test, number, misses=misses)
-        y, x = np.mgrid[:64, :64] + 0.5
-        masks = np.stack([(x > a) & (x < c) & (y > b) & (y < d) for a, b, c, d in here[BOX].to_numpy()])
-        write_table(folder / "test.parquet", here.assign(mask=encode_rle(masks)))
+        write_table(folder / "test.parquet", here)
         keys = {"split": "1", "n_train": 10, "arm": arm, "seed": number}
         found.append(runs.read_run(keys, folder / "test.parquet", test))
         held_back.append(runs.Run(keys, noisy(val, number, misses=misses), val))
@@ -45,20 +42,11 @@ def test_predictions_of_other_patches_are_refused(tmp_path):
         runs.read_run({"split": "1"}, tmp_path / "test.parquet", ellipse_patches(4, seed=1))
 
 
-def test_rules_are_compared_on_boxes_and_masks(study):
+def test_rules_are_compared(study):
     table = runs.compare_matchings(study[0], 0.5, 0.3)
-    assert len(table) == 4 * 3 * 2 * 2
-    totals = table.groupby(["rule", "on", "classes"])["tp"].sum()
-    boxes = totals.xs("boxes", level="on").xs("ignored", level="classes")
-    assert boxes["optimal"] >= boxes["truth-greedy"] and boxes["optimal"] >= boxes["score-greedy"] > 0
-    assert (totals.xs("equal", level="classes") <= totals.xs("ignored", level="classes")).all()
-    # A bundle keeps the masks of confident predictions alone: masks are compared where those that count have one.
-    few = []
-    for run in study[0]:
-        mask = run.predictions["mask"].where(run.predictions["score"] >= 0.5)
-        few.append(replace(run, predictions=run.predictions.assign(mask=mask)))
-    pd.testing.assert_frame_equal(runs.compare_matchings(few, 0.5, 0.5), runs.compare_matchings(study[0], 0.5, 0.5))
-    assert set(runs.compare_matchings(few, 0.5, 0.3)["on"]) == {"boxes"}
+    assert len(table) == 4 * 2 * 2
+    totals = table.groupby(["rule", "classes"])["tp"].sum().unstack()
+    assert (totals["equal"] <= totals["ignored"]).all() and (totals > 0).all(axis=None)
 
 
 def test_best_confidence_by_hand():
@@ -68,9 +56,8 @@ def test_best_confidence_by_hand():
     })  # fmt: skip
     chosen = thresholds.operating_points(table, 0.5, "f1_detect", 0.4)
     # 0.9 at 0.5 is of one seed alone; 0.3 and 0.7 have the same mean, and the lower one is taken.
-    assert chosen.to_numpy().tolist() == [["1", 10, "EXP", 0.3, "best on test"]]
-    undefined = thresholds.operating_points(table, 0.5, "f1_hm", 0.4).iloc[0]
-    assert undefined["confidence"] == 0.4 and undefined["chosen_by"] == "fixed: f1_hm is undefined"
+    assert chosen.to_numpy().tolist() == [["1", 10, "EXP", 0.3]]
+    assert thresholds.operating_points(table, 0.5, "f1_hm", 0.4)["confidence"].tolist() == [0.4]  # undefined
 
 
 def swept(pairs: list[list[int]], predicted: list[list[int]], truths: int = 10) -> Counts:

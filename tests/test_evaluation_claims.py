@@ -72,7 +72,8 @@ REAL = {
     "darker inside its mask": (0.95, 0.94, 0.02), "contrast of defects": (0.125, 0.126, 0.005),
     "profile across defects": (0.01, 0.01, 0.002), "power spectrum": (0.04, 0.05, 0.01),
     "power spectrum, worst frequency": (0.1, 0.12, 0.03), "grey levels": (1.8, 2.0, 0.3), "kid": (0.01, 0.05, 0.02),
-    "cmmd": (0.01, 0.05, 0.02), "c2st_auc": (0.55, 0.58, NAN), "distance to the nearest training patch": (8.0, 7.0, 0.5),
+    "cmmd": (0.01, 0.05, 0.02), "c2st_auc": (0.55, 0.58, NAN),
+    "distance to the nearest training patch": (8.0, 7.0, 0.5),
 }  # fmt: skip
 NOTHING_DRAWN = {  # no defect where the mask has one
     "darker inside its mask": (0.5, 0.94, 0.02), "contrast of defects": (0.0, 0.126, 0.002),
@@ -137,7 +138,8 @@ def test_sabotaged_images_are_not_reproduced_and_perfect_ones_are(tmp_path):
     sets = {
         "painted": paint_masks(masks, phantom, Seeds(0, "painted")),
         "white noise": rng.normal(150, 20, masks.instances.shape).clip(0, 255).astype(np.uint8),
-        "no defects": paint_masks(bare, phantom, Seeds(0, "bare")), "wrong masks": train.images[rng.permutation(len(masks))],
+        "no defects": paint_masks(bare, phantom, Seeds(0, "bare")),
+        "wrong masks": train.images[rng.permutation(len(masks))],
     }  # fmt: skip
 
     def encode(images):  # what an encoder keeps: local means and local contrast

@@ -116,15 +116,15 @@ def test_files_that_are_something_else(tmp_path, coco):
     table, path = noisy(ellipse_patches(4), 0), tmp_path / "p.parquet"
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 no")
     for name, says in (
-        ("instances_predictions.pth", r"pickle.*coco_instances_results\.json"), ("absent.parquet", "no such file"),
+        ("instances_predictions.pth", r"coco_instances_results\.json"), ("absent.parquet", "no such file"),
         ("broken.parquet", "not a readable parquet"),
     ):  # fmt: skip
         with pytest.raises(CompanionError, match=says):
             evaluate_files(tmp_path / name, truth)
     for wrong, says in (
         (table.drop(columns=["score", "label"]), r"lacks the column\(s\) score, label"),
-        (table.astype({"score": str}), r"score \(\S+\) should hold numbers"),
-        (table.assign(label=1.5), r"label \(float64\) should hold whole numbers"),
+        (table.assign(score="high"), "should hold numbers"),
+        (table.assign(label=1.5), "label whole ones"),
     ):
         write_table(path, wrong)
         with pytest.raises(CompanionError, match=says):

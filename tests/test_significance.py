@@ -27,7 +27,7 @@ from companion.evaluation.significance import (
     sign_flip,
     significant,
 )
-from companion.evaluation.thresholds import BEST, FIXED, VALIDATED, choices, headline, operating_points, read_at
+from companion.evaluation.thresholds import BEST, FIXED, VALIDATED, choices, headline, read_at
 from companion.seeds import Seeds
 
 
@@ -181,9 +181,8 @@ def test_scores_are_resampled_by_micrograph_the_same_for_all_runs_of_a_split():
 def test_every_run_is_read_at_three_choices_and_on_both_sides():
     labels = scores(sizes=(10,), noise=0)
     truth = labels.assign(f1_hm=labels["f1_hm"] - 0.1)
-    validated = operating_points(labels, 0.5, "f1_hm", 0.8).drop(columns="confidence")
-    validated = validated.assign(on_validation=[0.6, np.nan], validation_micrographs=2)  # EXP, EXP+GEN
-    points = choices(labels, validated, 0.5, "f1_hm", 0.4)
+    flat = labels.assign(f1_hm=labels["f1_hm"].where(labels["arm"] == "EXP") + 9 * (labels["confidence"] == 0.6))
+    points = choices(labels, flat, 0.5, "f1_hm", 0.4)
     confidence = points.pivot(index="choice", columns="arm", values="confidence")
     assert confidence.loc[VALIDATED].tolist() == [0.6, 0.4]  # the fixed one, where nothing is defined on validation
     assert confidence.loc[BEST].tolist() == [0.8, 0.6] and confidence.loc[FIXED].tolist() == [0.4, 0.4]
@@ -195,7 +194,7 @@ def test_every_run_is_read_at_three_choices_and_on_both_sides():
     assert np.allclose(wide["labels"] - wide["truth"], 0.1)
     first = headline(chosen)
     assert len(first) == len(keys) and set(first["choice"]) == {VALIDATED} and set(first["against"]) == {"labels"}
-    alone = choices(labels, validated.assign(validation_micrographs=0), 0.5, "f1_hm", 0.4)
+    alone = choices(labels, None, 0.5, "f1_hm", 0.4)
     assert set(alone["choice"]) == {BEST, FIXED}
     assert set(headline(chosen[chosen["choice"] != VALIDATED])["choice"]) == {BEST}
 

@@ -10,7 +10,7 @@ import pytest
 from conftest import ellipse_patches
 
 from companion.config.sections import Faithfulness
-from companion.studies import comparison, distribution_shift, faithfulness, plots
+from companion.studies import comparison, faithfulness, plots
 
 
 def table(column: str, values: dict[tuple[str, str], float]) -> pd.DataFrame:
@@ -39,7 +39,7 @@ def test_what_an_annotator_costs_and_what_generation_adds():
 def test_what_a_shift_costs_and_binds():
     scores = table("tested", {("as trained", "EXP"): 0.7, ("as trained", "EXP+GEN"): 0.8, ("low dose", "EXP"): 0.5,
                               ("low dose", "EXP+GEN"): 0.53})  # fmt: skip
-    found = distribution_shift.effects(scores, 0.95)
+    found = comparison.shift_effects(scores, 0.95)
     means = found[found["measure"] == "f1_hm"].set_index("quantity")["mean"]
     assert means.to_dict() == pytest.approx({"loss of EXP": 0.2, "gain": 0.03, "binding": 0.07})
     figure = plots.differences(found, "tested", ["f1_detect", "f1_class"], "phantom", "difference")

@@ -41,7 +41,8 @@ def average_precision(predictions: pd.DataFrame, truth: Truth) -> pd.DataFrame:
             sets[-1].createIndex()
         for use_classes in (1, 0):
             evaluation = COCOeval(*sets, "bbox")
-            evaluation.params.useCats, evaluation.params.maxDets = use_classes, [1, 10, 1000]
+            evaluation.params.useCats, evaluation.params.maxDets = use_classes, [1000]
+            evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]  # no groups by area
             evaluation.evaluate()
             evaluation.accumulate()
             precision = evaluation.eval["precision"][:, :, :, 0, -1]  # (10 IoU, 101 recalls, K); -1: no truths

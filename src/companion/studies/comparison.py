@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
-from companion.config.sections import Evaluation
+from companion.config.phantom import Phantom
+from companion.config.sections import Evaluation, Shift
 from companion.evaluation.runs import Run, count_runs, tabulate_runs
 from companion.evaluation.significance import paired_t
 
 MEASURES = ("f1_detect", "f1_class", "f1_hm", "recall")
+TRAINED = "as trained"  # test micrographs of the kind that detectors were trained on
 LEARNT = 0.5  # F1_detect below which detectors are too poor for differences between them to mean anything
 Effects = Mapping[str, Callable[[pd.DataFrame], pd.Series]]
 COSTS: Effects = {  # what an annotator's errors cost each arm; whether generated patches pass on more of them
@@ -27,9 +30,7 @@ SHIFTS: Effects = {  # what a shift costs, what EXP+GEN gains on shifted microgr
 
 def scores(runs: Sequence[Run], settings: Evaluation) -> pd.DataFrame:
     """Columns of scores.parquet and all keys of each run, at every confidence of the sweep and the headline's IoU."""
-    counts = count_runs(runs, [settings.iou], settings.confidence_sweep, settings.matching)
-    tables = [tabulate_runs([run], [counted]).assign(**run.keys) for run, counted in zip(runs, counts, strict=True)]
-    return pd.concat(tables, ignore_index=True)
+    return tabulate_runs(runs, count_runs(runs, [settings.iou], settings.confidence_sweep, settings.matching))
 
 
 def at_chosen(test: pd.DataFrame, chosen_on: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
@@ -52,6 +53,29 @@ def paired_effects(table: pd.DataFrame, effects: Effects, level: float) -> pd.Da
         for name, difference in effects.items():
             rows.append({"quantity": name, "measure": measure, **paired_t(difference(wide).dropna(), level)})
     return pd.DataFrame(rows)[["quantity", "measure", "mean", "low", "high", "n"]]
+
+
+def shift_effects(scores: pd.DataFrame, level: float) -> pd.DataFrame:
+    """`SHIFTS` of every kind of test micrograph: tested, and the columns of `paired_effects`.
+
+    Parameters
+    ----------
+    scores : against the truth, a row per detector and kind: tested (its name), arm, seed, and the measures
+    """
+    trained, tables = scores[scores["tested"] == TRAINED], []
+    for tested, own in scores[scores["tested"] != TRAINED].groupby("tested", sort=False):
+        both = [trained.assign(column="trained " + trained["arm"]), own.assign(column="shifted " + own["arm"])]
+        tables.append(paired_effects(pd.concat(both), SHIFTS, level).assign(tested=tested))
+    return pd.concat(tables, ignore_index=True)
+
+
+def test_phantoms(phantom: Phantom, shifts: Mapping[str, Shift], n_test: int) -> dict[str, Phantom]:
+    """Phantoms by name, `TRAINED` first, then one for each shift, each of `n_test` micrographs.
+
+    Scenes are drawn by the number of the micrograph, so that one that changes the dose shows the very same defects.
+    """
+    values: dict[str, Any] = {**phantom.model_dump(), "n_images": n_test}
+    return {TRAINED: Phantom(**values), **{name: Phantom(**values | shift.changes()) for name, shift in shifts.items()}}
 
 
 def standing(reference: pd.DataFrame) -> str:

@@ -237,8 +237,8 @@ def test_figures_of_every_arm_and_of_one_class():
         ]  # fmt: skip
         (means,) = axes.containers
         assert len(means.lines[0].get_xdata()) == 2 * (len(ARMS) - 1) and axes.get_ylim()[0] > axes.get_ylim()[1]
-        axes = plots.gains(tests, "phantom").axes[0]
-        assert len(axes.get_legend().get_texts()) == (2 if measure == "f1_hm" else 1)  # F1_class may be undefined
+        figure = plots.gains(tests, "phantom")
+        assert len(figure.legends[0].get_texts()) == (2 if measure == "f1_hm" else 1)  # F1_class may be undefined
 
 
 def test_the_picture_is_of_a_typical_patch():

@@ -125,9 +125,8 @@ def judge_claims(e: Evidence) -> pd.DataFrame:
 
     Returns
     -------
-    id, claim, paper, where (in the paper), rule, verdict, reason, ours (in words), tolerance (undefined where there is
-    none), notebook
+    id, claim, paper, where (in the paper), rule, verdict, reason, ours (in words), notebook
     """
     rows = pd.DataFrame([asdict(claim) | asdict(claim.judge(e)) for claim in CLAIMS])
-    columns = ["id", "claim", "paper", "where", "rule", "verdict", "reason", "ours", "tolerance", "notebook"]
+    columns = ["id", "claim", "paper", "where", "rule", "verdict", "reason", "ours", "notebook"]
     return rows[columns]

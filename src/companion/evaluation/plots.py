@@ -122,15 +122,14 @@ def score_curves(scores: pd.DataFrame, iou: float, arms: Sequence[str], note: st
 
 
 def gains(tests: pd.DataFrame, note: str) -> Figure:
-    """Detection beside classification gain of EXP+GEN, per split and N, with intervals (Fig 4)."""
-    rows = tests[tests["arm"] == "EXP+GEN"].dropna(subset="gain").sort_values(CONDITION)
-    rows = rows.assign(place=[f"split {s}\nN = {n}" for s, n in rows[CONDITION].to_numpy()])
-    figure, axes = plt.subplots(figsize=(max(4.6, 2.5 + 1.1 * rows["place"].nunique()), 3))
-    looks = {NAMES["f1_detect"]: ("#0072B2", "o"), NAMES["f1_class"]: ("#CC79A7", "D")}
-    intervals(axes, rows.assign(measure=rows["measure"].map(NAMES)), "place", "gain", "measure", looks)
-    axes.axhline(0, color="black", lw=0.8)
-    axes.set(ylabel="gain of EXP+GEN over EXP", title=f"Where the gain comes from\n{note}")
-    axes.legend()
+    """Detection beside classification gain of EXP+GEN by N, a panel per split, with intervals (Fig 4)."""
+    looks = {"f1_detect": ("#0072B2", "o"), "f1_class": ("#CC79A7", "D")}
+    rows = tests[(tests["arm"] == "EXP+GEN") & tests["measure"].isin(list(looks))].dropna(subset="gain")
+    title = f"Gain of EXP+GEN over EXP: where it comes from\n{note}"
+    figure, panels = interval_panels(rows, "split", "n_train", "gain", "measure", looks, title)
+    for axes in panels:
+        axes.axhline(0, color="black", lw=0.8)
+        axes.set(title=f"split {axes.get_title()}", xlabel="N")
     return figure
 
 
@@ -139,7 +138,7 @@ def sizes(chosen: pd.DataFrame, tests: pd.DataFrame, measure: str, note: str) ->
 
     Parameters
     ----------
-    chosen : one row per run (`significance.at_thresholds`)
+    chosen : one row per run (`thresholds.headline`)
     tests : `significance.paired_tests`; what EXP+GEN gains of what EXP leaves stands below each N
     """
     splits, numbers, arms = sorted(set(chosen["split"])), sorted(set(chosen["n_train"])), arms_in(chosen)
@@ -171,8 +170,8 @@ def waterfall(steps: pd.DataFrame, note: str) -> Figure:
         for axes, measure in zip(column, measures, strict=True):
             own = table[table["measure"] == measure]
             above = own["score"] - own["step"].fillna(0)
-            color, places = own["arm"].map(COLORS), range(len(own))
-            axes.bar(places, own["step"].fillna(0), 0.5, above, color=color, alpha=0.4)
+            places = range(len(own))
+            axes.bar(places, own["step"].fillna(0), 0.5, above, color=own["arm"].map(COLORS), alpha=0.4)
             axes.vlines(places, above + own["low"], above + own["high"], color="black", lw=1.2)
             for k, row in enumerate(own.itertuples()):
                 axes.plot([k - 0.4, min(k + 1.4, len(own) - 0.6)], [row.score] * 2, color="#777777", lw=0.8)
@@ -188,10 +187,9 @@ def waterfall(steps: pd.DataFrame, note: str) -> Figure:
 
 
 def paired_differences(pairs: pd.DataFrame, tests: pd.DataFrame, measure: str, note: str) -> Figure:
-    """Every pair's difference as a dot, the mean with its interval beside it, a row per split, N and arm; of one choice
-    of the threshold."""
-    rows = tests[tests["measure"] == measure].assign(order=tests["arm"].map(list(ARMS).index))
-    rows = rows.sort_values([*CONDITION, "order"])
+    """Every pair's difference as a dot, the mean with its interval beside it, a row per split, N and arm."""
+    order = {arm: k for k, arm in enumerate(ARMS)}
+    rows = tests[tests["measure"] == measure].sort_values([*CONDITION, "arm"], key=lambda c: c.replace(order))
     pairs, rows = (
         table.assign(place=[f"split {s}, N = {n}: {arm} minus {ARMS[arm].baseline}" for s, n, arm in
                             table[[*CONDITION, "arm"]].to_numpy()])
@@ -201,19 +199,14 @@ def paired_differences(pairs: pd.DataFrame, tests: pd.DataFrame, measure: str, n
     intervals(axes, rows, "place", "gain", "measure", {measure: ("#0072B2", "D")}, "y")
     axes.plot(pairs["difference"], pairs["place"].map(list(rows["place"]).index) - 0.25, ".", color="#555555", ms=4)
     axes.axvline(0, color="black", lw=0.8)
+    axes.set(xlabel=f"difference in {NAMES[measure]}")
     figure.suptitle(f"Differences: dots are pairs of runs, markers means with intervals\n{note}", fontsize=9)
-    axes.set_xlabel(f"difference in {NAMES[measure]}")
     return figure
 
 
 def quality_by_size(quality: pd.DataFrame, note: str) -> Figure:
-    """Measures of image quality against N, one panel each: a marker with its interval per model, beside the yardstick
-    (a short line) that the same measure gives on labelled micrographs.
-
-    Parameters
-    ----------
-    quality : measure, value, low, high, yardstick, split, n_train, model
-    """
+    """Measures of image quality (rows of quality.parquet with split, n_train, model) against N, a panel each: a marker
+    with its interval per model, beside the yardstick (a short line) of the same measure of labelled micrographs."""
     table = quality.assign(name="split " + quality["split"].astype(str) + ", model " + quality["model"].astype(str))
     table, numbers = table.sort_values("n_train", kind="stable"), sorted(set(quality["n_train"]))
     looks = {name: (CLASS_COLORS[4 - k % 5], "osD^v"[k % 5]) for k, name in enumerate(sorted(set(table["name"])))}
@@ -227,14 +220,11 @@ def quality_by_size(quality: pd.DataFrame, note: str) -> Figure:
 
 
 def error_kinds(counts: pd.DataFrame, note: str) -> Figure:
-    """Errors of each kind per defect in one condition, a panel for each of `against`: bars are means over seeds, dots
-    single runs."""
-    sides = list(dict.fromkeys(counts["against"]))
-    figure, panels = plt.subplots(
-        len(sides), figsize=(6.8, 0.9 + 2.3 * len(sides)), sharex=True, sharey=True, squeeze=False
-    )
-    for axes, side in zip(panels.flat, sides, strict=True):
-        own = counts[counts["against"] == side]
+    """Errors of each kind per defect in one condition, a panel per side: bars are means of seeds, dots single runs."""
+    sides = dict(list(counts.groupby("against", sort=False)))
+    size = (6.8, 0.9 + 2.3 * len(sides))
+    figure, panels = plt.subplots(len(sides), figsize=size, sharex=True, sharey=True, squeeze=False)
+    for axes, (side, own) in zip(panels.flat, sides.items(), strict=True):
         look = {"data": own, "x": "error", "y": "per_truth", "hue": "arm", "hue_order": arms_in(counts), "ax": axes}
         sns.barplot(**look, palette=COLORS, errorbar=None, alpha=0.5)
         sns.stripplot(**look, palette=COLORS, dodge=True, jitter=False, size=3, legend=False)

@@ -66,12 +66,11 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Finding:
-    """What a rule found: a verdict, the reason, our value with its interval in words, and the tolerance it used."""
+    """What a rule found: a verdict, the reason, and our value with its interval in words."""
 
     verdict: Verdict
     reason: str
     ours: str = "–"
-    tolerance: float | None = None
 
 
 def image_quality(e: Evidence) -> Finding:
@@ -119,7 +118,7 @@ def largest_gain(e: Evidence) -> Finding:
         verdict = "not reproduced"
     ours = with_interval(gain, low, high, n, e.level)
     widened = f"interval widened for the largest of {len(rows)}"
-    return Finding(verdict, reason, ours.replace("interval", widened, len(rows) > 1), half)
+    return Finding(verdict, reason, ours.replace("interval", widened, len(rows) > 1))
 
 
 def significance_at(e: Evidence, n_train: int, significant: bool) -> Finding:
@@ -142,7 +141,7 @@ def significance_at(e: Evidence, n_train: int, significant: bool) -> Finding:
         excluded = high < PAPER_GAIN
         reason += f"; {PAPER_GAIN} is {'excluded' if excluded else 'as possible as no gain'}"
         verdict = "not reproduced" if excluded else "cannot be compared" if significant else "reproduced"
-    return Finding(verdict, reason, ours, PAPER_GAIN)
+    return Finding(verdict, reason, ours)
 
 
 def origin_of_gain(e: Evidence) -> Finding:
@@ -165,7 +164,7 @@ def origin_of_gain(e: Evidence) -> Finding:
     verdict: Verdict = "reproduced" if right == 2 else "partly" if right > wrong else "not reproduced"
     if not half <= WIDE:
         verdict, reason = "cannot be compared", f"classification minus detection gain is not known to ±{WIDE}"
-    return Finding(verdict, reason, ours, half)
+    return Finding(verdict, reason, ours)
 
 
 def quality_with_n(e: Evidence) -> Finding:
@@ -209,7 +208,7 @@ def oversampling(e: Evidence) -> Finding:
     ranked = e.tests[here & e.tests["measure"].str.startswith("ap50_")].dropna(subset="gain")
     beside = ", ".join(f"class {row.measure[5:]} {row.gain:+.3f} ({p_value(row.p)})" for row in ranked.itertuples())
     where = f"split {test.split}, N={test.n_train}, of {len(tests)} condition(s)"
-    return Finding(verdict, f"{where}: {reason}; AP50 beside it: {beside or 'undefined'}", ours, e.margin)
+    return Finding(verdict, f"{where}: {reason}; AP50 beside it: {beside or 'undefined'}", ours)
 
 
 def _no_gain(test: Any, margin: float) -> tuple[Verdict, str]:
@@ -233,15 +232,15 @@ def best_thresholds(e: Evidence) -> Finding:
     change = with_interval(moved["mean"], moved["low"], moved["high"], len(wide), e.level)
     ours = f"EXP {exp:.2f}, EXP+GEN {gen:.2f}, paired difference {change}"
     if len(wide) < PAPER_RUNS:
-        return Finding("cannot be compared", f"{len(wide)} pair(s) do not tell how far it moves", ours, spread)
+        return Finding("cannot be compared", f"{len(wide)} pair(s) do not tell how far it moves", ours)
     if spread > 0.15:
         reason = f"it moves by ±{spread:.2f} between runs; the paper's arms differ by 0.15"
-        return Finding("cannot be compared", reason, ours, spread)
+        return Finding("cannot be compared", reason, ours)
     near = spread + 1e-9  # sums of steps of the sweep are not exact
     near_exp, near_gen = abs(exp - 0.8) <= near, max(0.6 - gen, gen - 0.7) <= near
     falls = moved["mean"] < 0 and not moved["high"] >= 0  # no interval: all fall by as much
     parts = {"EXP near 0.8": near_exp, "EXP+GEN near 0.6 to 0.7": near_gen, "EXP+GEN below EXP": falls}
-    return _of_three(parts, ours, spread)
+    return _of_three(parts, ours)
 
 
 def level_at_50(e: Evidence) -> Finding:
@@ -256,10 +255,10 @@ def level_at_50(e: Evidence) -> Finding:
     share_half = float(((rows["high"] - rows["low"]) / 2 / (1 - rows["base"])).mean(skipna=False))
     ours = f"F1HM {level:.3f} ± {number(half)}, {100 * share:.1f} % of what is left, n = {int(rows['n'].sum())}"
     if not (half <= WIDE and share_half <= WIDE):
-        return Finding("cannot be compared", f"not known to ±{WIDE}, the paper's ranges", ours, half)
+        return Finding("cannot be compared", f"not known to ±{WIDE}, the paper's ranges", ours)
     in_level, in_share = max(0.70 - level, level - 0.75) <= half, max(0.03 - share, share - 0.08) <= share_half
     parts = {"level of EXP": in_level, "share of what is left": in_share, "a gain above zero": share > share_half}
-    return _of_three(parts, ours, half)
+    return _of_three(parts, ours)
 
 
 def patches_per_condition(e: Evidence) -> Finding:
@@ -270,7 +269,7 @@ def patches_per_condition(e: Evidence) -> Finding:
     ours = ", ".join(f"{row.Index} {row.min} to {row.max}" for row in found.itertuples())
     same = (e.patches["n"] - 10_000).abs().max() <= 1000
     reason = "as many as in the paper, of both" if same else "this profile makes other numbers"
-    return Finding("reproduced" if same else "not attempted", reason, ours, 1000)
+    return Finding("reproduced" if same else "not attempted", reason, ours)
 
 
 def gpu_hours(e: Evidence) -> Finding:
@@ -285,11 +284,11 @@ def gpu_hours(e: Evidence) -> Finding:
     if not hours["device"].str.contains("V100").all():
         return Finding("cannot be compared", reason, ours)
     near = abs(training - 7) <= 3.5 and abs(total - 15) <= 7.5
-    return Finding("reproduced" if near else "not reproduced", reason, ours, 7.5)
+    return Finding("reproduced" if near else "not reproduced", reason, ours)
 
 
-def _of_three(parts: dict[str, bool], ours: str, tolerance: float) -> Finding:
+def _of_three(parts: dict[str, bool], ours: str) -> Finding:
     """Verdict on a claim of three parts: all hold, two, or fewer."""
     verdict: Verdict = {3: "reproduced", 2: "partly"}.get(sum(parts.values()), "not reproduced")
     holding = ", ".join(name for name, holds in parts.items() if holds) or "nothing"
-    return Finding(verdict, f"as in the paper: {holding}", ours, tolerance)
+    return Finding(verdict, f"as in the paper: {holding}", ours)

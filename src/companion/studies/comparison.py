@@ -78,25 +78,11 @@ def test_phantoms(phantom: Phantom, shifts: Mapping[str, Shift], n_test: int) ->
     return {TRAINED: Phantom(**values), **{name: Phantom(**values | shift.changes()) for name, shift in shifts.items()}}
 
 
-def standing(reference: pd.DataFrame) -> str:
-    """A sentence on how far detectors have learnt, and whether differences between them can mean anything.
-
-    Parameters
-    ----------
-    reference : scores of the detectors that others are compared with: arm, f1_detect
-    """
-    reached = reference.groupby("arm", sort=False)["f1_detect"].mean()
-    said = ", ".join(f"{arm} {score:.2f}" for arm, score in reached.items())
-    said = f"Mean F1_detect of the detectors that others are compared with, against the truth: {said}."
-    poor = f" Detectors below {LEARNT:g} hardly detect, so nothing below is a verdict: it shows that the study runs."
-    return said if reached.min() >= LEARNT else said + poor
-
-
 def verdict(low: float, high: float, positive: str, negative: str, reference: pd.DataFrame) -> str:
-    """`positive` or `negative` where an interval lies on one side of zero, else "undecided".
-
-    "no verdict" where a detector of `reference` (see `standing`) has learnt too little.
-    """
-    if not reference.groupby("arm")["f1_detect"].mean().min() >= LEARNT:
-        return "no verdict"
+    """`positive` or `negative` where an interval lies on one side of zero, else "undecided"; "no verdict" where an arm
+    of the detectors that others are compared with (columns arm, f1_detect) has learnt too little."""
+    reached = reference.groupby("arm", sort=False)["f1_detect"].mean()
+    if not reached.min() >= LEARNT:
+        said = ", ".join(f"{arm} {score:.2f}" for arm, score in reached.items())
+        return f"no verdict, for detectors that hardly detect (F1_detect against the truth: {said})"
     return positive if low > 0 else negative if high < 0 else "undecided"

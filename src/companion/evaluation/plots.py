@@ -74,7 +74,7 @@ def interval_panels(
     parts = list(table.groupby(panel, sort=False))
     columns, rows = min(4, len(parts)), -(-len(parts) // 4)
     wide, high = (0.5 * table[by].nunique() * (orient == axis) for axis in "xy")
-    size = (1 + columns * (1.9 + wide), 1.1 + rows * (1.9 + high))
+    size = (max(5.6, 1 + columns * (1.9 + wide)), 1.1 + rows * (1.9 + high))  # no less than the title is wide
     figure, grid = plt.subplots(rows, columns, squeeze=False, figsize=size, sharey=orient == "y")
     for unused in grid.flat[len(parts) :]:
         unused.remove()

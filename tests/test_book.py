@@ -41,7 +41,7 @@ GAINS = pd.DataFrame(
     [("1", 10, "f1_hm", 0.25, 0.375, 0.125, 0.0, 0.25, 2), ("1", 10, "f1_class", *[np.nan] * 5, 0),
      ("1", 10, "f1_detect", 0.5, 0.5, 0.0, -0.25, 0.25, 2)],
     columns=["split", "n_train", "measure", "base", "score", "gain", "low", "high", "n"],
-).assign(arm="EXP+GEN", threshold="best on test")  # fmt: skip
+).assign(arm="EXP+GEN", choice="chosen on validation", against="labels")  # fmt: skip
 STAMP = {
     "notebook": "06_b", "wall_s": 59.6, "peak_memory_mib": 300, "device": "CPU", "commit": "abc", "profile": "smoke",
     "dataset": "phantom", "keys": {"split": "1", "arm": "EXP"}, "started": "2026-01-02T03:04:05",
@@ -96,7 +96,8 @@ def test_pages_quote_and_include_only_what_a_run_writes(tmp_path: Path) -> None:
     executed = tmp_path / "executed"
     pages.write_fragments(executed, P, tmp_path / "claims.json", tmp_path / "sizes.parquet", [(STAMP, [])])
     included = [n for p in BOOK.glob("*.md") for n in re.findall(r"\{include\} executed/(\S+)", p.read_text("utf-8"))]
-    assert set(included) == {path.name for path in executed.glob("*.md")}
+    copied = {"significant.md"}  # of notebook 09, by `book.assemble`
+    assert set(included) == {path.name for path in executed.glob("*.md")} | copied
     assert "| C12 | a \\| b | p &lt; 0.1 | c | <span" in (executed / "verdicts.md").read_text(encoding="utf-8")
     assert "C12" not in (executed / "headline.md").read_text(encoding="utf-8")
     assert "| 1 | 1 min 0 s | 1 min 0 s | 300 MiB | CPU |" in (executed / "times.md").read_text(encoding="utf-8")

@@ -12,12 +12,12 @@ from test_scores import known as truth_table
 from test_scores import noisy, predictions, truths
 
 from companion.evaluation import errors
-from companion.evaluation.errors import IGNORED, coco_average_precision
 from companion.evaluation.formats import truth_of
+from companion.evaluation.precision import IGNORED, average_precision, mean_precision
 from companion.evaluation.runs import Run
 from companion.evaluation.scores import count, tabulate
 
-CORRECT, (CLASS, DUPLICATE, LOCALISATION, BACKGROUND, MISSED) = errors.CORRECT, errors.ERRORS
+CORRECT, (CLASS, DUPLICATE, SLIVER, OVERLOOKED, LOCALISATION, BACKGROUND, MISSED) = errors.CORRECT, errors.ERRORS
 RNG = np.random.default_rng
 KEYS = {"split": "1", "n_train": 10, "arm": "EXP", "seed": 1}
 CHOSEN = pd.DataFrame([{"split": "1", "n_train": 10, "arm": "EXP", "confidence": 0.3}])
@@ -46,11 +46,26 @@ def test_every_kind_of_error_by_hand():
     assert known["error"].tolist() == [CORRECT, CLASS, MISSED, MISSED]
     assert seen["size_px"].tolist() == [10, 10, 10, 10, 4] and known["image"].tolist() == ["0", "0", "0", "1"]
     counts = errors.error_counts(seen.assign(**KEYS), known.assign(**KEYS)).set_index("error")
-    assert counts["count"].to_dict() == {CLASS: 1, DUPLICATE: 1, LOCALISATION: 1, BACKGROUND: 1, MISSED: 2}
+    assert counts["count"].loc[lambda n: n > 0].to_dict() == dict.fromkeys(
+        (CLASS, DUPLICATE, LOCALISATION, BACKGROUND), 1
+    ) | {MISSED: 2}
     assert counts["truths"].eq(4).all() and counts.loc[MISSED, "per_truth"] == 0.5
 
 
-@pytest.mark.parametrize("matching", ["truth-greedy", "score-greedy", "optimal"])
+def test_what_is_there_without_a_label_is_told_from_background():
+    truth = truths((0, 0, 0, 10, 10, 1))
+    found = predictions(
+        (0, 0, 0, 10, 10, 0.9, 1), (0, 20, 0, 24, 10, 0.8, 1), (0, 40, 40, 50, 50, 0.7, 2), (0, 40, 40, 50, 56, 0.6, 2),
+        (0, 20, 0, 40, 10, 0.5, 1), (1, 40, 40, 50, 50, 0.5, 2),
+    )  # fmt: skip
+    there = {SLIVER: truths((0, 20, 0, 24, 10, 1)), OVERLOOKED: truths((0, 40, 40, 50, 50, 1), (0, 0, 0, 10, 10, 1))}
+    seen, _ = errors.audit(found, truth, index(2), 0.5, unlabelled=there)
+    assert seen["error"].tolist() == [CORRECT, SLIVER, OVERLOOKED, OVERLOOKED, BACKGROUND, BACKGROUND]
+    plain, _ = errors.audit(found, truth, index(2), 0.5)
+    assert plain["error"].tolist() == [CORRECT, *[BACKGROUND] * 5]
+
+
+@pytest.mark.parametrize("matching", ["truth-greedy", "score-greedy"])
 def test_errors_add_up_to_the_counts(matching):
     patches = ellipse_patches(30, seed=1)
     found = noisy(patches, 2, extra=2)
@@ -70,7 +85,7 @@ def test_nothing_predicted_and_nothing_there():
     seen, known = errors.audit(none, patches.table, patches.index, 0.5)
     assert len(seen) == 0 and (known["error"] == MISSED).all()
     counts = errors.error_counts(seen.assign(**KEYS), known.assign(**KEYS)).set_index("error")
-    assert counts["per_truth"].reindex(errors.ERRORS).tolist() == [0, 0, 0, 0, 1]
+    assert counts["per_truth"].reindex(errors.ERRORS).tolist() == [0] * 6 + [1]
     seen, known = errors.audit(noisy(patches, 0), patches.table[:0], patches.index, 0.5)
     assert (seen["error"] == BACKGROUND).all() and len(known) == 0
 
@@ -151,7 +166,7 @@ def test_average_precision():
     truth = replace(truth_of(patches), classes={1: "a", 2: "b", 3: "c", 4: "absent"})
 
     def scored(found):
-        return coco_average_precision(found, truth).set_index("class")
+        return average_precision(found, truth).set_index("class")
 
     table = scored(perfect)
     assert list(table.index) == [*truth.classes.values(), IGNORED]
@@ -167,5 +182,7 @@ def test_average_precision_by_hand():
     # Two truths; the better score is false, the next right: precision 1/2 up to recall 1/2, which are 51 of 101 points.
     truth = truths((0, 0, 0, 10, 10, 1), (0, 30, 30, 40, 40, 1))
     found = predictions((0, 50, 50, 60, 60, 0.9, 1), (0, 0, 0, 10, 10, 0.8, 1))
-    table = coco_average_precision(found, truth_table(truth, 1, 1)).set_index("class")
+    table = average_precision(found, truth_table(truth, 1, 1)).set_index("class")
     assert table.loc["class 1", "AP50"] == pytest.approx(0.5 * 51 / 101)
+    both = pd.concat([table.reset_index().assign(seed=k, AP50=[value, 0.9]) for k, value in enumerate((0.2, 0.4))])
+    assert mean_precision(both)[["seed", "map50", "ap50_1"]].to_numpy().tolist() == [[0, 0.2, 0.2], [1, 0.4, 0.4]]

@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 import numpy as np
-import pandas as pd
 import pytest
 from conftest import ellipse_patches
 from test_scores import noisy
@@ -17,8 +16,6 @@ from companion import cli
 from companion.errors import CompanionError
 from companion.evaluation.formats import read_predictions, read_truth, truth_of
 from companion.evaluation.scores import count, evaluate_files, tabulate
-from companion.geometry import encode_rle
-from companion.micrographs.patches import Patches, instance_table
 from companion.provenance import write_table
 
 LOOP, DOT = (
@@ -57,8 +54,8 @@ def test_parquet_against_patches_and_against_coco(tmp_path, coco):
     patches = ellipse_patches(8, seed=1)
     patches.save(tmp_path / "test")
     write_table(tmp_path / "predictions.parquet", found := noisy(patches, 2))
-    table = evaluate_files(tmp_path / "predictions.parquet", tmp_path / "test", [0.3, 0.5], [0.1, 0.6], "optimal")
-    assert table.equals(tabulate(count(found, truth_of(patches), [0.3, 0.5], [0.1, 0.6], "optimal")))
+    table = evaluate_files(tmp_path / "predictions.parquet", tmp_path / "test", [0.3, 0.5], [0.1, 0.6], "score-greedy")
+    assert table.equals(tabulate(count(found, truth_of(patches), [0.3, 0.5], [0.1, 0.6], "score-greedy")))
     results, truth = coco(RESULTS)
     write_table(tmp_path / "predictions.parquet", read_predictions(results, read_truth(truth)))
     assert evaluate_files(tmp_path / "predictions.parquet", truth).equals(evaluate_files(results, truth))
@@ -119,15 +116,15 @@ def test_files_that_are_something_else(tmp_path, coco):
     table, path = noisy(ellipse_patches(4), 0), tmp_path / "p.parquet"
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 no")
     for name, says in (
-        ("instances_predictions.pth", r"pickle.*coco_instances_results\.json"), ("absent.parquet", "no such file"),
+        ("instances_predictions.pth", r"coco_instances_results\.json"), ("absent.parquet", "no such file"),
         ("broken.parquet", "not a readable parquet"),
     ):  # fmt: skip
         with pytest.raises(CompanionError, match=says):
             evaluate_files(tmp_path / name, truth)
     for wrong, says in (
         (table.drop(columns=["score", "label"]), r"lacks the column\(s\) score, label"),
-        (table.astype({"score": str}), r"score \(\S+\) should hold numbers"),
-        (table.assign(label=1.5), r"label \(float64\) should hold whole numbers"),
+        (table.assign(score="high"), "should hold numbers"),
+        (table.assign(label=1.5), "label whole ones"),
     ):
         write_table(path, wrong)
         with pytest.raises(CompanionError, match=says):
@@ -143,25 +140,6 @@ def test_classes_and_unpredicted_patches_on_the_command_line(coco):
         row = json.loads(CliRunner().invoke(cli.app, ["evaluate", *files, *options, "--json"]).output)[0]
         counts.append((row["tp"], row["fp"], row["fn"]))
     assert counts == [(2, 0, 1), (1, 1, 2), (2, 0, 0), (1, 1, 1)]
-
-
-def test_boxes_or_masks(tmp_path, coco):
-    instances = np.zeros((1, 20, 20), dtype=np.uint8)
-    instances[0, 2:12, 2:12] = np.eye(10)  # a diagonal line: its box is 10 x 10 px, its area 10 px
-    index = pd.DataFrame({"patch": [0], "image": "a", "x0": 0, "y0": 0, "symmetry": 0, "pixel_size_nm": 1.0})
-    Patches(instances, instances, index, instance_table(instances, {(0, 1): 1}), ("loop",)).save(tmp_path / "test")
-    filled = np.zeros((1, 20, 20), dtype=bool)
-    filled[0, 2:12, 2:12] = True
-    found = pd.DataFrame([{"patch": 0, "x1": 2.0, "y1": 2.0, "x2": 12.0, "y2": 12.0, "score": 0.9, "label": 1}])
-    files = tmp_path / "test.parquet", tmp_path / "test"
-    write_table(files[0], found.assign(mask=encode_rle(filled)))
-    assert evaluate_files(*files, on="boxes")["tp"].tolist() == [1]
-    assert evaluate_files(*files, [0.5, 0.1], on="masks")["tp"].tolist() == [0, 1]  # IoU 10 / 100
-    write_table(files[0], found)
-    for paths, on, says in ((files, "masks", "boxes only"), (coco(RESULTS), "masks", "patches folder"),
-                            (files, "mask", "did you mean 'masks'")):  # fmt: skip
-        with pytest.raises(CompanionError, match=says):
-            evaluate_files(*paths, on=on)
 
 
 def test_evaluation_never_imports_torch():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -12,18 +13,22 @@ from scipy import stats
 
 from companion.config.arms import ARMS
 from companion.evaluation import plots
+from companion.evaluation.runs import Run
 from companion.evaluation.scores import Counts
 from companion.evaluation.significance import (
-    at_thresholds,
-    bootstrap_differences,
     equivalence,
     headline_measure,
     holm,
     paired_scores,
     paired_t,
     paired_tests,
+    resampled_scores,
+    sign_by_choice,
     sign_flip,
+    significant,
 )
+from companion.evaluation.thresholds import BEST, FIXED, VALIDATED, choices, headline, read_at
+from companion.seeds import Seeds
 
 
 def scores(arms=("EXP", "EXP+GEN"), seeds=(1, 2, 3, 4), sizes=(10, 50), noise=0.01) -> pd.DataFrame:
@@ -36,6 +41,12 @@ def scores(arms=("EXP", "EXP+GEN"), seeds=(1, 2, 3, 4), sizes=(10, 50), noise=0.
         rows.append(("1", n, arm, seed, 0.5, confidence, value, value - 0.05, value + 0.05))
     columns = ["split", "n_train", "arm", "seed", "iou_threshold", "confidence", "f1_hm", "f1_detect", "f1_class"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def at(table: pd.DataFrame, confidence: float = 0.6, choice: str = VALIDATED) -> pd.DataFrame:
+    """One row per run, as `thresholds.read_at` gives them."""
+    here = table[np.isclose(table["confidence"], confidence)]
+    return here.assign(choice=choice, against="labels", map50=here["f1_hm"] - 0.2)
 
 
 def test_paired_t_by_hand():
@@ -100,10 +111,8 @@ def test_equivalence_is_two_one_sided_tests():
 
 
 def test_every_arm_is_tested_against_its_baseline():
-    best = pd.DataFrame([("1", n, arm, 0.8 if arm == "EXP" else 0.6) for n in (10, 50) for arm in ARMS],
-                        columns=["split", "n_train", "arm", "confidence"])  # fmt: skip
-    pairs = paired_scores(at_thresholds(scores(arms=tuple(ARMS)), 0.5, best))
-    assert len(pairs) == 2 * 4 * 3 * (len(ARMS) - 1) and "EXP" not in set(pairs["arm"])
+    pairs = paired_scores(at(scores(arms=tuple(ARMS))))
+    assert len(pairs) == 2 * 4 * 4 * (len(ARMS) - 1) and "EXP" not in set(pairs["arm"])
     assert pairs.groupby("arm")["baseline"].first().to_dict() == {a: ARMS[a].baseline for a in ARMS if a != "EXP"}
     table = paired_tests(pairs).set_index(["arm", "n_train", "measure"])
     assert (table["p_holm"] >= table["p"]).all() and table["smallest_p_sign_flip"].eq(0.125).all()
@@ -119,13 +128,14 @@ def test_gain_is_a_share_of_what_is_left():
     rows = [("1", 10, arm, seed, value) for arm, seed, value in
             (("EXP", 1, 0.6), ("EXP", 2, 0.6), ("EXP+GEN", 1, 0.7), ("EXP+GEN", 2, 0.9))]  # fmt: skip
     chosen = pd.DataFrame(rows, columns=["split", "n_train", "arm", "seed", "f1_hm"])
+    chosen = chosen.assign(choice=BEST, against="labels")
     row = paired_tests(paired_scores(chosen, ["f1_hm"])).iloc[0]
     assert (row["base"], row["score"], row["gain"]) == pytest.approx((0.6, 0.8, 0.2))
     assert row["share_of_left"] == pytest.approx(0.5) and row["n"] == 2
 
 
 def test_seeds_without_a_partner_and_absent_arms():
-    found = at_thresholds(scores(), 0.5, 0.6)
+    found = at(scores())
     table = paired_tests(paired_scores(found[~((found["arm"] == "EXP") & (found["seed"] == 4))]))
     assert (table["n"] == 3).all()
     alone = paired_tests(paired_scores(found[found["arm"] == "EXP+GEN"]))
@@ -149,24 +159,74 @@ def counts(hits: list[int], predicted: list[int]) -> Counts:
     return Counts(pairs, np.array(predicted, dtype=np.int32)[:, None], known, (0.5,), (0.5,), (1,))
 
 
-def test_the_difference_is_resampled_by_micrograph_and_paired():
-    images = ["a", "a", "b", "c"]
-    base, other = counts([1, 2, 3, 0], [4, 4, 4, 4]), counts([2, 2, 4, 1], [4, 4, 4, 4])
-    drawn = bootstrap_differences([base, base], [other, base], images, "f1_detect", np.random.default_rng(0), 4000)
-    assert drawn.shape == (4000, 2) and (drawn[:, 1] == 0).all()  # the same micrographs on both sides: no spread
-    # F1 = 2 TP / (predicted + truths) = TP / 4P; micrograph a holds two patches and is drawn as a whole.
-    gain, patches = np.array([1.0, 1.0, 1.0]), np.array([2, 1, 1])
+def test_scores_are_resampled_by_micrograph_the_same_for_all_runs_of_a_split():
+    index = pd.DataFrame({"image": ["a", "a", "b", "c"]})
+    counted = []
+    for arm, hits in (("EXP", [1, 2, 3, 0]), ("EXP+GEN", [2, 2, 4, 1])):
+        keys = {"split": "1", "n_train": 4, "arm": arm, "seed": 1}
+        run = Run(keys, pd.DataFrame(), replace(ellipse_patches(1), index=index))
+        counted.append((run, counts(hits, [4, 4, 4, 4])))
+    points = pd.DataFrame({"split": "1", "n_train": 4, "arm": ["EXP", "EXP+GEN"], "confidence": 0.5})
+    table = resampled_scores(counted, points, 0.5, Seeds(0), 4000)
+    wide = table.pivot(index="resample", columns="arm", values="f1_detect")
+    assert wide.loc[0].tolist() == pytest.approx([6 / 16, 9 / 16])  # F1 = 2 TP / (predicted + truths) = TP / 4P
+    drawn = (wide["EXP+GEN"] - wide["EXP"]).iloc[1:]
+    gain, patches = np.array([1.0, 1.0, 1.0]), np.array([2, 1, 1])  # micrograph a holds two patches, drawn as a whole
     draws = np.array(list(itertools.product(range(3), repeat=3)))  # all 27 resamples of three micrographs
     exact = gain[draws].sum(axis=1) / (4 * patches[draws].sum(axis=1))
-    assert set(np.round(drawn[:, 0], 9)) == set(np.round(exact, 9))
-    assert drawn[:, 0].mean() == pytest.approx(exact.mean(), abs=0.002)
+    assert set(np.round(drawn, 9)) == set(np.round(exact, 9))
+    assert drawn.mean() == pytest.approx(exact.mean(), abs=0.002)
+
+
+def test_every_run_is_read_at_three_choices_and_on_both_sides():
+    labels = scores(sizes=(10,), noise=0)
+    truth = labels.assign(f1_hm=labels["f1_hm"] - 0.1)
+    flat = labels.assign(f1_hm=labels["f1_hm"].where(labels["arm"] == "EXP") + 9 * (labels["confidence"] == 0.6))
+    points = choices(labels, flat, 0.5, "f1_hm", 0.4)
+    confidence = points.pivot(index="choice", columns="arm", values="confidence")
+    assert confidence.loc[VALIDATED].tolist() == [0.6, 0.4]  # the fixed one, where nothing is defined on validation
+    assert confidence.loc[BEST].tolist() == [0.8, 0.6] and confidence.loc[FIXED].tolist() == [0.4, 0.4]
+    keys = labels[["split", "n_train", "arm", "seed"]].drop_duplicates()
+    precision = pd.concat([keys.assign(against=side, map50=0.3, ap50_1=0.2) for side in ("labels", "truth")])
+    chosen = read_at({"labels": labels, "truth": truth}, precision, points, 0.5)
+    assert len(chosen) == 3 * 2 * len(keys) and (chosen["map50"] == 0.3).all()
+    wide = chosen.set_index(["choice", "against", "arm", "seed"])["f1_hm"].unstack("against")
+    assert np.allclose(wide["labels"] - wide["truth"], 0.1)
+    first = headline(chosen)
+    assert len(first) == len(keys) and set(first["choice"]) == {VALIDATED} and set(first["against"]) == {"labels"}
+    alone = choices(labels, None, 0.5, "f1_hm", 0.4)
+    assert set(alone["choice"]) == {BEST, FIXED}
+    assert set(headline(chosen[chosen["choice"] != VALIDATED])["choice"]) == {BEST}
+
+
+def test_a_sign_that_depends_on_the_choice_of_the_threshold_is_said():
+    tests = pd.DataFrame({
+        "arm": "EXP+GEN", "measure": "f1_hm", "against": "labels", "split": "1", "n_train": 10,
+        "choice": [VALIDATED, BEST, FIXED], "gain": [0.006, 0.008, -0.029],
+    })  # fmt: skip
+    (said,) = sign_by_choice(tests, "f1_hm")
+    assert "N = 10" in said and "depends on the threshold: +0.006" in said and "-0.029 (fixed)" in said
+    same = sign_by_choice(tests.assign(gain=[0.006, 0.008, np.nan]), "f1_hm")
+    assert same == ["Against labels the sign of the gain is the same for every choice of the threshold."]
+
+
+def test_what_is_significant_is_said_whatever_its_sign():
+    found = at(scores(seeds=(1, 2, 3, 4), sizes=(50,), noise=0.001))
+    lost = found.assign(f1_detect=found["f1_detect"].where(found["arm"] == "EXP", found["f1_detect"] - 0.1))
+    rises, falls = (significant(paired_tests(paired_scores(table)), 0.95) for table in (found, lost))
+    assert len(rises) == len(falls) == 4 and all("rises" in line and "Holm" in line for line in rises)
+    assert [line.split()[1] for line in falls].count("falls") == 1
+    noisy = at(scores(sizes=(50,), noise=0.5))
+    assert significant(paired_tests(paired_scores(noisy)), 0.95) == [
+        "Of 4 tests of EXP+GEN against EXP none is significant."
+    ]
 
 
 def test_figures_of_every_arm_and_of_one_class():
     found = scores(arms=tuple(ARMS))
     one_class = found.assign(f1_hm=np.nan, f1_class=np.nan)
     for table, measure in ((found, "f1_hm"), (one_class, "f1_detect")):
-        chosen = at_thresholds(table, 0.5, 0.6)
+        chosen = at(table)
         pairs = paired_scores(chosen)
         tests = paired_tests(pairs)
         names = [text.get_text() for text in plots.sizes(chosen, tests, measure, "").legends[0].get_texts()]
@@ -177,8 +237,8 @@ def test_figures_of_every_arm_and_of_one_class():
         ]  # fmt: skip
         (means,) = axes.containers
         assert len(means.lines[0].get_xdata()) == 2 * (len(ARMS) - 1) and axes.get_ylim()[0] > axes.get_ylim()[1]
-        axes = plots.gains(tests, "phantom").axes[0]
-        assert len(axes.get_legend().get_texts()) == (2 if measure == "f1_hm" else 1)  # F1_class may be undefined
+        figure = plots.gains(tests, "phantom")
+        assert len(figure.legends[0].get_texts()) == (2 if measure == "f1_hm" else 1)  # F1_class may be undefined
 
 
 def test_the_picture_is_of_a_typical_patch():

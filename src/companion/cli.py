@@ -89,8 +89,7 @@ def evaluate(
     truth: Annotated[Path, typer.Argument(help="patches folder or COCO annotations JSON")],
     iou: Annotated[list[float] | None, typer.Option(min=0, max=1, help="IoU threshold; repeat for several")] = None,
     confidence: Annotated[list[float] | None, typer.Option(min=0, max=1, help="score threshold; repeatable")] = None,
-    matching: Annotated[str, typer.Option(help="truth-greedy, score-greedy or optimal")] = "truth-greedy",
-    on: Annotated[str, typer.Option(help="what must overlap: boxes or masks")] = "boxes",
+    matching: Annotated[str, typer.Option(help="truth-greedy or score-greedy")] = "truth-greedy",
     same_class: Annotated[
         bool, typer.Option("--same-class", help="only a prediction of the truth's class matches (paper: any)")
     ] = False,
@@ -104,7 +103,7 @@ def evaluate(
     from companion.provenance import plain
 
     unpredicted = "skip" if skip_unpredicted else "count"
-    rows = evaluate_files(predictions, truth, iou or [0.5], confidence or [0.5], matching, on, same_class, unpredicted)
+    rows = evaluate_files(predictions, truth, iou or [0.5], confidence or [0.5], matching, same_class, unpredicted)
     if as_json:
         return print(json.dumps(plain(rows.to_dict("records")), indent=1))
     print(rows.dropna(axis=1, how="all").to_string(index=False, float_format="{:.3f}".format))

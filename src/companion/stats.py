@@ -10,10 +10,11 @@ from numpy.typing import ArrayLike, NDArray
 Floats = NDArray[np.float64]
 
 
-def cluster_weights(groups: ArrayLike, rng: np.random.Generator, resamples: int) -> tuple[NDArray, NDArray[np.int64]]:
-    """How often each cluster is drawn in each bootstrap resample (Efron and Tibshirani 1993).
+def cluster_weights(groups: ArrayLike, rng: np.random.Generator, resamples: int) -> NDArray[np.int64]:
+    """How often each value is drawn in each bootstrap resample of whole clusters (Efron and Tibshirani 1993).
 
-    Values of one micrograph are alike, so whole micrographs are drawn, never single values.
+    Values of one micrograph are alike, so whole micrographs are drawn, never single values. Equal sets of clusters are
+    drawn alike from generators in one state.
 
     Parameters
     ----------
@@ -22,32 +23,19 @@ def cluster_weights(groups: ArrayLike, rng: np.random.Generator, resamples: int)
 
     Returns
     -------
-    names : [G] the clusters, sorted
-    weights : [R, G] int; each row sums to G. The weights of values are ``weights[:, np.searchsorted(names, groups)]``.
+    [R, n]
     """
-    names = np.unique(np.asarray(groups))
-    weights = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples) if len(names) else None
-    return names, np.zeros((resamples, 0), dtype=np.int64) if weights is None else weights
+    names, place = np.unique(np.asarray(groups), return_inverse=True)
+    if len(names) == 0:
+        return np.zeros((resamples, 0), dtype=np.int64)
+    return rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)[:, place]
 
 
 def cluster_bootstrap(
     statistic: Callable[[Floats], float | Floats], groups: ArrayLike, rng: np.random.Generator, resamples: int = 1000
 ) -> Floats:
-    """A weighted statistic in every bootstrap resample of whole clusters.
-
-    Parameters
-    ----------
-    statistic : value(s) for weights [n] of the single values, e.g. ``lambda w: np.average(x, weights=w)``; it may
-        return NaN where a resample leaves it undefined
-    groups : [n] cluster of each value
-
-    Returns
-    -------
-    [R] or [R, ...]
-    """
-    names, weights = cluster_weights(groups, rng, resamples)
-    place = np.searchsorted(names, np.asarray(groups))
-    return np.array([statistic(row[place].astype(float)) for row in weights])
+    """A statistic of weights [n] (NaN: undefined) in every resample of `cluster_weights`: [R, ...]."""
+    return np.array([statistic(row.astype(float)) for row in cluster_weights(groups, rng, resamples)])
 
 
 def percentile_interval(resampled: Floats, level: float = 0.95) -> tuple[Floats, Floats]:
@@ -63,13 +51,13 @@ def percentile_interval(resampled: Floats, level: float = 0.95) -> tuple[Floats,
 
 
 def c2st_auc(
-    a: Floats, b: Floats, groups_a: ArrayLike, groups_b: ArrayLike, rng: np.random.Generator, deals: int = 1,
+    a: Floats, b: Floats, groups_a: ArrayLike, groups_b: ArrayLike, rng: np.random.Generator, deals: int = 20,
     folds: int = 5, penalty: float = 0.1,
 ) -> float:  # fmt: skip
     """Classifier two-sample test (Lopez-Paz and Oquab 2017): how well a classifier tells two sets apart.
 
     Logistic regression on standardised features, scored on clusters that it has not seen, mean over `deals` random
-    deals of clusters to folds.
+    deals of clusters to folds, as one deal of few clusters says little.
 
     Parameters
     ----------
@@ -79,7 +67,8 @@ def c2st_auc(
 
     Returns
     -------
-    Area under the ROC curve: 0.5 cannot tell, 1 always. NaN where a set has fewer than two clusters.
+    Area under the ROC curve: 0.5 cannot tell (what is below is chance, and given as 0.5), 1 always. NaN where a set has
+    fewer than two clusters.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
@@ -100,4 +89,4 @@ def c2st_auc(
         for seen, held in splitter.split(x, y, clusters):
             if len(np.unique(y[held])) == 2 and len(np.unique(y[seen])) == 2:
                 areas.append(roc_auc_score(y[held], model.fit(x[seen], y[seen]).decision_function(x[held])))
-    return float(np.mean(areas)) if areas else float("nan")
+    return max(0.5, float(np.mean(areas))) if areas else float("nan")

@@ -123,7 +123,9 @@ class Faithfulness(Section):
 class Evaluation(Section):
     """Scores and tests."""
 
-    matching: Literal["truth-greedy", "score-greedy", "optimal"] = Field("truth-greedy", description="the authors'")
+    matching: Literal["truth-greedy", "score-greedy"] = Field(
+        "truth-greedy", description="which prediction is which truth: the authors' rule, or COCO's"
+    )
     iou: Share = Field(0.5, description="box IoU of the headline figures (the paper does not say which it used)")
     iou_sweep: list[Share] = Field(
         [round(0.1 * k, 1) for k in range(1, 10)], min_length=1, description="box IoU thresholds swept"

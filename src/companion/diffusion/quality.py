@@ -21,6 +21,7 @@ from companion.diffusion.sample import LatentDiffusion
 from companion.micrographs.patches import Patches
 from companion.stats import c2st_auc, cluster_weights, percentile_interval
 
+OF_ONE_SET = ("darker inside its mask", "contrast of defects")  # their yardstick looks at no held-out image
 MOST = 1000  # images of a set that are judged: distances need no more, and kernels grow with the square
 LABELLED, TRAINING = "labelled, held out", "labelled, training"
 Encode = Callable[[NDArray[np.uint8]], Floats]
@@ -67,9 +68,9 @@ def _profile(a: SimpleNamespace, w: Floats, b: SimpleNamespace, v: Floats) -> fl
 
 # Of a set `a` (see `_describe`) whose patches count w times, and held-out images `b` whose patches count v times.
 MEASURES: dict[str, tuple[str, str, Callable[[SimpleNamespace, Floats, SimpleNamespace, Floats], float]]] = {
-    "darker inside its mask": ("share of defects", LABELLED,
+    "darker inside its mask": ("share of defects", TRAINING,
         lambda a, w, b, v: _mean(a.contrast["contrast"].to_numpy() > 0, w[a.contrast["patch"]])),
-    "contrast of defects": ("share of the surroundings' grey level", LABELLED,
+    "contrast of defects": ("share of the surroundings' grey level", TRAINING,
         lambda a, w, b, v: _mean(a.contrast["contrast"].to_numpy(), w[a.contrast["patch"]])),
     "distance to the nearest training patch": ("grey levels, median", LABELLED,
         lambda a, w, b, v: np.median(np.repeat(a.nearest, w.astype(int)))),
@@ -105,29 +106,34 @@ def judge(
     Returns
     -------
     One row per measure (`MEASURES`, and `stats.c2st_auc` of a set and held-out ones): measure, unit, value, low, high,
-    n (images), yardstick, yardstick_of, and a column for each of `others`.
+    n (images), yardstick, yardstick_of, excess_low and excess_high (interval of value minus yardstick, both resampled,
+    less the bias of resampled distances), and a column for each of `others`.
     """
     sets = {"generated": generated, TRAINING: train, LABELLED: test, **others}
     made = _describe({name: few(patches, rng) for name, patches in sets.items()}, train, encode)
     ones, gen, held = {name: np.ones(len(a.groups)) for name, a in made.items()}, made["generated"], made[LABELLED]
-    resampled = []
-    for a in (gen, held):
-        names, weights = cluster_weights(a.groups, rng, resamples)
-        resampled.append(weights[:, np.searchsorted(names, a.groups)].astype(float))
+    drawn = {name: cluster_weights(made[name].groups, rng, resamples).astype(float)
+             for name in ("generated", TRAINING, LABELLED)}  # fmt: skip
     # What the classifier sees: features of the encoder and the logarithm of the power spectrum.
     seen = {name: np.hstack([a.features, np.log10(a.power + 1e-9)]) for name, a in made.items()}
     rows = []
     for name, (unit, of, measure) in MEASURES.items():
         found = {other: measure(a, ones[other], held, ones[LABELLED]) for other, a in made.items()}
-        values = np.array([measure(gen, w, held, v) for w, v in zip(*resampled, strict=True)])
-        rows.append((name, unit, of, found, *percentile_interval(values, level)))
+        values, yardsticks = (
+            np.array([measure(made[a], w, held, v) for w, v in zip(drawn[a], drawn[LABELLED], strict=True)])
+            for a in ("generated", of)
+        )
+        excess = values - yardsticks
+        excess += found["generated"] - found[of] - (np.nanmean(excess) if np.isfinite(excess).any() else 0.0)
+        rows.append((name, unit, of, found, *percentile_interval(values, level), *percentile_interval(excess, level)))
     found = {name: c2st_auc(seen[name], seen[LABELLED], a.groups, held.groups, rng) for name, a in made.items()}
-    rows.append(("c2st_auc", "area under the ROC curve", TRAINING, found, np.nan, np.nan))
+    rows.append(("c2st_auc", "area under the ROC curve", TRAINING, found, *[np.nan] * 4))
     return pd.DataFrame([
         {"measure": name, "unit": unit, "value": found["generated"], "low": low, "high": high, "n": len(gen.groups),
-         "yardstick": found[of], "yardstick_of": of if of == LABELLED else f"{of} against held out",
+         "yardstick": found[of], "excess_low": excess_low, "excess_high": excess_high,
+         "yardstick_of": of if of == LABELLED or name in OF_ONE_SET else f"{of} against held out",
          **{other: found[other] for other in others}}
-        for name, unit, of, found, low, high in rows
+        for name, unit, of, found, low, high, excess_low, excess_high in rows
     ])  # fmt: skip
 
 

@@ -1,47 +1,50 @@
-"""Kinds of errors of a detector, for which classes and sizes; what a materials scientist reads off it; and COCO's
-average precision, for comparison with everyone else's detectors."""
+"""Kinds of errors of a detector, for which classes and sizes; and what a materials scientist reads off it."""
 
 from __future__ import annotations
 
-import contextlib
-import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from companion.evaluation.formats import BOX, Truth
+from companion.config.sections import Patches as Cut
+from companion.evaluation.formats import BOX
 from companion.evaluation.matching import Matching, match_once
-from companion.evaluation.runs import Run
+from companion.evaluation.runs import Run, cut_again
 from companion.evaluation.scores import rows_of
 from companion.evaluation.wording import ARM, RUN
 from companion.geometry import box_iou
+from companion.micrographs.dataset import ANNOTATIONS
+from companion.micrographs.patches import Patches
+from companion.phantom.render import TRUTH
 from companion.stats import cluster_weights, percentile_interval
 
-CORRECT, CLASS, DUPLICATE, LOCALISATION, BACKGROUND, MISSED = (
-    "correct", "class", "duplicate", "localisation", "background", "missed")  # fmt: skip
-ERRORS = (CLASS, DUPLICATE, LOCALISATION, BACKGROUND, MISSED)
+CORRECT, CLASS, DUPLICATE, SLIVER, OVERLOOKED, LOCALISATION, BACKGROUND, MISSED = (
+    "correct", "class", "duplicate", "sliver", "overlooked", "localisation", "background", "missed")  # fmt: skip
+ERRORS = (CLASS, DUPLICATE, SLIVER, OVERLOOKED, LOCALISATION, BACKGROUND, MISSED)
 SIZES = ("small (≤ 16 px)", "medium (≤ 32 px)", "large (> 32 px)")
-IGNORED = "class ignored"  # average precision of the detection alone
 GROUPINGS = ("class", "size", "pixel size")
 BACKGROUND_IOU = 0.1  # below it a box lies on nothing, as in TIDE (Bolya et al. 2020)
 
 
 def audit(
     predictions: pd.DataFrame, truths: pd.DataFrame, index: pd.DataFrame, iou: float,
-    matching: Matching = "truth-greedy",
+    matching: Matching = "truth-greedy", unlabelled: Mapping[str, pd.DataFrame] = {},
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
     """What became of every prediction and of every truth.
 
     A prediction is correct, or of the wrong class (matched, other class), a duplicate (it overlaps a truth that
-    another prediction has), badly localised (best overlap between 0.1 and `iou`), or on background. A truth is
-    correct, of the wrong class, or missed.
+    another prediction has), on something that is there and not among the truths (a sliver of a defect that the patch's
+    border cuts, or a defect that the annotator overlooked), badly localised (best overlap between 0.1 and `iou`), or on
+    background. A truth is correct, of the wrong class, or missed.
 
     Parameters
     ----------
     predictions : those that count: patch, x1, y1, x2, y2 (px), score, label
     truths : patch, x1, y1, x2, y2 (px), class
     index : patch, image, pixel_size_nm
+    unlabelled : boxes (patch, x1, y1, x2, y2) of what is there and not among the truths, by the kind of error
 
     Returns
     -------
@@ -52,10 +55,14 @@ def audit(
     scores, labels, codes = predictions["score"].to_numpy(), predictions["label"].to_numpy(), truths["class"].to_numpy()
     error, truth_error = np.full(len(boxes), BACKGROUND, dtype=object), np.full(len(truths), MISSED, dtype=object)
     patches = index["patch"].tolist()
-    for rows, own in zip(rows_of(predictions, patches), rows_of(truths, patches), strict=True):
+    for patch, rows, own in zip(patches, rows_of(predictions, patches), rows_of(truths, patches), strict=True):
         overlap = box_iou(truth_boxes[own], boxes[rows])  # (T, M)
         best = overlap.max(axis=0, initial=0)
-        error[rows] = np.where(best >= iou, DUPLICATE, np.where(best >= BACKGROUND_IOU, LOCALISATION, BACKGROUND))
+        error[rows] = np.where(best >= BACKGROUND_IOU, LOCALISATION, BACKGROUND)
+        for kind, table in unlabelled.items():
+            there = box_iou(table.loc[table["patch"] == patch, BOX].to_numpy(dtype=float), boxes[rows])
+            error[rows[there.max(axis=0, initial=0) >= iou]] = kind
+        error[rows[best >= iou]] = DUPLICATE
         pairs = match_once(overlap, scores[rows], boxes[rows], iou, matching)
         for truth, prediction in zip(own[pairs >= 0], rows[pairs[pairs >= 0]], strict=True):
             error[prediction] = truth_error[truth] = CORRECT if labels[prediction] == codes[truth] else CLASS
@@ -69,10 +76,32 @@ def audit(
     return tables[0], tables[1]
 
 
+def slivers(folder: Path, patches: Patches, cut: Cut, exact: bool = False) -> pd.DataFrame:
+    """Boxes of what a border left of defects in patches, and is too little to be labelled there.
+
+    Parameters
+    ----------
+    folder, cut : the data set that `patches` are of, and how they were cut
+    exact : whether they have the truth for labels
+    """
+    files, every = list(patches.index["image"].unique()), cut.model_copy(update={"min_visible": 0.0})
+    all_ = cut_again(folder, files, every, TRUTH if exact else ANNOTATIONS).table[["patch", *BOX]]
+    both = all_.merge(patches.table[["patch", *BOX]].drop_duplicates(), how="left", indicator=True)
+    return both[both["_merge"] == "left_only"].drop(columns="_merge").reset_index(drop=True)
+
+
+def overlooked(labels: Patches, exact: Patches, iou: float) -> pd.DataFrame:
+    """Rows of the table of `exact` patches that no label of the same patches matches."""
+    drawn = labels.table.rename(columns={"class": "label"}).assign(score=1.0)
+    _, truths = audit(drawn, exact.table, exact.index, iou)
+    return exact.table[(truths["error"] == MISSED).to_numpy()]
+
+
 def audit_runs(
-    found: Sequence[Run], chosen: pd.DataFrame, iou: float, matching: Matching = "truth-greedy"
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """`audit` of every run, each arm at its own confidence (see `thresholds.operating_points`).
+    found: Sequence[Run], points: pd.DataFrame, iou: float, matching: Matching = "truth-greedy",
+    unlabelled: Mapping[str, Mapping[str, pd.DataFrame]] = {},
+) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
+    """`audit` of every run, each arm at its own confidence (see `thresholds.choices`); `unlabelled` by split.
 
     Returns
     -------
@@ -80,7 +109,8 @@ def audit_runs(
     """
     audits = [
         [table.assign(**run.keys)
-         for table in audit(run.confident(chosen), run.patches.table, run.patches.index, iou, matching)]
+         for table in audit(run.confident(points), run.patches.table, run.patches.index, iou, matching,
+                            unlabelled.get(run.keys["split"], {}))]
         for run in found
     ]  # fmt: skip
     predictions, truths = (pd.concat(tables, ignore_index=True) for tables in zip(*audits, strict=True))
@@ -126,7 +156,7 @@ def recall_by(truths: pd.DataFrame, by: str, rng: np.random.Generator, resamples
     table = found.groupby(by, observed=True).agg(
         truths=("row", "nunique"), images=("image", "nunique"), recall=("found", "mean"))  # fmt: skip
     per_image = found.groupby(["image", by], observed=True)["found"].agg(["sum", "size"]).unstack(by, fill_value=0)
-    _, weights = cluster_weights(per_image.index, rng, resamples)  # (R, images)
+    weights = cluster_weights(per_image.index, rng, resamples)  # (R, images)
     hits, all_ = (weights @ per_image[name][table.index].to_numpy() for name in ("sum", "size"))  # (R, groups)
     shares = np.divide(hits, all_, out=np.full(hits.shape, np.nan), where=all_ > 0)
     low, high = percentile_interval(shares, level)
@@ -181,45 +211,7 @@ def materials_table(errors: pd.DataFrame, rng: np.random.Generator, resamples: i
     rows = []
     for keys, table in long.groupby([*by, "image"], sort=False)[["error", "bias"]].mean().groupby(by, sort=False):
         own = table.dropna()
-        _, weights = cluster_weights(np.arange(len(own)), rng, resamples)
+        weights = cluster_weights(np.arange(len(own)), rng, resamples)
         means = weights @ own["error"].to_numpy() / len(own) if len(own) > 1 else np.full(resamples, np.nan)
         rows.append((*keys, len(own), own["error"].mean(), *percentile_interval(means, level), own["bias"].mean()))
     return pd.DataFrame(rows, columns=[*by, "images", "error", "low", "high", "bias"])
-
-
-def coco_average_precision(predictions: pd.DataFrame, truth: Truth) -> pd.DataFrame:
-    """AP over box IoU 0.50 to 0.95, at 0.50 and at 0.75, per class, and with class ignored.
-
-    Returns
-    -------
-    class (name, or "class ignored"), AP, AP50, AP75; NaN for a class without truths
-    """
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
-    sets, rows = [], []
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports progress by printing
-        for table in (truth.table.assign(score=1.0), predictions.rename(columns={"label": "class"})):
-            boxes = np.array(table[BOX], dtype=float)
-            boxes[:, 2:] -= boxes[:, :2]  # COCO has width and height
-            entries = enumerate(zip(table["patch"], table["class"], table["score"], boxes.tolist(), strict=True), 1)
-            sets.append(COCO())
-            sets[-1].dataset = {
-                "images": [{"id": int(patch)} for patch in truth.patches],
-                "categories": [{"id": int(code)} for code in truth.classes],
-                "annotations": [
-                    {"id": k, "image_id": int(patch), "category_id": int(code), "score": float(score), "bbox": box,
-                     "area": box[2] * box[3], "iscrowd": 0} for k, (patch, code, score, box) in entries
-                ],
-            }  # fmt: skip
-            sets[-1].createIndex()
-        for use_classes in (1, 0):
-            evaluation = COCOeval(*sets, "bbox")
-            evaluation.params.useCats, evaluation.params.maxDets = use_classes, [1, 10, 1000]
-            evaluation.evaluate()
-            evaluation.accumulate()
-            precision = evaluation.eval["precision"][:, :, :, 0, -1]  # (10 IoU, 101 recalls, K); -1: no truths
-            over_recall = np.where(precision < 0, np.nan, precision).mean(axis=1)  # (10, K)
-            names = [truth.classes[code] for code in evaluation.params.catIds] if use_classes else [IGNORED]
-            rows += [(name, ap.mean(), ap[0], ap[5]) for name, ap in zip(names, over_recall.T, strict=True)]
-    return pd.DataFrame(rows, columns=["class", "AP", "AP50", "AP75"])

@@ -1,15 +1,14 @@
-"""Reading anyone's predictions and truths: this package's files, COCO JSON, detectron2's JSON output."""
+"""Reading anyone's predictions and truths: this package's files and COCO JSON, which detectron2 writes, too."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from pandas.api.types import is_numeric_dtype
-from pydantic import BaseModel, BeforeValidator, Field, StrictInt, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, StrictInt, TypeAdapter, ValidationError
 
 from companion.errors import CompanionError, problems
 from companion.micrographs.dataset import read_coco
@@ -18,7 +17,9 @@ from companion.micrographs.patches import Patches, load_patches
 BOX = ["x1", "y1", "x2", "y2"]
 PREDICTION_COLUMNS = ["patch", *BOX, "score", "label"]
 SHOWN = 50  # problems of one file that are listed
-_EXPECTED = "predictions should be a parquet file, or a JSON list of COCO results (detectron2 writes one too)"
+_EXPECTED = (
+    "predictions should be a parquet file, or a JSON list of COCO results (detectron2's coco_instances_results.json)"
+)
 
 
 @dataclass(frozen=True)
@@ -38,18 +39,16 @@ class Truth:
     classes: dict[int, str]
 
 
-_Number = Annotated[float, Field(strict=True)]
-
-
 class _Annotation(BaseModel):
     image_id: StrictInt
     category_id: StrictInt
-    bbox: list[_Number] = Field(min_length=4, max_length=4)
-    iscrowd: Annotated[Literal[0], BeforeValidator(int)] = 0  # crowd regions are not scored
+    bbox: list[float] = Field(min_length=4, max_length=4)
+    iscrowd: int = Field(0, le=0)  # crowd regions are not scored
+    score: float = 1.0
 
 
 class _Result(_Annotation):
-    score: _Number
+    score: float
 
 
 def read_truth(path: Path) -> Truth:
@@ -57,7 +56,7 @@ def read_truth(path: Path) -> Truth:
     if path.is_dir():
         return truth_of(load_patches(path))
     document = read_coco(path)
-    table = _table(_valid(_Annotation, document["annotations"], path)).drop(columns="score")
+    table = _table(_valid(_Annotation, document["annotations"], path))
     names = {category["id"]: category["name"] for category in document["categories"]}
     truth = Truth(table.rename(columns={"label": "class"}), [image["id"] for image in document["images"]], names)
     _refuse(path, [] if truth.patches else ["there are no images to score"], table, truth)
@@ -75,7 +74,7 @@ def read_predictions(path: Path, truth: Truth) -> pd.DataFrame:
 
     Returns
     -------
-    Columns patch, x1, y1, x2, y2 (px), score, label (and mask where the file has it); one row per prediction.
+    Columns patch, x1, y1, x2, y2 (px), score, label; one row per prediction.
 
     Raises
     ------
@@ -83,39 +82,29 @@ def read_predictions(path: Path, truth: Truth) -> pd.DataFrame:
         If the file is missing, broken or of another format, lacks a column, or holds predictions that cannot be
         used: unknown patch, unknown class, a box or a score that is not one (all listed).
     """
-    if path.suffix in (".pth", ".pt", ".pkl", ".pickle"):
-        raise CompanionError(
-            f"{path} is a pickle, which can run code when it is opened, and is not read. detectron2 writes the same "
-            "predictions as JSON beside it: give coco_instances_results.json."
-        )
-    if not path.is_file():
-        raise CompanionError(f"{path}: no such file; {_EXPECTED}")
-    is_json = path.suffix == ".json"
-    table = _table(_valid(_Result, path.read_bytes(), path)) if is_json else _parquet_predictions(path)
+    if not path.is_file() or path.suffix not in (".json", ".parquet"):
+        raise CompanionError(f"{path}: {'' if path.is_file() else 'no such file; '}{_EXPECTED}")
+    if path.suffix == ".json":
+        table = _table(_valid(_Result, path.read_bytes(), path))
+    else:
+        try:
+            table = pd.read_parquet(path)
+        except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
+            raise CompanionError(f"{path} is not a readable parquet file ({error}); {_EXPECTED}") from None
+        if missing := [column for column in PREDICTION_COLUMNS if column not in table]:
+            expected = f"{', '.join(missing)}; it should have {', '.join(PREDICTION_COLUMNS)}"
+            raise CompanionError(f"{path} lacks the column(s) {expected}")
+        numbers = table[PREDICTION_COLUMNS].apply(pd.to_numeric, errors="coerce")
+        whole = numbers[["patch", "label"]].fillna(0.5) % 1 == 0
+        if len(table) and not (whole.all(axis=None) and numbers.notna().all(axis=None)):
+            raise CompanionError(
+                f"{path}: {', '.join(PREDICTION_COLUMNS)} should hold numbers, patch and label whole ones"
+            )
+        table = numbers.astype({"patch": "int64", "label": "int64"}).reset_index(drop=True)
     wrong = np.flatnonzero(~table["score"].between(0, 1))  # NaN is wrong too
     found = [f"entry {n + 1}: score {table['score'].iloc[n]} is not in [0, 1]" for n in wrong]
     _refuse(path, found, table, truth)
     return table
-
-
-def _parquet_predictions(path: Path) -> pd.DataFrame:
-    try:
-        table = pd.read_parquet(path)
-    except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
-        raise CompanionError(f"{path} is not a readable parquet file ({error}); {_EXPECTED}") from None
-    if missing := [column for column in PREDICTION_COLUMNS if column not in table]:
-        raise CompanionError(
-            f"{path} lacks the column(s) {', '.join(missing)}; it should have {', '.join(PREDICTION_COLUMNS)}"
-        )
-    table = table[[*PREDICTION_COLUMNS, *(["mask"] if "mask" in table else [])]].reset_index(drop=True)
-    if len(table) == 0:
-        table = table.astype(dict.fromkeys(PREDICTION_COLUMNS, float))
-    for column in PREDICTION_COLUMNS:
-        whole = column in ("patch", "label")
-        if not is_numeric_dtype(table[column]) or (whole and (table[column] % 1 != 0).any()):
-            what = "whole numbers" if whole else "numbers"
-            raise CompanionError(f"{path}: column {column} ({table[column].dtype}) should hold {what}")
-    return table.astype({"patch": "int64", "label": "int64"})
 
 
 def _valid(model: type[BaseModel], items: Any, path: Path) -> list[Any]:
@@ -134,7 +123,7 @@ def _valid(model: type[BaseModel], items: Any, path: Path) -> list[Any]:
 def _table(items: list[Any]) -> pd.DataFrame:
     boxes = np.array([item.bbox for item in items], dtype=float).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]  # COCO writes width and height
-    scores = np.array([getattr(item, "score", 1.0) for item in items], dtype=float)
+    scores = np.array([item.score for item in items], dtype=float)
     ids = np.array([(item.image_id, item.category_id) for item in items], dtype=np.int64).reshape(-1, 2)
     return pd.DataFrame(boxes, columns=BOX).assign(patch=ids[:, 0], score=scores, label=ids[:, 1])[PREDICTION_COLUMNS]
 

@@ -1,8 +1,8 @@
-"""Which prediction is which truth: three rules, at every IoU and every confidence threshold at once.
+"""Which prediction is which truth: the authors' rule and COCO's, at every IoU and every confidence at once.
 
-The authors' rule lets each truth, in file order, take its best unused prediction; COCO's lets each prediction,
-in order of its score, take its best unused truth; the optimal one makes as many pairs as there can be. They
-differ only where defects crowd. Classes are ignored: where a pair must not be, its overlap is given as -1.
+The authors' rule (`truth-greedy`) lets each truth, in file order, take its best unused prediction; COCO's
+(`score-greedy`) lets each prediction, in order of its score, take its best unused truth. They differ only where defects
+crowd. Classes are ignored: where a pair must not be, its overlap is given as -1.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from companion.errors import CompanionError, nearest
 
-Matching = Literal["truth-greedy", "score-greedy", "optimal"]
+Matching = Literal["truth-greedy", "score-greedy"]
 MATCHINGS: tuple[str, ...] = get_args(Matching)
 
 
@@ -50,21 +50,29 @@ def match(
     -------
     [I, C, T] index of the matched prediction in 0...M-1, or -1
     """
-    rules = dict(zip(MATCHINGS, (_truth_greedy, _score_greedy, _optimal), strict=True))
-    if matching not in rules:
+    if matching not in MATCHINGS:
         raise CompanionError(f"no matching rule '{matching}': {nearest(str(matching), MATCHINGS)}")
-    thresholds = np.asarray(iou, dtype=float)
-    found = np.full((len(thresholds), len(kept), len(overlap)), -1, dtype=np.int32)
-    # Most predictions overlap nothing: only the others can be paired, and there are few of them.
-    columns = np.flatnonzero((overlap >= thresholds.min(initial=np.inf)).any(axis=0)) if overlap.size else []
-    if len(columns) == 0:
-        return found
-    candidates = overlap[:, columns]
-    allowed = candidates[None] >= thresholds[:, None, None]  # (I, T, M)
-    prefix = np.searchsorted(columns, kept)  # (C,) kept predictions among the candidates
-    pairs = rules[matching](candidates, allowed, prefix)
-    found[pairs >= 0] = columns[pairs[pairs >= 0]]
-    return found
+    (n_truth, n_found), reached = overlap.shape, np.arange(overlap.shape[1]) < np.asarray(kept)[:, None]  # (C, M)
+    allowed = overlap >= np.asarray(iou, dtype=float)[:, None, None]  # (I, T, M)
+    pairs = np.full((len(allowed), len(reached), n_truth), -1, dtype=np.int32)
+    if matching == "truth-greedy":
+        free = np.broadcast_to(reached, (len(allowed), *reached.shape)).copy()  # (I, C, M)
+        # Most predictions overlap no truth, and most truths few predictions: only these are looked at.
+        for truth, columns in ((t, np.flatnonzero(allowed[:, t].any(axis=0))) for t in range(n_truth)):
+            if len(columns):
+                open_to = free[..., columns] & allowed[:, None, truth, columns]
+                best = columns[np.where(open_to, overlap[truth, columns], -1.0).argmax(axis=2)]  # (I, C)
+                i, c = np.nonzero(open_to.any(axis=2))
+                pairs[i, c, truth] = best[i, c]
+                free[i, c, best[i, c]] = False
+        return pairs
+    # A lower-scored prediction never changes what a higher-scored one took: one pass serves all confidences.
+    owner = np.full((len(allowed), n_truth), n_found)
+    for prediction in np.flatnonzero(allowed.any(axis=(0, 1))):
+        open_to = (owner == n_found) & allowed[:, :, prediction]  # (I, T)
+        best, rows = np.where(open_to, overlap[:, prediction], -1.0).argmax(axis=1), open_to.any(axis=1)
+        owner[rows, best[rows]] = prediction
+    return np.where(owner[:, None, :] < np.asarray(kept)[None, :, None], owner[:, None, :], -1).astype(np.int32)
 
 
 def match_once(
@@ -74,45 +82,3 @@ def match_once(
     order = score_order(scores, boxes)
     found = match(overlap[:, order], np.array([len(order)]), [iou], matching)[0, 0]
     return np.append(order, -1)[found]
-
-
-def _truth_greedy(candidates: NDArray, allowed: NDArray[np.bool_], prefix: NDArray[np.intp]) -> NDArray[np.intp]:
-    n_iou, n_truth, n_candidates = allowed.shape
-    pairs = np.full((n_iou, len(prefix), n_truth), -1)
-    free = np.broadcast_to(np.arange(n_candidates) < prefix[:, None], (n_iou, len(prefix), n_candidates)).copy()
-    for truth in range(n_truth):
-        value = np.where(free & allowed[:, None, truth], candidates[truth], -1.0)  # (I, C, M)
-        best = value.argmax(axis=2)
-        taken = np.take_along_axis(value, best[..., None], axis=2)[..., 0] >= 0
-        pairs[..., truth] = np.where(taken, best, -1)
-        i, c = np.nonzero(taken)
-        free[i, c, best[i, c]] = False
-    return pairs
-
-
-def _score_greedy(candidates: NDArray, allowed: NDArray[np.bool_], prefix: NDArray[np.intp]) -> NDArray[np.intp]:
-    n_iou, n_truth, n_candidates = allowed.shape
-    # A lower-scored prediction never changes what a higher-scored one took: one pass serves all confidences.
-    owner = np.full((n_iou, n_truth), n_candidates)
-    for prediction in range(n_candidates):
-        free = (owner == n_candidates) & allowed[:, :, prediction]  # (I, T)
-        value = np.where(free, candidates[:, prediction], -1.0)
-        best = value.argmax(axis=1)
-        rows = np.flatnonzero(free.any(axis=1))
-        owner[rows, best[rows]] = prediction
-    return np.where(owner[:, None, :] < prefix[None, :, None], owner[:, None, :], -1)
-
-
-def _optimal(candidates: NDArray, allowed: NDArray[np.bool_], prefix: NDArray[np.intp]) -> NDArray[np.intp]:
-    from scipy.optimize import linear_sum_assignment
-
-    n_iou, n_truth, _ = allowed.shape
-    pairs = np.full((n_iou, len(prefix), n_truth), -1)
-    # One more pair outweighs any sum of overlaps, so the number of pairs comes first and overlap second.
-    value = np.where(allowed, 1.0 + min(candidates.shape) + candidates, 0.0)
-    for size in np.unique(prefix[prefix > 0]):
-        for i in range(n_iou):
-            truths, predictions = linear_sum_assignment(value[i, :, :size], maximize=True)
-            good = allowed[i, truths, predictions]
-            pairs[i][np.ix_(prefix == size, truths[good])] = predictions[good]
-    return pairs

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from companion.config.arms import ARMS
 from companion.evaluation.errors import ERRORS, MISSED
-from companion.evaluation.wording import CONDITION, NAMES, condition_name
+from companion.evaluation.wording import CONDITION, F1, NAMES, condition_name
 from companion.micrographs.patches import Patches
 from companion.plots import CLASS_COLORS
 
@@ -38,7 +38,7 @@ def arms_in(table: pd.DataFrame) -> list[str]:
 
 def defined_measures(scores: pd.DataFrame) -> list[str]:
     """The F1 measures that are defined somewhere in a table."""
-    return [name for name in NAMES if scores[name].notna().any()]
+    return [name for name in F1 if scores[name].notna().any()]
 
 
 def draw_boxes(axes: Axes, boxes: ArrayLike, colors: Iterable[str]) -> None:
@@ -74,7 +74,7 @@ def interval_panels(
     parts = list(table.groupby(panel, sort=False))
     columns, rows = min(4, len(parts)), -(-len(parts) // 4)
     wide, high = (0.5 * table[by].nunique() * (orient == axis) for axis in "xy")
-    size = (1 + columns * (1.9 + wide), 1.1 + rows * (1.9 + high))
+    size = (max(5.6, 1 + columns * (1.9 + wide)), 1.1 + rows * (1.9 + high))  # no less than the title is wide
     figure, grid = plt.subplots(rows, columns, squeeze=False, figsize=size, sharey=orient == "y")
     for unused in grid.flat[len(parts) :]:
         unused.remove()
@@ -122,15 +122,14 @@ def score_curves(scores: pd.DataFrame, iou: float, arms: Sequence[str], note: st
 
 
 def gains(tests: pd.DataFrame, note: str) -> Figure:
-    """Detection beside classification gain of EXP+GEN, per split and N, with intervals (Fig 4)."""
-    rows = tests[tests["arm"] == "EXP+GEN"].dropna(subset="gain").sort_values(CONDITION)
-    rows = rows.assign(place=[f"split {s}\nN = {n}" for s, n in rows[CONDITION].to_numpy()])
-    figure, axes = plt.subplots(figsize=(max(4.6, 2.5 + 1.1 * rows["place"].nunique()), 3))
-    looks = {NAMES["f1_detect"]: ("#0072B2", "o"), NAMES["f1_class"]: ("#CC79A7", "D")}
-    intervals(axes, rows.assign(measure=rows["measure"].map(NAMES)), "place", "gain", "measure", looks)
-    axes.axhline(0, color="black", lw=0.8)
-    axes.set(ylabel="gain of EXP+GEN over EXP", title=f"Where the gain comes from\n{note}")
-    axes.legend()
+    """Detection beside classification gain of EXP+GEN by N, a panel per split, with intervals (Fig 4)."""
+    looks = {"f1_detect": ("#0072B2", "o"), "f1_class": ("#CC79A7", "D")}
+    rows = tests[(tests["arm"] == "EXP+GEN") & tests["measure"].isin(list(looks))].dropna(subset="gain")
+    title = f"Gain of EXP+GEN over EXP: where it comes from\n{note}"
+    figure, panels = interval_panels(rows, "split", "n_train", "gain", "measure", looks, title)
+    for axes in panels:
+        axes.axhline(0, color="black", lw=0.8)
+        axes.set(title=f"split {axes.get_title()}", xlabel="N")
     return figure
 
 
@@ -139,7 +138,7 @@ def sizes(chosen: pd.DataFrame, tests: pd.DataFrame, measure: str, note: str) ->
 
     Parameters
     ----------
-    chosen : one row per run (`significance.at_thresholds`)
+    chosen : one row per run (`thresholds.headline`)
     tests : `significance.paired_tests`; what EXP+GEN gains of what EXP leaves stands below each N
     """
     splits, numbers, arms = sorted(set(chosen["split"])), sorted(set(chosen["n_train"])), arms_in(chosen)
@@ -161,10 +160,36 @@ def sizes(chosen: pd.DataFrame, tests: pd.DataFrame, measure: str, note: str) ->
     return figure
 
 
+def waterfall(steps: pd.DataFrame, note: str) -> Figure:
+    """What is lost from fresh labelled micrographs to none: a bar for each step of `worth.waterfall`, with its paired
+    interval at its end; a row per measure, a column per split and N."""
+    measures, conditions = list(dict.fromkeys(steps["measure"])), list(steps.groupby(CONDITION))
+    shape = max(1, len(measures)), max(1, len(conditions))
+    figure, grid = plt.subplots(*shape, squeeze=False, figsize=(1.8 + 3.2 * shape[1], 1 + 2.2 * shape[0]), sharey="row")
+    for column, (condition, table) in zip(grid.T, conditions, strict=False):
+        for axes, measure in zip(column, measures, strict=True):
+            own = table[table["measure"] == measure]
+            above = own["score"] - own["step"].fillna(0)
+            places = range(len(own))
+            axes.bar(places, own["step"].fillna(0), 0.5, above, color=own["arm"].map(COLORS), alpha=0.4)
+            axes.vlines(places, above + own["low"], above + own["high"], color="black", lw=1.2)
+            for k, row in enumerate(own.itertuples()):
+                axes.plot([k - 0.4, min(k + 1.4, len(own) - 0.6)], [row.score] * 2, color="#777777", lw=0.8)
+                axes.plot(k, row.score, ARMS[row.arm].marker, color=COLORS[row.arm], ms=6)
+                said = f"{row.score:.3f}" if pd.isna(row.step) else f"{row.step:+.3f}"
+                axes.annotate(said, (k + 0.08, row.score), (2, 4), textcoords="offset points", fontsize=7)
+            axes.set(title=condition_name(condition), ylabel=NAMES[measure], xlim=(-0.6, len(own) - 0.2))
+            axes.set_xticks(places, own["arm"], fontsize=7)
+    if not conditions:
+        grid[0][0].text(0.5, 0.5, "no two arms to compare", ha="center")
+    figure.suptitle(f"From more labelled micrographs to none: steps paired by seed, with intervals\n{note}", fontsize=9)
+    return figure
+
+
 def paired_differences(pairs: pd.DataFrame, tests: pd.DataFrame, measure: str, note: str) -> Figure:
     """Every pair's difference as a dot, the mean with its interval beside it, a row per split, N and arm."""
-    rows = tests[tests["measure"] == measure].assign(order=tests["arm"].map(list(ARMS).index))
-    rows = rows.sort_values([*CONDITION, "order"])
+    order = {arm: k for k, arm in enumerate(ARMS)}
+    rows = tests[tests["measure"] == measure].sort_values([*CONDITION, "arm"], key=lambda c: c.replace(order))
     pairs, rows = (
         table.assign(place=[f"split {s}, N = {n}: {arm} minus {ARMS[arm].baseline}" for s, n, arm in
                             table[[*CONDITION, "arm"]].to_numpy()])
@@ -174,23 +199,18 @@ def paired_differences(pairs: pd.DataFrame, tests: pd.DataFrame, measure: str, n
     intervals(axes, rows, "place", "gain", "measure", {measure: ("#0072B2", "D")}, "y")
     axes.plot(pairs["difference"], pairs["place"].map(list(rows["place"]).index) - 0.25, ".", color="#555555", ms=4)
     axes.axvline(0, color="black", lw=0.8)
+    axes.set(xlabel=f"difference in {NAMES[measure]}")
     figure.suptitle(f"Differences: dots are pairs of runs, markers means with intervals\n{note}", fontsize=9)
-    axes.set_xlabel(f"difference in {NAMES[measure]}")
     return figure
 
 
 def quality_by_size(quality: pd.DataFrame, note: str) -> Figure:
-    """Measures of image quality against N, one panel each: a marker with its interval per model, beside the yardstick
-    (a short line) that the same measure gives on real images.
-
-    Parameters
-    ----------
-    quality : measure, value, low, high, yardstick, split, n_train, model
-    """
+    """Measures of image quality (rows of quality.parquet with split, n_train, model) against N, a panel each: a marker
+    with its interval per model, beside the yardstick (a short line) of the same measure of labelled micrographs."""
     table = quality.assign(name="split " + quality["split"].astype(str) + ", model " + quality["model"].astype(str))
     table, numbers = table.sort_values("n_train", kind="stable"), sorted(set(quality["n_train"]))
     looks = {name: (CLASS_COLORS[4 - k % 5], "osD^v"[k % 5]) for k, name in enumerate(sorted(set(table["name"])))}
-    title = f"Generated images by N, a marker per model; dashed: real images\n{note}"
+    title = f"Generated images by N, a marker per model; dashed: labelled micrographs\n{note}"
     figure, panels = interval_panels(table, "measure", "n_train", "value", "name", looks, title)
     for axes, (_, own) in zip(panels, table.groupby("measure", sort=False), strict=True):
         places = own["n_train"].map(numbers.index)
@@ -200,14 +220,17 @@ def quality_by_size(quality: pd.DataFrame, note: str) -> Figure:
 
 
 def error_kinds(counts: pd.DataFrame, note: str) -> Figure:
-    """Errors of each kind per annotated defect in one condition: bars are means over seeds, dots single runs."""
-    figure, axes = plt.subplots(figsize=(6.4, 3))
-    look = {"data": counts, "x": "error", "y": "per_truth", "hue": "arm", "hue_order": arms_in(counts), "ax": axes}
-    sns.barplot(**look, palette=COLORS, errorbar=None, alpha=0.5)
-    sns.stripplot(**look, palette=COLORS, dodge=True, jitter=False, size=3, legend=False)
-    axes.set(xlabel="", ylabel="errors per annotated defect")
-    axes.set_title(f"Kinds of errors, each arm at its best threshold\n{note}")
-    axes.legend()
+    """Errors of each kind per defect in one condition, a panel per side: bars are means of seeds, dots single runs."""
+    sides = dict(list(counts.groupby("against", sort=False)))
+    size = (6.8, 0.9 + 2.3 * len(sides))
+    figure, panels = plt.subplots(len(sides), figsize=size, sharex=True, sharey=True, squeeze=False)
+    for axes, (side, own) in zip(panels.flat, sides.items(), strict=True):
+        look = {"data": own, "x": "error", "y": "per_truth", "hue": "arm", "hue_order": arms_in(counts), "ax": axes}
+        sns.barplot(**look, palette=COLORS, errorbar=None, alpha=0.5)
+        sns.stripplot(**look, palette=COLORS, dodge=True, jitter=False, size=3, legend=False)
+        axes.set(xlabel="", ylabel=f"errors per defect\nof the {side}")
+    legend_below(figure, panels.flat[0])
+    figure.suptitle(f"Kinds of errors, each arm at its threshold\n{note}", fontsize=9)
     return figure
 
 

@@ -1,4 +1,4 @@
-"""Detectors of a run: what each predicted, its scores, and what the rule that pairs boxes does to them."""
+"""Detectors of a run: what each predicted, its scores against labels and truth, and what the rule of matching does."""
 
 from __future__ import annotations
 
@@ -10,11 +10,16 @@ from typing import Any
 
 import pandas as pd
 
+from companion.config.sections import Patches as Cut
 from companion.evaluation.formats import Truth, read_predictions, truth_of
 from companion.evaluation.matching import MATCHINGS, Matching
-from companion.evaluation.scores import Counts, Unpredicted, box_overlaps, count, mask_overlaps, tabulate
-from companion.evaluation.wording import ARM
+from companion.evaluation.precision import average_precision, mean_precision
+from companion.evaluation.scores import Counts, Unpredicted, count, tabulate
+from companion.evaluation.wording import ARM, F1
+from companion.micrographs.cutting import cut_patches
+from companion.micrographs.dataset import load_dataset
 from companion.micrographs.patches import Patches
+from companion.phantom.render import TRUTH
 
 
 @dataclass(frozen=True)
@@ -36,10 +41,13 @@ class Run:
         """What should have been found."""
         return truth_of(self.patches)
 
-    def confident(self, chosen: pd.DataFrame) -> pd.DataFrame:
-        """Predictions that reach the confidence of its arm among those of `thresholds.operating_points`."""
-        confidence = chosen.set_index(ARM)["confidence"][tuple(self.keys[key] for key in ARM)]
-        return self.predictions[self.predictions["score"] >= confidence].reset_index(drop=True)
+    def confidence(self, points: pd.DataFrame) -> float:
+        """Threshold of its arm among `points`, a row per split, N and arm (see `thresholds.choices`)."""
+        return float(points.set_index(ARM)["confidence"][tuple(self.keys[key] for key in ARM)])
+
+    def confident(self, points: pd.DataFrame) -> pd.DataFrame:
+        """Predictions that reach the threshold of its arm."""
+        return self.predictions[self.predictions["score"] >= self.confidence(points)].reset_index(drop=True)
 
 
 def read_run(keys: Mapping[str, Any], path: Path, patches: Patches) -> Run:
@@ -62,21 +70,41 @@ def tabulate_runs(found: Sequence[Run], counts: Sequence[Counts], unpredicted: U
 
 
 def compare_matchings(found: Sequence[Run], iou: float, confidence: float) -> pd.DataFrame:
-    """Scores of every run under each rule, on boxes or masks, with classes ignored or equal.
+    """scores.parquet of every run under each rule, with classes ignored or equal; with columns rule and classes."""
+    tables = []
+    for run, rule, classes in product(found, MATCHINGS, ("ignored", "equal")):
+        table = tabulate(count(run.predictions, run.truth, [iou], [confidence], rule, classes == "equal"))
+        tables.append(table.assign(**run.keys, rule=rule, classes=classes))
+    return pd.concat(tables, ignore_index=True)
+
+
+def cut_again(
+    folder: Path, files: Sequence[str], cut: Cut, document: str = TRUTH, training: bool = False
+) -> Patches:  # fmt: skip
+    """Patches of the micrographs `files`, labelled by another document of the data set folder: the exact truth, which a
+    phantom has. On the grid of test patches, or on that of training patches and with their symmetries."""
+    stride, symmetries = (cut.train_stride, cut.symmetries) if training else (cut.test_stride, (0,))
+    return cut_patches(load_dataset(folder, document), files, cut.size, stride, cut.min_visible, symmetries)[0]
+
+
+def true_patches(folder: Path, labels: Mapping[str, Patches], cut: Cut) -> dict[str, Patches]:
+    """The test patches of each split with the exact truth for labels; none where nobody knows it."""
+    known = labels.items() if (folder / TRUTH).is_file() else ()
+    return {name: cut_again(folder, list(own.index["image"].unique()), cut) for name, own in known}
+
+
+def ceiling(labels: Mapping[str, Patches], exact: Mapping[str, Patches], iou: float) -> pd.DataFrame:
+    """What the labels of each split's test patches score against the truth: no detector that learns to label as the
+    annotator does can be told from a better one above it.
 
     Returns
     -------
-    The columns of scores.parquet, rule, on, classes; masks only where every prediction that counts has one
+    index split; f1_detect, f1_class, f1_hm, map50
     """
-    counted = [run.predictions[run.predictions["score"] >= confidence].reset_index(drop=True) for run in found]
-    masks = all("mask" in chosen and chosen["mask"].notna().all() for chosen in counted)  # a bundle holds few
-    tables = []
-    for run, chosen in zip(found, counted, strict=True):
-        overlaps = {"boxes": box_overlaps(chosen, run.truth)}
-        if masks:
-            overlaps["masks"] = mask_overlaps(chosen, run.patches)
-        for on, rule, same_class in product(overlaps, MATCHINGS, (False, True)):
-            table = tabulate(count(chosen, run.truth, [iou], [confidence], rule, same_class, overlaps[on]))
-            known = {"rule": rule, "on": on, "classes": "equal" if same_class else "ignored"}
-            tables.append(table.assign(**run.keys, **known))
-    return pd.concat(tables, ignore_index=True)
+    rows = {}
+    for split, patches in labels.items():
+        drawn, truth = patches.table.rename(columns={"class": "label"}).assign(score=1.0), truth_of(exact[split])
+        scores = tabulate(count(drawn, truth, [iou], [0.5])).loc[0, list(F1)]
+        ranked = mean_precision(average_precision(drawn, truth).assign(split=split))
+        rows[split] = {**scores, "map50": ranked["map50"].iloc[0]}
+    return pd.DataFrame(rows).T.rename_axis("split").astype(float)

@@ -10,20 +10,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from companion.errors import CompanionError, nearest
 from companion.evaluation.formats import BOX, Truth, read_predictions, read_truth
 from companion.evaluation.matching import Matching, kept, match, score_order
 from companion.geometry import box_iou
-from companion.micrographs.patches import Patches, load_patches
 
 Unpredicted = Literal["count", "skip"]
-On = Literal["boxes", "masks"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +46,7 @@ class Counts:
 
 def count(
     predictions: pd.DataFrame, truth: Truth, iou: Sequence[float], confidence: Sequence[float],
-    matching: Matching = "truth-greedy", same_class: bool = False, overlaps: Sequence[NDArray] | None = None,
+    matching: Matching = "truth-greedy", same_class: bool = False,
 ) -> Counts:  # fmt: skip
     """Match every patch at every threshold.
 
@@ -58,7 +55,6 @@ def count(
     predictions : columns patch, x1, y1, x2, y2 (px), score, label
     iou, confidence : thresholds; a pair or a score equal to them counts
     same_class : only pairs of one class can match (the paper ignores class in matching)
-    overlaps : per patch, IoU [T, M] of its truths and predictions in file order; of the boxes by default
     """
     codes, truths, patches = np.asarray(sorted(truth.classes)), truth.table, truth.patches
     scores, boxes = predictions["score"].to_numpy(), predictions[BOX].to_numpy(dtype=float)
@@ -66,10 +62,10 @@ def count(
     K, truth_rows = len(codes), rows_of(truths, patches)
     pairs = np.zeros((len(patches), len(iou), len(confidence), K, K), dtype=np.int32)
     predicted = np.zeros((len(patches), len(confidence)), dtype=np.int32)
-    overlaps = box_overlaps(predictions, truth) if overlaps is None else overlaps
+    truth_boxes = truths[BOX].to_numpy(dtype=float)
     for p, (rows, own) in enumerate(zip(rows_of(predictions, patches), truth_rows, strict=True)):
-        order = score_order(scores[rows], boxes[rows])
-        rows, overlap = rows[order], overlaps[p][:, order]  # (T, M)
+        rows = rows[score_order(scores[rows], boxes[rows])]
+        overlap = box_iou(truth_boxes[own], boxes[rows])  # (T, M)
         predicted[p] = kept(scores[rows], confidence)
         if same_class:
             overlap = np.where(truth_labels[own][:, None] == labels[rows], overlap, -1.0)
@@ -85,33 +81,6 @@ def rows_of(table: pd.DataFrame, patches: Sequence[int]) -> list[NDArray[np.intp
     """Row numbers of each patch, in file order."""
     groups = pd.Series(range(len(table))).groupby(table["patch"].to_numpy()).indices
     return [groups.get(patch, np.zeros(0, dtype=np.intp)) for patch in patches]
-
-
-def box_overlaps(predictions: pd.DataFrame, truth: Truth) -> list[NDArray[np.float64]]:
-    """Per patch, IoU [T, M] of the boxes of its truths and predictions."""
-    found, true = (table[BOX].to_numpy(dtype=float) for table in (predictions, truth.table))
-    rows = zip(rows_of(truth.table, truth.patches), rows_of(predictions, truth.patches), strict=True)
-    return [box_iou(true[t], found[m]) for t, m in rows]
-
-
-def mask_overlaps(predictions: pd.DataFrame, patches: Patches) -> list[NDArray[np.float64]]:
-    """Per patch, IoU [T, M] of masks instead of boxes; of overlapping instances only what is on top counts.
-
-    Parameters
-    ----------
-    predictions : with column mask (COCO compressed run-length bytes); without, a `CompanionError`
-    """
-    from pycocotools import mask as coco
-
-    if "mask" not in predictions or predictions["mask"].isna().any():
-        raise CompanionError("matching on masks needs a mask of every prediction; these have boxes only")
-    rows = (rows_of(table, range(len(patches))) for table in (patches.table, predictions))
-    ids, masks, overlaps = patches.table["instance"].to_numpy(), predictions["mask"].to_numpy(), []
-    for patch, t, m in zip(patches.instances, *rows, strict=True):
-        true = [coco.encode(np.asfortranarray(patch == instance, dtype=np.uint8)) for instance in ids[t]]
-        found = [{"size": list(patch.shape), "counts": counts} for counts in masks[m]]
-        overlaps.append(np.reshape(coco.iou(found, true, [0] * len(true)), (len(m), len(t))).T)
-    return overlaps
 
 
 def pooled(counts: Counts, weights: NDArray | None = None, unpredicted: Unpredicted = "count") -> dict[str, NDArray]:
@@ -169,7 +138,7 @@ def tabulate(counts: Counts, unpredicted: Unpredicted = "count") -> pd.DataFrame
 
 def evaluate_files(
     predictions: Path, truth: Path, iou: Sequence[float] = (0.5,), confidence: Sequence[float] = (0.5,),
-    matching: Matching = "truth-greedy", on: On = "boxes", same_class: bool = False, unpredicted: Unpredicted = "count",
+    matching: Matching = "truth-greedy", same_class: bool = False, unpredicted: Unpredicted = "count",
 ) -> pd.DataFrame:  # fmt: skip
     """Scores of anyone's predictions: the function behind ``companion evaluate``.
 
@@ -178,16 +147,11 @@ def evaluate_files(
     predictions : parquet of this package, a COCO results JSON, or detectron2's coco_instances_results.json
     truth : a patches folder, or a COCO annotations JSON
     iou, confidence : thresholds; every combination is scored
-    on : what must overlap; masks need predictions with masks and a patches folder as truth
 
     Returns
     -------
     As `tabulate`.
     """
-    if on not in get_args(On):
-        raise CompanionError(f"'{on}' cannot be matched on; {nearest(on, get_args(On))}")
-    patches = load_patches(Path(truth)) if on == "masks" else None
     truths = read_truth(Path(truth))
     table = read_predictions(Path(predictions), truths)
-    overlaps = mask_overlaps(table, patches) if patches is not None else None
-    return tabulate(count(table, truths, iou, confidence, matching, same_class, overlaps), unpredicted)
+    return tabulate(count(table, truths, iou, confidence, matching, same_class), unpredicted)

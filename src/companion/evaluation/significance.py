@@ -10,6 +10,7 @@ the method. Taking pairs of several conditions for one sample would count the sa
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,13 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from companion.config.arms import ARMS
+from companion.evaluation.runs import Run
 from companion.evaluation.scores import Counts, pooled
-from companion.evaluation.wording import ARM, NAMES
+from companion.evaluation.wording import ARM, CONDITION, F1, NAMES, READ, RUN, p_value, with_interval
+from companion.seeds import Seeds
 from companion.stats import cluster_weights
 
-COMPARED = [*ARM, "baseline", "measure"]
+COMPARED = [*READ, *ARM, "baseline", "measure"]
 GAIN_COLUMNS = [*COMPARED, "base", "score", "gain", "low", "high", "n", "share_of_left"]
 TEST_COLUMNS = [*GAIN_COLUMNS, "sd", "t", "df", "p", "hedges_g", "undefined", "p_sign_flip", "smallest_p_sign_flip",
                 "p_equivalence"]  # fmt: skip
@@ -114,29 +117,20 @@ def headline_measure(scores: pd.DataFrame) -> tuple[str, str]:
     return "f1_detect", f"{why}: it and F1HM are undefined, and F1_detect stands in their place."
 
 
-def at_thresholds(scores: pd.DataFrame, iou: float, confidence: pd.DataFrame | float) -> pd.DataFrame:
-    """Rows of scores.parquet at one box IoU and one confidence, or that of each arm (of `thresholds.operating_points`):
-    one per run."""
-    here = scores[np.isclose(scores["iou_threshold"], iou)]
-    if isinstance(confidence, pd.DataFrame):
-        return here.merge(confidence[[*ARM, "confidence"]])
-    return here[np.isclose(here["confidence"], confidence)]
-
-
 def paired_scores(chosen: pd.DataFrame, measures: Sequence[str] = tuple(NAMES)) -> pd.DataFrame:
-    """Scores of every run of `at_thresholds` beside those of its baseline's run of the same split, N and seed.
+    """Scores of every run (`thresholds.read_at`) beside those of its baseline's run of the same split, N and seed.
 
     Returns
     -------
-    split, n_train, arm, baseline, seed, measure, base (score of the baseline; NaN where it was not run), score,
-    difference (score minus base)
+    choice, against, split, n_train, arm, baseline, measure, seed, base (score of the baseline; NaN where it was not
+    run), score, difference (score minus base)
     """
-    long = chosen.melt([*ARM, "seed"], list(measures), "measure", "score")
-    long.insert(3, "baseline", long["arm"].map({name: arm.baseline for name, arm in ARMS.items()}))
+    long = chosen.melt([*READ, *RUN], list(measures), "measure", "score")
+    long["baseline"] = long["arm"].map({name: arm.baseline for name, arm in ARMS.items()})
     base = long.drop(columns="baseline").rename(columns={"arm": "baseline", "score": "base"})
     pairs = long[long["arm"] != long["baseline"]].merge(base, how="left")
     pairs = pairs.assign(difference=pairs["score"] - pairs["base"])
-    by = [*ARM, "baseline", "seed", "measure"]
+    by = [*COMPARED, "seed"]
     return pairs[[*by, "base", "score", "difference"]].sort_values(by, ignore_index=True)
 
 
@@ -158,29 +152,54 @@ def paired_tests(pairs: pd.DataFrame, level: float = 0.95, margin: float = 0.01)
             "smallest_p_sign_flip": flip[1], "p_equivalence": equivalence(group["difference"], margin),
         })  # fmt: skip
     table = pd.DataFrame(rows, columns=TEST_COLUMNS)
-    family = table.groupby(["arm", "measure"])["p"]
+    family = table.groupby([*READ, "arm", "measure"])["p"]
     return table.assign(p_holm=family.transform(lambda p: holm(p.to_numpy())) if rows else None)
 
 
-def bootstrap_differences(
-    base: Sequence[Counts], other: Sequence[Counts], images: ArrayLike, measure: str, rng: np.random.Generator,
-    resamples: int,
-) -> NDArray[np.float64]:  # fmt: skip
-    """Difference of every pair of runs on bootstrap samples of the test micrographs (Efron and Tibshirani 1993).
+def significant(tests: pd.DataFrame, level: float) -> list[str]:
+    """A sentence for every gain or loss of EXP+GEN that its unadjusted test calls significant, whatever its sign; else
+    one that says so. `tests` are those of the headline."""
+    own = tests[(tests["arm"] == "EXP+GEN") & tests["measure"].isin(list(NAMES))].dropna(subset="p")
+    return [
+        f"{NAMES[row.measure]} {'rises' if row.gain > 0 else 'falls'} on split {row.split} at N = {row.n_train} by "
+        f"{with_interval(row.gain, row.low, row.high, row.n, level)}, {p_value(row.p)} (Holm {p_value(row.p_holm)})."
+        for row in own[own["p"] < 1 - level].itertuples()
+    ] or [f"Of {len(own)} tests of EXP+GEN against EXP none is significant."]
 
-    Whole micrographs are drawn, the same for both arms and all pairs. Drawing columns within each row resamples the
-    pairs as well.
+
+def sign_by_choice(tests: pd.DataFrame, measure: str, against: str = "labels") -> list[str]:
+    """Where the sign of the gain of EXP+GEN depends on how the threshold was chosen, in words; else one sentence."""
+    own = tests[(tests["arm"] == "EXP+GEN") & (tests["measure"] == measure) & (tests["against"] == against)]
+    said = []
+    for (split, n_train), rows in own.groupby(CONDITION):
+        if len(set(np.sign(rows["gain"].dropna()))) > 1:
+            gains = ", ".join(f"{row.gain:+.3f} ({row.choice})" for row in rows.itertuples())
+            said.append(f"Split {split}, N = {n_train}: the sign of the gain depends on the threshold: {gains}.")
+    return said or [f"Against {against} the sign of the gain is the same for every choice of the threshold."]
+
+
+def resampled_scores(
+    counted: Sequence[tuple[Run, Counts]], points: pd.DataFrame, iou: float, seeds: Seeds, resamples: int
+) -> pd.DataFrame:
+    """Scores of every run on bootstrap samples of the test micrographs (Efron and Tibshirani 1993).
+
+    Whole micrographs are drawn, the same for all runs of a split, each run at the threshold of its arm.
 
     Parameters
     ----------
-    base, other : counts at one IoU and one confidence; run k of one is paired with run k of the other
-    images : [P] micrograph of each test patch
+    points : `thresholds.choices` by one way of choosing
 
     Returns
     -------
-    [R, n] difference of each pair in each resample; NaN where a score is undefined
+    split, n_train, arm, seed, resample (0: every micrograph once), f1_detect, f1_class, f1_hm
     """
-    names, weights = cluster_weights(images, rng, resamples)
-    weights = weights[:, np.searchsorted(names, np.asarray(images))]  # (R, P)
-    before, after = ([pooled(counts, weights)[measure][:, 0, 0] for counts in runs] for runs in (base, other))
-    return np.stack(after, axis=1) - np.stack(before, axis=1)
+    tables = []
+    for run, counts in counted:
+        images = run.patches.index["image"]
+        drawn = cluster_weights(images, seeds.rng("micrographs", run.keys["split"]), resamples)
+        weights = np.vstack([np.ones(len(images)), drawn])  # (1 + R, P)
+        i, c = counts.iou.index(iou), int(np.argmin(np.abs(np.subtract(counts.confidence, run.confidence(points)))))
+        here = replace(counts, pairs=counts.pairs[:, i : i + 1, c : c + 1], predicted=counts.predicted[:, c : c + 1])
+        scores = {name: values[:, 0, 0] for name, values in pooled(here, weights).items() if name in F1}
+        tables.append(pd.DataFrame({"resample": range(len(weights)), **scores}).assign(**run.keys))
+    return pd.concat(tables, ignore_index=True)[[*RUN, "resample", *F1]]

@@ -13,9 +13,11 @@ import pandas as pd
 CONDITION = ["split", "n_train"]  # columns of every table
 ARM = [*CONDITION, "arm"]
 RUN = [*ARM, "seed"]
-NAMES = {
+READ = ["choice", "against"]  # how the threshold was chosen, and what is right: columns of chosen.parquet
+F1 = {
     "f1_detect": r"$F_{1,\mathrm{detect}}$", "f1_class": r"$F_{1,\mathrm{class}}$", "f1_hm": r"$F_{1,\mathrm{HM}}$",
 }  # fmt: skip
+NAMES = {**F1, "map50": "mAP50"}
 
 
 def at_condition(table: pd.DataFrame, condition: tuple[str, int]) -> pd.DataFrame:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from companion.config.sections import Evaluation
-from companion.config.sections import Patches as Cut
+from companion.config.phantom import Phantom
+from companion.config.sections import Evaluation, Shift
 from companion.evaluation.runs import Run, count_runs, tabulate_runs
 from companion.evaluation.significance import paired_t
-from companion.micrographs.check import TRUTH
-from companion.micrographs.cutting import cut_patches
-from companion.micrographs.dataset import load_dataset
-from companion.micrographs.patches import Patches
 
 MEASURES = ("f1_detect", "f1_class", "f1_hm", "recall")
+TRAINED = "as trained"  # test micrographs of the kind that detectors were trained on
 LEARNT = 0.5  # F1_detect below which detectors are too poor for differences between them to mean anything
 Effects = Mapping[str, Callable[[pd.DataFrame], pd.Series]]
 COSTS: Effects = {  # what an annotator's errors cost each arm; whether generated patches pass on more of them
@@ -31,25 +28,9 @@ SHIFTS: Effects = {  # what a shift costs, what EXP+GEN gains on shifted microgr
 }
 
 
-def true_patches(folder: Path, files: Sequence[str], cut: Cut, training: bool = False) -> Patches:
-    """Patches of micrographs with their exact truth for labels, on the grid of the labelled ones.
-
-    Parameters
-    ----------
-    folder : a phantom's data set folder, which holds its truth
-    files : names of micrographs
-    cut : size, distance and the least visible share of a defect
-    training : on the grid of training patches, with their symmetries; else on that of test patches
-    """
-    stride, symmetries = (cut.train_stride, cut.symmetries) if training else (cut.test_stride, (0,))
-    return cut_patches(load_dataset(folder, TRUTH), files, cut.size, stride, cut.min_visible, symmetries)[0]
-
-
 def scores(runs: Sequence[Run], settings: Evaluation) -> pd.DataFrame:
     """Columns of scores.parquet and all keys of each run, at every confidence of the sweep and the headline's IoU."""
-    counts = count_runs(runs, [settings.iou], settings.confidence_sweep, settings.matching)
-    tables = [tabulate_runs([run], [counted]).assign(**run.keys) for run, counted in zip(runs, counts, strict=True)]
-    return pd.concat(tables, ignore_index=True)
+    return tabulate_runs(runs, count_runs(runs, [settings.iou], settings.confidence_sweep, settings.matching))
 
 
 def at_chosen(test: pd.DataFrame, chosen_on: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
@@ -74,25 +55,34 @@ def paired_effects(table: pd.DataFrame, effects: Effects, level: float) -> pd.Da
     return pd.DataFrame(rows)[["quantity", "measure", "mean", "low", "high", "n"]]
 
 
-def standing(reference: pd.DataFrame) -> str:
-    """A sentence on how far detectors have learnt, and whether differences between them can mean anything.
+def shift_effects(scores: pd.DataFrame, level: float) -> pd.DataFrame:
+    """`SHIFTS` of every kind of test micrograph: tested, and the columns of `paired_effects`.
 
     Parameters
     ----------
-    reference : scores of the detectors that others are compared with: arm, f1_detect
+    scores : against the truth, a row per detector and kind: tested (its name), arm, seed, and the measures
     """
-    reached = reference.groupby("arm", sort=False)["f1_detect"].mean()
-    said = ", ".join(f"{arm} {score:.2f}" for arm, score in reached.items())
-    said = f"Mean F1_detect of the detectors that others are compared with, against the truth: {said}."
-    poor = f" Detectors below {LEARNT:g} hardly detect, so nothing below is a verdict: it shows that the study runs."
-    return said if reached.min() >= LEARNT else said + poor
+    trained, tables = scores[scores["tested"] == TRAINED], []
+    for tested, own in scores[scores["tested"] != TRAINED].groupby("tested", sort=False):
+        both = [trained.assign(column="trained " + trained["arm"]), own.assign(column="shifted " + own["arm"])]
+        tables.append(paired_effects(pd.concat(both), SHIFTS, level).assign(tested=tested))
+    return pd.concat(tables, ignore_index=True)
+
+
+def test_phantoms(phantom: Phantom, shifts: Mapping[str, Shift], n_test: int) -> dict[str, Phantom]:
+    """Phantoms by name, `TRAINED` first, then one for each shift, each of `n_test` micrographs.
+
+    Scenes are drawn by the number of the micrograph, so that one that changes the dose shows the very same defects.
+    """
+    values: dict[str, Any] = {**phantom.model_dump(), "n_images": n_test}
+    return {TRAINED: Phantom(**values), **{name: Phantom(**values | shift.changes()) for name, shift in shifts.items()}}
 
 
 def verdict(low: float, high: float, positive: str, negative: str, reference: pd.DataFrame) -> str:
-    """`positive` or `negative` where an interval lies on one side of zero, else "undecided".
-
-    "no verdict" where a detector of `reference` (see `standing`) has learnt too little.
-    """
-    if not reference.groupby("arm")["f1_detect"].mean().min() >= LEARNT:
-        return "no verdict"
+    """`positive` or `negative` where an interval lies on one side of zero, else "undecided"; "no verdict" where an arm
+    of the detectors that others are compared with (columns arm, f1_detect) has learnt too little."""
+    reached = reference.groupby("arm", sort=False)["f1_detect"].mean()
+    if not reached.min() >= LEARNT:
+        said = ", ".join(f"{arm} {score:.2f}" for arm, score in reached.items())
+        return f"no verdict, for detectors that hardly detect (F1_detect against the truth: {said})"
     return positive if low > 0 else negative if high < 0 else "undecided"

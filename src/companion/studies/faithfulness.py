@@ -1,6 +1,6 @@
-"""Do generated images show what their masks ask for, as a detector trained on real images alone sees it?
+"""Do generated images show what their masks ask for, as a detector trained on labelled images alone sees it?
 
-The detector cannot tell a bad image from its own blindness, so everything is measured on real held-out patches, too.
+The detector cannot tell a bad image from its own blindness, so everything is measured on held-out micrographs, too.
 Its answer, pair by pair, is also a label-consistency filter: see `consistent`.
 """
 

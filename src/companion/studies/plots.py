@@ -84,5 +84,5 @@ def faithfulness(tables: Mapping[str, pd.DataFrame], note: str) -> Figure:
     axes[0][0].set_ylabel("share found")
     axes[1][0].set_ylabel("of these, under\ntheir class")
     legend_below(figure, axes[0][0])
-    figure.suptitle(f"What a detector of real images finds ({note})", fontsize=10)
+    figure.suptitle(f"What a detector of labelled images finds ({note})", fontsize=10)
     return figure

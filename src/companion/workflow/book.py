@@ -54,9 +54,10 @@ def assemble(P: Profile, tree: Path, drawn: Path, target: Path) -> list[Path]:
                 made = page_not_run(name, P)
             nbformat.write(made, folder / f"{name}.ipynb")
         claims, sizes = (drawn / folders[name].relative_to(tree) for name in ("11_claims", "08_sizes_and_splits"))
-        for figure in sorted((claims / "figures").glob("strip.*")):
+        for figure in [*(claims / "figures").glob("strip.*"), *(sizes / "figures").glob("waterfall.*")]:
             shutil.copy(figure, folder / figure.name)
-        shutil.copy(claims / "claims.json", folder / "claims.json")
+        for file in (claims / "claims.json", drawn / folders["09_significance"].relative_to(tree) / "significant.md"):
+            shutil.copy(file, folder / file.name)
         pages.write_fragments(folder, P, claims / "claims.json", sizes / "sizes.parquet", stamps)
     return sorted(target.glob("*.ipynb"))
 

@@ -21,6 +21,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from companion import layout
 from companion.config import Profile
 from companion.errors import CompanionError
+from companion.evaluation.thresholds import headline
 from companion.evaluation.wording import NAMES as MEASURES
 from companion.evaluation.wording import with_interval
 from companion.plots import data_name
@@ -43,9 +44,9 @@ def write_fragments(folder: Path, P: Profile, claims: Path, sizes: Path, stages:
     claims, sizes : claims.json; sizes.parquet, whose first split and largest N make the headline
     """
     rows = json.loads(claims.read_text(encoding="utf-8"))["claims"]
-    table = pd.read_parquet(sizes)
+    table = headline(pd.read_parquet(sizes))
     here = (table["split"].astype(str) == P.split_names[0]) & (table["n_train"] == P.sizes[-1])
-    here &= (table["arm"] == "EXP+GEN") & (table["threshold"] == "best on test") & table["measure"].isin(list(MEASURES))
+    here &= (table["arm"] == "EXP+GEN") & table["measure"].isin(list(MEASURES))
     gains = table[here].sort_values("measure", key=lambda names: names.map(list(MEASURES).index))
     glue_notebook(quoted_numbers(P, rows, gains, [stamp for stamp, _ in stages]), folder / "headline.ipynb")
     fragments = {
@@ -144,7 +145,7 @@ def data_notice(dataset: str, profile: str) -> str:
 
 def scores_table(gains: pd.DataFrame, level: float = 0.95) -> str:
     """Markdown table of both arms' scores with the difference and its interval, which is of `level`."""
-    header = ("score, at each arm's best threshold", "EXP", "EXP+GEN", "difference")
+    header = (f"score, threshold {'; '.join(gains['choice'].unique())}", "EXP", "EXP+GEN", "difference")
     rows = [
         (MEASURES[row["measure"]], _score(row["base"]), _score(row["score"]),
          with_interval(row["gain"], row["low"], row["high"], row["n"], level))

@@ -1,0 +1,116 @@
+"""What generated data are worth: beside fresh micrographs and perfect images, and in labelled micrographs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import isotonic_regression
+
+from companion.evaluation.significance import paired_t
+from companion.evaluation.wording import CONDITION
+from companion.stats import percentile_interval
+
+FALL = ("EXP+FRESH", "EXP+RENDER", "EXP+GEN", "EXP")  # each has what the next has, and one thing more
+
+
+def waterfall(chosen: pd.DataFrame, measures: Sequence[str], level: float) -> tuple[pd.DataFrame, list[str]]:
+    """From more labelled micrographs down to none: the arms of `FALL`, and what is lost at each step, paired by seed.
+
+    Parameters
+    ----------
+    chosen : `thresholds.headline`
+
+    Returns
+    -------
+    steps : of the conditions that have the most arms of `FALL`, two or more: split, n_train, measure, arm, above (the
+        arm above), score (mean over seeds), step (score minus that of the arm above; NaN for the first), low, high, n
+    missing : a sentence for every condition that lacks an arm
+    """
+    rows, missing = [], []
+    present = {
+        condition: [arm for arm in FALL if arm in set(own["arm"])] for condition, own in chosen.groupby(CONDITION)
+    }
+    most = max(2, *map(len, present.values()))
+    for (split, n_train), arms in present.items():
+        if absent := [arm for arm in FALL if arm not in arms]:
+            missing.append(
+                f"Split {split}, N = {n_train}: {', '.join(absent)} not in this profile, or not possible here."
+            )
+        own = chosen[(chosen["split"] == split) & (chosen["n_train"] == n_train)]
+        for measure in measures if len(arms) == most else ():
+            wide = own.pivot(index="seed", columns="arm", values=measure)[arms].dropna()
+            for above, arm in zip(["", *arms], arms, strict=False):
+                step = paired_t(wide[arm] - wide[above] if above else [], level)
+                rows.append(
+                    (
+                        split,
+                        n_train,
+                        measure,
+                        arm,
+                        above,
+                        wide[arm].mean(),
+                        *map(step.get, ("mean", "low", "high", "n")),
+                    )
+                )
+    return pd.DataFrame(
+        rows, columns=[*CONDITION, "measure", "arm", "above", "score", "step", "low", "high", "n"]
+    ), missing
+
+
+def in_micrographs(
+    scores: pd.DataFrame, measure: str, rng: np.random.Generator, resamples: int, level: float
+) -> pd.DataFrame:
+    """Where EXP+GEN at N lies on the learning curve of EXP: with how many labelled micrographs EXP scores as much.
+
+    Between two N the curve is straight in the logarithm of N, and it never falls (isotonic regression). In each
+    resample detector seeds are drawn with replacement, the same for all N and both arms, on one of the samples of test
+    micrographs that `scores` holds.
+
+    Parameters
+    ----------
+    scores : split, n_train, arm, seed, `measure`, and resample (0: as measured), of `significance.resampled_scores`;
+        where there is resample 0 alone, detector seeds are drawn alone
+
+    Returns
+    -------
+    split, n_train, equivalent, low, high (micrographs; no less than the smallest N and no more than the largest),
+    worth (equivalent - n_train); of splits with two N or more where both arms are defined
+    """
+    rows = []
+    for split, own in scores[scores["arm"].isin(["EXP", "EXP+GEN"])].groupby("split"):
+        wide = own.pivot(index="resample", columns=["arm", "n_train", "seed"], values=measure)
+        wide = wide.loc[:, wide.loc[0].notna()].sort_index(axis=1)
+        numbers, seeds = (sorted(set(wide.columns.get_level_values(name))) for name in ("n_train", "seed"))
+        full = [n for n in numbers if {(a, n, s) for a in FALL[2:] for s in seeds} <= set(wide.columns)]
+        if len(full) < 2:
+            continue
+        curve, added = (np.stack([wide[arm, n][seeds].to_numpy() for n in full], axis=1) for arm in ("EXP", "EXP+GEN"))
+        picks = np.vstack([np.arange(len(seeds)), rng.integers(len(seeds), size=(resamples, len(seeds)))])
+        draws = np.minimum(np.arange(len(picks)), len(wide) - 1)  # (1 + R,)
+        curve, added = (np.take_along_axis(each[draws], picks[:, None], axis=2).mean(axis=2) for each in (curve, added))
+        known = np.isfinite(curve).all(axis=1)
+        rising = np.array([isotonic_regression(exp).x for exp in np.where(known[:, None], curve, 0.0)])
+        found = np.exp([np.interp(gen, exp, np.log(full)) for exp, gen in zip(rising, added, strict=True)])
+        found[~known] = np.nan  # (1 + R, N)
+        low, high = percentile_interval(found[1:], level)
+        rows += [(split, n, found[0, k], low[k], high[k], found[0, k] - n) for k, n in enumerate(full)]
+    return pd.DataFrame(rows, columns=[*CONDITION, "equivalent", "low", "high", "worth"])
+
+
+def said(worth: pd.DataFrame, numbers: Sequence[int]) -> list[str]:
+    """`in_micrographs` in words, which end where the learning curve does, at the smallest and largest of `numbers`."""
+
+    def edge(value: float) -> str:
+        return {min(numbers): " or fewer", max(numbers): " or more"}.get(round(value, 6), "")
+
+    def shown(value: float) -> str:
+        return f"{value:.0f}{edge(value)}"
+
+    return [
+        f"Split {row.split}, N = {row.n_train}: EXP+GEN scores as EXP would with {shown(row.equivalent)} labelled "
+        f"micrographs (interval {shown(row.low)} to {shown(row.high)}): the generated set is worth {row.worth:+.0f}"
+        f"{edge(row.equivalent)}."
+        for row in worth.itertuples()
+    ] or ["A learning curve needs two N or more with both arms: this run cannot say what a generated set is worth."]

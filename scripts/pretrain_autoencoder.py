@@ -7,7 +7,7 @@ would take of the few latent channels is better spent. `companion.diffusion.nois
 
     python scripts/pretrain_autoencoder.py weights/autoencoder_phantom.safetensors
 
-takes five to eight minutes on one core; interrupted, it continues.
+takes about eight minutes on one core; interrupted, it continues.
 
     python scripts/pretrain_autoencoder.py weights/mine.safetensors --profile paper --dataset mine
 
@@ -46,7 +46,7 @@ ROOT_SEED = 4_041  # no profile's: a profile's micrographs descend from its own 
 PRESETS = ("plain", "fecral", "hard", "binned")
 IMAGES_PER_PRESET = 10
 GREY = (140.0, 30.0)
-SETTINGS = Autoencoder(channels=[16, 32], codes=1024, steps=2400, batch_size=16, crop_px=64, loss="l2")
+SETTINGS = Autoencoder(stem=4, channels=[64], codes=1024, steps=2000, batch_size=16, crop_px=64, loss="l2")
 
 
 def micrographs(size_px: int = 512) -> NDArray[np.uint8]:

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 import pretrain_autoencoder as pretrain
 from convert_vqgan import convert
 
-SMALL = {"channels": [8, 8], "codes": 16, "steps": 4, "batch_size": 2, "crop_px": 32}
+SMALL = {"channels": [8], "codes": 16, "steps": 4, "batch_size": 2, "crop_px": 32}
 ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 
 

@@ -10,7 +10,6 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,29 +99,21 @@ def fit_autoencoder(
     device.prepare(autoencoder.vq.encoder, autoencoder.vq.decoder)
     quantised_from = settings.steps // 4 if start is None else 0
 
-    def gradients(seen: Tensor, wanted: Tensor, quantise: bool) -> Tensor:
-        """The reconstruction's error and the commitment of a batch of crops; leaves their gradients."""
-        optimizer.zero_grad(set_to_none=True)
-        with device.autocast():
-            decoded, commitment = autoencoder.reconstruction(autoencoder.unscaled_latents(seen), quantise)
-            error = DISTANCE[settings.loss](decoded, wanted)
-        descend(error + commitment, autoencoder)
-        return torch.stack([error.detach(), commitment.detach()])
-
-    recorded = {q: training.Recorded(partial(gradients, quantise=q), autoencoder) for q in (False, True)}
-
-    def step(i: int) -> dict[str, Tensor]:
+    def step(i: int) -> dict[str, Tensor]:  # not recorded as a graph: diffusers' decoder copies to the device
         rng = seeds.rng("autoencoder", i)
         seen, wanted = (autoencoder.scale(device.send(torch.from_numpy(crops))) for crops in draw(rng))  # (B, 1, c, c)
         training.set_learning_rate(optimizer, training.one_cycle(i, settings.steps, settings.learning_rate))
-        if i == quantised_from and start is None:
-            with torch.no_grad(), device.autocast():
-                vectors = autoencoder.unscaled_latents(seen).movedim(1, -1).flatten(0, -2)
-            codes = autoencoder.vq.quantize.embedding.weight
-            codes.data.copy_(vectors[rng.integers(len(vectors), size=len(codes))])
-        error, commitment = recorded[i >= quantised_from](seen, wanted)
+        with device.autocast():
+            latents = autoencoder.unscaled_latents(seen)  # (B, C, c/f, c/f)
+            if i == quantised_from and start is None:
+                vectors, codes = latents.detach().movedim(1, -1).flatten(0, -2), autoencoder.vq.quantize.embedding
+                codes.weight.data.copy_(vectors[rng.integers(len(vectors), size=len(codes.weight))])
+            decoded, commitment = autoencoder.reconstruction(latents, quantise=i >= quantised_from)
+            error = DISTANCE[settings.loss](decoded, wanted)
+        optimizer.zero_grad(set_to_none=True)
+        descend(error + commitment, autoencoder)
         optimizer.step()
-        return {settings.loss: error, "commitment": commitment}
+        return {settings.loss: error.detach(), "commitment": commitment.detach()}
 
     parts = {"autoencoder": autoencoder, "optimizer": optimizer}
     log = training.fit(step, parts, steps=settings.steps, folder=fitting.folder, identity=identity,

@@ -12,7 +12,7 @@ from test_detection import DEVICE
 
 from companion.config.arms import ARMS
 from companion.config.sections import Detection
-from companion.detection.data import Example, copy_paste, recipe_of
+from companion.detection.data import Example, copy_paste, recipe_of, settings_of
 from companion.errors import CompanionError
 from companion.geometry import box_of
 from companion.seeds import Seeds
@@ -48,6 +48,14 @@ def test_a_step_is_drawn_without_the_steps_before_and_alike_in_every_arm():
         assert (one.patches == other.patches).all() and (one.symmetries == other.symmetries).all()
     assert (make("EXP+FRESH").draw(4)["labelled"].patches == alone["labelled"].patches).all()
     assert (make(seed=1).draw(0)["labelled"].patches != make(seed=2).draw(0)["labelled"].patches).any()
+
+
+def test_an_arm_of_equal_passes_sees_as_many_labelled_patches_as_exp():
+    settings = Detection(steps=100, batch_size=4, generated_share=0.5)
+    seen = {arm: settings_of(arm, settings).steps * make(arm).counts["labelled"] for arm in ("EXP", "EXP+GEN-LONG")}
+    assert seen == dict.fromkeys(seen, 400) and settings_of("EXP+GEN", settings).steps == 100
+    with pytest.raises(CompanionError, match="leaves none"):
+        settings_of("EXP+GEN-LONG", settings.model_copy(update={"generated_share": 1.0}))
 
 
 def test_all_patches_are_seen_equally_often_in_a_new_order_each_time():

@@ -24,6 +24,7 @@ class Arm:
     masks, model : of generated images: which simulated masks, and which model draws them; model "phantom" is no
         network: the masks are painted with the phantom's own optics, as a perfect image model would
     labelled : whether labelled patches are in the batch at all
+    equal_passes : trained longer than the other arms, until it has seen as many labelled patches as EXP
     baseline : the arm that this one is compared with
     colour, marker : in every figure
     """
@@ -36,6 +37,7 @@ class Arm:
     masks: Literal["plain", "rare"] = "plain"
     model: str = "1"
     labelled: bool = True
+    equal_passes: bool = False
 
 
 class _Arms(dict[str, Arm]):
@@ -47,6 +49,7 @@ ARMS = _Arms({
     "EXP": Arm("labelled patches alone", None, "#0072B2", "o"),
     "EXP+GEN": Arm("and generated ones, as in the paper", "generated", "#D55E00", "s"),
     "EXP+GEN2": Arm("the same by a second model: the luck of one", "generated", "#D55E00", "D", model="2"),
+    "EXP+GEN-LONG": Arm("the same, longer: EXP's labelled passes", "generated", "#882255", "h", equal_passes=True),
     "EXP+RARE": Arm("generated with the rare class more frequent", "generated", "#009E73", "^", "EXP+GEN", "rare"),
     "EXP+FILTERED": Arm("generated ones that a detector confirms", "kept", "#F0E442", "<", "EXP+GEN"),
     "EXP+RENDER": Arm("the same masks with perfect images", "generated", "#7F7F7F", "*", model="phantom"),

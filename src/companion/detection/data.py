@@ -174,6 +174,14 @@ def recipe_of(arm: str, labelled: Patches | None, other: Patches | None, setting
     return Recipe({source: given[source] for source in counts}, counts, seeds)
 
 
+def settings_of(arm: str, settings: Detection) -> Detection:
+    """The settings that an arm is trained with: equal optimiser steps, but for arms of equal labelled passes."""
+    share = settings.generated_share if ARMS[arm].equal_passes else 0.0
+    if share == 1:
+        raise CompanionError(f"{arm} sees as many labelled patches as EXP, and detection.generated_share 1 leaves none")
+    return settings.model_copy(update={"steps": round(settings.steps / (1 - share))})
+
+
 def copy_paste(target: Example, source: Example, rng: np.random.Generator) -> Example:
     """A random half of one patch's defects drawn over another (Ghiasi et al. 2021), without any image model.
 

@@ -211,4 +211,4 @@ def test_every_shown_program_exists_with_the_options_that_are_shown() -> None:
     programs = [*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "scripts").glob("*.py")]
     shown = texts() + [(p.name, ast.get_docstring(ast.parse(p.read_text(encoding="utf-8"))) or "") for p in programs]
     assert not {name: wrong for name, text in shown if (wrong := unknown_options(text))}
-    assert unknown_options("`python benchmarks/speed.py`") and unknown_options("python benchmarks/ldm.py --presetz x")
+    assert unknown_options("`python benchmarks/ldm.py`") and unknown_options("python benchmarks/speed.py --presetz x")

@@ -183,10 +183,8 @@ def run(b: Bench) -> None:
     env = {**os.environ, "COMPANION_RUNS": str(home / "runs"), "COMPANION_DATA": str(home / "data")}
     asked = ["smoke", "--cores", str(os.cpu_count()), "--set", f"device.name={b.name}"]
     began, log = time.time(), home / "log"
-    with log.open("w") as file:
-        job = subprocess.Popen(
-            [sys.executable, "-m", "companion.cli", "run", *asked], env=env, stdout=file, stderr=subprocess.STDOUT
-        )
+    with log.open("w") as out:
+        job = subprocess.Popen([sys.executable, "-m", "companion.cli", "run", *asked], env=env, stdout=out, stderr=out)
         try:
             job.wait(timeout=limit - START)
         except subprocess.TimeoutExpired:  # a run that is told to stop lets its jobs end first, which takes too long

@@ -77,7 +77,6 @@ def denoisers(steps: int) -> dict[str, dict[str, Any]]:
         "boundary": {"outline": "boundary"},
         "distance": {"outline": "distance"},
         "min-SNR 5": {"min_snr": 5.0},
-        "every level + min-SNR 5": LEVELS | {"min_snr": 5.0},
         "no stem": {"stem": 1},
         "twice as wide": {"channels": [128, 192]},
         "twice as long": {"steps": 2 * steps},

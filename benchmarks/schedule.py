@@ -45,7 +45,6 @@ def schedules(base: Detection, size: int, enlarge: float) -> dict[str, Detection
         "twice the peak rate": {"learning_rate": base.learning_rate * 2},
         "half the batch": {"batch_size": base.batch_size // 2},
         "twice the batch": {"batch_size": base.batch_size * 2},
-        "half the regions": {"rois_per_image": base.rois_per_image // 2},
         "enlarged": {"resize_px": side, "anchor_sizes_px": sides},
         "SGD 1e-2": {"optimizer": "sgd", "learning_rate": 1e-2},
         "SGD 2.5e-4, batch 2 (the paper's)": {"optimizer": "sgd", "learning_rate": 2.5e-4, "batch_size": 2},

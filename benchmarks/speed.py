@@ -111,7 +111,7 @@ def side(b: Bench) -> None:
     service = Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps")) / "control"
     b.patches()  # drawn before several processes look for them
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    for number in (1, 4, 8) if b.gpu else (2,):
+    for number in (1, 8, 4) if b.gpu else (2,):
         jobs = [subprocess.Popen(command(b.name, "one", b.each, b.work), **pipes) for _ in range(number)]
         for job in jobs:
             job.stdout.readline()  # it is warm
@@ -177,20 +177,20 @@ def diffusion(b: Bench) -> None:
 
 def run(b: Bench) -> None:
     """The smoke run through papermill, as far as it gets, from the stamps of its stages."""
-    home, limit = b.folder(), float(os.environ.get("COMPANION_BLOCK_S", "600"))
+    import psutil  # comes with Snakemake, which other blocks do without
+
+    home, limit, cut_off = b.folder(), float(os.environ["COMPANION_BLOCK_S"]), False
     env = {**os.environ, "COMPANION_RUNS": str(home / "runs"), "COMPANION_DATA": str(home / "data")}
     asked = ["smoke", "--cores", str(os.cpu_count()), "--set", f"device.name={b.name}"]
     began, log = time.time(), home / "log"
-    with log.open("w") as file:
-        job = subprocess.Popen([sys.executable, "-m", "companion.cli", "run", *asked], env=env, stdout=file,
-                               stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
-        cut_off = False
-        for patience, ending in ((limit - START, signal.SIGTERM), (START / 3, signal.SIGKILL)):
-            try:
-                job.wait(timeout=patience)
-            except subprocess.TimeoutExpired:
-                cut_off = True
-                os.killpg(job.pid, ending)
+    with log.open("w") as out:
+        job = subprocess.Popen([sys.executable, "-m", "companion.cli", "run", *asked], env=env, stdout=out, stderr=out)
+        try:
+            job.wait(timeout=limit - START)
+        except subprocess.TimeoutExpired:  # a run that is told to stop lets its jobs end first, which takes too long
+            cut_off = True
+            for process in [*psutil.Process(job.pid).children(recursive=True), job]:
+                process.kill()
     said = {"cut_off": cut_off, "wall_s": time.time() - began, "last": log.read_text()[-600:]}
     b.say("run", ok=None if cut_off else job.wait() == 0, **said)
     for path in sorted(home.glob("runs/**/stamp.json"), key=lambda path: path.stat().st_mtime):
@@ -199,7 +199,7 @@ def run(b: Bench) -> None:
         b.say("stage", path=str(path.parent.relative_to(home / "runs")), **named)
 
 
-SHARES = {card: 10, correct: 75, detector: 120, diffusion: 100, side: 50, run: 85}  # of --seconds
+SHARES = {card: 10, correct: 75, detector: 120, diffusion: 90, side: 75, run: 70}  # of --seconds
 BLOCKS = {f.__name__: f for f in SHARES}
 
 
@@ -219,6 +219,8 @@ def main() -> None:
     parser.add_argument("--block", help=argparse.SUPPRESS)  # of the processes that this one starts
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.device == "cuda" and not torch.cuda.is_available():
+        parser.error("PyTorch sees no GPU (or its driver is too old); --device cpu rehearses without")
     if given.block:
         return {**BLOCKS, "one": one}[given.block](Bench(given.device, given.each, given.work, given.out))
     shares = {name: SHARES[BLOCKS[name]] for name in given.only}

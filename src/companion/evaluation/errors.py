@@ -18,7 +18,7 @@ from companion.geometry import box_iou
 from companion.micrographs.dataset import ANNOTATIONS
 from companion.micrographs.patches import Patches
 from companion.phantom.render import TRUTH
-from companion.stats import cluster_weights, percentile_interval
+from companion.stats import ratio_interval
 
 CORRECT, CLASS, DUPLICATE, SLIVER, OVERLOOKED, LOCALISATION, BACKGROUND, MISSED = (
     "correct", "class", "duplicate", "sliver", "overlooked", "localisation", "background", "missed")  # fmt: skip
@@ -152,16 +152,13 @@ def recall_by(truths: pd.DataFrame, by: str, rng: np.random.Generator, resamples
     -------
     by, truths (distinct ones, however many runs looked for them), images, recall (over all runs), low, high
     """
-    found = truths.assign(found=truths["error"] != MISSED)
-    table = found.groupby(by, observed=True).agg(
-        truths=("row", "nunique"), images=("image", "nunique"), recall=("found", "mean"))  # fmt: skip
-    per_image = found.groupby(["image", by], observed=True)["found"].agg(["sum", "size"]).unstack(by, fill_value=0)
-    weights = cluster_weights(per_image.index, rng, resamples)  # (R, images)
-    hits, all_ = (weights @ per_image[name][table.index].to_numpy() for name in ("sum", "size"))  # (R, groups)
-    shares = np.divide(hits, all_, out=np.full(hits.shape, np.nan), where=all_ > 0)
-    low, high = percentile_interval(shares, level)
-    several = table["images"].to_numpy() > 1  # of one micrograph nothing varies
-    return table.assign(low=np.where(several, low, np.nan), high=np.where(several, high, np.nan)).reset_index()
+    table = truths.groupby(by, observed=True).agg(truths=("row", "nunique"), images=("image", "nunique"))
+    own = truths[by].to_numpy()[:, None] == table.index.to_numpy()  # (truths, groups)
+    found = own & truths["error"].ne(MISSED).to_numpy()[:, None]
+    recall, *interval = ratio_interval(found, own, truths["image"], rng, resamples, level)
+    table["recall"], several = recall, table["images"] > 1  # of one micrograph nothing varies
+    low, high = (np.where(several, edge, np.nan) for edge in interval)
+    return table.assign(low=low, high=high).reset_index()
 
 
 def recall_table(truths: pd.DataFrame, rng: np.random.Generator, resamples: int, level: float) -> pd.DataFrame:
@@ -211,7 +208,8 @@ def materials_table(errors: pd.DataFrame, rng: np.random.Generator, resamples: i
     rows = []
     for keys, table in long.groupby([*by, "image"], sort=False)[["error", "bias"]].mean().groupby(by, sort=False):
         own = table.dropna()
-        weights = cluster_weights(np.arange(len(own)), rng, resamples)
-        means = weights @ own["error"].to_numpy() / len(own) if len(own) > 1 else np.full(resamples, np.nan)
-        rows.append((*keys, len(own), own["error"].mean(), *percentile_interval(means, level), own["bias"].mean()))
+        ones, images = np.ones((len(own), 1)), own.index
+        mean, *interval = ratio_interval(own[["error"]], ones, images.get_level_values("image"), rng, resamples, level)
+        low, high = interval if len(own) > 1 else (mean * np.nan,) * 2
+        rows.append((*keys, len(own), own["error"].mean(), *low, *high, own["bias"].mean()))
     return pd.DataFrame(rows, columns=[*by, "images", "error", "low", "high", "bias"])

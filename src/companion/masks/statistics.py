@@ -16,7 +16,7 @@ from skimage.measure import label
 
 from companion.masks.spatial import inclusion_weights, pairs_within
 from companion.micrographs.patches import Patches, instance_table
-from companion.stats import cluster_bootstrap, percentile_interval
+from companion.stats import ratio_interval
 
 Ellipse = tuple[float, float, float, float, float]  # x, y, major_px, minor_px, angle_deg
 ELLIPSE_COLUMNS = ["x", "y", "major_px", "minor_px", "angle_deg"]
@@ -141,21 +141,10 @@ def summary(statistics: pd.DataFrame, counts: pd.DataFrame, classes: tuple[str, 
 def share_curve(
     above: NDArray, below: NDArray, groups: ArrayLike, grid: NDArray, rng: np.random.Generator
 ) -> pd.DataFrame:
-    """Sum of `above` by sum of `below` at every point of a grid, with its bootstrap interval.
+    """`stats.ratio_interval` at every point of a grid [G]: value (this), share, low and high (95 %).
 
-    Defects of one micrograph share density, size and orientation: resampling defects would make the interval far too
-    narrow. A cumulative distribution has ``above = w * (values <= grid)`` and ``below = w``.
-
-    Parameters
-    ----------
-    above, below : [M, G]; `below` [M, 1] where it is the same at every point
-    groups : [M] micrograph of each value
-    grid : [G]; the table has value (this), share (NaN where the sum of `below` is 0), low and high (95 %)
+    `groups` [M] are the micrographs of the values. A cumulative distribution has ``above = w * (values <= grid)``
+    [M, G] and ``below = w`` [M, 1].
     """
-    above, below = np.asarray(above, dtype=float), np.asarray(below, dtype=float)
-
-    def share(weights: NDArray) -> NDArray:
-        return np.divide(weights @ above, n := weights @ below, out=np.full(len(grid), np.nan), where=n > 0)
-
-    low, high = percentile_interval(cluster_bootstrap(share, groups, rng, RESAMPLES))
-    return pd.DataFrame({"value": grid, "share": share(np.ones(len(above))), "low": low, "high": high})
+    share, low, high = ratio_interval(above, below, groups, rng, RESAMPLES)
+    return pd.DataFrame({"value": grid, "share": share, "low": low, "high": high})

@@ -10,14 +10,15 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike, NDArray
 
 from companion.config.arms import ARMS
 from companion.evaluation.errors import ERRORS, MISSED
+from companion.evaluation.formats import BOX
 from companion.evaluation.wording import CONDITION, F1, NAMES, condition_name
+from companion.masks.plots import color_mask, image_rows
 from companion.micrographs.patches import Patches
 from companion.plots import CLASS_COLORS
 
@@ -86,6 +87,26 @@ def interval_panels(
     return figure, list(grid.flat[: len(parts)])
 
 
+def arm_panels(
+    panels: Mapping[str, pd.DataFrame], x: str, y: str, ylabel: str, title: str
+) -> tuple[Figure, list[Axes]]:
+    """Scores `y` of the arms at every `x`, a panel for each table of runs: means, bars from lowest to highest seed."""
+    every = pd.concat(panels)
+    places, arms = every[x].drop_duplicates().tolist(), arms_in(every)
+    width = 1 + max(4.5, max(0.75, 0.22 * len(arms)) * len(places) * len(panels))
+    figure, row = plt.subplots(1, len(panels), figsize=(width, 3.4), squeeze=False, sharey=True)
+    for axes, (name, table) in zip(row[0], panels.items(), strict=True):
+        sns.pointplot(
+            table, x=x, y=y, hue="arm", order=places, hue_order=arms, palette=COLORS, linestyle="none", markersize=5,
+            markers=[ARMS[arm].marker for arm in arms], dodge=min(0.7, 0.15 * len(arms)), errorbar=("pi", 100),
+            err_kws={"linewidth": 1.2}, ax=axes,
+        )  # fmt: skip
+        axes.set(title=name, xlabel="", ylabel=ylabel)
+    legend_below(figure, row[0][0])
+    figure.suptitle(title, fontsize=9)
+    return figure, list(row[0])
+
+
 def legend_below(figure: Figure, axes: Axes) -> None:
     """One legend for all panels, that of `axes`."""
     handles, labels = axes.get_legend_handles_labels()
@@ -141,22 +162,15 @@ def sizes(chosen: pd.DataFrame, tests: pd.DataFrame, measure: str, note: str) ->
     chosen : one row per run (`thresholds.headline`)
     tests : `significance.paired_tests`; what EXP+GEN gains of what EXP leaves stands below each N
     """
-    splits, numbers, arms = sorted(set(chosen["split"])), sorted(set(chosen["n_train"])), arms_in(chosen)
-    width = 1 + max(4.5 / len(splits), 0.22 * len(arms) * len(numbers)) * len(splits)
-    figure, panels = plt.subplots(1, len(splits), figsize=(width, 3.4), squeeze=False, sharey=True)
+    splits = dict(list(chosen.sort_values(CONDITION).groupby("split")))
+    numbers, title = sorted(set(chosen["n_train"])), f"{NAMES[measure]} by N; below: gain of EXP+GEN, share of what"
+    figure, panels = arm_panels({f"split {split}": own for split, own in splits.items()}, "n_train", measure,
+                                f"{NAMES[measure]} at each arm's threshold", f"{title} EXP leaves\n{note}")  # fmt: skip
     own = tests[(tests["arm"] == "EXP+GEN") & (tests["measure"] == measure)].set_index("n_train")
-    for panel, split in zip(panels[0], splits, strict=True):
-        sns.pointplot(
-            chosen[chosen["split"] == split], x="n_train", y=measure, hue="arm", order=numbers, hue_order=arms,
-            palette=COLORS, markers=[ARMS[arm].marker for arm in arms], linestyle="none",
-            dodge=0.7, errorbar=("pi", 100), err_kws={"linewidth": 1.2}, markersize=5, ax=panel,
-        )  # fmt: skip
+    for panel, split in zip(panels, splits, strict=True):
         shares = own.loc[own["split"] == split, "share_of_left"].reindex(numbers)
         texts = [f"N = {n}" + ("" if pd.isna(s) else f"\n{100 * s:+.1f} %") for n, s in shares.items()]
         panel.set_xticks(range(len(numbers)), texts)
-        panel.set(title=f"split {split}", xlabel="", ylabel=f"{NAMES[measure]} at each arm's threshold")
-    legend_below(figure, panels[0][0])
-    figure.suptitle(f"{NAMES[measure]} by N; below: gain of EXP+GEN, share of what EXP leaves\n{note}", fontsize=9)
     return figure
 
 
@@ -191,9 +205,8 @@ def paired_differences(pairs: pd.DataFrame, tests: pd.DataFrame, measure: str, n
     order = {arm: k for k, arm in enumerate(ARMS)}
     rows = tests[tests["measure"] == measure].sort_values([*CONDITION, "arm"], key=lambda c: c.replace(order))
     pairs, rows = (
-        table.assign(place=[f"split {s}, N = {n}: {arm} minus {ARMS[arm].baseline}" for s, n, arm in
-                            table[[*CONDITION, "arm"]].to_numpy()])
-        for table in (pairs[pairs["measure"] == measure], rows)
+        table.assign(place="split " + table["split"] + ", N = " + table["n_train"].astype(str) + ": " + table["arm"]
+                     + " minus " + table["baseline"]) for table in (pairs[pairs["measure"] == measure], rows)
     )  # fmt: skip
     figure, axes = plt.subplots(figsize=(6.4, 1.2 + 0.3 * len(rows)))
     intervals(axes, rows, "place", "gain", "measure", {measure: ("#0072B2", "D")}, "y")
@@ -283,16 +296,7 @@ def strip(
     """
     titles = ("mask of a labelled micrograph", "simulated mask", "image generated from it",
               "detections on a held-out patch")  # fmt: skip
-    figure, axes = plt.subplots(1, 4, figsize=(10, 2.9))
-    colors = [class_color(code) for code in classes]
-    palette = ListedColormap(["#1F1F1F", *colors])
-    for panel, title, picture in zip(axes, titles, [*labels, *images], strict=True):
-        mask = panel in axes[:2]
-        panel.imshow(picture, cmap=palette if mask else "gray", vmin=0, vmax=len(classes) if mask else 255)
-        panel.set_title(title)
-        panel.set_axis_off()
-    draw_boxes(axes[3], found[["x1", "y1", "x2", "y2"]].to_numpy(), found["label"].map(class_color))
-    handles = [Rectangle((0, 0), 1, 1, fc=color) for color in colors]
-    figure.legend(handles, classes.values(), loc="outside lower center", ncols=len(classes))
-    figure.suptitle(f"From a mask to a detector\n{note}", fontsize=9)
+    pictures = {"": [*map(color_mask, labels), *images]}
+    figure = image_rows(pictures, f"From a mask to a detector\n{note}", titles, list(classes.values()), side=2.4)
+    draw_boxes(figure.axes[3], found[BOX], found["label"].map(class_color))
     return figure

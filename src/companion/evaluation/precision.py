@@ -14,12 +14,7 @@ IGNORED = "class ignored"  # average precision of the detection alone
 
 
 def average_precision(predictions: pd.DataFrame, truth: Truth) -> pd.DataFrame:
-    """AP over box IoU 0.50 to 0.95, at 0.50 and at 0.75, per class, and with class ignored.
-
-    Returns
-    -------
-    class (name, or "class ignored"), AP, AP50, AP75; NaN for a class without truths
-    """
+    """AP over box IoU 0.50 to 0.95, AP50 and AP75, by class (name, or "class ignored"); NaN for one without truths."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 

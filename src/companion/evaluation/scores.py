@@ -142,15 +142,7 @@ def evaluate_files(
 ) -> pd.DataFrame:  # fmt: skip
     """Scores of anyone's predictions: the function behind ``companion evaluate``.
 
-    Parameters
-    ----------
-    predictions : parquet of this package, a COCO results JSON, or detectron2's coco_instances_results.json
-    truth : a patches folder, or a COCO annotations JSON
-    iou, confidence : thresholds; every combination is scored
-
-    Returns
-    -------
-    As `tabulate`.
+    `predictions` and `truth` are files as in `formats`; `tabulate` for every combination of `iou` and `confidence`.
     """
     truths = read_truth(Path(truth))
     table = read_predictions(Path(predictions), truths)

@@ -7,7 +7,7 @@ Every rule can end in "not reproduced"; "partly" needs more for the claim than a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -64,8 +64,7 @@ class Evidence:
         return self.tests[rows].sort_values(CONDITION)
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """What a rule found: a verdict, the reason, and our value with its interval in words."""
 
     verdict: Verdict

@@ -18,9 +18,7 @@ FALL = ("EXP+FRESH", "EXP+RENDER", "EXP+GEN", "EXP")  # each has what the next h
 def waterfall(chosen: pd.DataFrame, measures: Sequence[str], level: float) -> tuple[pd.DataFrame, list[str]]:
     """From more labelled micrographs down to none: the arms of `FALL`, and what is lost at each step, paired by seed.
 
-    Parameters
-    ----------
-    chosen : `thresholds.headline`
+    `chosen` are the rows of `thresholds.headline`.
 
     Returns
     -------
@@ -59,8 +57,8 @@ def in_micrographs(
 
     Returns
     -------
-    split, n_train, equivalent, low, high (micrographs; no less than the smallest N and no more than the largest),
-    worth (equivalent - n_train); of splits with two N or more where both arms are defined
+    split, n_train, equivalent, low, high (micrographs, between the smallest N and the largest), worth (equivalent -
+    n_train); of splits with two N or more where both arms are defined
     """
     rows = []
     for split, own in scores[scores["arm"].isin(["EXP", "EXP+GEN"])].groupby("split"):

@@ -18,7 +18,7 @@ from companion.stats import c2st_auc
 
 HALVINGS = 5
 PENALTY = 50.0  # inverse strength of the classifier's L2 penalty, times masks: about as many features as masks
-REAL = "real, other half"
+OTHER_HALF = "labelled, other half"
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def compare(real: Described, simulated: Mapping[str, Described], fold: int, rng:
     if len(names) >= 4:
         halves = [np.isin(real.groups, rng.permutation(names)[: len(names) // 2]) for _ in range(HALVINGS)]
         mean = pd.DataFrame([row(real.only(half), real.only(~half)) for half in halves]).mean()
-        rows.append({"sampler": REAL, **mean})
+        rows.append({"sampler": OTHER_HALF, **mean})
     rows.extend({"sampler": name, **row(real, other)} for name, other in simulated.items())
     return pd.DataFrame(rows)
 

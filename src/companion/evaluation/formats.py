@@ -24,19 +24,11 @@ _EXPECTED = (
 
 @dataclass(frozen=True)
 class Truth:
-    """What should have been found.
+    """What should have been found: a row per defect, in file order."""
 
-    Attributes
-    ----------
-    table : columns patch, x1, y1, x2, y2 (px), class (and instance, of a patches folder); one row per defect, in
-        file order
-    patches : every patch, those without defects too (of COCO files the image ids)
-    classes : class code -> name
-    """
-
-    table: pd.DataFrame
-    patches: list[int]
-    classes: dict[int, str]
+    table: pd.DataFrame  # patch, x1, y1, x2, y2 (px), class (and instance, of a patches folder)
+    patches: list[int]  # every patch, those without defects too (of COCO files the image ids)
+    classes: dict[int, str]  # class code -> name
 
 
 class _Annotation(BaseModel):
@@ -70,11 +62,7 @@ def truth_of(patches: Patches) -> Truth:
 
 
 def read_predictions(path: Path, truth: Truth) -> pd.DataFrame:
-    """Predictions for the patches of `truth`.
-
-    Returns
-    -------
-    Columns patch, x1, y1, x2, y2 (px), score, label; one row per prediction.
+    """Predictions for the patches of `truth`, a row each: patch, x1, y1, x2, y2 (px), score, label.
 
     Raises
     ------

@@ -147,28 +147,26 @@ def gains(tests: pd.DataFrame, note: str) -> Figure:
     looks = {"f1_detect": ("#0072B2", "o"), "f1_class": ("#CC79A7", "D")}
     rows = tests[(tests["arm"] == "EXP+GEN") & tests["measure"].isin(list(looks))].dropna(subset="gain")
     title = f"Gain of EXP+GEN over EXP: where it comes from\n{note}"
-    figure, panels = interval_panels(rows, "split", "n_train", "gain", "measure", looks, title)
+    named = rows.assign(split="split " + rows["split"])
+    figure, panels = interval_panels(named, "split", "n_train", "gain", "measure", looks, title)
     for axes in panels:
         axes.axhline(0, color="black", lw=0.8)
-        axes.set(title=f"split {axes.get_title()}", xlabel="N")
+        axes.set(xlabel="N")
     return figure
 
 
 def sizes(chosen: pd.DataFrame, tests: pd.DataFrame, measure: str, note: str) -> Figure:
-    """Scores of all arms by N and split: means, with bars from the lowest to the highest seed (Fig 5).
+    """Scores of all arms by N and split (Fig 5), from one row per run (`thresholds.headline`).
 
-    Parameters
-    ----------
-    chosen : one row per run (`thresholds.headline`)
-    tests : `significance.paired_tests`; what EXP+GEN gains of what EXP leaves stands below each N
+    What EXP+GEN gains of what EXP leaves, of `significance.paired_tests`, stands below each N.
     """
-    splits = dict(list(chosen.sort_values(CONDITION).groupby("split")))
-    numbers, title = sorted(set(chosen["n_train"])), f"{NAMES[measure]} by N; below: gain of EXP+GEN, share of what"
-    figure, panels = arm_panels({f"split {split}": own for split, own in splits.items()}, "n_train", measure,
-                                f"{NAMES[measure]} at each arm's threshold", f"{title} EXP leaves\n{note}")  # fmt: skip
+    splits = {f"split {split}": own for split, own in chosen.sort_values(CONDITION).groupby("split")}
+    name, numbers = NAMES[measure], sorted(set(chosen["n_train"]))
+    title = f"{name} by N; below: gain of EXP+GEN, share of what EXP leaves\n{note}"
+    figure, panels = arm_panels(splits, "n_train", measure, f"{name} at each arm's threshold", title)
     own = tests[(tests["arm"] == "EXP+GEN") & (tests["measure"] == measure)].set_index("n_train")
-    for panel, split in zip(panels, splits, strict=True):
-        shares = own.loc[own["split"] == split, "share_of_left"].reindex(numbers)
+    for panel in panels:
+        shares = own.loc["split " + own["split"] == panel.get_title(), "share_of_left"].reindex(numbers)
         texts = [f"N = {n}" + ("" if pd.isna(s) else f"\n{100 * s:+.1f} %") for n, s in shares.items()]
         panel.set_xticks(range(len(numbers)), texts)
     return figure
@@ -250,13 +248,9 @@ def error_kinds(counts: pd.DataFrame, note: str) -> Figure:
 def close_ups(
     images: NDArray[np.uint8], predictions: pd.DataFrame, truths: pd.DataFrame, note: str, each: int = 6
 ) -> Figure:
-    """Close-ups of errors, a row for each kind: the largest misses, and wrong predictions by falling score.
+    """Close-ups of errors, a row of `each` for each kind: the largest misses, and wrong predictions by falling score.
 
-    Parameters
-    ----------
-    images : uint8 [P, S, S], every patch
-    predictions, truths : of one run, as `errors.audit_runs` gives them
-    each : close-ups in a row
+    `images` uint8 [P, S, S] are every patch; `predictions` and `truths` of one run, as `errors.audit_runs` gives them.
     """
     figure, grid = plt.subplots(len(ERRORS), each, figsize=(7.2, 1.45 * len(ERRORS) + 0.5), squeeze=False)
     for axes in grid.flat:

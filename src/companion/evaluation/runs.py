@@ -24,16 +24,10 @@ from companion.phantom.render import TRUTH
 
 @dataclass(frozen=True)
 class Run:
-    """One detector's predictions on held-out patches of its split.
+    """One detector's predictions on held-out patches of its split."""
 
-    Attributes
-    ----------
-    keys : split, n_train, arm, seed, and whatever else tells it from others
-    predictions : see `formats.read_predictions`
-    """
-
-    keys: dict[str, Any]
-    predictions: pd.DataFrame
+    keys: dict[str, Any]  # split, n_train, arm, seed, and whatever else tells it from others
+    predictions: pd.DataFrame  # see `formats.read_predictions`
     patches: Patches
 
     @property
@@ -81,8 +75,8 @@ def compare_matchings(found: Sequence[Run], iou: float, confidence: float) -> pd
 def cut_again(
     folder: Path, files: Sequence[str], cut: Cut, document: str = TRUTH, training: bool = False
 ) -> Patches:  # fmt: skip
-    """Patches of the micrographs `files` with the labels of another document of the data set, such as a phantom's truth:
-    on the grid of test patches, or on that of training patches and with their symmetries."""
+    """Patches of the micrographs `files` as another document of the data set labels them, such as a phantom's truth: on
+    the grid of test patches, or on that of training patches and with their symmetries."""
     stride, symmetries = (cut.train_stride, cut.symmetries) if training else (cut.test_stride, (0,))
     return cut_patches(load_dataset(folder, document), files, cut.size, stride, cut.min_visible, symmetries)[0]
 

@@ -25,23 +25,14 @@ Unpredicted = Literal["count", "skip"]
 
 @dataclass(frozen=True)
 class Counts:
-    """Everything the scores are made of, per patch, at every threshold.
+    """Everything the scores are made of, per patch, at every threshold."""
 
-    Attributes
-    ----------
-    pairs : int32 [P, I, C, K, K] matched pairs by class of the truth and class of the prediction
-    predicted : int32 [P, C] predictions that reach the confidence
-    truths : int32 [P, K] truths by class
-    iou, confidence : the thresholds, I and C of them
-    classes : the K class codes
-    """
-
-    pairs: NDArray[np.int32]
-    predicted: NDArray[np.int32]
-    truths: NDArray[np.int32]
-    iou: tuple[float, ...]
-    confidence: tuple[float, ...]
-    classes: tuple[int, ...]
+    pairs: NDArray[np.int32]  # [P, I, C, K, K] matched pairs by class of the truth and class of the prediction
+    predicted: NDArray[np.int32]  # [P, C] predictions that reach the confidence
+    truths: NDArray[np.int32]  # [P, K] truths by class
+    iou: tuple[float, ...]  # I thresholds
+    confidence: tuple[float, ...]  # C thresholds
+    classes: tuple[int, ...]  # K class codes
 
 
 def count(

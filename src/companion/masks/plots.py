@@ -54,12 +54,9 @@ def image_rows(
 def curves(
     panels: Mapping[str, Mapping[str, pd.DataFrame]], title: str, y: str = "share ≤", colors: Mapping[str, str] = {}
 ) -> Figure:
-    """Curves with intervals (see `statistics.share_curve`), side by side.
+    """Curves with intervals (see `statistics.share_curve`) by the label of the x axis and the name of the line.
 
-    Parameters
-    ----------
-    panels : label of the x axis -> name of the line -> its table
-    colors : by name of the line; those of samplers are known
+    `colors` are by the name of the line; those of samplers are known.
     """
     figure, axes = plt.subplots(1, len(panels), figsize=(2.7 * len(panels) + 0.6, 3.0), squeeze=False)
     colors = {**SAMPLER_COLORS, **colors}

@@ -1,4 +1,4 @@
-"""Masks drawn from the statistics of real ones.
+"""Masks drawn from the statistics of labelled ones.
 
 `authors` is the paper's sampler (FACTS 3, mask simulation): the number of instances of a patch comes from the
 non-empty real patches, classes from their frequencies, shapes jointly (major axis, minor axis, angle) from one real
@@ -27,7 +27,7 @@ from companion.masks.statistics import CONTOUR_PX, ELLIPSE_COLUMNS, merge_touchi
 from companion.micrographs.patches import Patches, instance_table
 
 Rows = NDArray[np.int64]
-Near = Callable[[Rows, Rows, Floats], NDArray[np.bool_]]
+Near = Callable[[Rows, Rows, Floats], NDArray[np.bool_]]  # of rows i, j and the vector [..., 2] from j to i, px
 REPAIRS: tuple[Repair, ...] = get_args(Repair)
 OUTLINE_POINTS = 24  # of ellipses tested for overlap; what lies between them reaches 1 % of an axis deep
 DRAWN_COLUMNS = ["patch", "instance", "class", *ELLIPSE_COLUMNS, "forced", "source"]
@@ -37,17 +37,13 @@ DRAWN_COLUMNS = ["patch", "instance", "class", *ELLIPSE_COLUMNS, "forced", "sour
 class Simulation:
     """Simulated masks and how they were drawn.
 
-    Attributes
-    ----------
-    patches : masks in the layout of real patches, without images
-    drawn : one row per ellipse with `DRAWN_COLUMNS`: forced (placed although every try overlapped), source (row of the
-        real instance in the statistics, -1 for none); axes are those of the filled region, ids those before merging
-    origin : for every mask the micrograph of the real patch that lent it its number of defects or its pixel size
+    `drawn` has a row per ellipse with `DRAWN_COLUMNS`: forced (placed although every try overlapped), source (row of
+    the real instance in the statistics, -1 for none); axes are those of the filled region, ids those before merging.
     """
 
-    patches: Patches
+    patches: Patches  # in the layout of real patches, without images
     drawn: pd.DataFrame
-    origin: NDArray
+    origin: NDArray  # [P] micrograph of the real patch that lent a mask its number of defects or its pixel size
 
 
 def simulate(
@@ -197,10 +193,7 @@ def azimuths(images: pd.Series, known: pd.Series, fold: int, rng: np.random.Gene
 
 
 def boxes_near(shapes: pd.DataFrame, buffer_px: float) -> Near:
-    """The paper's test: boxes major_px wide and minor_px high, whatever the angle, come within `buffer_px`.
-
-    A function of rows i and j of `shapes` and the vector [..., 2] from the centre of j to that of i, px -> bool [...].
-    """
+    """The paper's test: boxes major_px wide and minor_px high, whatever the angle, come within `buffer_px`."""
     half = shapes[["major_px", "minor_px"]].to_numpy() / 2
     return lambda i, j, offset: (np.abs(offset) < half[i] + half[j] + buffer_px).all(axis=-1)
 

@@ -34,11 +34,9 @@ RESAMPLES = 500  # behind a curve's interval
 def measure(patches: Patches, fit: Literal["contour", "moments"] = "contour") -> pd.DataFrame:
     """One row per instance: its ellipse (`ellipse_of_contour`, the paper's, or `ellipse_of_moments`), area and border.
 
-    Returns
-    -------
-    Table in the order of ``patches.table`` with `STATISTICS_COLUMNS`: x, y (px, centre), major_px, minor_px (full
-    axes), angle_deg (of the major axis, counter-clockwise as displayed, [0, 180)), area_px, long_px (long side of its
-    box). Lengths of instances that touch the border are those of the visible part.
+    In the order of ``patches.table``, with `STATISTICS_COLUMNS`: x, y (px, centre), major_px, minor_px (full axes),
+    angle_deg (of the major axis, counter-clockwise as displayed, [0, 180)), area_px, long_px (long side of its box).
+    Lengths of instances that touch the border are those of the visible part.
     """
     table, ellipse = patches.table, ellipse_of_moments if fit == "moments" else ellipse_of_contour
     boxes = table[["patch", "instance", "x1", "y1", "x2", "y2"]].to_numpy().astype(int)
@@ -51,11 +49,16 @@ def measure(patches: Patches, fit: Literal["contour", "moments"] = "contour") ->
     return table.join(patches.index.set_index("patch")[["image", "pixel_size_nm"]], on="patch")[STATISTICS_COLUMNS]
 
 
+def cells(patches: Patches) -> pd.MultiIndex:
+    """Every patch with every class code."""
+    codes = range(1, len(patches.classes) + 1)
+    return pd.MultiIndex.from_product([range(len(patches)), codes], names=["patch", "class"])
+
+
 def counts(patches: Patches) -> pd.DataFrame:
     """Instances per patch and class: image, patch, class, count, pixel_size_nm; a row for each, zeros included."""
-    codes, cell = range(1, len(patches.classes) + 1), ["patch", "class"]
-    cells = pd.MultiIndex.from_product([range(len(patches)), codes], names=cell)
-    number = patches.table.groupby(cell).size().reindex(cells, fill_value=0).rename("count").reset_index()
+    number = patches.table.groupby(["patch", "class"]).size().reindex(cells(patches), fill_value=0)
+    number = number.rename("count").reset_index()
     number = number.join(patches.index.set_index("patch")[["image", "pixel_size_nm"]], on="patch")
     return number[["image", "patch", "class", "count", "pixel_size_nm"]]
 
@@ -119,9 +122,7 @@ def merge_touching(patches: Patches) -> Patches:
 def summary(statistics: pd.DataFrame, counts: pd.DataFrame, classes: tuple[str, ...], size: int) -> pd.DataFrame:
     """A row per pixel size and class, of patches of `size` px; those without a defect count.
 
-    Returns
-    -------
-    Table with nm/px, class (name), instances, per_patch, share, cut_share (of instances that touch the border), and the
+    Columns nm/px, class (name), instances, per_patch, share, cut_share (of instances that touch the border), and the
     means of the uncut instances with `spatial.inclusion_weights`, since large ones are cut more often: box_long_nm
     (long side of the box), major_nm, aspect (undefined where there is no uncut instance).
     """

@@ -28,12 +28,7 @@ def boxed_patches(
 
 
 def scores_by(table: pd.DataFrame, condition: str, measures: Sequence[str], title: str) -> Figure:
-    """Scores of every detector against the truth, a panel per measure, arms in their colours and markers.
-
-    Parameters
-    ----------
-    condition : column of `table` that gives the places along x, in the order of first appearance
-    """
+    """Scores of every detector against the truth, by the values of the column `condition`, a panel per measure."""
     own = {NAMES.get(measure, measure): table.assign(score=table[measure]) for measure in measures}
     title = f"{title}\nmean over seeds, lines from the lowest to the highest"
     figure, panels = arm_panels(own, condition, "score", "score against the truth", title)
@@ -55,12 +50,7 @@ def differences(table: pd.DataFrame, condition: str, measures: Sequence[str], ti
 
 
 def faithfulness(tables: Mapping[str, pd.DataFrame], note: str) -> Figure:
-    """Recall with intervals (above) and class agreement (below) of a detector, per set of images.
-
-    Parameters
-    ----------
-    tables : grouping -> columns images, group, recall, low, high, agreement
-    """
+    """Recall with intervals (above) and class agreement (below) of a detector, by set and group of each grouping."""
     figure, axes = plt.subplots(2, len(tables), figsize=(9, 4.6), sharey="row", sharex="col", squeeze=False)
     for (above, below), (title, table) in zip(axes.T, tables.items(), strict=True):
         table = table.assign(group=table["group"].astype(str).str.replace(" (", "\n("))

@@ -46,8 +46,7 @@ def runs(*conditions, arm="EXP+GEN", baseline="EXP", base=0.7, base_half=0.005) 
     return replace(EMPTY, pairs=pairs, tests=paired_tests(pairs))
 
 
-_NO_RUNS = pd.DataFrame(columns=["choice", "against", "split", "n_train", "arm", "seed", *NAMES])
-_NO_PAIRS = paired_scores(_NO_RUNS)
+_NO_PAIRS = paired_scores(pd.DataFrame(columns=["choice", "against", "split", "n_train", "arm", "seed", *NAMES]))
 QUALITY_COLUMNS = ["n_train", "measure", "value", "low", "high", "yardstick"]
 EMPTY = Evidence(
     pairs=_NO_PAIRS, tests=paired_tests(_NO_PAIRS),
@@ -91,7 +90,7 @@ def quality(*models: dict) -> Evidence:
     return replace(EMPTY, quality=pd.DataFrame(rows, columns=columns))
 
 
-def test_every_measure_that_is_judged_is_one_of_notebook_05_and_none_has_a_yardstick_of_zero():
+def test_every_measure_that_is_judged_is_one_of_notebook_05():
     assert set(REAL) == set(ABOUT) == {*judging.MEASURES, "c2st_auc"} - {"memorisation"}
 
 
@@ -246,11 +245,8 @@ def test_significance(significant, gain, half, n, verdict):
 
     assert judge(runs(("1", 50, gain, half, n), ("2", 50, 9.0, 0.1, 4))).verdict == verdict  # the first split decides
     assert judge(runs(("1", 20, gain, half, n))).verdict == "not attempted"
-    assert (
-        judge(runs(("1", 50, gain, half, 1))).verdict
-        == judge(runs(("1", 50, NAN, 0, 4))).verdict
-        == "cannot be compared"
-    )
+    for undecided in (("1", 50, gain, half, 1), ("1", 50, NAN, 0, 4)):
+        assert judge(runs(undecided)).verdict == "cannot be compared"
 
 
 @pytest.mark.parametrize(

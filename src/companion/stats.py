@@ -12,17 +12,8 @@ Floats = NDArray[np.float64]
 def cluster_weights(groups: ArrayLike, rng: np.random.Generator, resamples: int) -> NDArray[np.int64]:
     """How often each value is drawn in each bootstrap resample of whole clusters (Efron and Tibshirani 1993).
 
-    Values of one micrograph are alike, so whole micrographs are drawn, never single values. Equal sets of clusters are
-    drawn alike from generators in one state.
-
-    Parameters
-    ----------
-    groups : [n] cluster of each value, any hashable type
-    resamples : number of bootstrap resamples R
-
-    Returns
-    -------
-    [R, n]
+    Values of one micrograph are alike, so whole micrographs are drawn, never single values: `groups` [n] names that of
+    each. Equal sets of clusters are drawn alike from generators in one state. [R, n] for R `resamples`.
     """
     names, place = np.unique(np.asarray(groups), return_inverse=True)
     if len(names) == 0:
@@ -33,13 +24,10 @@ def cluster_weights(groups: ArrayLike, rng: np.random.Generator, resamples: int)
 def ratio_interval(
     above: ArrayLike, below: ArrayLike, groups: ArrayLike, rng: np.random.Generator, resamples: int, level: float = 0.95
 ) -> tuple[Floats, Floats, Floats]:
-    """Sum of `above` [n, G] by sum of `below` [n, G] or [n, 1], NaN where that is 0, and its interval over clusters.
+    """Sum of `above` [n, G] by sum of `below` [n, G] or [n, 1], NaN where that is 0: ratio, low and high [G].
 
-    Defects of one micrograph share density, size and orientation: resampling defects would make it far too narrow.
-
-    Returns
-    -------
-    ratio, low, high : [G]
+    The interval is over clusters: defects of one micrograph share density, size and orientation, so that resampling
+    defects would make it far too narrow.
     """
     sums = [pd.DataFrame(np.asarray(each, dtype=float)).groupby(np.asarray(groups)).sum() for each in (above, below)]
     drawn = cluster_weights(sums[0].index, rng, resamples)

@@ -100,22 +100,17 @@ def audit_runs(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
     """`audit` of every run, each arm at its own confidence (see `thresholds.choices`); `unlabelled` by split.
 
-    Returns
-    -------
-    predictions, truths : the tables of `audit` with split, n_train, arm, seed; class is a name, pixel size a group
+    Its tables with split, n_train, arm, seed and the group pixel size; class is a name.
     """
-    audits = [
-        [table.assign(**run.keys)
-         for table in audit(run.confident(points), run.patches.table, run.patches.index, iou, matching,
-                            unlabelled.get(run.keys["split"], {}))]
-        for run in found
-    ]  # fmt: skip
-    predictions, truths = (pd.concat(tables, ignore_index=True) for tables in zip(*audits, strict=True))
-    classes = found[0].truth.classes
-    for table in (predictions, truths):
-        table["class"] = pd.Categorical(table["class"].map(classes), list(classes.values()))
-        table["pixel size"] = table["pixel_size_nm"].map("{:g} nm".format)
-    return predictions, truths
+    tables, classes = ([], []), found[0].truth.classes
+    for run in found:
+        there = unlabelled.get(run.keys["split"], {})
+        audited = audit(run.confident(points), run.patches.table, run.patches.index, iou, matching, there)
+        for side, table in zip(tables, audited, strict=True):
+            names = pd.Categorical(table["class"].map(classes), list(classes.values()))
+            size = table["pixel_size_nm"].map("{:g} nm".format)
+            side.append(table.assign(**run.keys, **{"class": names, "pixel size": size}))
+    return pd.concat(tables[0], ignore_index=True), pd.concat(tables[1], ignore_index=True)
 
 
 def error_counts(predictions: pd.DataFrame, truths: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:

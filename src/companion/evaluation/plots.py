@@ -51,10 +51,8 @@ def draw_boxes(axes: Axes, boxes: ArrayLike, colors: Iterable[str]) -> None:
 def intervals(axes: Axes, table: pd.DataFrame, by: str, value: str, hue: str, looks: Looks, orient: str = "x") -> None:
     """A marker with its interval (columns low and high, if defined) for each row of `table`.
 
-    Parameters
-    ----------
-    by : column whose values, in the order of appearance, are the places along the axis `orient`, "x" or "y"
-    hue : column whose values stand side by side at a place, those of `looks`
+    Values of the column `by`, in the order of appearance, are the places along the axis `orient`, "x" or "y"; those of
+    `hue` that are in `looks` stand side by side.
     """
     places, names = list(dict.fromkeys(table[by])), [name for name in looks if (table[hue] == name).any()]
     other = "y" if orient == "x" else "x"
@@ -281,12 +279,8 @@ def strip(
 ) -> Figure:
     """The method in four pictures: mask of a micrograph, simulated mask, generated image, detections on a test patch.
 
-    Parameters
-    ----------
-    labels : the two masks, uint8 [S, S] class codes, 0 for background
-    images : generated image and test patch, uint8 [S, S] grey levels
-    found : detections on the test patch: x1, y1, x2, y2 (px), label
-    classes : class code -> name
+    `labels` are the two masks, uint8 [S, S] class codes; `images` generated image and test patch, uint8 [S, S]; `found`
+    detections on it: x1, y1, x2, y2 (px), label; `classes` the names by code.
     """
     titles = ("mask of a labelled micrograph", "simulated mask", "image generated from it",
               "detections on a held-out patch")  # fmt: skip

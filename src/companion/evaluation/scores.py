@@ -39,13 +39,10 @@ def count(
     predictions: pd.DataFrame, truth: Truth, iou: Sequence[float], confidence: Sequence[float],
     matching: Matching = "truth-greedy", same_class: bool = False,
 ) -> Counts:  # fmt: skip
-    """Match every patch at every threshold.
+    """Match every patch at every threshold `iou` and `confidence`; a pair or a score equal to it counts.
 
-    Parameters
-    ----------
-    predictions : columns patch, x1, y1, x2, y2 (px), score, label
-    iou, confidence : thresholds; a pair or a score equal to them counts
-    same_class : only pairs of one class can match (the paper ignores class in matching)
+    `predictions` have patch, x1, y1, x2, y2 (px), score, label. With `same_class` only pairs of one class can match
+    (the paper ignores class in matching).
     """
     codes, truths, patches = np.asarray(sorted(truth.classes)), truth.table, truth.patches
     scores, boxes = predictions["score"].to_numpy(), predictions[BOX].to_numpy(dtype=float)

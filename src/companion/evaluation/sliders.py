@@ -63,11 +63,8 @@ def explorer(
 ) -> str:
     """HTML with a slider for the confidence, the scores of every arm, and detections on test patches.
 
-    Parameters
-    ----------
-    runs : of one condition; detections are those of the first of each of `ARMS`, on the patches with the most defects
-    scores : scores.parquet of these runs
-    start : IoU, and the confidence at which the slider stands
+    `runs` are of one condition, `scores` their scores.parquet: detections are those of the first run of each of `ARMS`,
+    on the patches with the most defects. `start`: IoU, and the confidence at which the slider stands.
     """
     here = scores[np.isclose(scores["iou_threshold"], start[0])]
     confidence, test, size = sorted(set(here["confidence"])), runs[0].patches, runs[0].patches.size

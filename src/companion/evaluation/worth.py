@@ -18,13 +18,9 @@ FALL = ("EXP+FRESH", "EXP+RENDER", "EXP+GEN", "EXP")  # each has what the next h
 def waterfall(chosen: pd.DataFrame, measures: Sequence[str], level: float) -> tuple[pd.DataFrame, list[str]]:
     """From more labelled micrographs down to none: the arms of `FALL`, and what is lost at each step, paired by seed.
 
-    `chosen` are the rows of `thresholds.headline`.
-
-    Returns
-    -------
-    steps : of the conditions that have the most arms of `FALL`, two or more: split, n_train, measure, arm, above (the
-        arm above), score (mean over seeds), step (score minus that of the arm above; NaN for the first), low, high, n
-    missing : a sentence for every condition that lacks an arm
+    From `thresholds.headline`, steps of the conditions that have the most arms of `FALL`, two or more: split, n_train,
+    measure, arm, above (the arm above), score (mean over seeds), step (score minus that of the arm above; NaN for the
+    first), low, high, n; and a sentence for every condition that lacks an arm.
     """
     rows, missing, columns = [], [], [*CONDITION, "measure", "arm", "above", "score", "mean", "low", "high", "n"]
     most = max(2, chosen[chosen["arm"].isin(FALL)].groupby(CONDITION)["arm"].nunique().max())
@@ -50,15 +46,10 @@ def in_micrographs(
     resample detector seeds are drawn with replacement, the same for all N and both arms, on one of the samples of test
     micrographs that `scores` holds.
 
-    Parameters
-    ----------
-    scores : split, n_train, arm, seed, `measure`, and resample (0: as measured), of `significance.resampled_scores`;
-        where there is resample 0 alone, detector seeds are drawn alone
-
-    Returns
-    -------
-    split, n_train, equivalent, low, high (micrographs, between the smallest N and the largest), worth (equivalent -
-    n_train); of splits with two N or more where both arms are defined
+    `scores` have split, n_train, arm, seed, `measure` and resample (0: as measured), as of
+    `significance.resampled_scores`; with resample 0 alone, detector seeds are drawn alone. Columns split, n_train,
+    equivalent, low, high (micrographs, between the smallest N and the largest), worth (equivalent - n_train); of splits
+    with two N or more where both arms are defined.
     """
     rows = []
     for split, own in scores[scores["arm"].isin(["EXP", "EXP+GEN"])].groupby("split"):

@@ -164,11 +164,8 @@ def place(
     """Sequential placement: uniform centres, redrawn while the ellipse is near one placed before in its patch.
 
     All patches are filled at once, first instances first, then second ones, and so on, as a plain loop would fill each.
-
-    Parameters
-    ----------
-    shapes : patch (sorted), instance (1, 2, ... within the patch), and what `near` needs
-    room : width and height [M, 2] of the rectangle around the middle of the patch [0, size)^2 for the centres, px
+    `shapes` have patch (sorted), instance (1, 2, ... within the patch), and what `near` needs; `room` is the width and
+    height [M, 2] of the rectangle around the middle of the patch [0, size)^2 for the centres, px.
     """
     rank, centres, forced = shapes["instance"].to_numpy() - 1, np.zeros((len(shapes), 2)), np.zeros(len(shapes), bool)
     for k in range(int(rank.max(initial=-1)) + 1):
@@ -217,11 +214,9 @@ def draw_instances(
 ) -> NDArray[np.uint8] | NDArray[np.uint16]:
     """Instance ids [n_patches, size, size], the later on top; where a centre lies in the patch, at least its pixel.
 
-    Parameters
-    ----------
-    drawn : patch, instance (id), x, y, major_px, minor_px, angle_deg, source (row of `statistics`, -1 for none)
-    real, statistics : where given, an instance has the outline of the real one that its ellipse was fitted to, moved,
-        turned and scaled as its ellipse was; the ellipse itself where the real one is cut by a border
+    `drawn` has patch, instance (id), x, y, major_px, minor_px, angle_deg, source (row of `statistics`, -1 for none).
+    With `real` patches and their `statistics` an instance has the outline of the real one that its ellipse was fitted
+    to, moved, turned and scaled as its ellipse was; the ellipse itself where the real one is cut by a border.
     """
     maps = np.zeros((n_patches, size, size), np.uint16 if drawn["instance"].max() > 255 else np.uint8)
     traced = np.zeros(len(drawn), bool)

@@ -110,9 +110,7 @@ def test_without_phantom_or_generated_patches_there_is_less_of_a_waterfall():
 
 def test_a_generated_set_is_worth_as_many_micrographs_as_the_curve_says():
     levels = {10: {"EXP": 0.6, "EXP+GEN": 0.65}, 40: {"EXP": 0.7, "EXP+GEN": 0.69}, 90: {"EXP": 0.8, "EXP+GEN": 0.9}}
-    found = worth.in_micrographs(
-        table(levels).assign(resample=0), "f1_hm", RNG(0), 50, 0.95
-    ).set_index("n_train")
+    found = worth.in_micrographs(table(levels).assign(resample=0), "f1_hm", RNG(0), 50, 0.95).set_index("n_train")
     assert found["equivalent"].tolist() == pytest.approx([20, 10 * 4**0.9, 90])  # half way from log 10 to log 40
     assert found["worth"].tolist() == pytest.approx([10, 10 * 4**0.9 - 40, 0])
     assert np.allclose(found[["low", "high"]], found[["equivalent"]])  # nothing varies
@@ -127,9 +125,7 @@ def test_its_interval_is_that_of_seeds_and_of_test_micrographs():
     levels = {10: {"EXP": 0.6, "EXP+GEN": 0.65}, 40: {"EXP": 0.7, "EXP+GEN": 0.7}}
     seeds = table(levels).assign(resample=0)
     lucky = (seeds["arm"] == "EXP+GEN") & (seeds["seed"] == 1)
-    by_seed = worth.in_micrographs(
-        seeds.assign(f1_hm=seeds["f1_hm"] + 0.02 * lucky), "f1_hm", RNG(0), 200, 0.95
-    )
+    by_seed = worth.in_micrographs(seeds.assign(f1_hm=seeds["f1_hm"] + 0.02 * lucky), "f1_hm", RNG(0), 200, 0.95)
     assert by_seed["low"][0] == pytest.approx(20) and by_seed["high"][0] > by_seed["equivalent"][0] > 20
     other = seeds.assign(resample=1, f1_hm=seeds["f1_hm"] + 0.03 * (seeds["arm"] == "EXP+GEN"))
     both = pd.concat([seeds, other])  # the only sample of micrographs gives 0.68

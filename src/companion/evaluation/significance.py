@@ -37,10 +37,8 @@ def _defined(values: ArrayLike) -> NDArray[np.float64]:
 def paired_t(differences: ArrayLike, level: float = 0.95) -> dict[str, Any]:
     """Paired t-test (Student 1908), from the differences [n] of the pairs; undefined ones (NaN) are left out.
 
-    Returns
-    -------
-    n, mean, low, high, sd, t, df, p (two-sided), hedges_g (mean / sd with the small-sample factor of Hedges,
-    1981; none for one degree of freedom), undefined (why there is no test; "" where there is one)
+    Gives n, mean, low, high, sd, t, df, p (two-sided), hedges_g (mean / sd with the small-sample factor of Hedges,
+    1981; none for one degree of freedom), undefined (why there is no test; "" where there is one).
     """
     from scipy import stats
     from scipy.special import gamma

@@ -88,9 +88,8 @@ def explorer(
     rows = [(arm, table.astype(object).fillna("").values.tolist()) for arm, table in means.groupby("arm")]
     data = {"columns": ["arm", *COLUMNS], "confidence": confidence, "start": confidence.index(start[1]), "scores": rows,
             "found": found}  # fmt: skip
-    legend = (
-        f'<span style="color:{class_color(k)}">■</span> {html.escape(v)}' for k, v in runs[0].truth.classes.items()
-    )
+    classes = runs[0].truth.classes.items()
+    legend = (f'<span style="color:{class_color(k)}">■</span> {html.escape(v)}' for k, v in classes)
     return _PAGE.substitute(
         note=html.escape(note), legend=" ".join(legend), pictures="".join(pictures), line=size / 90, edge=size / 200,
         dash=size / 40, dot=size / 50, columns=len(shown),

@@ -34,14 +34,9 @@ def choices(
 ) -> pd.DataFrame:  # fmt: skip
     """The threshold of every arm by the three ways of choosing it, the headline first.
 
-    Parameters
-    ----------
-    scores, validation : scores.parquet, and the same of validation micrographs; None where a split holds none back
-    confidence : the fixed one, and that of an arm whose `measure` is undefined everywhere
-
-    Returns
-    -------
-    choice (`VALIDATED`, where there is validation; `BEST`; `FIXED`), split, n_train, arm, confidence
+    `scores` and `validation` are scores.parquet and the same of validation micrographs, None where a split holds none
+    back; `confidence` is the fixed one, and that of an arm whose `measure` is undefined everywhere. Columns choice
+    (`VALIDATED`, where there is validation; `BEST`; `FIXED`), split, n_train, arm, confidence.
     """
     best = operating_points(scores, iou, measure, confidence)
     points = {BEST: best, FIXED: best.assign(confidence=confidence)}

@@ -129,7 +129,7 @@ def _draw_from_tables(
     if wanted[rarest] > share[rarest]:
         code[rng.random(len(code)) < (wanted[rarest] - share[rarest]) / (1 - share[rarest])] = rarest + 1
     # Shapes: of real defects; how often one lies uncut in a patch, and where a patch shows it, make up for the border.
-    reach, weights = None, np.ones(len(statistics))
+    reach, weights = 0.0, np.ones(len(statistics))
     if "borders" in repairs:
         reach = _reach(min_visible)
         weights = inclusion_weights(statistics, real.size) * _room(statistics, real.size, reach).prod(axis=1)
@@ -243,9 +243,9 @@ def draw_instances(
     return maps
 
 
-def _room(shapes: pd.DataFrame, size: int, reach: float | None) -> Floats:
+def _room(shapes: pd.DataFrame, size: int, reach: float) -> Floats:
     """Width and height [M, 2] of the rectangle for centres, px: the patch, and `reach` half boxes on each side."""
-    return np.maximum(1.0, size + (reach or 0.0) * (box_sides(shapes) + CONTOUR_PX))
+    return np.maximum(1.0, size + reach * (box_sides(shapes) + CONTOUR_PX))
 
 
 def _reach(min_visible: float) -> float:

@@ -294,15 +294,12 @@ def test_anchors_lie_on_their_grid():
     assert np.allclose(np.sort(sides), [16, 16, 16, 24, 24, 24], atol=1)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"anchor_sizes_px": [8, [16, 32], 64]}, "more sizes on one level"),
-        ({"anchor_sizes_px": [8, 16]}, r"anchor_sizes_px \[8, 16\].* 3 levels"),
-        ({"resize_px": 100}, "multiple of 32"),
-        ({"backend": "detectron2"}, "'tiny' is not built with detectron2"),
-    ],
-)
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"anchor_sizes_px": [8, [16, 32], 64]}, "more sizes on one level"),
+    ({"anchor_sizes_px": [8, 16]}, r"anchor_sizes_px \[8, 16\].* 3 levels"),
+    ({"resize_px": 100}, "multiple of 32"),
+    ({"backend": "detectron2"}, "'tiny' is not built with detectron2"),
+])  # fmt: skip
 def test_settings_that_cannot_work_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         Detection(**changes)

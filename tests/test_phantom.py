@@ -43,14 +43,11 @@ def ratios(code: int, beam: str) -> list[float]:
     return sorted(projected(n, unit(direction), unit(reference))[0] for n in NORMALS[code])
 
 
-@pytest.mark.parametrize(
-    ("beam", "loops100", "loops111"),
-    [
-        ("001", [0, 0, 1], [0.5774] * 4),
-        ("110", [0, 0.7071, 0.7071], [0, 0, 0.8165, 0.8165]),
-        ("111", [0.5774] * 3, [1 / 3, 1 / 3, 1 / 3, 1]),
-    ],
-)
+@pytest.mark.parametrize(("beam", "loops100", "loops111"), [
+    ("001", [0, 0, 1], [0.5774] * 4),
+    ("110", [0, 0.7071, 0.7071], [0, 0, 0.8165, 0.8165]),
+    ("111", [0.5774] * 3, [1 / 3, 1 / 3, 1 / 3, 1]),
+])  # fmt: skip
 def test_projected_aspects_of_all_variants(beam, loops100, loops111):
     assert ratios(LOOP_100, beam) == pytest.approx(loops100, abs=1e-4)
     assert ratios(LOOP_111, beam) == pytest.approx(loops111, abs=1e-4)

@@ -192,7 +192,7 @@ def test_later_ellipses_lie_on_top_and_the_smallest_keeps_a_pixel():
     assert (instances == 2).sum() == pytest.approx(np.pi * 16, rel=0.1)
 
 
-def test_real_outlines_are_moved_and_turned():
+def test_labelled_outlines_are_moved_and_turned():
     maps = np.zeros((1, 64, 64), np.uint8)
     maps[0, 20:40, 28:33] = maps[0, 35:40, 28:43] = 1  # an L, whose area no ellipse has
     real = replace(REAL_PATCHES.only(np.arange(1)), instances=maps, table=instance_table(maps, {(0, 1): 1}))

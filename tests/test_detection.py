@@ -124,14 +124,6 @@ def test_a_killed_training_continues_to_the_same_bits(tmp_path):
     assert not (folder / "checkpoint").exists()
 
 
-def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(tmp_path):
-    patches = ellipse_patches(6)
-    for name, seed in (("a", 1), ("b", 1), ("other", 2)):
-        train(tmp_path / name, patches, seed=seed)
-    a, b, other = ((tmp_path / name / "weights.safetensors").read_bytes() for name in ("a", "b", "other"))
-    assert a == b != other
-
-
 def test_a_finished_training_is_read_back_and_a_changed_one_is_not(tmp_path):
     patches = ellipse_patches(6)
     _, log = train(tmp_path, patches)
@@ -302,15 +294,12 @@ def test_anchors_lie_on_their_grid():
     assert np.allclose(np.sort(sides), [16, 16, 16, 24, 24, 24], atol=1)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"anchor_sizes_px": [8, [16, 32], 64]}, "more sizes on one level"),
-        ({"anchor_sizes_px": [8, 16]}, r"anchor_sizes_px \[8, 16\].* 3 levels"),
-        ({"resize_px": 100}, "multiple of 32"),
-        ({"backend": "detectron2"}, "'tiny' is not built with detectron2"),
-    ],
-)
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"anchor_sizes_px": [8, [16, 32], 64]}, "more sizes on one level"),
+    ({"anchor_sizes_px": [8, 16]}, r"anchor_sizes_px \[8, 16\].* 3 levels"),
+    ({"resize_px": 100}, "multiple of 32"),
+    ({"backend": "detectron2"}, "'tiny' is not built with detectron2"),
+])  # fmt: skip
 def test_settings_that_cannot_work_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         Detection(**changes)
@@ -325,7 +314,8 @@ def test_a_missing_backend_says_where_to_get_it(monkeypatch):
 def test_learning_rates():
     one_cycle, sgd = Detection(steps=100), Detection(steps=100, optimizer="sgd", learning_rate=0.1)
     rates = [learning_rate(one_cycle, k) for k in range(100)]
-    assert max(rates) == pytest.approx(2e-3) and rates[0] < 2e-4 and rates[-1] < 1e-5
+    assert max(rates) == pytest.approx(2e-3) and 20 <= rates.index(max(rates)) <= 30
+    assert rates[0] < 2e-4 and rates[-1] < 1e-5
     warm = sgd.model_copy(update={"warmup_steps": 9})
     assert [learning_rate(warm, k) for k in (0, 4, 9, 20)] == pytest.approx([0.01, 0.05, 0.1, 0.1])
     assert learning_rate(sgd, 0) == 0.1 and learning_rate(sgd, 80) == pytest.approx(0.01)

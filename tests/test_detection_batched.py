@@ -14,8 +14,7 @@ from conftest import ellipse_patches
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_detection import CASES, DEVICE, made
-from torchvision.models.detection._utils import BoxCoder
-from torchvision.ops import MultiScaleRoIAlign, batched_nms, nms
+from torchvision.ops import batched_nms, nms
 
 from companion.config.sections import Detection
 from companion.detection import roi_ops
@@ -32,13 +31,6 @@ def boxes(n: int, seed: int, size: float = 64, smallest: float = 1.0) -> torch.T
 
 
 # --- regions ------------------------------------------------------------------------------------------------
-
-
-def test_codes_invert_and_are_finite_for_padding():
-    a, b, coder, nothing = boxes(9, 2, smallest=2), boxes(9, 3), BoxCoder((10.0, 10.0, 5.0, 5.0)), torch.zeros((9, 4))
-    code = roi_ops.encode(coder, a, b)
-    assert torch.allclose(roi_ops.decode(coder, code[:, None], b, 64)[:, 0], a, atol=1e-3)
-    assert roi_ops.encode(coder, nothing, b).isfinite().all() and roi_ops.encode(coder, b, nothing).isfinite().all()
 
 
 @settings(max_examples=40, deadline=None)
@@ -81,25 +73,6 @@ def test_suppression_on_a_gpu_follows_long_chains(monkeypatch):
     expected = torch.zeros(roi_ops.ROUNDS, dtype=torch.bool)
     expected[nms(found, torch.arange(roi_ops.ROUNDS, 0, -1).float(), 0.7)] = True
     assert torch.equal(roi_ops.suppress(found[None], valid, 0.7)[0], expected) and not expected.all()
-
-
-# --- pooling ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("levels", [1, 3])
-@pytest.mark.parametrize("size", [7, 14])
-def test_pooling_and_its_gradient_are_torchvisions(levels, size):
-    rng = torch.Generator().manual_seed(0)
-    features = {str(k): torch.randn((2, 5, 16 >> k, 16 >> k), generator=rng).requires_grad_() for k in range(levels)}
-    special = torch.tensor([[0, 0, 64, 64], [0, 0, 0.5, 0.5], [63.5, 63.5, 64, 64], [10, 10, 10, 10.0]])
-    found = torch.cat([boxes(12, 4), special, boxes(16, 5)]).reshape(2, 16, 4)
-    pooler, theirs = (MultiScaleRoIAlign(list(features), size, 2, canonical_scale=32) for _ in range(2))
-    ours, expected = roi_ops.pool(pooler, features, found, 64), theirs(features, list(found), [(64, 64)] * 2)
-    assert ours.shape == expected.shape and torch.allclose(ours, expected, atol=1e-4)
-    weights = torch.randn(ours.shape, generator=torch.Generator().manual_seed(1))
-    for level in features.values():
-        a, b = (torch.autograd.grad((x * weights).sum(), level, retain_graph=True)[0] for x in (ours, expected))
-        assert torch.allclose(a, b, atol=1e-3)
 
 
 # --- the whole detector -------------------------------------------------------------------------------------

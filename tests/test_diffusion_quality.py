@@ -28,36 +28,29 @@ def kid(a, b):
     return quality.mmd(kernel(a, a), kernel(b, b), kernel(a, b), np.ones(len(a)), np.ones(len(b)))
 
 
-def test_mask_contrast_by_hand():
-    instances = np.zeros((1, 64, 64), dtype=np.uint8)
-    instances[0, 20:30, 20:30] = 1
-    instances[0, 30:40, 20:30] = 2  # touches the first: not part of its ring
-    images = np.full((1, 64, 64), 100, dtype=np.uint8)
-    images[instances == 1], images[instances == 2] = 80, 125
-    table = instance_table(instances, {(0, 1): 1, (0, 2): 3})
-    found, *_ = measures.across_outlines(replace(ellipse_patches(1), images=images, instances=instances, table=table))
+def squares(*placed):
+    """One patch of grey 100 with (rows, columns, grey level, class) rectangles."""
+    instances, images = np.zeros((1, 64, 64), dtype=np.uint8), np.full((1, 64, 64), 100, dtype=np.uint8)
+    for number, (rows, columns, grey, _) in enumerate(placed, start=1):
+        instances[0, rows, columns], images[0, rows, columns] = number, grey
+    table = instance_table(instances, {(0, number): code for number, (*_, code) in enumerate(placed, start=1)})
+    return replace(ellipse_patches(1), images=images, instances=instances, table=table)
+
+
+def test_mask_contrast_by_hand_and_without_defects_or_ring():
+    # The second touches the first: it is not part of its ring.
+    touching = squares((slice(20, 30), slice(20, 30), 80, 1), (slice(30, 40), slice(20, 30), 125, 3))
+    found, *_ = measures.across_outlines(touching)
     assert found["contrast"].tolist() == pytest.approx([0.2, -0.25])
     assert found["class"].tolist() == [1, 3]
-
-
-def test_contrast_without_defects_or_ring():
-    patches = ellipse_patches(1)
-    empty = replace(patches, instances=np.zeros_like(patches.instances), table=patches.table.iloc[:0])
-    full = np.ones_like(patches.instances)
-    covered = replace(patches, instances=full, table=instance_table(full, {(0, 1): 1}))
-    for some in (empty, covered):
+    for some in (squares(), squares((slice(64), slice(64), 100, 1))):
         contrast, _, count = measures.across_outlines(some)
         assert contrast.empty and count.sum() == 0
 
 
 def test_profile_across_an_outline_by_hand():
-    instances = np.zeros((1, 64, 64), dtype=np.uint8)
-    instances[0, 20:40, 20:40] = 1
-    images = np.full((1, 64, 64), 100, dtype=np.uint8)
-    images[instances == 1] = 80
-    images[0, 30, 40] = 90  # the first pixel outside, of 20 on each of four sides
-    table = instance_table(instances, {(0, 1): 2})
-    patches = replace(ellipse_patches(1), images=images, instances=instances, table=table)
+    patches = squares((slice(20, 40), slice(20, 40), 80, 2))
+    patches.images[0, 30, 40] = 90  # the first pixel outside, of 20 on each of four sides
     _, total, count = measures.across_outlines(patches)
     assert total.shape == (1, 3, 2 * measures.PROFILE_PX) and count[0, [0, 2]].sum() == 0
     middle = measures.PROFILE_PX

@@ -72,40 +72,34 @@ def changed(n: int, **entries):
     return [{**result, **(entries if k == n else {})} for k, result in enumerate(RESULTS)]
 
 
-@pytest.mark.parametrize(
-    ("results", "says"),
-    [
-        (changed(0, image_id=8), r"unknown patch \(image\) 8: the truths have 7, 9"),
-        (changed(0, category_id=1), "unknown class 1: the truths have 2, 5"),
-        (changed(1, bbox=[1, 1, -4, 5]), "entry 2: box .* inverted"),
-        (json.dumps(changed(0, score=0.5)).replace("0.5", "NaN"), "entry 1: score nan"),
-        (changed(0, score=87), "score 87.0 is not in"),
-        (changed(0, bbox=[1, 2, 3]), "entry 1: bbox"),
-        (changed(0, image_id="7"), "entry 1: image_id '7': Input should be a valid integer"),
-        ([{"image_id": 7}], "entry 1: category_id .*Field required"),
-        ({"annotations": []}, "valid (list|array)(?s:.*)should be a parquet file, or a JSON list"),
-        ("{broken", "Invalid JSON"),
-        (changed(0, image_id=8, category_id=3, score=2), r"score 2(?s:.*)unknown patch \(image\) 8(?s:.*)class 3"),
-    ],
-)
+@pytest.mark.parametrize(("results", "says"), [
+    (changed(0, image_id=8), r"unknown patch \(image\) 8: the truths have 7, 9"),
+    (changed(0, category_id=1), "unknown class 1: the truths have 2, 5"),
+    (changed(1, bbox=[1, 1, -4, 5]), "entry 2: box .* inverted"),
+    (json.dumps(changed(0, score=0.5)).replace("0.5", "NaN"), "entry 1: score nan"),
+    (changed(0, score=87), "score 87.0 is not in"),
+    (changed(0, bbox=[1, 2, 3]), "entry 1: bbox"),
+    (changed(0, image_id="7"), "entry 1: image_id '7': Input should be a valid integer"),
+    ([{"image_id": 7}], "entry 1: category_id .*Field required"),
+    ({"annotations": []}, "valid (list|array)(?s:.*)should be a parquet file, or a JSON list"),
+    ("{broken", "Invalid JSON"),
+    (changed(0, image_id=8, category_id=3, score=2), r"score 2(?s:.*)unknown patch \(image\) 8(?s:.*)class 3"),
+])  # fmt: skip
 def test_unusable_results_are_named(coco, results, says):
     with pytest.raises(CompanionError, match=says):
         evaluate_files(*coco(results))
 
 
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        ({"images": None}, "images: Input should be a valid list"),
-        ({"annotations": [{**LOOP, "image_id": 1}]}, "unknown patch .* 1: "),
-        ({"annotations": [{**LOOP, "category_id": 9}]}, "unknown class 9"),
-        ({"annotations": [{**LOOP, "bbox": [0, 0, -1, 4]}]}, "entry 1: box .* inverted"),
-        ({"annotations": [{**LOOP, "iscrowd": 1}]}, "entry 1: iscrowd"),
-        ({"images": [{"id": 7, "file_name": "a"}, {"id": 7, "file_name": "b"}]}, "two have the id 7"),
-        ({"categories": ["loop"]}, r"categories.0: Input should be"),
-        ({"images": [], "annotations": []}, "no images"),
-    ],
-)
+@pytest.mark.parametrize(("change", "says"), [
+    ({"images": None}, "images: Input should be a valid list"),
+    ({"annotations": [{**LOOP, "image_id": 1}]}, "unknown patch .* 1: "),
+    ({"annotations": [{**LOOP, "category_id": 9}]}, "unknown class 9"),
+    ({"annotations": [{**LOOP, "bbox": [0, 0, -1, 4]}]}, "entry 1: box .* inverted"),
+    ({"annotations": [{**LOOP, "iscrowd": 1}]}, "entry 1: iscrowd"),
+    ({"images": [{"id": 7, "file_name": "a"}, {"id": 7, "file_name": "b"}]}, "two have the id 7"),
+    ({"categories": ["loop"]}, r"categories.0: Input should be"),
+    ({"images": [], "annotations": []}, "no images"),
+])  # fmt: skip
 def test_unusable_truths_are_named(coco, change, says):
     with pytest.raises(CompanionError, match=says):
         evaluate_files(*coco([], {**COCO, **change}))

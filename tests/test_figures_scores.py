@@ -1,7 +1,8 @@
-"""Figures of scores and errors show what their tables hold, and say of which data and runs."""
+"""Figures and tables of scores and errors show what they hold, and say of which data and runs."""
 
 from __future__ import annotations
 
+import re
 from itertools import product
 
 import matplotlib.pyplot as plt
@@ -16,6 +17,7 @@ from test_scores import noisy
 from companion.evaluation import plots
 from companion.evaluation.errors import audit_runs
 from companion.evaluation.wording import NAMES, at_condition, condition_name
+from companion.plots import captioned
 
 NAN = float("nan")
 
@@ -56,3 +58,14 @@ def test_close_ups_show_the_largest_misses_and_the_most_confident_errors():
     assert [axes.get_title().splitlines()[0] for axes in grid[-1]] == missed["class"].tolist()
     background = predictions.loc[predictions["error"] == "background", "score"].max()
     assert grid[5, 0].get_title().endswith(f"score {background:.2f}")
+
+
+def test_a_caption_stands_above_numbers_that_are_rounded_and_gaps_that_are_empty():
+    index = pd.MultiIndex.from_tuples([("x & y", 1), ("x & y", 2)], names=["arm", "seed"])
+    table = pd.DataFrame({"n": [1, 20], "a < b": [0.12345, np.nan], "class": ["<100> loop", "dot"]}, index=index)
+    html = captioned(table, "scores < 1", "phantom").to_html()
+    assert "<caption>scores &lt; 1 (phantom)</caption>" in html
+    assert re.findall(r"<td[^>]*>([^<]*)</td>", html) == ["1", "0.123", "&lt;100&gt; loop", "20", "", "dot"]
+    assert "a &lt; b" in html and html.count("x &amp; y") == 1
+    assert captioned(table, "scores < 1", "phantom").to_html() == html
+    assert "0.12<" in captioned(table, "scores", "phantom", 2).to_html()

@@ -49,7 +49,6 @@ def codes() -> dict[str, dict[str, str]]:
 
 @pytest.mark.parametrize(("file", "added", "stale", "fresh"), [
     ("evaluation/matching.py", "\n# a comment\n", "", "all"),
-    ("geometry.py", "\n# a comment\n", "", "all"),
     ("evaluation/matching.py", "\nADDED = 1\n", "07 09 12", "01 02 03 04 05 06"),
     ("detection/plots.py", "\nADDED = 1\n", "", "04 05 06"),
     ("diffusion/denoiser.py", "\nADDED = 1\n", "04 05", "01 02 03 06 07 08 09"),

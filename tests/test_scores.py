@@ -1,19 +1,82 @@
-"""Scores: hand-computed counts, undefined cases, and equality with one-threshold-at-a-time counting."""
+"""Matching and scores: by hand, undefined cases, and equality with one-threshold-at-a-time counting."""
 
 from __future__ import annotations
+
+import itertools
 
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import ellipse_patches
-from test_matching import plain_match
+from hypothesis import given
+from hypothesis import strategies as st
 
+from companion.errors import CompanionError
 from companion.evaluation.formats import Truth, truth_of
-from companion.evaluation.matching import MATCHINGS
+from companion.evaluation.matching import MATCHINGS, kept, match, match_once, score_order
 from companion.evaluation.scores import count, pooled, tabulate
 from companion.geometry import box_iou
 
 BOX = ["x1", "y1", "x2", "y2"]
+
+
+def plain_match(overlap: np.ndarray, n_kept: int, iou: float, rule: str) -> dict[int, int]:
+    """{truth: prediction} by the rule as one would say it, one threshold at a time."""
+    pairs: dict[int, int] = {}
+    if rule == "truth-greedy":
+        for truth in range(len(overlap)):
+            free = [p for p in range(n_kept) if p not in pairs.values() and overlap[truth, p] >= iou]
+            if free:
+                pairs[truth] = max(free, key=lambda p: overlap[truth, p])
+    else:
+        for prediction in range(n_kept):
+            free = [t for t in range(len(overlap)) if t not in pairs and overlap[t, prediction] >= iou]
+            if free:
+                pairs[max(free, key=lambda t: overlap[t, prediction])] = prediction
+    return pairs
+
+
+matrices = st.tuples(st.integers(0, 4), st.integers(0, 5), st.integers(0, 2**31)).map(
+    lambda s: np.random.default_rng(s[2]).choice([0.0, 0.2, 0.45, 0.5, 0.6, 0.8], size=s[:2])
+)
+IOU = (0.1, 0.5, 0.7)
+
+
+@given(matrices)
+@pytest.mark.parametrize("rule", ["truth-greedy", "score-greedy"])
+def test_equals_the_plain_reference_at_every_threshold(rule, overlap):
+    prefixes = np.arange(overlap.shape[1] + 1)
+    fast = match(overlap, prefixes, IOU, rule)
+    assert fast.shape == (len(IOU), len(prefixes), len(overlap))
+    for i, c in itertools.product(range(len(IOU)), range(len(prefixes))):
+        got = {t: int(p) for t, p in enumerate(fast[i, c]) if p >= 0}
+        assert got == plain_match(overlap, c, IOU[i], rule)
+
+
+def test_the_two_rules_differ_where_defects_crowd():
+    #              prediction 0 (best score)  1
+    overlap = np.array([[0.6, 0.5], [0.8, 0.0]])
+    assert match(overlap, np.array([2]), [0.5], "truth-greedy").tolist() == [[[0, -1]]]  # first truth takes 0
+    assert match(overlap, np.array([2]), [0.5], "score-greedy").tolist() == [[[1, 0]]]  # 0 takes the second truth
+    assert match(overlap[:, :1], np.array([1]), [0.5], "score-greedy").tolist() == [[[-1, 0]]]
+
+
+def test_equality_with_a_threshold_counts():
+    assert kept(np.array([0.9, 0.7, 0.2]), [0.7, 0.9, 0.95]).tolist() == [2, 1, 0]
+    assert kept(np.array([0.7], dtype=np.float32), [0.7]).tolist() == [1]
+    assert match(np.array([[0.5]]), np.array([1]), [0.5, 0.51]).tolist() == [[[0]], [[-1]]]
+
+
+def test_order_is_that_of_the_scores_and_never_of_the_file():
+    scores, boxes = np.array([0.5, 0.9, 0.5]), np.array([[5, 0, 9, 9], [1, 1, 2, 2], [0, 0, 9, 9]])
+    assert score_order(scores, boxes).tolist() == [1, 2, 0]
+    assert match_once(np.array([[0.6, 0.6, 0.2], [0.5, 0.0, 0.7]]), scores, boxes, 0.5).tolist() == [1, 2]
+    assert match_once(np.zeros((2, 0)), scores[:0], boxes[:0], 0.5).tolist() == [-1, -1]
+
+
+def test_an_unknown_rule_names_the_nearest():
+    with pytest.raises(CompanionError, match="did you mean 'truth-greedy'"):
+        match(np.zeros((1, 1)), np.array([1]), [0.5], "truth_greedy")
 
 
 def frame(rows: list[tuple], last: list[str]) -> pd.DataFrame:
@@ -148,18 +211,3 @@ def test_a_perfect_detector_scores_one_and_file_order_never_matters(rule):
     a, b = (count(f, truth_of(patches), [0.3, 0.5], [0.1, 0.5], rule)
             for f in (found, found.sample(frac=1, random_state=1)))  # fmt: skip
     assert (a.pairs == b.pairs).all()
-
-
-def test_same_class_matching_pairs_only_equal_classes():
-    patches = ellipse_patches(12, seed=2)
-    counts = count(noisy(patches, 3), truth_of(patches), [0.5], [0.1], same_class=True)
-    confusion = counts.pairs.sum(axis=(0, 1, 2))
-    assert confusion.sum() > 0 and confusion.sum() == np.trace(confusion)
-
-
-def test_weights_repeat_patches():
-    patches = ellipse_patches(6, seed=2)
-    counts = count(noisy(patches, 3), truth_of(patches), [0.5], [0.1])
-    scores = pooled(counts, np.repeat([[1], [2], [0]], 6, axis=1))
-    assert scores["tp"].shape == (3, 1, 1) and scores["tp"][1] == 2 * scores["tp"][0]
-    assert scores["f1_detect"][1] == scores["f1_detect"][0] and np.isnan(scores["f1_detect"][2])

@@ -1,7 +1,8 @@
-"""Tests of tests: textbook values, hand enumerations, and what stays undefined."""
+"""Tests of tests: textbook values, hand enumerations, what stays undefined, and numbers in prose."""
 
 from __future__ import annotations
 
+import doctest
 import itertools
 from dataclasses import replace
 
@@ -12,21 +13,10 @@ from conftest import ellipse_patches
 from scipy import stats
 
 from companion.config.arms import ARMS
-from companion.evaluation import plots
+from companion.evaluation import plots, significance, wording
 from companion.evaluation.runs import Run
 from companion.evaluation.scores import Counts
-from companion.evaluation.significance import (
-    equivalence,
-    headline_measure,
-    holm,
-    paired_scores,
-    paired_t,
-    paired_tests,
-    resampled_scores,
-    sign_by_choice,
-    sign_flip,
-    significant,
-)
+from companion.evaluation.significance import equivalence, holm, paired_scores, paired_t, paired_tests, sign_flip
 from companion.evaluation.thresholds import BEST, FIXED, VALIDATED, choices, headline, read_at
 from companion.seeds import Seeds
 
@@ -50,28 +40,13 @@ def at(table: pd.DataFrame, confidence: float = 0.6, choice: str = VALIDATED) ->
 
 
 def test_paired_t_by_hand():
-    result = paired_t([1.0, 2.0, 3.0])
+    result = paired_t([1.0, np.nan, 2.0, 3.0], 0.9)  # an undefined pair is left out
     assert (result["mean"], result["sd"], result["df"], result["n"]) == (2.0, 1.0, 2, 3)
     assert result["t"] == pytest.approx(2 * np.sqrt(3)) and result["undefined"] == ""
     assert result["p"] == pytest.approx(2 * stats.t.sf(2 * np.sqrt(3), 2))
-    half = stats.t.ppf(0.975, 2) / np.sqrt(3)
+    half = stats.t.ppf(0.95, 2) / np.sqrt(3)
     assert (result["low"], result["high"]) == pytest.approx((2 - half, 2 + half))
     assert result["hedges_g"] == pytest.approx(2 / np.sqrt(np.pi))  # factor at df = 2: 1 / sqrt(pi)
-
-
-def test_paired_t_is_the_librarys_test_of_pairs():
-    first, second = np.random.default_rng(0).normal(0.7, 0.02, (2, 6))
-    expected = stats.ttest_rel(second, first)
-    found = paired_t(second - first, 0.9)
-    assert (found["t"], found["p"]) == pytest.approx((expected.statistic, expected.pvalue))
-    assert (found["low"], found["high"]) == pytest.approx(tuple(expected.confidence_interval(0.9)))
-
-
-def test_the_papers_p_value_needs_an_effect_of_seven_standard_deviations():
-    needed = stats.t.isf(0.0008 / 2, 3) / np.sqrt(4)
-    assert 6 < needed < 8
-    centred = np.array([-1, 0, 0, 1]) / np.std([-1, 0, 0, 1], ddof=1)
-    assert paired_t(centred + needed)["p"] == pytest.approx(0.0008, rel=1e-6)
 
 
 @pytest.mark.parametrize(("values", "says"), [([], "0 pairs"), ([0.1], "1 pair:"), ([0.1, 0.1], "equal")])
@@ -79,11 +54,6 @@ def test_undefined_tests_say_why(values, says):
     result = paired_t(values)
     assert says in result["undefined"] and np.isnan(result["p"]) and np.isnan(result["low"])
     assert np.isnan(equivalence(values, 0.01))
-
-
-def test_undefined_pairs_are_left_out():
-    result = paired_t([0.1, np.nan, 0.3])
-    assert (result["n"], result["mean"]) == (2, pytest.approx(0.2)) and np.isnan(result["hedges_g"])
 
 
 def test_sign_flip_against_every_pattern_and_its_floor():
@@ -119,19 +89,10 @@ def test_every_arm_is_tested_against_its_baseline():
     one = pairs[(pairs["n_train"] == 50) & (pairs["measure"] == "f1_detect") & (pairs["arm"] == "EXP+RARE")]
     row = table.loc[("EXP+RARE", 50, "f1_detect")]
     assert row["p"] == pytest.approx(stats.ttest_rel(one["score"], one["base"]).pvalue)
+    assert row["share_of_left"] == pytest.approx((one["score"] - one["base"]).mean() / (1 - one["base"].mean()))
     assert row["gain"] == pytest.approx(0.04, abs=0.02) and row["baseline"] == "EXP+GEN"  # third arm after the first
     for _, family in table.groupby(["arm", "measure"]):
         assert family["p_holm"].tolist() == pytest.approx(holm(family["p"]))
-
-
-def test_gain_is_a_share_of_what_is_left():
-    rows = [("1", 10, arm, seed, value) for arm, seed, value in
-            (("EXP", 1, 0.6), ("EXP", 2, 0.6), ("EXP+GEN", 1, 0.7), ("EXP+GEN", 2, 0.9))]  # fmt: skip
-    chosen = pd.DataFrame(rows, columns=["split", "n_train", "arm", "seed", "f1_hm"])
-    chosen = chosen.assign(choice=BEST, against="labels")
-    row = paired_tests(paired_scores(chosen, ["f1_hm"])).iloc[0]
-    assert (row["base"], row["score"], row["gain"]) == pytest.approx((0.6, 0.8, 0.2))
-    assert row["share_of_left"] == pytest.approx(0.5) and row["n"] == 2
 
 
 def test_seeds_without_a_partner_and_absent_arms():
@@ -146,9 +107,9 @@ def test_seeds_without_a_partner_and_absent_arms():
 
 def test_the_measure_that_stands_in():
     table = scores()
-    assert headline_measure(table) == ("f1_hm", "")
+    assert significance.headline_measure(table) == ("f1_hm", "")
     none = table.assign(f1_hm=np.nan, f1_class_1=np.nan)
-    measure, words = headline_measure(none)
+    measure, words = significance.headline_measure(none)
     assert measure == "f1_detect" and "stands in" in words.replace("F1_detect stands in", "stands in")
 
 
@@ -167,7 +128,7 @@ def test_scores_are_resampled_by_micrograph_the_same_for_all_runs_of_a_split():
         run = Run(keys, pd.DataFrame(), replace(ellipse_patches(1), index=index))
         counted.append((run, counts(hits, [4, 4, 4, 4])))
     points = pd.DataFrame({"split": "1", "n_train": 4, "arm": ["EXP", "EXP+GEN"], "confidence": 0.5})
-    table = resampled_scores(counted, points, 0.5, Seeds(0), 4000)
+    table = significance.resampled_scores(counted, points, 0.5, Seeds(0), 4000)
     wide = table.pivot(index="resample", columns="arm", values="f1_detect")
     assert wide.loc[0].tolist() == pytest.approx([6 / 16, 9 / 16])  # F1 = 2 TP / (predicted + truths) = TP / 4P
     drawn = (wide["EXP+GEN"] - wide["EXP"]).iloc[1:]
@@ -204,22 +165,21 @@ def test_a_sign_that_depends_on_the_choice_of_the_threshold_is_said():
         "arm": "EXP+GEN", "measure": "f1_hm", "against": "labels", "split": "1", "n_train": 10,
         "choice": [VALIDATED, BEST, FIXED], "gain": [0.006, 0.008, -0.029],
     })  # fmt: skip
-    (said,) = sign_by_choice(tests, "f1_hm")
+    (said,) = significance.sign_by_choice(tests, "f1_hm")
     assert "N = 10" in said and "depends on the threshold: +0.006" in said and "-0.029 (fixed)" in said
-    same = sign_by_choice(tests.assign(gain=[0.006, 0.008, np.nan]), "f1_hm")
+    same = significance.sign_by_choice(tests.assign(gain=[0.006, 0.008, np.nan]), "f1_hm")
     assert same == ["Against labels the sign of the gain is the same for every choice of the threshold."]
 
 
 def test_what_is_significant_is_said_whatever_its_sign():
     found = at(scores(seeds=(1, 2, 3, 4), sizes=(50,), noise=0.001))
     lost = found.assign(f1_detect=found["f1_detect"].where(found["arm"] == "EXP", found["f1_detect"] - 0.1))
-    rises, falls = (significant(paired_tests(paired_scores(table)), 0.95) for table in (found, lost))
+    rises, falls = (significance.significant(paired_tests(paired_scores(table)), 0.95) for table in (found, lost))
     assert len(rises) == len(falls) == 4 and all("rises" in line and "Holm" in line for line in rises)
     assert [line.split()[1] for line in falls].count("falls") == 1
     noisy = at(scores(sizes=(50,), noise=0.5))
-    assert significant(paired_tests(paired_scores(noisy)), 0.95) == [
-        "Of 4 tests of EXP+GEN against EXP none is significant."
-    ]
+    (none,) = significance.significant(paired_tests(paired_scores(noisy)), 0.95)
+    assert none == "Of 4 tests of EXP+GEN against EXP none is significant."
 
 
 def test_figures_of_every_arm_and_of_one_class():
@@ -250,3 +210,24 @@ def test_the_picture_is_of_a_typical_patch():
     found = patches.of(typical).rename(columns={"class": "label"})
     figure = plots.strip(masks, patches.images[[typical, 0]], found, {1: "a", 2: "b", 3: "c"}, "phantom")
     assert len(figure.axes) == 4 and len(figure.axes[3].patches) == len(found)
+
+
+def test_the_examples_in_the_docstrings():
+    result = doctest.testmod(wording)
+    assert result.attempted >= 3 and result.failed == 0
+
+
+@pytest.mark.parametrize(("value", "low", "high", "n", "text"), [
+    (0.123456, 0.1, 0.147, 4, "0.123 (95 % interval 0.100 to 0.147, n = 4)"),
+    (-0.0004, -0.002, 0.0012, 3, "-0.0004 (95 % interval -0.0020 to 0.0012, n = 3)"),
+    (12.3, 10.1, 14.5, None, "12.3 (95 % interval 10.1 to 14.5)"),
+    (np.nan, 0, 1, 1, "undefined (no interval, n = 1)"),
+    (0.5, 0.5, 0.5, 2, "0.500 (95 % interval 0.500 to 0.500, n = 2)"),
+])  # fmt: skip
+def test_digits_follow_the_interval(value, low, high, n, text):
+    assert wording.with_interval(value, low, high, n) == text
+
+
+def test_small_and_large_numbers():
+    assert wording.number(0) == "0" and wording.number(1e-12) == "1.0e-12"
+    assert wording.p_value(0.0321) == "p = 0.032" and wording.p_value(np.nan) == "p undefined"

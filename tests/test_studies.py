@@ -47,9 +47,8 @@ def test_what_a_shift_costs_and_binds():
 
 
 def test_the_threshold_is_that_of_the_other_table():
-    swept = pd.DataFrame(
-        {"arm": "EXP", "confidence": [0.3, 0.6] * 2, "f1_detect": [0.5, 0.7, 0.6, 0.7], "seed": [0, 0, 1, 1]}
-    )
+    swept = pd.DataFrame({"confidence": [0.3, 0.6] * 2, "f1_detect": [0.5, 0.7, 0.6, 0.7], "seed": [0, 0, 1, 1]})
+    swept["arm"] = "EXP"
     there = comparison.at_chosen(swept, swept.assign(f1_detect=[0.9, 0.1, 0.8, 0.2]), ["arm"])
     assert there["f1_detect"].tolist() == [0.5, 0.6]
 
@@ -59,13 +58,10 @@ def test_a_perfect_detector_confirms_every_pair_and_a_blind_one_only_empty_masks
     perfect = patches.table.rename(columns={"class": "label"}).assign(score=0.9)
     found = faithfulness.found_defects({"all": (patches, perfect), "none": (patches, perfect[:0])}, settings)
     assert found.groupby("images")["error"].unique().map(list).to_dict() == {"all": ["correct"], "none": ["missed"]}
-    shares = faithfulness.shares(found, "class", np.random.default_rng(0), 20, 0.95).set_index("images")
-    assert (shares.loc["all", ["recall", "agreement"]] == 1).all(axis=None) and (
-        shares.loc["none", "recall"] == 0
-    ).all()
+    rng = np.random.default_rng(0)
+    shares = faithfulness.shares(found, "class", rng, 20, 0.95).set_index("images")
+    assert shares.loc["all", ["recall", "agreement"]].eq(1).all(axis=None) and shares.loc["none", "recall"].eq(0).all()
     assert len(faithfulness.consistent(patches, found[found["images"] == "all"], 1.0)) == 12
     empty = 12 - patches.table["patch"].nunique()
     assert len(faithfulness.consistent(patches, found[found["images"] == "none"], 0.5)) == empty > 0
-    plots.faithfulness(
-        {by: faithfulness.shares(found, by, np.random.default_rng(0), 9, 0.9) for by in ("class", "size")}, ""
-    )
+    plots.faithfulness({by: faithfulness.shares(found, by, rng, 9, 0.9) for by in ("class", "size")}, "")

@@ -43,10 +43,9 @@ def symmetry_boxes(boxes: Boxes, code: int, size: int) -> Boxes:
     return np.stack([x1, y1, x2, y2], axis=1)
 
 
-def symmetry_angle(angle_deg: NDArray, code: int) -> NDArray:
-    """Angles in degrees, in [0, 180), after `symmetry` with the same code."""
-    angle = 180.0 - np.asarray(angle_deg) if code >= 4 else np.asarray(angle_deg)
-    return (angle + 90.0 * (code % 4)) % 180.0
+def symmetry_angle(angle_deg: NDArray, code: NDArray | int) -> NDArray:
+    """Angles in degrees, in [0, 180), after `symmetry` with the same code, or with one code for each."""
+    return (np.where(np.asarray(code) >= 4, -1, 1) * angle_deg + 90.0 * (np.asarray(code) % 4)) % 180.0
 
 
 def box_of(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:

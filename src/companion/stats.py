@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
@@ -13,17 +12,8 @@ Floats = NDArray[np.float64]
 def cluster_weights(groups: ArrayLike, rng: np.random.Generator, resamples: int) -> NDArray[np.int64]:
     """How often each value is drawn in each bootstrap resample of whole clusters (Efron and Tibshirani 1993).
 
-    Values of one micrograph are alike, so whole micrographs are drawn, never single values. Equal sets of clusters are
-    drawn alike from generators in one state.
-
-    Parameters
-    ----------
-    groups : [n] cluster of each value, any hashable type
-    resamples : number of bootstrap resamples R
-
-    Returns
-    -------
-    [R, n]
+    Values of one micrograph are alike, so whole micrographs are drawn, never single values: `groups` [n] names that of
+    each. Equal sets of clusters are drawn alike from generators in one state. [R, n] for R `resamples`.
     """
     names, place = np.unique(np.asarray(groups), return_inverse=True)
     if len(names) == 0:
@@ -31,11 +21,20 @@ def cluster_weights(groups: ArrayLike, rng: np.random.Generator, resamples: int)
     return rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)[:, place]
 
 
-def cluster_bootstrap(
-    statistic: Callable[[Floats], float | Floats], groups: ArrayLike, rng: np.random.Generator, resamples: int = 1000
-) -> Floats:
-    """A statistic of weights [n] (NaN: undefined) in every resample of `cluster_weights`: [R, ...]."""
-    return np.array([statistic(row.astype(float)) for row in cluster_weights(groups, rng, resamples)])
+def ratio_interval(
+    above: ArrayLike, below: ArrayLike, groups: ArrayLike, rng: np.random.Generator, resamples: int, level: float = 0.95
+) -> tuple[Floats, Floats, Floats]:
+    """Sum of `above` [n, G] by sum of `below` [n, G] or [n, 1], NaN where that is 0: ratio, low and high [G].
+
+    The interval is over clusters: defects of one micrograph share density, size and orientation, so that resampling
+    defects would make it far too narrow.
+    """
+    sums = [pd.DataFrame(np.asarray(each, dtype=float)).groupby(np.asarray(groups)).sum() for each in (above, below)]
+    drawn = cluster_weights(sums[0].index, rng, resamples)
+    weights = np.vstack([np.ones(len(sums[0])), drawn])  # (1 + R, clusters)
+    total, n = (weights @ each.to_numpy() for each in sums)
+    ratios = np.divide(total, n, out=np.full(total.shape, np.nan), where=n > 0)
+    return ratios[0], *percentile_interval(ratios[1:], level)
 
 
 def percentile_interval(resampled: Floats, level: float = 0.95) -> tuple[Floats, Floats]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from functools import partial
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -18,23 +18,16 @@ SIGNIFICANT = (
 )
 
 
-@dataclass(frozen=True)
-class Claim:
-    """One row of the table.
-
-    Attributes
-    ----------
-    rule : when the claim counts as reproduced, in words; `judge` does what it says
-    notebook : which shows the values that it is judged by
-    """
+class Claim(NamedTuple):
+    """One row of the table."""
 
     id: str
     claim: str
     paper: str
     where: str
-    notebook: str
+    notebook: str  # shows the values that it is judged by
     judge: Callable[[Evidence], Finding]
-    rule: str
+    rule: str  # when the claim counts as reproduced, in words; `judge` does what it says
 
 
 CLAIMS = (
@@ -121,12 +114,7 @@ CLAIMS = (
 
 
 def judge_claims(e: Evidence) -> pd.DataFrame:
-    """One row per claim, C1 to C12.
-
-    Returns
-    -------
-    id, claim, paper, where (in the paper), rule, verdict, reason, ours (in words), notebook
-    """
-    rows = pd.DataFrame([asdict(claim) | asdict(claim.judge(e)) for claim in CLAIMS])
+    """One row per claim, C1 to C12: what the paper says and where, the rule, verdict, reason and ours in words."""
+    rows = pd.DataFrame([claim._asdict() | claim.judge(e)._asdict() for claim in CLAIMS])
     columns = ["id", "claim", "paper", "where", "rule", "verdict", "reason", "ours", "notebook"]
     return rows[columns]

@@ -18,7 +18,7 @@ from companion.geometry import box_iou
 from companion.micrographs.dataset import ANNOTATIONS
 from companion.micrographs.patches import Patches
 from companion.phantom.render import TRUTH
-from companion.stats import cluster_weights, percentile_interval
+from companion.stats import ratio_interval
 
 CORRECT, CLASS, DUPLICATE, SLIVER, OVERLOOKED, LOCALISATION, BACKGROUND, MISSED = (
     "correct", "class", "duplicate", "sliver", "overlooked", "localisation", "background", "missed")  # fmt: skip
@@ -79,15 +79,12 @@ def audit(
 def slivers(folder: Path, patches: Patches, cut: Cut, exact: bool = False) -> pd.DataFrame:
     """Boxes of what a border left of defects in patches, and is too little to be labelled there.
 
-    Parameters
-    ----------
-    folder, cut : the data set that `patches` are of, and how they were cut
-    exact : whether they have the truth for labels
+    `patches` are of the data set `folder` and were cut as `cut` says; `exact`: with the truth for labels.
     """
     files, every = list(patches.index["image"].unique()), cut.model_copy(update={"min_visible": 0.0})
-    all_ = cut_again(folder, files, every, TRUTH if exact else ANNOTATIONS).table[["patch", *BOX]]
-    both = all_.merge(patches.table[["patch", *BOX]].drop_duplicates(), how="left", indicator=True)
-    return both[both["_merge"] == "left_only"].drop(columns="_merge").reset_index(drop=True)
+    whole = cut_again(folder, files, every, TRUTH if exact else ANNOTATIONS).table[["patch", *BOX]]
+    labelled = pd.MultiIndex.from_frame(patches.table[["patch", *BOX]])
+    return whole[~pd.MultiIndex.from_frame(whole).isin(labelled)].reset_index(drop=True)
 
 
 def overlooked(labels: Patches, exact: Patches, iou: float) -> pd.DataFrame:
@@ -103,65 +100,48 @@ def audit_runs(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
     """`audit` of every run, each arm at its own confidence (see `thresholds.choices`); `unlabelled` by split.
 
-    Returns
-    -------
-    predictions, truths : the tables of `audit` with split, n_train, arm, seed; class is a name, pixel size a group
+    Its tables with split, n_train, arm, seed and the group pixel size; class is a name.
     """
-    audits = [
-        [table.assign(**run.keys)
-         for table in audit(run.confident(points), run.patches.table, run.patches.index, iou, matching,
-                            unlabelled.get(run.keys["split"], {}))]
-        for run in found
-    ]  # fmt: skip
-    predictions, truths = (pd.concat(tables, ignore_index=True) for tables in zip(*audits, strict=True))
-    classes = found[0].truth.classes
-    for table in (predictions, truths):
-        table["class"] = pd.Categorical(table["class"].map(classes), list(classes.values()))
-        table["pixel size"] = table["pixel_size_nm"].map("{:g} nm".format)
-    return predictions, truths
+    tables, classes = ([], []), found[0].truth.classes
+    for run in found:
+        there = unlabelled.get(run.keys["split"], {})
+        audited = audit(run.confident(points), run.patches.table, run.patches.index, iou, matching, there)
+        for side, table in zip(tables, audited, strict=True):
+            names = pd.Categorical(table["class"].map(classes), list(classes.values()))
+            size = table["pixel_size_nm"].map("{:g} nm".format)
+            side.append(table.assign(**run.keys, **{"class": names, "pixel size": size}))
+    return pd.concat(tables[0], ignore_index=True), pd.concat(tables[1], ignore_index=True)
 
 
 def error_counts(predictions: pd.DataFrame, truths: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
     """Errors of each kind per run, and inside groups, from the tables of `audit_runs`.
 
-    A missed defect counts in the group of the defect; every other error, those on background too, in the group of the
+    Columns split, n_train, arm, seed, `by`, error, count, truths, per_truth (count over truths; NaN without any). A
+    missed defect counts in the group of the defect; every other error, those on background too, in the group of the
     prediction: the class that it says and the size of its own box.
-
-    Returns
-    -------
-    split, n_train, arm, seed, columns `by`, error, count, truths, per_truth (count over truths; NaN without any)
     """
     keys = [*RUN, *by]
     wrong = pd.concat([predictions[predictions["error"] != CORRECT], truths[truths["error"] == MISSED]])
     counts = wrong.groupby([*keys, "error"], observed=True).size().unstack("error").reindex(columns=list(ERRORS))
-    n = truths.groupby(keys, observed=True).size()
+    n = truths.groupby(keys, observed=True).size().rename("truths")
     counts = counts.reindex(counts.index.union(n.index)).fillna(0).astype(int)
-    table = counts.stack().rename("count").reset_index()
-    table["truths"] = np.repeat(n.reindex(counts.index, fill_value=0).to_numpy(), len(ERRORS))
+    table = counts.stack().rename("count").reset_index().merge(n.reset_index(), how="left").fillna({"truths": 0})
     return table.assign(per_truth=table["count"] / table["truths"].where(table["truths"] > 0))
 
 
 def recall_by(truths: pd.DataFrame, by: str, rng: np.random.Generator, resamples: int, level: float) -> pd.DataFrame:
-    """Share of the truths found (whatever class was said), per group, with an interval over whole micrographs.
+    """Share of the truths of `audit` that are found (whatever class was said), with an interval over micrographs.
 
-    Parameters
-    ----------
-    truths : as `audit` gives them, with a column `by`; of one split, where those of several runs are given together
-
-    Returns
-    -------
-    by, truths (distinct ones, however many runs looked for them), images, recall (over all runs), low, high
+    A row per group of the column `by`, with truths (distinct ones, however many runs of one split looked for them),
+    images, recall (over all runs), low, high.
     """
-    found = truths.assign(found=truths["error"] != MISSED)
-    table = found.groupby(by, observed=True).agg(
-        truths=("row", "nunique"), images=("image", "nunique"), recall=("found", "mean"))  # fmt: skip
-    per_image = found.groupby(["image", by], observed=True)["found"].agg(["sum", "size"]).unstack(by, fill_value=0)
-    weights = cluster_weights(per_image.index, rng, resamples)  # (R, images)
-    hits, all_ = (weights @ per_image[name][table.index].to_numpy() for name in ("sum", "size"))  # (R, groups)
-    shares = np.divide(hits, all_, out=np.full(hits.shape, np.nan), where=all_ > 0)
-    low, high = percentile_interval(shares, level)
-    several = table["images"].to_numpy() > 1  # of one micrograph nothing varies
-    return table.assign(low=np.where(several, low, np.nan), high=np.where(several, high, np.nan)).reset_index()
+    table = truths.groupby(by, observed=True).agg(truths=("row", "nunique"), images=("image", "nunique"))
+    own = truths[by].to_numpy()[:, None] == table.index.to_numpy()  # (truths, groups)
+    found = own & truths["error"].ne(MISSED).to_numpy()[:, None]
+    recall, *interval = ratio_interval(found, own, truths["image"], rng, resamples, level)
+    table["recall"], several = recall, table["images"] > 1  # of one micrograph nothing varies
+    low, high = (np.where(several, edge, np.nan) for edge in interval)
+    return table.assign(low=low, high=high).reset_index()
 
 
 def recall_table(truths: pd.DataFrame, rng: np.random.Generator, resamples: int, level: float) -> pd.DataFrame:
@@ -178,12 +158,9 @@ def image_errors(predictions: pd.DataFrame, truths: pd.DataFrame, size_px: int) 
     """Errors of defect size and areal density, image by image, from the tables of `audit_runs`, without any matching.
 
     Size is the mean long side of the boxes that no border of the patches (side `size_px`) cuts; density is the number
-    per area, cut ones included. Both are what a reader of the micrograph would tabulate.
-
-    Returns
-    -------
-    split, n_train, arm, seed, image, class (name, or "all"), truths, found, density_error and size_error (relative,
-    signed; NaN where either has no uncut box); images and classes that the truth has
+    per area, cut ones included. Both are what a reader of the micrograph would tabulate. Columns split, n_train, arm,
+    seed, image, class (name, or "all"), truths, found, density_error and size_error (relative, signed; NaN where
+    either has no uncut box); a row for each image and class that the truth has.
     """
     tables = []
     for name, table in (("truths", truths), ("found", predictions)):
@@ -201,9 +178,7 @@ def image_errors(predictions: pd.DataFrame, truths: pd.DataFrame, size_px: int) 
 def materials_table(errors: pd.DataFrame, rng: np.random.Generator, resamples: int, level: float) -> pd.DataFrame:
     """Means of `image_errors` over images, with bootstrap intervals; an image counts once, as the mean of its seeds.
 
-    Returns
-    -------
-    split, n_train, arm, class, quantity ("density", "size"), images, error, low, high (mean absolute), bias (signed)
+    Columns split, n_train, arm, class, quantity ("density", "size"), images, error, low, high, bias (signed).
     """
     by = [*ARM, "class", "quantity"]
     long = errors.melt([*by[:-1], "image"], ["density_error", "size_error"], "quantity", "bias")
@@ -211,7 +186,8 @@ def materials_table(errors: pd.DataFrame, rng: np.random.Generator, resamples: i
     rows = []
     for keys, table in long.groupby([*by, "image"], sort=False)[["error", "bias"]].mean().groupby(by, sort=False):
         own = table.dropna()
-        weights = cluster_weights(np.arange(len(own)), rng, resamples)
-        means = weights @ own["error"].to_numpy() / len(own) if len(own) > 1 else np.full(resamples, np.nan)
-        rows.append((*keys, len(own), own["error"].mean(), *percentile_interval(means, level), own["bias"].mean()))
+        ones, images = np.ones((len(own), 1)), own.index
+        mean, *interval = ratio_interval(own[["error"]], ones, images.get_level_values("image"), rng, resamples, level)
+        low, high = interval if len(own) > 1 else (mean * np.nan,) * 2
+        rows.append((*keys, len(own), own["error"].mean(), *low, *high, own["bias"].mean()))
     return pd.DataFrame(rows, columns=[*by, "images", "error", "low", "high", "bias"])

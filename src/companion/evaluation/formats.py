@@ -24,19 +24,11 @@ _EXPECTED = (
 
 @dataclass(frozen=True)
 class Truth:
-    """What should have been found.
+    """What should have been found: a row per defect, in file order."""
 
-    Attributes
-    ----------
-    table : columns patch, x1, y1, x2, y2 (px), class (and instance, of a patches folder); one row per defect, in
-        file order
-    patches : every patch, those without defects too (of COCO files the image ids)
-    classes : class code -> name
-    """
-
-    table: pd.DataFrame
-    patches: list[int]
-    classes: dict[int, str]
+    table: pd.DataFrame  # patch, x1, y1, x2, y2 (px), class (and instance, of a patches folder)
+    patches: list[int]  # every patch, those without defects too (of COCO files the image ids)
+    classes: dict[int, str]  # class code -> name
 
 
 class _Annotation(BaseModel):
@@ -70,17 +62,10 @@ def truth_of(patches: Patches) -> Truth:
 
 
 def read_predictions(path: Path, truth: Truth) -> pd.DataFrame:
-    """Predictions for the patches of `truth`.
+    """Predictions for the patches of `truth`, a row each: patch, x1, y1, x2, y2 (px), score, label.
 
-    Returns
-    -------
-    Columns patch, x1, y1, x2, y2 (px), score, label; one row per prediction.
-
-    Raises
-    ------
-    CompanionError
-        If the file is missing, broken or of another format, lacks a column, or holds predictions that cannot be
-        used: unknown patch, unknown class, a box or a score that is not one (all listed).
+    A `CompanionError` says that the file is missing, broken, of another format or lacks a column, or lists predictions
+    that cannot be used: unknown patch, unknown class, a box or a score that is not one.
     """
     if not path.is_file() or path.suffix not in (".json", ".parquet"):
         raise CompanionError(f"{path}: {'' if path.is_file() else 'no such file; '}{_EXPECTED}")
@@ -97,9 +82,8 @@ def read_predictions(path: Path, truth: Truth) -> pd.DataFrame:
         numbers = table[PREDICTION_COLUMNS].apply(pd.to_numeric, errors="coerce")
         whole = numbers[["patch", "label"]].fillna(0.5) % 1 == 0
         if len(table) and not (whole.all(axis=None) and numbers.notna().all(axis=None)):
-            raise CompanionError(
-                f"{path}: {', '.join(PREDICTION_COLUMNS)} should hold numbers, patch and label whole ones"
-            )
+            columns = ", ".join(PREDICTION_COLUMNS)
+            raise CompanionError(f"{path}: {columns} should hold numbers, patch and label whole ones")
         table = numbers.astype({"patch": "int64", "label": "int64"}).reset_index(drop=True)
     wrong = np.flatnonzero(~table["score"].between(0, 1))  # NaN is wrong too
     found = [f"entry {n + 1}: score {table['score'].iloc[n]} is not in [0, 1]" for n in wrong]

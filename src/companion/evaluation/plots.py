@@ -10,14 +10,15 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike, NDArray
 
 from companion.config.arms import ARMS
 from companion.evaluation.errors import ERRORS, MISSED
+from companion.evaluation.formats import BOX
 from companion.evaluation.wording import CONDITION, F1, NAMES, condition_name
+from companion.masks.plots import color_mask, image_rows
 from companion.micrographs.patches import Patches
 from companion.plots import CLASS_COLORS
 
@@ -50,10 +51,8 @@ def draw_boxes(axes: Axes, boxes: ArrayLike, colors: Iterable[str]) -> None:
 def intervals(axes: Axes, table: pd.DataFrame, by: str, value: str, hue: str, looks: Looks, orient: str = "x") -> None:
     """A marker with its interval (columns low and high, if defined) for each row of `table`.
 
-    Parameters
-    ----------
-    by : column whose values, in the order of appearance, are the places along the axis `orient`, "x" or "y"
-    hue : column whose values stand side by side at a place, those of `looks`
+    Values of the column `by`, in the order of appearance, are the places along the axis `orient`, "x" or "y"; those of
+    `hue` that are in `looks` stand side by side.
     """
     places, names = list(dict.fromkeys(table[by])), [name for name in looks if (table[hue] == name).any()]
     other = "y" if orient == "x" else "x"
@@ -84,6 +83,26 @@ def interval_panels(
     legend_below(figure, grid[0][0])
     figure.suptitle(title, fontsize=9)
     return figure, list(grid.flat[: len(parts)])
+
+
+def arm_panels(
+    panels: Mapping[str, pd.DataFrame], x: str, y: str, ylabel: str, title: str
+) -> tuple[Figure, list[Axes]]:
+    """Scores `y` of the arms at every `x`, a panel for each table of runs: means, bars from lowest to highest seed."""
+    every = pd.concat(panels)
+    places, arms = every[x].drop_duplicates().tolist(), arms_in(every)
+    width = 1 + max(4.5, max(0.75, 0.22 * len(arms)) * len(places) * len(panels))
+    figure, row = plt.subplots(1, len(panels), figsize=(width, 3.4), squeeze=False, sharey=True)
+    for axes, (name, table) in zip(row[0], panels.items(), strict=True):
+        sns.pointplot(
+            table, x=x, y=y, hue="arm", order=places, hue_order=arms, palette=COLORS, linestyle="none", markersize=5,
+            markers=[ARMS[arm].marker for arm in arms], dodge=min(0.7, 0.15 * len(arms)), errorbar=("pi", 100),
+            err_kws={"linewidth": 1.2}, ax=axes,
+        )  # fmt: skip
+        axes.set(title=name, xlabel="", ylabel=ylabel)
+    legend_below(figure, row[0][0])
+    figure.suptitle(title, fontsize=9)
+    return figure, list(row[0])
 
 
 def legend_below(figure: Figure, axes: Axes) -> None:
@@ -126,37 +145,28 @@ def gains(tests: pd.DataFrame, note: str) -> Figure:
     looks = {"f1_detect": ("#0072B2", "o"), "f1_class": ("#CC79A7", "D")}
     rows = tests[(tests["arm"] == "EXP+GEN") & tests["measure"].isin(list(looks))].dropna(subset="gain")
     title = f"Gain of EXP+GEN over EXP: where it comes from\n{note}"
-    figure, panels = interval_panels(rows, "split", "n_train", "gain", "measure", looks, title)
+    named = rows.assign(split="split " + rows["split"])
+    figure, panels = interval_panels(named, "split", "n_train", "gain", "measure", looks, title)
     for axes in panels:
         axes.axhline(0, color="black", lw=0.8)
-        axes.set(title=f"split {axes.get_title()}", xlabel="N")
+        axes.set(xlabel="N")
     return figure
 
 
 def sizes(chosen: pd.DataFrame, tests: pd.DataFrame, measure: str, note: str) -> Figure:
-    """Scores of all arms by N and split: means, with bars from the lowest to the highest seed (Fig 5).
+    """Scores of all arms by N and split (Fig 5), from one row per run (`thresholds.headline`).
 
-    Parameters
-    ----------
-    chosen : one row per run (`thresholds.headline`)
-    tests : `significance.paired_tests`; what EXP+GEN gains of what EXP leaves stands below each N
+    What EXP+GEN gains of what EXP leaves, of `significance.paired_tests`, stands below each N.
     """
-    splits, numbers, arms = sorted(set(chosen["split"])), sorted(set(chosen["n_train"])), arms_in(chosen)
-    width = 1 + max(4.5 / len(splits), 0.22 * len(arms) * len(numbers)) * len(splits)
-    figure, panels = plt.subplots(1, len(splits), figsize=(width, 3.4), squeeze=False, sharey=True)
+    splits = {f"split {split}": own for split, own in chosen.sort_values(CONDITION).groupby("split")}
+    name, numbers = NAMES[measure], sorted(set(chosen["n_train"]))
+    title = f"{name} by N; below: gain of EXP+GEN, share of what EXP leaves\n{note}"
+    figure, panels = arm_panels(splits, "n_train", measure, f"{name} at each arm's threshold", title)
     own = tests[(tests["arm"] == "EXP+GEN") & (tests["measure"] == measure)].set_index("n_train")
-    for panel, split in zip(panels[0], splits, strict=True):
-        sns.pointplot(
-            chosen[chosen["split"] == split], x="n_train", y=measure, hue="arm", order=numbers, hue_order=arms,
-            palette=COLORS, markers=[ARMS[arm].marker for arm in arms], linestyle="none",
-            dodge=0.7, errorbar=("pi", 100), err_kws={"linewidth": 1.2}, markersize=5, ax=panel,
-        )  # fmt: skip
-        shares = own.loc[own["split"] == split, "share_of_left"].reindex(numbers)
+    for panel in panels:
+        shares = own.loc["split " + own["split"] == panel.get_title(), "share_of_left"].reindex(numbers)
         texts = [f"N = {n}" + ("" if pd.isna(s) else f"\n{100 * s:+.1f} %") for n, s in shares.items()]
         panel.set_xticks(range(len(numbers)), texts)
-        panel.set(title=f"split {split}", xlabel="", ylabel=f"{NAMES[measure]} at each arm's threshold")
-    legend_below(figure, panels[0][0])
-    figure.suptitle(f"{NAMES[measure]} by N; below: gain of EXP+GEN, share of what EXP leaves\n{note}", fontsize=9)
     return figure
 
 
@@ -191,9 +201,8 @@ def paired_differences(pairs: pd.DataFrame, tests: pd.DataFrame, measure: str, n
     order = {arm: k for k, arm in enumerate(ARMS)}
     rows = tests[tests["measure"] == measure].sort_values([*CONDITION, "arm"], key=lambda c: c.replace(order))
     pairs, rows = (
-        table.assign(place=[f"split {s}, N = {n}: {arm} minus {ARMS[arm].baseline}" for s, n, arm in
-                            table[[*CONDITION, "arm"]].to_numpy()])
-        for table in (pairs[pairs["measure"] == measure], rows)
+        table.assign(place="split " + table["split"] + ", N = " + table["n_train"].astype(str) + ": " + table["arm"]
+                     + " minus " + table["baseline"]) for table in (pairs[pairs["measure"] == measure], rows)
     )  # fmt: skip
     figure, axes = plt.subplots(figsize=(6.4, 1.2 + 0.3 * len(rows)))
     intervals(axes, rows, "place", "gain", "measure", {measure: ("#0072B2", "D")}, "y")
@@ -237,13 +246,9 @@ def error_kinds(counts: pd.DataFrame, note: str) -> Figure:
 def close_ups(
     images: NDArray[np.uint8], predictions: pd.DataFrame, truths: pd.DataFrame, note: str, each: int = 6
 ) -> Figure:
-    """Close-ups of errors, a row for each kind: the largest misses, and wrong predictions by falling score.
+    """Close-ups of errors, a row of `each` for each kind: the largest misses, and wrong predictions by falling score.
 
-    Parameters
-    ----------
-    images : uint8 [P, S, S], every patch
-    predictions, truths : of one run, as `errors.audit_runs` gives them
-    each : close-ups in a row
+    `images` uint8 [P, S, S] are every patch; `predictions` and `truths` of one run, as `errors.audit_runs` gives them.
     """
     figure, grid = plt.subplots(len(ERRORS), each, figsize=(7.2, 1.45 * len(ERRORS) + 0.5), squeeze=False)
     for axes in grid.flat:
@@ -274,25 +279,12 @@ def strip(
 ) -> Figure:
     """The method in four pictures: mask of a micrograph, simulated mask, generated image, detections on a test patch.
 
-    Parameters
-    ----------
-    labels : the two masks, uint8 [S, S] class codes, 0 for background
-    images : generated image and test patch, uint8 [S, S] grey levels
-    found : detections on the test patch: x1, y1, x2, y2 (px), label
-    classes : class code -> name
+    `labels` are the two masks, uint8 [S, S] class codes; `images` generated image and test patch, uint8 [S, S]; `found`
+    detections on it: x1, y1, x2, y2 (px), label; `classes` the names by code.
     """
     titles = ("mask of a labelled micrograph", "simulated mask", "image generated from it",
               "detections on a held-out patch")  # fmt: skip
-    figure, axes = plt.subplots(1, 4, figsize=(10, 2.9))
-    colors = [class_color(code) for code in classes]
-    palette = ListedColormap(["#1F1F1F", *colors])
-    for panel, title, picture in zip(axes, titles, [*labels, *images], strict=True):
-        mask = panel in axes[:2]
-        panel.imshow(picture, cmap=palette if mask else "gray", vmin=0, vmax=len(classes) if mask else 255)
-        panel.set_title(title)
-        panel.set_axis_off()
-    draw_boxes(axes[3], found[["x1", "y1", "x2", "y2"]].to_numpy(), found["label"].map(class_color))
-    handles = [Rectangle((0, 0), 1, 1, fc=color) for color in colors]
-    figure.legend(handles, classes.values(), loc="outside lower center", ncols=len(classes))
-    figure.suptitle(f"From a mask to a detector\n{note}", fontsize=9)
+    pictures = {"": [*map(color_mask, labels), *images]}
+    figure = image_rows(pictures, f"From a mask to a detector\n{note}", titles, list(classes.values()), side=2.4)
+    draw_boxes(figure.axes[3], found[BOX], found["label"].map(class_color))
     return figure

@@ -14,12 +14,7 @@ IGNORED = "class ignored"  # average precision of the detection alone
 
 
 def average_precision(predictions: pd.DataFrame, truth: Truth) -> pd.DataFrame:
-    """AP over box IoU 0.50 to 0.95, at 0.50 and at 0.75, per class, and with class ignored.
-
-    Returns
-    -------
-    class (name, or "class ignored"), AP, AP50, AP75; NaN for a class without truths
-    """
+    """AP over box IoU 0.50 to 0.95, AP50 and AP75, by class (name, or "class ignored"); NaN for one without truths."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -28,16 +23,14 @@ def average_precision(predictions: pd.DataFrame, truth: Truth) -> pd.DataFrame:
         for table in (truth.table.assign(score=1.0), predictions.rename(columns={"label": "class"})):
             boxes = np.array(table[BOX], dtype=float)
             boxes[:, 2:] -= boxes[:, :2]  # COCO has width and height
-            entries = enumerate(zip(table["patch"], table["class"], table["score"], boxes.tolist(), strict=True), 1)
+            named = table[["patch", "class", "score"]].set_axis(["image_id", "category_id", "score"], axis=1)
+            entries = named.assign(id=range(1, 1 + len(table)), bbox=boxes.tolist(), area=boxes[:, 2:].prod(axis=1))
             sets.append(COCO())
             sets[-1].dataset = {
-                "images": [{"id": int(patch)} for patch in truth.patches],
-                "categories": [{"id": int(code)} for code in truth.classes],
-                "annotations": [
-                    {"id": k, "image_id": int(patch), "category_id": int(code), "score": float(score), "bbox": box,
-                     "area": box[2] * box[3], "iscrowd": 0} for k, (patch, code, score, box) in entries
-                ],
-            }  # fmt: skip
+                "images": [{"id": patch} for patch in truth.patches],
+                "categories": [{"id": code} for code in truth.classes],
+                "annotations": entries.assign(iscrowd=0).to_dict("records"),
+            }
             sets[-1].createIndex()
         for use_classes in (1, 0):
             evaluation = COCOeval(*sets, "bbox")

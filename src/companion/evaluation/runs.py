@@ -24,16 +24,10 @@ from companion.phantom.render import TRUTH
 
 @dataclass(frozen=True)
 class Run:
-    """One detector's predictions on held-out patches of its split.
+    """One detector's predictions on held-out patches of its split."""
 
-    Attributes
-    ----------
-    keys : split, n_train, arm, seed, and whatever else tells it from others
-    predictions : see `formats.read_predictions`
-    """
-
-    keys: dict[str, Any]
-    predictions: pd.DataFrame
+    keys: dict[str, Any]  # split, n_train, arm, seed, and whatever else tells it from others
+    predictions: pd.DataFrame  # see `formats.read_predictions`
     patches: Patches
 
     @property
@@ -81,8 +75,8 @@ def compare_matchings(found: Sequence[Run], iou: float, confidence: float) -> pd
 def cut_again(
     folder: Path, files: Sequence[str], cut: Cut, document: str = TRUTH, training: bool = False
 ) -> Patches:  # fmt: skip
-    """Patches of the micrographs `files`, labelled by another document of the data set folder: the exact truth, which a
-    phantom has. On the grid of test patches, or on that of training patches and with their symmetries."""
+    """Patches of the micrographs `files` as another document of the data set labels them, such as a phantom's truth: on
+    the grid of test patches, or on that of training patches and with their symmetries."""
     stride, symmetries = (cut.train_stride, cut.symmetries) if training else (cut.test_stride, (0,))
     return cut_patches(load_dataset(folder, document), files, cut.size, stride, cut.min_visible, symmetries)[0]
 
@@ -94,17 +88,13 @@ def true_patches(folder: Path, labels: Mapping[str, Patches], cut: Cut) -> dict[
 
 
 def ceiling(labels: Mapping[str, Patches], exact: Mapping[str, Patches], iou: float) -> pd.DataFrame:
-    """What the labels of each split's test patches score against the truth: no detector that learns to label as the
-    annotator does can be told from a better one above it.
+    """What the labels of each split's test patches score against the truth: f1_detect, f1_class, f1_hm, map50 by split.
 
-    Returns
-    -------
-    index split; f1_detect, f1_class, f1_hm, map50
+    No detector that learns to label as the annotator does can be told from a better one above it.
     """
-    rows = {}
+    tables = []
     for split, patches in labels.items():
         drawn, truth = patches.table.rename(columns={"class": "label"}).assign(score=1.0), truth_of(exact[split])
-        scores = tabulate(count(drawn, truth, [iou], [0.5])).loc[0, list(F1)]
         ranked = mean_precision(average_precision(drawn, truth).assign(split=split))
-        rows[split] = {**scores, "map50": ranked["map50"].iloc[0]}
-    return pd.DataFrame(rows).T.rename_axis("split").astype(float)
+        tables.append(tabulate(count(drawn, truth, [iou], [0.5])).assign(split=split, map50=ranked["map50"]))
+    return pd.concat(tables).set_index("split")[[*F1, "map50"]]

@@ -25,36 +25,24 @@ Unpredicted = Literal["count", "skip"]
 
 @dataclass(frozen=True)
 class Counts:
-    """Everything the scores are made of, per patch, at every threshold.
+    """Everything the scores are made of, per patch, at every threshold."""
 
-    Attributes
-    ----------
-    pairs : int32 [P, I, C, K, K] matched pairs by class of the truth and class of the prediction
-    predicted : int32 [P, C] predictions that reach the confidence
-    truths : int32 [P, K] truths by class
-    iou, confidence : the thresholds, I and C of them
-    classes : the K class codes
-    """
-
-    pairs: NDArray[np.int32]
-    predicted: NDArray[np.int32]
-    truths: NDArray[np.int32]
-    iou: tuple[float, ...]
-    confidence: tuple[float, ...]
-    classes: tuple[int, ...]
+    pairs: NDArray[np.int32]  # [P, I, C, K, K] matched pairs by class of the truth and class of the prediction
+    predicted: NDArray[np.int32]  # [P, C] predictions that reach the confidence
+    truths: NDArray[np.int32]  # [P, K] truths by class
+    iou: tuple[float, ...]  # I thresholds
+    confidence: tuple[float, ...]  # C thresholds
+    classes: tuple[int, ...]  # K class codes
 
 
 def count(
     predictions: pd.DataFrame, truth: Truth, iou: Sequence[float], confidence: Sequence[float],
     matching: Matching = "truth-greedy", same_class: bool = False,
 ) -> Counts:  # fmt: skip
-    """Match every patch at every threshold.
+    """Match every patch at every threshold `iou` and `confidence`; a pair or a score equal to it counts.
 
-    Parameters
-    ----------
-    predictions : columns patch, x1, y1, x2, y2 (px), score, label
-    iou, confidence : thresholds; a pair or a score equal to them counts
-    same_class : only pairs of one class can match (the paper ignores class in matching)
+    `predictions` have patch, x1, y1, x2, y2 (px), score, label. With `same_class` only pairs of one class can match
+    (the paper ignores class in matching).
     """
     codes, truths, patches = np.asarray(sorted(truth.classes)), truth.table, truth.patches
     scores, boxes = predictions["score"].to_numpy(), predictions[BOX].to_numpy(dtype=float)
@@ -142,15 +130,7 @@ def evaluate_files(
 ) -> pd.DataFrame:  # fmt: skip
     """Scores of anyone's predictions: the function behind ``companion evaluate``.
 
-    Parameters
-    ----------
-    predictions : parquet of this package, a COCO results JSON, or detectron2's coco_instances_results.json
-    truth : a patches folder, or a COCO annotations JSON
-    iou, confidence : thresholds; every combination is scored
-
-    Returns
-    -------
-    As `tabulate`.
+    `predictions` and `truth` are files as in `formats`; `tabulate` for every combination of `iou` and `confidence`.
     """
     truths = read_truth(Path(truth))
     table = read_predictions(Path(predictions), truths)

@@ -35,16 +35,10 @@ def _defined(values: ArrayLike) -> NDArray[np.float64]:
 
 
 def paired_t(differences: ArrayLike, level: float = 0.95) -> dict[str, Any]:
-    """Paired t-test (Student 1908), from the differences of the pairs.
+    """Paired t-test (Student 1908), from the differences [n] of the pairs; undefined ones (NaN) are left out.
 
-    Parameters
-    ----------
-    differences : [n] one per pair; undefined ones (NaN) are left out
-
-    Returns
-    -------
-    n, mean, low, high, sd, t, df, p (two-sided), hedges_g (mean / sd with the small-sample factor of Hedges,
-    1981; none for one degree of freedom), undefined (why there is no test; "" where there is one)
+    Gives n, mean, low, high, sd, t, df, p (two-sided), hedges_g (mean / sd with the small-sample factor of Hedges,
+    1981; none for one degree of freedom), undefined (why there is no test; "" where there is one).
     """
     from scipy import stats
     from scipy.special import gamma
@@ -69,12 +63,8 @@ def paired_t(differences: ArrayLike, level: float = 0.95) -> dict[str, Any]:
 def sign_flip(differences: ArrayLike) -> tuple[float, float]:
     """Exact two-sided sign-flip test of a mean difference of zero.
 
-    Under the null each difference could as well have had the other sign: all 2^n sign patterns are tried, so that n
-    pairs can never give a p below 2 / 2^n: 0.125 for n = 4.
-
-    Returns
-    -------
-    p and the smallest p that as many pairs can give; NaN for one pair, and for more than 20 (too many patterns)
+    Under the null each difference could as well have had the other sign: all 2^n sign patterns are tried. Returns p and
+    the smallest p that n pairs can give, 2 / 2^n; NaN for one pair, and for more than 20 (too many patterns).
     """
     from scipy import stats
 
@@ -120,27 +110,22 @@ def headline_measure(scores: pd.DataFrame) -> tuple[str, str]:
 def paired_scores(chosen: pd.DataFrame, measures: Sequence[str] = tuple(NAMES)) -> pd.DataFrame:
     """Scores of every run (`thresholds.read_at`) beside those of its baseline's run of the same split, N and seed.
 
-    Returns
-    -------
-    choice, against, split, n_train, arm, baseline, measure, seed, base (score of the baseline; NaN where it was not
-    run), score, difference (score minus base)
+    Columns choice, against, split, n_train, arm, baseline, measure, seed, base (score of the baseline; NaN where it was
+    not run), score, difference (score minus base).
     """
     long = chosen.melt([*READ, *RUN], list(measures), "measure", "score")
+    base = long.rename(columns={"arm": "baseline", "score": "base"})
     long["baseline"] = long["arm"].map({name: arm.baseline for name, arm in ARMS.items()})
-    base = long.drop(columns="baseline").rename(columns={"arm": "baseline", "score": "base"})
     pairs = long[long["arm"] != long["baseline"]].merge(base, how="left")
-    pairs = pairs.assign(difference=pairs["score"] - pairs["base"])
-    by = [*COMPARED, "seed"]
+    by, pairs["difference"] = [*COMPARED, "seed"], pairs["score"] - pairs["base"]
     return pairs[[*by, "base", "score", "difference"]].sort_values(by, ignore_index=True)
 
 
 def paired_tests(pairs: pd.DataFrame, level: float = 0.95, margin: float = 0.01) -> pd.DataFrame:
     """Every arm against its baseline, in each split and N by itself; equivalence within ±`margin`.
 
-    Returns
-    -------
     `TEST_COLUMNS` and p_holm (family: the conditions of one arm and measure): base and score are means over the pairs,
-    gain their difference, share_of_left the gain as a share of what the baseline leaves, the others as in `paired_t`
+    gain their difference, share_of_left the gain as a share of what the baseline leaves, the others as in `paired_t`.
     """
     rows = []
     for names, group in pairs.groupby(COMPARED):
@@ -183,15 +168,9 @@ def resampled_scores(
 ) -> pd.DataFrame:
     """Scores of every run on bootstrap samples of the test micrographs (Efron and Tibshirani 1993).
 
-    Whole micrographs are drawn, the same for all runs of a split, each run at the threshold of its arm.
-
-    Parameters
-    ----------
-    points : `thresholds.choices` by one way of choosing
-
-    Returns
-    -------
-    split, n_train, arm, seed, resample (0: every micrograph once), f1_detect, f1_class, f1_hm
+    Whole micrographs are drawn, the same for all runs of a split, each run at the threshold of its arm in `points`
+    (`thresholds.choices` by one way of choosing). Columns split, n_train, arm, seed, resample (0: every micrograph
+    once), f1_detect, f1_class, f1_hm.
     """
     tables = []
     for run, counts in counted:

@@ -63,11 +63,8 @@ def explorer(
 ) -> str:
     """HTML with a slider for the confidence, the scores of every arm, and detections on test patches.
 
-    Parameters
-    ----------
-    runs : of one condition; detections are those of the first of each of `ARMS`, on the patches with the most defects
-    scores : scores.parquet of these runs
-    start : IoU, and the confidence at which the slider stands
+    `runs` are of one condition, `scores` their scores.parquet: detections are those of the first run of each of `ARMS`,
+    on the patches with the most defects. `start`: IoU, and the confidence at which the slider stands.
     """
     here = scores[np.isclose(scores["iou_threshold"], start[0])]
     confidence, test, size = sorted(set(here["confidence"])), runs[0].patches, runs[0].patches.size
@@ -91,9 +88,8 @@ def explorer(
     rows = [(arm, table.astype(object).fillna("").values.tolist()) for arm, table in means.groupby("arm")]
     data = {"columns": ["arm", *COLUMNS], "confidence": confidence, "start": confidence.index(start[1]), "scores": rows,
             "found": found}  # fmt: skip
-    legend = (
-        f'<span style="color:{class_color(k)}">■</span> {html.escape(v)}' for k, v in runs[0].truth.classes.items()
-    )
+    classes = runs[0].truth.classes.items()
+    legend = (f'<span style="color:{class_color(k)}">■</span> {html.escape(v)}' for k, v in classes)
     return _PAGE.substitute(
         note=html.escape(note), legend=" ".join(legend), pictures="".join(pictures), line=size / 90, edge=size / 200,
         dash=size / 40, dot=size / 50, columns=len(shown),

@@ -20,11 +20,7 @@ def operating_points(scores: pd.DataFrame, iou: float, measure: str, fallback: f
     """Confidence with the highest mean over seeds, for every split, N and arm; of equal means the lowest.
 
     On the images that are scored it is optimistic. A mean counts only where every seed is defined: a curve must not win
-    by losing its bad seeds.
-
-    Returns
-    -------
-    split, n_train, arm, confidence (`fallback` where the measure is undefined everywhere)
+    by losing its bad seeds. Columns split, n_train, arm, confidence (`fallback` where nothing is defined).
     """
     here = scores[np.isclose(scores["iou_threshold"], iou)]
     means = here.groupby([*ARM, "confidence"])[measure].agg(lambda seeds: seeds.mean(skipna=False))
@@ -38,15 +34,9 @@ def choices(
 ) -> pd.DataFrame:  # fmt: skip
     """The threshold of every arm by the three ways of choosing it, the headline first.
 
-    Parameters
-    ----------
-    scores : scores.parquet
-    validation : the same of validation micrographs; None where a split holds none back
-    confidence : the fixed one, and that of an arm whose `measure` is undefined everywhere
-
-    Returns
-    -------
-    choice (`VALIDATED`, where there is validation; `BEST`; `FIXED`), split, n_train, arm, confidence
+    `scores` and `validation` are scores.parquet and the same of validation micrographs, None where a split holds none
+    back; `confidence` is the fixed one, and that of an arm whose `measure` is undefined everywhere. Columns choice
+    (`VALIDATED`, where there is validation; `BEST`; `FIXED`), split, n_train, arm, confidence.
     """
     best = operating_points(scores, iou, measure, confidence)
     points = {BEST: best, FIXED: best.assign(confidence=confidence)}
@@ -60,15 +50,13 @@ def read_at(
 ) -> pd.DataFrame:
     """chosen.parquet: scores of every run at every choice of its threshold, against labels and against the truth.
 
+    Columns choice, against, split, n_train, arm, seed, confidence, those of scores.parquet, map50, ap50_1, ...
+
     Parameters
     ----------
     scores : tables like scores.parquet by what they are scored against, "labels" and "truth"
     precision : columns against, the keys of a run, and those of `precision.mean_precision`
     points : `choices`
-
-    Returns
-    -------
-    choice, against, split, n_train, arm, seed, confidence, the columns of scores.parquet, map50, ap50_1, ...
     """
     tables = [table[np.isclose(table["iou_threshold"], iou)].assign(against=name) for name, table in scores.items()]
     read = pd.concat(tables).merge(points, on=[*ARM, "confidence"]).merge(precision, on=["against", *RUN])

@@ -7,7 +7,7 @@ Every rule can end in "not reproduced"; "partly" needs more for the claim than a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -33,30 +33,17 @@ ABOUT = {measure: about for about, measures in QUALITY.items() for measure in me
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the claims are judged by.
+    """What the claims are judged by."""
 
-    Attributes
-    ----------
-    pairs : `significance.paired_scores` against labels at one choice of the threshold
-    tests : `significance.paired_tests` of them
-    best : best confidence on test of every single run: split, n_train, arm, seed, confidence
-    quality : rows of every quality.parquet, with split, n_train and model
-    patches : training patches of each condition, symmetries counted: source ("labelled" or "generated"), n
-    hours : wall times of each model: device, training, total (and generating with it), h
-    step : distance of the swept confidences
-    margin : differences of F1 within it count as none
-    level : of every interval
-    """
-
-    pairs: pd.DataFrame
-    tests: pd.DataFrame
-    best: pd.DataFrame
-    quality: pd.DataFrame
-    patches: pd.DataFrame
-    hours: pd.DataFrame
-    step: float
-    margin: float
-    level: float
+    pairs: pd.DataFrame  # `significance.paired_scores` against labels at one choice of the threshold
+    tests: pd.DataFrame  # `significance.paired_tests` of them
+    best: pd.DataFrame  # best confidence on test of every single run: split, n_train, arm, seed, confidence
+    quality: pd.DataFrame  # rows of every quality.parquet, with split, n_train and model
+    patches: pd.DataFrame  # training patches of each condition, symmetries counted: source ("labelled", "generated"), n
+    hours: pd.DataFrame  # wall times of each model: device, training, total (and generating with it), h
+    step: float  # distance of the swept confidences
+    margin: float  # differences of F1 within it count as none
+    level: float  # of every interval
 
     def of(self, arm: str, measure: str) -> pd.DataFrame:
         """Rows of `tests` that have a mean gain."""
@@ -64,8 +51,7 @@ class Evidence:
         return self.tests[rows].sort_values(CONDITION)
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """What a rule found: a verdict, the reason, and our value with its interval in words."""
 
     verdict: Verdict

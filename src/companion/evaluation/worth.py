@@ -18,45 +18,23 @@ FALL = ("EXP+FRESH", "EXP+RENDER", "EXP+GEN", "EXP")  # each has what the next h
 def waterfall(chosen: pd.DataFrame, measures: Sequence[str], level: float) -> tuple[pd.DataFrame, list[str]]:
     """From more labelled micrographs down to none: the arms of `FALL`, and what is lost at each step, paired by seed.
 
-    Parameters
-    ----------
-    chosen : `thresholds.headline`
-
-    Returns
-    -------
-    steps : of the conditions that have the most arms of `FALL`, two or more: split, n_train, measure, arm, above (the
-        arm above), score (mean over seeds), step (score minus that of the arm above; NaN for the first), low, high, n
-    missing : a sentence for every condition that lacks an arm
+    From `thresholds.headline`, steps of the conditions that have the most arms of `FALL`, two or more: split, n_train,
+    measure, arm, above (the arm above), score (mean over seeds), step (score minus that of the arm above; NaN for the
+    first), low, high, n; and a sentence for every condition that lacks an arm.
     """
-    rows, missing = [], []
-    present = {
-        condition: [arm for arm in FALL if arm in set(own["arm"])] for condition, own in chosen.groupby(CONDITION)
-    }
-    most = max(2, *map(len, present.values()))
-    for (split, n_train), arms in present.items():
+    rows, missing, columns = [], [], [*CONDITION, "measure", "arm", "above", "score", "mean", "low", "high", "n"]
+    most = max(2, chosen[chosen["arm"].isin(FALL)].groupby(CONDITION)["arm"].nunique().max())
+    for (split, n), own in chosen.groupby(CONDITION):
+        arms = [arm for arm in FALL if arm in set(own["arm"])]
         if absent := [arm for arm in FALL if arm not in arms]:
-            missing.append(
-                f"Split {split}, N = {n_train}: {', '.join(absent)} not in this profile, or not possible here."
-            )
-        own = chosen[(chosen["split"] == split) & (chosen["n_train"] == n_train)]
+            missing.append(f"Split {split}, N = {n}: {', '.join(absent)} not in this profile, or not possible here.")
         for measure in measures if len(arms) == most else ():
             wide = own.pivot(index="seed", columns="arm", values=measure)[arms].dropna()
             for above, arm in zip(["", *arms], arms, strict=False):
                 step = paired_t(wide[arm] - wide[above] if above else [], level)
-                rows.append(
-                    (
-                        split,
-                        n_train,
-                        measure,
-                        arm,
-                        above,
-                        wide[arm].mean(),
-                        *map(step.get, ("mean", "low", "high", "n")),
-                    )
-                )
-    return pd.DataFrame(
-        rows, columns=[*CONDITION, "measure", "arm", "above", "score", "step", "low", "high", "n"]
-    ), missing
+                names = {"split": split, "n_train": n, "measure": measure, "arm": arm, "above": above}
+                rows.append({**names, "score": wide[arm].mean(), **step})
+    return pd.DataFrame(rows, columns=columns).rename(columns={"mean": "step"}), missing
 
 
 def in_micrographs(
@@ -68,15 +46,10 @@ def in_micrographs(
     resample detector seeds are drawn with replacement, the same for all N and both arms, on one of the samples of test
     micrographs that `scores` holds.
 
-    Parameters
-    ----------
-    scores : split, n_train, arm, seed, `measure`, and resample (0: as measured), of `significance.resampled_scores`;
-        where there is resample 0 alone, detector seeds are drawn alone
-
-    Returns
-    -------
-    split, n_train, equivalent, low, high (micrographs; no less than the smallest N and no more than the largest),
-    worth (equivalent - n_train); of splits with two N or more where both arms are defined
+    `scores` have split, n_train, arm, seed, `measure` and resample (0: as measured), as of
+    `significance.resampled_scores`; with resample 0 alone, detector seeds are drawn alone. Columns split, n_train,
+    equivalent, low, high (micrographs, between the smallest N and the largest), worth (equivalent - n_train); of splits
+    with two N or more where both arms are defined.
     """
     rows = []
     for split, own in scores[scores["arm"].isin(["EXP", "EXP+GEN"])].groupby("split"):
@@ -102,15 +75,14 @@ def in_micrographs(
 def said(worth: pd.DataFrame, numbers: Sequence[int]) -> list[str]:
     """`in_micrographs` in words, which end where the learning curve does, at the smallest and largest of `numbers`."""
 
-    def edge(value: float) -> str:
-        return {min(numbers): " or fewer", max(numbers): " or more"}.get(round(value, 6), "")
+    ends = {min(numbers): " or fewer", max(numbers): " or more"}
 
-    def shown(value: float) -> str:
-        return f"{value:.0f}{edge(value)}"
+    def shown(value: float, end: float, sign: str = "") -> str:
+        return f"{value:{sign}.0f}{ends.get(round(end, 6), '')}"
 
     return [
-        f"Split {row.split}, N = {row.n_train}: EXP+GEN scores as EXP would with {shown(row.equivalent)} labelled "
-        f"micrographs (interval {shown(row.low)} to {shown(row.high)}): the generated set is worth {row.worth:+.0f}"
-        f"{edge(row.equivalent)}."
+        f"Split {row.split}, N = {row.n_train}: EXP+GEN scores as EXP would with "
+        f"{shown(row.equivalent, row.equivalent)} labelled micrographs (interval {shown(row.low, row.low)} to "
+        f"{shown(row.high, row.high)}): the generated set is worth {shown(row.worth, row.equivalent, '+')}."
         for row in worth.itertuples()
     ] or ["A learning curve needs two N or more with both arms: this run cannot say what a generated set is worth."]

@@ -1,4 +1,4 @@
-"""How far simulated masks are from real ones: distances of distributions, and a classifier that tries to tell."""
+"""How far simulated masks are from labelled ones: distances of distributions, and a classifier that tries to tell."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from scipy.stats import wasserstein_distance
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
 from companion.masks.spatial import coherence, directional_pairs, nearest_neighbours
-from companion.masks.statistics import measure
+from companion.masks.statistics import cells, measure
 from companion.micrographs.patches import Patches
 from companion.stats import c2st_auc
 
 HALVINGS = 5
 PENALTY = 50.0  # inverse strength of the classifier's L2 penalty, times masks: about as many features as masks
-REAL = "real, other half"
+OTHER_HALF = "labelled, other half"
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Described:
     size: int  # side of a mask, px
     statistics: pd.DataFrame  # see `statistics.measure`
     features: pd.DataFrame  # one row per mask, see `mask_features`
-    groups: NDArray  # what masks belong together [P]: real ones and those drawn after them, by micrograph
+    groups: NDArray  # what masks belong together [P]: labelled ones and those drawn after them, by micrograph
 
     @property
     def per_patch(self) -> NDArray[np.int64]:
@@ -55,8 +55,7 @@ def mask_features(patches: Patches, statistics: pd.DataFrame, fold: int) -> pd.D
     Per class: number, share of the area, sums over instances of log major axis, log aspect, border contact, departure
     from an ellipse, likeness of directions; over all: nearest neighbour, spread of sizes; and the pixel size. [P, F]
     """
-    n, size, codes = len(patches), patches.size, range(1, len(patches.classes) + 1)
-    area, major, minor = (statistics[column] for column in ("area_px", "major_px", "minor_px"))
+    size, area, major, minor = patches.size, *(statistics[column] for column in ("area_px", "major_px", "minor_px"))
     near = np.minimum(nearest_neighbours(statistics, size)["distance_px"].to_numpy(), size) / size
     table = statistics[["patch", "class"]].assign(
         number=1, area=area / size**2, log_major=np.log(major / (size / 8)), log_aspect=np.log(major / minor),
@@ -65,8 +64,7 @@ def mask_features(patches: Patches, statistics: pd.DataFrame, fold: int) -> pd.D
     pairs = directional_pairs(statistics, fold)
     alike = (pairs["weight"] * pairs["likeness"]).groupby([pairs["patch"], pairs["class"]]).sum()
     per_class = table.drop(columns="near").groupby(["patch", "class"]).sum().assign(alike=alike)
-    cells = pd.MultiIndex.from_product([range(n), codes], names=["patch", "class"])
-    found = per_class.astype(float).fillna(0).reindex(cells, fill_value=0).unstack()
+    found = per_class.astype(float).fillna(0).reindex(cells(patches), fill_value=0).unstack()
     found.columns = [f"{what} {patches.classes[code - 1]}" for what, code in found.columns]
     by_patch = table.groupby("patch")
     found["size spread"] = by_patch["log_major"].std(ddof=0)
@@ -76,13 +74,11 @@ def mask_features(patches: Patches, statistics: pd.DataFrame, fold: int) -> pd.D
 
 
 def compare(real: Described, simulated: Mapping[str, Described], fold: int, rng: np.random.Generator) -> pd.DataFrame:
-    """One row per sampler, and a first one for real masks of half of the micrographs against the other half.
+    """One row per sampler, and a first one for labelled masks of half of the micrographs against the other half.
 
-    Returns
-    -------
-    Table with sampler; the columns of `distances`; coherence (see `spatial.coherence`); empty and cut (shares of
-    masks and instances); auc (see `mask_auc`). The first row (mean of `HALVINGS` halvings, where there are four
-    micrographs) says what real masks of other micrographs would get: no sampler can be asked for less.
+    Columns sampler; those of `distances`; coherence (see `spatial.coherence`); empty and cut (shares of masks and
+    instances); auc (see `mask_auc`). The first row (mean of `HALVINGS` halvings, where there are four micrographs)
+    says what labelled masks of other micrographs would get: no sampler can be asked for less.
     """
     names, rows, seed = np.unique(real.groups), [], int(rng.integers(2**62))
 
@@ -95,13 +91,13 @@ def compare(real: Described, simulated: Mapping[str, Described], fold: int, rng:
     if len(names) >= 4:
         halves = [np.isin(real.groups, rng.permutation(names)[: len(names) // 2]) for _ in range(HALVINGS)]
         mean = pd.DataFrame([row(real.only(half), real.only(~half)) for half in halves]).mean()
-        rows.append({"sampler": REAL, **mean})
+        rows.append({"sampler": OTHER_HALF, **mean})
     rows.extend({"sampler": name, **row(real, other)} for name, other in simulated.items())
     return pd.DataFrame(rows)
 
 
 def distances(real: Described, simulated: Described) -> dict[str, float]:
-    """1-Wasserstein distances in standard deviations of the real values; NaN without instances.
+    """1-Wasserstein distances in standard deviations of the labelled values; NaN without instances.
 
     Of the count per mask, the logarithms of major axis, aspect and area, and the distance to the nearest neighbour (a
     quarter of the side where it is farther): borders hide neighbours of both alike.

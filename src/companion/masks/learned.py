@@ -15,7 +15,8 @@ from torch.nn import functional
 from torchvision.ops import MLP
 
 from companion.config.sections import Masks
-from companion.masks.simulate import azimuths, turned
+from companion.geometry import symmetry_angle
+from companion.masks.simulate import azimuths
 from companion.masks.spatial import find_crystals
 from companion.masks.statistics import CONTOUR_PX
 from companion.micrographs.patches import Patches
@@ -97,5 +98,5 @@ def draw_learned(
     return parents, pd.DataFrame({
         "patch": patch, "instance": slot + 1, "class": found[patch, slot, 0], "x": place[:, 0] * real.size,
         "y": place[:, 1] * real.size, "major_px": major, "minor_px": minor, "forced": False, "source": -1,
-        "angle_deg": turned(angle, rng.choice(real.symmetries, len(parents))[patch]),
+        "angle_deg": symmetry_angle(angle, rng.choice(real.symmetries, len(parents))[patch]),
     })  # fmt: skip

@@ -25,14 +25,15 @@ def color_mask(label_maps: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 def image_rows(
-    rows: Mapping[str, NDArray], title: str, titles: Sequence[str] = (), classes: Sequence[str] = ()
-) -> Figure:
-    """Rows of images by name, each [n, S, S] grey levels or [n, S, S, 3] colours.
+    rows: Mapping[str, Sequence[NDArray]], title: str, titles: Sequence[str] = (), classes: Sequence[str] = (),
+    side: float = 1.2,
+) -> Figure:  # fmt: skip
+    """Rows of images by name, each [S, S] grey levels or [S, S, 3] colours, `side` inches wide.
 
     `titles` stand over the columns; `classes` name the colours of `color_mask` in a legend.
     """
     columns = max(map(len, rows.values()))
-    size = 1.2 * columns + 0.4, 1.2 * len(rows) + 0.5 + 0.2 * bool(classes)
+    size = side * columns + 0.4, side * len(rows) + 0.5 + 0.2 * bool(classes)
     figure, axes = plt.subplots(len(rows), columns, figsize=size, squeeze=False)
     for line, (label, images) in zip(axes, rows.items(), strict=True):
         line[0].set_ylabel(label)
@@ -43,7 +44,7 @@ def image_rows(
         for axis, image in zip(line, images, strict=False):
             axis.imshow(image, vmin=0, vmax=255)
     for axis, text in zip(axes[0], titles, strict=False):
-        axis.set_title(text, fontsize=7)
+        axis.set_title(text, fontsize=7 if side < 2 else 9)
     if classes:
         class_legend(figure, classes)
     figure.suptitle(title, fontsize=10 if columns > 3 else 8)
@@ -53,12 +54,9 @@ def image_rows(
 def curves(
     panels: Mapping[str, Mapping[str, pd.DataFrame]], title: str, y: str = "share ≤", colors: Mapping[str, str] = {}
 ) -> Figure:
-    """Curves with intervals (see `statistics.share_curve`), side by side.
+    """Curves with intervals (see `statistics.share_curve`) by the label of the x axis and the name of the line.
 
-    Parameters
-    ----------
-    panels : label of the x axis -> name of the line -> its table
-    colors : by name of the line; those of samplers are known
+    `colors` are by the name of the line; those of samplers are known.
     """
     figure, axes = plt.subplots(1, len(panels), figsize=(2.7 * len(panels) + 0.6, 3.0), squeeze=False)
     colors = {**SAMPLER_COLORS, **colors}

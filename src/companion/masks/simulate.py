@@ -1,4 +1,4 @@
-"""Masks drawn from the statistics of real ones.
+"""Masks drawn from the statistics of labelled ones.
 
 `authors` is the paper's sampler (FACTS 3, mask simulation): the number of instances of a patch comes from the
 non-empty real patches, classes from their frequencies, shapes jointly (major axis, minor axis, angle) from one real
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import get_args
 
+import cv2
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -20,13 +21,13 @@ from scipy.optimize import brentq
 
 from companion.config.sections import Masks, Repair
 from companion.errors import CompanionError
-from companion.masks.outlines import draw_instances
+from companion.geometry import ellipse_radius, symmetry_angle
 from companion.masks.spatial import Floats, box_sides, find_crystals, inclusion_weights
 from companion.masks.statistics import CONTOUR_PX, ELLIPSE_COLUMNS, merge_touching
 from companion.micrographs.patches import Patches, instance_table
 
 Rows = NDArray[np.int64]
-Near = Callable[[Rows, Rows, Floats], NDArray[np.bool_]]
+Near = Callable[[Rows, Rows, Floats], NDArray[np.bool_]]  # of rows i, j and the vector [..., 2] from j to i, px
 REPAIRS: tuple[Repair, ...] = get_args(Repair)
 OUTLINE_POINTS = 24  # of ellipses tested for overlap; what lies between them reaches 1 % of an axis deep
 DRAWN_COLUMNS = ["patch", "instance", "class", *ELLIPSE_COLUMNS, "forced", "source"]
@@ -36,17 +37,13 @@ DRAWN_COLUMNS = ["patch", "instance", "class", *ELLIPSE_COLUMNS, "forced", "sour
 class Simulation:
     """Simulated masks and how they were drawn.
 
-    Attributes
-    ----------
-    patches : masks in the layout of real patches, without images
-    drawn : one row per ellipse with `DRAWN_COLUMNS`: forced (placed although every try overlapped), source (row of the
-        real instance in the statistics, -1 for none); axes are those of the filled region, ids those before merging
-    origin : for every mask the micrograph of the real patch that lent it its number of defects or its pixel size
+    `drawn` has a row per ellipse with `DRAWN_COLUMNS`: forced (placed although every try overlapped), source (row of
+    the real instance in the statistics, -1 for none); axes are those of the filled region, ids those before merging.
     """
 
-    patches: Patches
+    patches: Patches  # in the layout of real patches, without images
     drawn: pd.DataFrame
-    origin: NDArray
+    origin: NDArray  # [P] micrograph of the real patch that lent a mask its number of defects or its pixel size
 
 
 def simulate(
@@ -88,7 +85,7 @@ def variants(settings: Masks) -> dict[str, Masks]:
     changes = {"authors": {}, **{f"+ {repair}": {"repairs": [repair]} for repair in REPAIRS}}
     changes |= {name: {"sampler": name} for name in settings.compare}
     if "companion" in settings.compare:
-        changes["companion, real outlines"] = {"sampler": "companion", "outlines": "instance"}
+        changes["companion, labelled outlines"] = {"sampler": "companion", "outlines": "instance"}
     plain = {"sampler": "authors", "repairs": [], "outlines": "ellipse"}
     return {name: settings.model_copy(update=plain | change) for name, change in changes.items()}
 
@@ -132,7 +129,7 @@ def _draw_from_tables(
     if wanted[rarest] > share[rarest]:
         code[rng.random(len(code)) < (wanted[rarest] - share[rarest]) / (1 - share[rarest])] = rarest + 1
     # Shapes: of real defects; how often one lies uncut in a patch, and where a patch shows it, make up for the border.
-    reach, weights = None, np.ones(len(statistics))
+    reach, weights = 0.0, np.ones(len(statistics))
     if "borders" in repairs:
         reach = _reach(min_visible)
         weights = inclusion_weights(statistics, real.size) * _room(statistics, real.size, reach).prod(axis=1)
@@ -155,7 +152,7 @@ def _draw_from_tables(
         symmetry = rng.choice(real.symmetries, size=len(parents))[patch]
     shapes = pd.DataFrame({
         "patch": patch, "instance": np.arange(len(patch)) - first + 1, "class": code, "major_px": axes[:, 0],
-        "minor_px": axes[:, 1], "angle_deg": turned(angle, symmetry), "source": rows,
+        "minor_px": axes[:, 1], "angle_deg": symmetry_angle(angle, symmetry), "source": rows,
     })  # fmt: skip
     near = (ellipses_near if "overlap" in repairs else boxes_near)(shapes, settings.overlap_buffer_px)
     return parents, place(shapes, near, real.size, _room(shapes, real.size, reach), settings.overlap_tries, rng)
@@ -167,11 +164,8 @@ def place(
     """Sequential placement: uniform centres, redrawn while the ellipse is near one placed before in its patch.
 
     All patches are filled at once, first instances first, then second ones, and so on, as a plain loop would fill each.
-
-    Parameters
-    ----------
-    shapes : patch (sorted), instance (1, 2, ... within the patch), and what `near` needs
-    room : width and height [M, 2] of the rectangle around the middle of the patch [0, size)^2 for the centres, px
+    `shapes` have patch (sorted), instance (1, 2, ... within the patch), and what `near` needs; `room` is the width and
+    height [M, 2] of the rectangle around the middle of the patch [0, size)^2 for the centres, px.
     """
     rank, centres, forced = shapes["instance"].to_numpy() - 1, np.zeros((len(shapes), 2)), np.zeros(len(shapes), bool)
     for k in range(int(rank.max(initial=-1)) + 1):
@@ -195,16 +189,8 @@ def azimuths(images: pd.Series, known: pd.Series, fold: int, rng: np.random.Gene
     return np.where(np.isnan(found), rng.uniform(0, 360 / fold, len(found)), found)
 
 
-def turned(angle_deg: Floats, symmetry: Rows) -> Floats:
-    """Angles [M], in [0, 180), after the symmetry of the square of each [M]; see `geometry.symmetry_angle`."""
-    return (np.where(symmetry >= 4, -1, 1) * angle_deg + 90.0 * (symmetry % 4)) % 180.0
-
-
 def boxes_near(shapes: pd.DataFrame, buffer_px: float) -> Near:
-    """The paper's test: boxes major_px wide and minor_px high, whatever the angle, come within `buffer_px`.
-
-    A function of rows i and j of `shapes` and the vector [..., 2] from the centre of j to that of i, px -> bool [...].
-    """
+    """The paper's test: boxes major_px wide and minor_px high, whatever the angle, come within `buffer_px`."""
     half = shapes[["major_px", "minor_px"]].to_numpy() / 2
     return lambda i, j, offset: (np.abs(offset) < half[i] + half[j] + buffer_px).all(axis=-1)
 
@@ -223,9 +209,43 @@ def ellipses_near(shapes: pd.DataFrame, buffer_px: float) -> Near:
     return near
 
 
-def _room(shapes: pd.DataFrame, size: int, reach: float | None) -> Floats:
+def draw_instances(
+    drawn: pd.DataFrame, n_patches: int, size: int, real: Patches | None = None, statistics: pd.DataFrame | None = None
+) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    """Instance ids [n_patches, size, size], the later on top; where a centre lies in the patch, at least its pixel.
+
+    `drawn` has patch, instance (id), x, y, major_px, minor_px, angle_deg, source (row of `statistics`, -1 for none).
+    With `real` patches and their `statistics` an instance has the outline of the real one that its ellipse was fitted
+    to, moved, turned and scaled as its ellipse was; the ellipse itself where the real one is cut by a border.
+    """
+    maps = np.zeros((n_patches, size, size), np.uint16 if drawn["instance"].max() > 255 else np.uint8)
+    traced = np.zeros(len(drawn), bool)
+    if statistics is not None:  # its rows are in the order of the table's
+        boxes = real.table[["patch", "instance", "x1", "y1", "x2", "y2"]].to_numpy().astype(int)
+        ellipses, cut = statistics[ELLIPSE_COLUMNS].to_numpy(), statistics["touches_border"].to_numpy()
+        traced = (drawn["source"] >= 0).to_numpy() & ~cut[drawn["source"]]
+    rows = drawn[["patch", "instance", "source", *ELLIPSE_COLUMNS]].itertuples(index=False, name=None)
+    for (patch, instance, source, x, y, major, minor, angle), real_outline in zip(rows, traced, strict=True):
+        if real_outline:
+            home, number, x1, y1, x2, y2 = boxes[source]
+            outline = np.asarray(real.instances[home, y1:y2, x1:x2]) == number
+            cx, cy, real_major, _, real_angle = ellipses[source] - [x1, y1, 0, 0, 0]
+            # OpenCV turns counter-clockwise as displayed, and puts pixel centres at whole numbers.
+            scale = major / (real_major + CONTOUR_PX)
+            moved = cv2.getRotationMatrix2D((cx - 0.5, cy - 0.5), angle - real_angle, scale)
+            moved[:, 2] += x - cx, y - cy
+            maps[patch][cv2.warpAffine(outline.astype(np.uint8) * 255, moved, (size, size)) > 127] = instance
+        else:
+            radius, window = ellipse_radius((size, size), x, y, major, minor, angle)
+            maps[patch][window][radius <= 1] = instance
+        if 0 <= x < size and 0 <= y < size:
+            maps[patch, int(y), int(x)] = instance
+    return maps
+
+
+def _room(shapes: pd.DataFrame, size: int, reach: float) -> Floats:
     """Width and height [M, 2] of the rectangle for centres, px: the patch, and `reach` half boxes on each side."""
-    return np.maximum(1.0, size + (reach or 0.0) * (box_sides(shapes) + CONTOUR_PX))
+    return np.maximum(1.0, size + reach * (box_sides(shapes) + CONTOUR_PX))
 
 
 def _reach(min_visible: float) -> float:

@@ -63,12 +63,9 @@ def find_crystals(table: pd.DataFrame, fold: int) -> pd.DataFrame:
 
     Each class has its own direction relative to the crystal: the phase between classes is estimated from all
     images together, then each image's azimuth from all its classes. `fold` is the rotational symmetry of directions
-    about the beam: 4 for [001], 2 for [110], 6 for [111].
-
-    Returns
-    -------
-    Table by image with azimuth_deg, in [0, 360 / fold), whose zero is arbitrary but common to all images, and
-    resultant, the length of the mean direction vector, 0 (no shared orientation, or nothing elongated) to 1.
+    about the beam: 4 for [001], 2 for [110], 6 for [111]. A row per image: azimuth_deg, in [0, 360 / fold), whose zero
+    is arbitrary but common to all images, and resultant, the length of the mean direction vector, 0 (no shared
+    orientation, or nothing elongated) to 1.
     """
     weight = elongation(table) * ~table["touches_border"].to_numpy()
     vector = weight * np.exp(1j * fold * np.deg2rad(table["angle_deg"].to_numpy()))

@@ -16,7 +16,7 @@ from skimage.measure import label
 
 from companion.masks.spatial import inclusion_weights, pairs_within
 from companion.micrographs.patches import Patches, instance_table
-from companion.stats import cluster_bootstrap, percentile_interval
+from companion.stats import ratio_interval
 
 Ellipse = tuple[float, float, float, float, float]  # x, y, major_px, minor_px, angle_deg
 ELLIPSE_COLUMNS = ["x", "y", "major_px", "minor_px", "angle_deg"]
@@ -34,11 +34,9 @@ RESAMPLES = 500  # behind a curve's interval
 def measure(patches: Patches, fit: Literal["contour", "moments"] = "contour") -> pd.DataFrame:
     """One row per instance: its ellipse (`ellipse_of_contour`, the paper's, or `ellipse_of_moments`), area and border.
 
-    Returns
-    -------
-    Table in the order of ``patches.table`` with `STATISTICS_COLUMNS`: x, y (px, centre), major_px, minor_px (full
-    axes), angle_deg (of the major axis, counter-clockwise as displayed, [0, 180)), area_px, long_px (long side of its
-    box). Lengths of instances that touch the border are those of the visible part.
+    In the order of ``patches.table``, with `STATISTICS_COLUMNS`: x, y (px, centre), major_px, minor_px (full axes),
+    angle_deg (of the major axis, counter-clockwise as displayed, [0, 180)), area_px, long_px (long side of its box).
+    Lengths of instances that touch the border are those of the visible part.
     """
     table, ellipse = patches.table, ellipse_of_moments if fit == "moments" else ellipse_of_contour
     boxes = table[["patch", "instance", "x1", "y1", "x2", "y2"]].to_numpy().astype(int)
@@ -51,11 +49,16 @@ def measure(patches: Patches, fit: Literal["contour", "moments"] = "contour") ->
     return table.join(patches.index.set_index("patch")[["image", "pixel_size_nm"]], on="patch")[STATISTICS_COLUMNS]
 
 
+def cells(patches: Patches) -> pd.MultiIndex:
+    """Every patch with every class code."""
+    codes = range(1, len(patches.classes) + 1)
+    return pd.MultiIndex.from_product([range(len(patches)), codes], names=["patch", "class"])
+
+
 def counts(patches: Patches) -> pd.DataFrame:
     """Instances per patch and class: image, patch, class, count, pixel_size_nm; a row for each, zeros included."""
-    codes, cell = range(1, len(patches.classes) + 1), ["patch", "class"]
-    cells = pd.MultiIndex.from_product([range(len(patches)), codes], names=cell)
-    number = patches.table.groupby(cell).size().reindex(cells, fill_value=0).rename("count").reset_index()
+    number = patches.table.groupby(["patch", "class"]).size().reindex(cells(patches), fill_value=0)
+    number = number.rename("count").reset_index()
     number = number.join(patches.index.set_index("patch")[["image", "pixel_size_nm"]], on="patch")
     return number[["image", "patch", "class", "count", "pixel_size_nm"]]
 
@@ -119,9 +122,7 @@ def merge_touching(patches: Patches) -> Patches:
 def summary(statistics: pd.DataFrame, counts: pd.DataFrame, classes: tuple[str, ...], size: int) -> pd.DataFrame:
     """A row per pixel size and class, of patches of `size` px; those without a defect count.
 
-    Returns
-    -------
-    Table with nm/px, class (name), instances, per_patch, share, cut_share (of instances that touch the border), and the
+    Columns nm/px, class (name), instances, per_patch, share, cut_share (of instances that touch the border), and the
     means of the uncut instances with `spatial.inclusion_weights`, since large ones are cut more often: box_long_nm
     (long side of the box), major_nm, aspect (undefined where there is no uncut instance).
     """
@@ -141,21 +142,10 @@ def summary(statistics: pd.DataFrame, counts: pd.DataFrame, classes: tuple[str, 
 def share_curve(
     above: NDArray, below: NDArray, groups: ArrayLike, grid: NDArray, rng: np.random.Generator
 ) -> pd.DataFrame:
-    """Sum of `above` by sum of `below` at every point of a grid, with its bootstrap interval.
+    """`stats.ratio_interval` at every point of a grid [G]: value (this), share, low and high (95 %).
 
-    Defects of one micrograph share density, size and orientation: resampling defects would make the interval far too
-    narrow. A cumulative distribution has ``above = w * (values <= grid)`` and ``below = w``.
-
-    Parameters
-    ----------
-    above, below : [M, G]; `below` [M, 1] where it is the same at every point
-    groups : [M] micrograph of each value
-    grid : [G]; the table has value (this), share (NaN where the sum of `below` is 0), low and high (95 %)
+    `groups` [M] are the micrographs of the values. A cumulative distribution has ``above = w * (values <= grid)``
+    [M, G] and ``below = w`` [M, 1].
     """
-    above, below = np.asarray(above, dtype=float), np.asarray(below, dtype=float)
-
-    def share(weights: NDArray) -> NDArray:
-        return np.divide(weights @ above, n := weights @ below, out=np.full(len(grid), np.nan), where=n > 0)
-
-    low, high = percentile_interval(cluster_bootstrap(share, groups, rng, RESAMPLES))
-    return pd.DataFrame({"value": grid, "share": share(np.ones(len(above))), "low": low, "high": high})
+    share, low, high = ratio_interval(above, below, groups, rng, RESAMPLES)
+    return pd.DataFrame({"value": grid, "share": share, "low": low, "high": high})

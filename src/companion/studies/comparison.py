@@ -43,9 +43,7 @@ def at_chosen(test: pd.DataFrame, chosen_on: pd.DataFrame, by: Sequence[str]) ->
 def paired_effects(table: pd.DataFrame, effects: Effects, level: float) -> pd.DataFrame:
     """Mean and interval over seeds of differences, for every measure: quantity, measure, mean, low, high, n.
 
-    Parameters
-    ----------
-    table : scores of detectors: seed, the measures, and column, the name by which `effects` call the detectors
+    `table` has the scores of detectors: seed, the measures, and column, the name by which `effects` call them.
     """
     rows = []
     for measure in MEASURES:
@@ -58,9 +56,7 @@ def paired_effects(table: pd.DataFrame, effects: Effects, level: float) -> pd.Da
 def shift_effects(scores: pd.DataFrame, level: float) -> pd.DataFrame:
     """`SHIFTS` of every kind of test micrograph: tested, and the columns of `paired_effects`.
 
-    Parameters
-    ----------
-    scores : against the truth, a row per detector and kind: tested (its name), arm, seed, and the measures
+    `scores` are against the truth, a row per detector and kind: tested (its name), arm, seed, and the measures.
     """
     trained, tables = scores[scores["tested"] == TRAINED], []
     for tested, own in scores[scores["tested"] != TRAINED].groupby("tested", sort=False):

@@ -21,14 +21,8 @@ Judged = Mapping[str, tuple[Patches, pd.DataFrame]]  # patches and what the dete
 def found_defects(judged: Judged, settings: Faithfulness) -> pd.DataFrame:
     """Which defects of the masks the detector finds, and whether under their class.
 
-    Parameters
-    ----------
-    judged : sets of patches, each with predictions (patch, x1, y1, x2, y2, score, label)
-    settings : overlap and score from which a prediction counts
-
-    Returns
-    -------
-    One row per defect: images (name of the set) and the columns of `errors.audit`; class is a name
+    A row per defect: images (name of the set) and the columns of `errors.audit`, where class is a name. `settings` say
+    from which overlap and score a prediction (patch, x1, y1, x2, y2, score, label) counts.
     """
     tables = []
     for name, (patches, predictions) in judged.items():
@@ -43,17 +37,10 @@ def found_defects(judged: Judged, settings: Faithfulness) -> pd.DataFrame:
 
 
 def shares(found: pd.DataFrame, by: str, rng: np.random.Generator, resamples: int, level: float) -> pd.DataFrame:
-    """Recall and class agreement per set and group, from `found_defects`.
+    """Recall and class agreement per set and group (`by`: "class" or "size"), from `found_defects`.
 
-    Parameters
-    ----------
-    by : "class" or "size"
-    rng, resamples, level : of the interval of recall, over micrographs (generated ones: over patches)
-
-    Returns
-    -------
-    images, group, truths (defects), recall, low, high, agreement (share of the found ones under their class; NaN
-    where none is found, or where there is one class and nothing to confuse)
+    Columns images, group, truths (defects), recall, low, high (over micrographs; generated ones: over patches),
+    agreement (share of the found ones under their class; NaN where none is found, or where there is one class).
     """
     tables = []
     for name, rows in found.groupby("images", sort=False):
@@ -67,17 +54,9 @@ def shares(found: pd.DataFrame, by: str, rng: np.random.Generator, resamples: in
 
 
 def consistent(generated: Patches, found: pd.DataFrame, least: float) -> Patches:
-    """The generated pairs that the detector does not contradict; empty masks stay.
+    """The generated pairs that the detector does not contradict, renumbered from 0; empty masks stay.
 
-    Parameters
-    ----------
-    generated : patches with images
-    found : `found_defects` of them alone
-    least : share of a patch's defects that must be found under their own class, in 0-1
-
-    Returns
-    -------
-    Patches, renumbered from 0
+    `found`: `found_defects` of them alone; `least`: share, in 0-1, of a patch's defects to be found under their class.
     """
     confirmed = (found["error"] == CORRECT).groupby(found["patch"]).mean()
     known = confirmed.reindex(range(len(generated)), fill_value=1.0)

@@ -40,6 +40,7 @@ from numpy.typing import NDArray
 from companion.config import Profile, load_profile
 from companion.detection.predict import predict
 from companion.detection.train import load_detector
+from companion.device import open_device
 from companion.diffusion import measures, quality
 from companion.diffusion.autoencoder import Autoencoder, reconstruct
 from companion.diffusion.denoiser import outlined
@@ -50,7 +51,6 @@ from companion.micrographs.patches import Patches, instance_table, load_patches
 from companion.seeds import Seeds
 from companion.stats import c2st_auc
 from companion.studies.faithfulness import found_defects
-from companion.training import open_device
 
 GUIDANCE = [1.0, 1.25, 1.5, 2.0]
 LOOPS, DEALS, MOST = 64, 20, 200  # loops moved; deals of the classifier; patches drawn for each row

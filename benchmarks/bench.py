@@ -24,6 +24,7 @@ from companion.config.sections import Device as DeviceSettings
 from companion.detection import train as detectors
 from companion.detection.data import Detections, recipe_of
 from companion.detection.model import Detector
+from companion.device import Device, open_device
 from companion.diffusion.autoencoder import Autoencoder
 from companion.diffusion.autoencoder import configuration as autoencoder_configuration
 from companion.diffusion.denoiser import Denoiser, configuration, noise_process
@@ -34,7 +35,6 @@ from companion.micrographs.dataset import load_dataset
 from companion.micrographs.patches import Patches, load_patches
 from companion.phantom.render import render_dataset
 from companion.seeds import Seeds
-from companion.training import Device, open_device
 
 SEEDS = Seeds(1, "speed")
 Step = Callable[[int], Any]

@@ -20,10 +20,10 @@ from companion.detection import train as detectors
 from companion.detection.data import recipe_of
 from companion.detection.model import build
 from companion.detection.predict import predict
+from companion.device import Device
 from companion.diffusion.sample import LatentDiffusion
 from companion.diffusion.train import get_autoencoder
 from companion.micrographs.patches import Patches
-from companion.training import Device
 
 
 def correct(b: Bench) -> None:

@@ -24,12 +24,12 @@ from companion.config.sections import Detection
 from companion.detection.data import recipe_of
 from companion.detection.predict import predict
 from companion.detection.train import train_detector
+from companion.device import Device, open_device
 from companion.evaluation.formats import truth_of
 from companion.evaluation.scores import count, pooled
 from companion.micrographs.patches import Patches, load_patches
 from companion.provenance import hash_value
 from companion.seeds import Seeds
-from companion.training import Device, open_device
 
 CONFIDENCE = [round(0.05 * k, 2) for k in range(1, 20)]
 

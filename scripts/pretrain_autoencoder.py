@@ -29,6 +29,7 @@ from companion.config import Profile, load_profile
 from companion.config.diffusion import Autoencoder
 from companion.config.phantom import Phantom
 from companion.config.sections import Device
+from companion.device import open_device
 from companion.diffusion.autoencoder import save_autoencoder
 from companion.diffusion.train import Fitting, fit_autoencoder, get_autoencoder, random_crops
 from companion.errors import CompanionError
@@ -39,7 +40,6 @@ from companion.micrographs.splits import choose_split, near_duplicates
 from companion.phantom.optics import image
 from companion.phantom.scene import draw_scene
 from companion.seeds import Seeds
-from companion.training import open_device
 
 ROOT_SEED = 4_041  # no profile's: a profile's micrographs descend from its own root seed
 # One magnification; three; three with fainter defects and fewer electrons; sessions of other contrast, dose and focus.

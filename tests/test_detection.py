@@ -22,11 +22,11 @@ from companion.detection.data import Detections, Recipe, recipe_of
 from companion.detection.model import anchor_boxes, build, load_weights
 from companion.detection.predict import COLUMNS, predict
 from companion.detection.train import learning_rate, load_detector, train_detector
+from companion.device import Device
 from companion.errors import CompanionError
 from companion.geometry import box_iou, decode_rle
 from companion.micrographs.patches import Patches, instance_table
 from companion.seeds import Seeds
-from companion.training import Device
 from companion.weights import load_state, save_state
 
 DEVICE = Device(torch.device("cpu"))

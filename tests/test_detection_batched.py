@@ -21,7 +21,7 @@ from companion.detection import roi_ops
 from companion.detection.batched import BatchedDetector
 from companion.detection.data import Detections
 from companion.detection.model import build
-from companion.training import Device
+from companion.device import Device
 
 
 def boxes(n: int, seed: int, size: float = 64, smallest: float = 1.0) -> torch.Tensor:

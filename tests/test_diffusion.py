@@ -14,6 +14,7 @@ from diffusers import UNet2DModel
 from companion import geometry, training, weights
 from companion.config import diffusion as settings_of
 from companion.config import load_profile
+from companion.device import Device
 from companion.diffusion import autoencoder as autoencoders
 from companion.diffusion import train
 from companion.diffusion.autoencoder import Autoencoder, encode_all, load_autoencoder, reconstruct, save_autoencoder
@@ -33,7 +34,7 @@ from companion.errors import CompanionError
 from companion.micrographs.patches import instance_table
 from companion.seeds import Seeds
 
-DEVICE = training.Device(torch.device("cpu"))
+DEVICE = Device(torch.device("cpu"))
 AUTOENCODER = settings_of.Autoencoder(channels=[8, 8], codes=16, steps=6, batch_size=2, crop_px=32)
 DENOISER = settings_of.Denoiser(stem=1, channels=[16, 16], attention_factors=[], steps=6, batch_size=4)
 
@@ -48,7 +49,7 @@ def autoencoder(tmp_path_factory):
     return train.get_autoencoder(ellipse_patches(8), AUTOENCODER, fitting(tmp_path_factory.mktemp("ae")))[0]
 
 
-def fitting(folder: Path, device: training.Device = DEVICE, every: int = 2) -> train.Fitting:
+def fitting(folder: Path, device: Device = DEVICE, every: int = 2) -> train.Fitting:
     return train.Fitting(device, Seeds(7, "test"), folder, every)
 
 

@@ -13,8 +13,8 @@ import torch
 from conftest import ellipse_patches
 from scipy.ndimage import gaussian_filter
 
-from companion import training
 from companion.config import diffusion as settings_of
+from companion.device import Device
 from companion.diffusion import noise, quality
 from companion.diffusion.autoencoder import Autoencoder, reconstruct
 from companion.diffusion.autoencoder import configuration as autoencoder_configuration
@@ -49,7 +49,7 @@ def ldm(patches):
     settings = settings_of.Denoiser(stem=1, channels=[16, 16], attention_factors=[], mask_dropout=0.1)
     denoiser = Denoiser(configuration(settings, 3, 4, 4)).eval().requires_grad_(False)
     denoiser.mask_encoder.project.weight.mul_(20)
-    return LatentDiffusion(autoencoder, denoiser, SAMPLING, training.Device(torch.device("cpu")), Seeds(7, "images"))
+    return LatentDiffusion(autoencoder, denoiser, SAMPLING, Device(torch.device("cpu")), Seeds(7, "images"))
 
 
 def test_any_subset_gives_the_same_images(ldm, patches):
@@ -145,7 +145,7 @@ def test_only_full_batches_are_compiled(ldm, patches, monkeypatch):
         network._compiled_call_impl = torch.compile(network._call_impl, backend=backend, **more)
 
     monkeypatch.setattr(torch.nn.Module, "compile", compile_counted)
-    monkeypatch.setattr(training.shutil, "which", lambda _: "g++")
+    monkeypatch.setattr("companion.device.shutil.which", lambda _: "g++")
     torch._dynamo.reset()
     fast, labels = copy.deepcopy(replace(ldm, device=replace(ldm.device, compile=True))), patches.label_maps()
     fast.sample(labels[:6], range(6))

@@ -17,10 +17,10 @@ from companion.geometry import ellipse_radius
 from companion.micrographs.check import label_errors
 from companion.micrographs.dataset import load_dataset
 from companion.micrographs.patches import Patches, instance_table
-from companion.phantom import contrast
+from companion.phantom import contrast, optics
 from companion.phantom.annotator import annotate, miss_probability, truth
 from companion.phantom.contrast import Defect
-from companion.phantom.crystal import BEAMS, BLACK_DOT, LOOP_100, LOOP_111, NORMALS, projected
+from companion.phantom.crystal import BEAMS, BLACK_DOT, LOOP_100, LOOP_111, NORMALS, g_dot_b, projected
 from companion.phantom.paint import ellipses, paint_masks
 from companion.phantom.render import TRUTH, render_dataset
 from companion.phantom.scene import CLASSES, draw_scene
@@ -43,11 +43,14 @@ def ratios(code: int, beam: str) -> list[float]:
     return sorted(projected(n, unit(direction), unit(reference))[0] for n in NORMALS[code])
 
 
-@pytest.mark.parametrize(("beam", "loops100", "loops111"), [
-    ("001", [0, 0, 1], [0.5774] * 4),
-    ("110", [0, 0.7071, 0.7071], [0, 0, 0.8165, 0.8165]),
-    ("111", [0.5774] * 3, [1 / 3, 1 / 3, 1 / 3, 1]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("beam", "loops100", "loops111"),
+    [
+        ("001", [0, 0, 1], [0.5774] * 4),
+        ("110", [0, 0.7071, 0.7071], [0, 0, 0.8165, 0.8165]),
+        ("111", [0.5774] * 3, [1 / 3, 1 / 3, 1 / 3, 1]),
+    ],
+)
 def test_projected_aspects_of_all_variants(beam, loops100, loops111):
     assert ratios(LOOP_100, beam) == pytest.approx(loops100, abs=1e-4)
     assert ratios(LOOP_111, beam) == pytest.approx(loops111, abs=1e-4)
@@ -78,6 +81,18 @@ def test_sizes_and_shares_are_those_asked_for():
         sizes = np.array([d.major_px * 0.8805 for d in scene.defects if d.code == code])
         assert np.median(sizes) == pytest.approx(span[1], rel=0.12)
         assert sizes.min() >= span[0] - 1e-9 and sizes.max() <= span[2] + 1e-9
+
+
+def test_contrast_lies_where_the_mask_is():
+    defect = loop("filled", 40.0, 30.0, major_px=24.0, minor_px=14.0, angle_deg=30.0, inner=1.0)
+    stamp, window = contrast.defect_contrast(defect, 64)
+    loss = np.zeros((64, 64))
+    loss[window] = stamp
+    radius, place = ellipse_radius((64, 64), 40.0, 30.0, 24.0, 14.0, 30.0)
+    inside = np.zeros((64, 64), bool)
+    inside[place] = radius <= 1
+    assert ((loss > 0.2) & inside).sum() / ((loss > 0.2) | inside).sum() > 0.93
+    assert loss.sum() == pytest.approx(0.4 * np.pi * 12 * 7, rel=0.03)
 
 
 def test_the_line_of_no_contrast_lies_across_the_diffraction_vector():
@@ -112,6 +127,12 @@ def test_one_diffraction_vector_per_grain_decides_where_contrast_is_lost():
     face_on, inclined = np.array(lost[LOOP_100]), np.array(lost[LOOP_111])
     assert face_on.min() > 0.7, "b of a face-on <100> loop is along the beam: g.b = 0"
     assert inclined.min() < 0.2 and inclined.max() > 0.7, "of <111> loops some have b across g"
+
+
+def test_g_dot_b_of_edge_on_inclined_and_face_on_loops():
+    assert abs(g_dot_b(0.0, 30.0, 120.0)) == pytest.approx(1)
+    assert g_dot_b(0.0, 30.0, 30.0) == pytest.approx(0) and g_dot_b(1.0, 30.0, 77.0) == pytest.approx(0)
+    assert abs(g_dot_b(1 / np.sqrt(3), 45.0, 135.0)) == pytest.approx(np.sqrt(2 / 3))
 
 
 @pytest.mark.parametrize("preset", ["binned", "hard"])
@@ -160,6 +181,14 @@ def test_a_dislocation_is_a_sharp_line_whose_side_alternates():
     assert loss.max(axis=0).min() < 0.6 * loss.max()
     away = contrast.line_contrast(contrast.Line(points + 1000, phases, 0.4, 3.0), 128)[0]
     assert not away.any()
+
+
+def test_a_micrograph_does_not_depend_on_those_drawn_before():
+    p, seeds = Phantom(size_px=128, preset="binned"), Seeds(8, "phantom")
+    forward = [optics.image(draw_scene(p, seeds, k), p, seeds, k) for k in (1, 2, 3)]
+    backward = [optics.image(draw_scene(p, seeds, k), p, seeds, k) for k in (3, 2, 1)][::-1]
+    assert all(np.array_equal(a, b) for a, b in zip(forward, backward, strict=True))
+    assert not np.array_equal(forward[0], forward[1])
 
 
 def test_a_defect_cut_by_the_border_is_the_crop_of_the_whole():

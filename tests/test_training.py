@@ -7,6 +7,7 @@ import torch
 
 from companion import training
 from companion.config import sections
+from companion.device import open_device
 from companion.errors import CompanionError
 from companion.seeds import Seeds
 from companion.weights import is_finished, load_state, save_state
@@ -147,8 +148,8 @@ def test_a_device_that_is_not_there_is_one_message():
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     with pytest.raises(CompanionError, match="torch sees no GPU; use auto or cpu"):
-        training.open_device(sections.Device(name="cuda"))
-    device = training.open_device(sections.Device(threads=1))
+        open_device(sections.Device(name="cuda"))
+    device = open_device(sections.Device(threads=1))
     assert device.torch.type == "cpu" and device.send(torch.ones(2)).device.type == "cpu"
 
 

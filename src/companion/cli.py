@@ -120,8 +120,8 @@ def predict(
     """Find the defects of micrographs with a trained detector: table, COCO JSON and overlays."""
     from companion.config.sections import Device
     from companion.detection import tiling
+    from companion.device import open_device
     from companion.plots import use_style
-    from companion.training import open_device
 
     use_style()
     settings = {"pixel_size_nm": pixel_size_nm, "confidence": confidence}

@@ -19,12 +19,12 @@ from torch.nn import functional as F
 
 from companion.config.arms import ARMS
 from companion.config.sections import Detection
+from companion.device import Device
 from companion.errors import CompanionError
 from companion.geometry import box_of, symmetry, symmetry_boxes
 from companion.micrographs.patches import Patches
 from companion.provenance import hash_arrays
 from companion.seeds import Seeds
-from companion.training import Device
 
 TRUTH = ["x1", "y1", "x2", "y2", "class", "instance"]
 

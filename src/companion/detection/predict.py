@@ -12,8 +12,8 @@ from torchvision.ops import nms
 
 from companion.detection.data import Detections, enlarge
 from companion.detection.model import Detector
+from companion.device import Device
 from companion.geometry import encode_rle
-from companion.training import Device
 
 COLUMNS = {
     "patch": "int64", "x1": "float32", "y1": "float32", "x2": "float32", "y2": "float32", "score": "float32",

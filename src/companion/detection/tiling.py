@@ -19,11 +19,11 @@ from companion.detection import plots
 from companion.detection.model import Detector
 from companion.detection.predict import SAME, predict
 from companion.detection.train import load_detector
+from companion.device import Device
 from companion.errors import CompanionError
 from companion.geometry import box_of, decode_rle, encode_rle
 from companion.micrographs.images import read_grey, to_uint8
 from companion.provenance import atomic, write_json
-from companion.training import Device
 
 BOX = ["x1", "y1", "x2", "y2"]
 MEASURED = {

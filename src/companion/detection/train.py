@@ -14,9 +14,10 @@ from companion import layout
 from companion.config.sections import Detection
 from companion.detection.data import Batch, Recipe
 from companion.detection.model import Detector, build, load_weights
+from companion.device import Device, Recorded
 from companion.errors import CompanionError
 from companion.provenance import hash_file, write_table
-from companion.training import Device, Recorded, drop_checkpoint, fingerprint, fit, one_cycle, set_learning_rate
+from companion.training import drop_checkpoint, fingerprint, fit, one_cycle, set_learning_rate
 from companion.weights import is_finished, load_state, save_state
 
 WEIGHTS, LOG = "weights.safetensors", "log.parquet"

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from companion.config import diffusion as settings_of
-from companion.training import uncompiled
+from companion.device import uncompiled
 from companion.weights import load_network, save_state
 
 KIND = "companion autoencoder"

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from companion.config import diffusion as settings_of
+from companion.device import Device, enough_memory, uncompiled
 from companion.diffusion.autoencoder import Autoencoder, reconstruct
 from companion.diffusion.denoiser import Denoiser, outlined, sampler
 from companion.diffusion.noise import NoiseModel, measure
@@ -24,7 +25,7 @@ from companion.errors import CompanionError
 from companion.micrographs.patches import Patches
 from companion.provenance import hash_arrays, write_array
 from companion.seeds import Seeds
-from companion.training import CHECKPOINT, Device, enough_memory, fingerprint, uncompiled
+from companion.training import CHECKPOINT, fingerprint
 from companion.weights import digest
 
 Images = NDArray[np.uint8]  # [n, S, S]: grey levels, or masks as `outlined` gives them

@@ -23,6 +23,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from companion import geometry, training
 from companion.config import diffusion as settings_of
+from companion.device import Device, Recorded, enough_memory
 from companion.diffusion import autoencoder as autoencoders
 from companion.diffusion import denoiser as denoisers
 from companion.diffusion.autoencoder import Autoencoder, encode_all, load_autoencoder, save_autoencoder
@@ -40,7 +41,7 @@ DISTANCE = {"l1": F.l1_loss, "l2": F.mse_loss}
 class Fitting:
     """Where a network is trained; `folder` is that of weights and checkpoints, `every` the steps between those."""
 
-    device: training.Device
+    device: Device
     seeds: Seeds
     folder: Path
     every: int
@@ -189,7 +190,7 @@ def get_denoiser(
     if is_finished(path, identity):
         return load_denoiser(path, device.torch)
     # The autoencoder is frozen: every patch is encoded once in each of its symmetries, (P', C, s, s) and (P', S, S).
-    with training.enough_memory("encoding the training patches"):
+    with enough_memory("encoding the training patches"):
         latents = torch.cat([encode_all(autoencoder, geometry.symmetry(images, code)) for code in train.symmetries])
         turned = np.concatenate([geometry.symmetry(masks, code) for code in train.symmetries])
         shown_masks = device.send(torch.from_numpy(turned))
@@ -214,7 +215,7 @@ def get_denoiser(
         descend(loss, denoiser)
         return loss.detach()
 
-    recorded = training.Recorded(gradients, denoiser)
+    recorded = Recorded(gradients, denoiser)
 
     def step(i: int) -> dict[str, Tensor]:
         rng, size = seeds.torch("denoiser", i), settings.batch_size

@@ -55,37 +55,31 @@ from companion.studies.faithfulness import found_defects
 GUIDANCE = [1.0, 1.25, 1.5, 2.0]
 LOOPS, DEALS, MOST = 64, 20, 200  # loops moved; deals of the classifier; patches drawn for each row
 TRAINED = {"diffusion.autoencoder.weights": None, "diffusion.autoencoder.steps": 600}  # on the N micrographs
-COARSE = {"diffusion.autoencoder.downsampling": 8, "diffusion.autoencoder.channels": [16, 32, 64]}
 NOISELESS = {"sampling.noise": "none"}
 AUTOENCODERS: dict[str, dict[str, Any]] = {
     "as the profile": {},
     "no noise put back": NOISELESS,
     "trained here": TRAINED,
-    "f = 8, trained here": TRAINED | COARSE,
 }
-BASE = {"mask_dropout": 0.1}  # of the denoiser, so that there is a guidance to choose
-WIDE, LEVELS = {"mask_channels": 32}, {"mask_channels": 32, "mask_at": "every level"}
+AT_INPUT = {"mask_at": "input", "outline": "none"}
 
 
 def denoisers(steps: int) -> dict[str, dict[str, Any]]:
     """Changes of ``diffusion.denoiser`` by the name of the choice; the most telling first."""
     return {
         "as the profile": {},
-        "32 mask features": WIDE,
-        "mask at every level": LEVELS,
-        "every level + boundary": LEVELS | {"outline": "boundary"},
-        "boundary": {"outline": "boundary"},
-        "distance": {"outline": "distance"},
+        "mask at the input (paper)": AT_INPUT | {"mask_channels": 4},
+        "32 mask features at the input": AT_INPUT,
+        "no outline": {"outline": "none"},
+        "distance to the outline": {"outline": "distance"},
         "min-SNR 5": {"min_snr": 5.0},
         "no stem": {"stem": 1},
         "twice as wide": {"channels": [128, 192]},
         "twice as long": {"steps": 2 * steps},
-        "twice the weight on defects": {"defect_weight": 8.0},
         "no weight on defects (paper)": {"defect_weight": 0.0},
         "mask: bilinear (paper)": {"mask_encoding": "bilinear"},
         "predicts ε (paper)": {"prediction": "epsilon"},
         "L1 loss (paper)": {"loss": "l1"},
-        "no average of weights": {"ema_decay": 0.0},
     }
 
 
@@ -242,14 +236,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results.jsonl"))
     given = parser.parse_args()
     P = load_profile(given.profile, changes={"diffusion.denoiser.steps": given.steps})
-    works = [(name, seed) for name, seed in product(given.only, given.seeds)]
+    works = list(product(given.only, given.seeds))
     if given.jobs > 1:
 
         def alone(work: tuple[str, int]) -> int:
             words = [sys.executable, __file__, *sys.argv[1:], "--jobs", "1", "--only", work[0], "--seeds", str(work[1])]
             return subprocess.run(words, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False).returncode
 
-        given.out.parent.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(given.jobs) as workers:
             failed = [work for work, code in zip(works, workers.map(alone, works), strict=True) if code]
         sys.exit(f"failed: {failed}" if failed else 0)
@@ -264,10 +257,9 @@ def main() -> None:
         elif kind == "autoencoder":
             changes = AUTOENCODERS[choice]
         else:
-            now = BASE | denoisers(P.diffusion.denoiser.steps)[name]
-            changes = {f"diffusion.denoiser.{key}": value for key, value in now.items()} | {
-                "sampling.guidance": GUIDANCE
-            }
+            now = denoisers(P.diffusion.denoiser.steps)[name]
+            changes = {f"diffusion.denoiser.{key}": value for key, value in now.items()}
+            changes["sampling.guidance"] = GUIDANCE
         for row in bench.rows(kind, changed(P, changes), seed):
             rows.append({"kind": kind, "choice": choice, "seed": seed, **row})
             with given.out.open("a", encoding="utf-8") as file:  # one write, so that lines of several jobs stay whole

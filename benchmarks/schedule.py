@@ -76,9 +76,8 @@ def main() -> None:
     given = parser.parse_args()
     P = load_profile(given.profile)
     train, test, device, rows = load_patches(given.train), load_patches(given.held), open_device(P.device), []
-    for name, settings in schedules(P.detection, train.size, given.enlarge).items():
-        if name not in (given.only or [name]):
-            continue
+    choices = schedules(P.detection, train.size, given.enlarge)
+    for name, settings in {name: choices[name] for name in given.only or choices}.items():
         for passes in given.passes:
             steps = max(1, passes // settings.batch_size)
             settings = settings.model_copy(update={"steps": steps, "checkpoint_every": max(1, steps // 20)})

@@ -15,6 +15,11 @@ RATES = {
 }  # fmt: skip
 TINY, R50 = ({"what": "detector, training", "network": name} for name in ("tiny, batch 8", "r50-fpn, batch 16"))
 PAPER, FAST, TEN = {"network": "paper"}, "sampling, dpm-solver++, 15 steps", "extrapolated_minutes_for_10000"
+JUDGED = {
+    "choice": "choice", "guidance": "guidance", "chosen": "chosen", "contrast <100> loop": "contrast ⟨100⟩",
+    "contrast <111> loop": "⟨111⟩", "contrast black dot": "black dot", "recall": "recall", "moved": "moved",
+    "c2st_auc": "AUC", "spectrum, worst": "spectrum", "train_s": "training, s",
+}  # fmt: skip
 LIBRARY = {"way": "torchvision"}
 AIMS: list[tuple[str, float, str, dict[str, Any]]] = [  # of issue 15 on one H100
     ("reference's detector, training, images/s", 4000, "images_per_s", TINY),
@@ -65,6 +70,10 @@ def aims(lines: list[dict[str, Any]]) -> str:
 def page(path: Path) -> str:
     """Markdown of a file of lines."""
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    if lines[0].get("benchmark") == "ablations":
+        values = ([line.get(key, "") for key in JUDGED] for line in lines)
+        rows = [[number(value) if isinstance(value, float) else str(value) for value in row] for row in values]
+        return markdown_table([*JUDGED.values()], rows)
     if "rows" in lines[0]:
         rows = sorted((row["passes"], row["schedule"], row["seed"], row) for line in lines for row in line["rows"])
         scores = ("f1_hm", "f1_detect", "f1_class", "confidence")

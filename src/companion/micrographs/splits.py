@@ -22,6 +22,7 @@ from pydantic import Field
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from companion import layout
 from companion.config.base import Section
 from companion.config.profile import validate
 from companion.errors import CompanionError, nearest, problems
@@ -82,7 +83,7 @@ def choose_split(
         lists = _draw(dataset, max(sizes), n_test, n_val, group_by, rng)
         lists["train"], left = lists["train"][: max(sizes)], lists["train"][max(sizes) :]
     else:
-        lists = _read(dataset, Path(source), max(sizes))
+        lists = _read(dataset, layout.given(source), max(sizes))
         left = [file for file in dataset.files if not any(file in files for files in lists.values())]
         left = [file for (file,) in _mixed(dataset, [[file] for file in left], rng)]
     leaking = {file for file, _ in near_duplicates(dataset, left, [*lists["val"], *lists["test"]])}

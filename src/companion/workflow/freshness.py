@@ -68,7 +68,7 @@ def parameters(name: str, P: Profile, keys: Mapping[str, str]) -> dict[str, Any]
         first, *rest = entry.split(".")
         if first == "split_source" and "split" in keys:
             given = P.split_source(keys["split"])
-            found["split file"] = hash_file(Path(given)) if isinstance(given, str) else given
+            found["split file"] = hash_file(layout.given(given)) if isinstance(given, str) else given
         for top in (each for each in BEHIND.get(first, (first,)) if each in values):
             value, path = values[top], top
             for part in rest:

@@ -67,6 +67,7 @@ rule all:
         FAITHFULNESS,
         L.page("annotation-bias") / DONE if STUDIED and P.studies.bias_n_train else [],
         L.page("distribution-shift") / DONE if STUDIED and P.studies.shifts else [],
+        [] if STUDIED else L.page("real-micrographs") / DONE,
 
 
 rule micrographs:
@@ -195,3 +196,11 @@ rule distribution_shift:
     threads: P.device.threads
     resources: gpu=GPU
     shell: run("15_distribution_shift")
+
+
+rule real_micrographs:
+    input:
+        L.page("thresholds") / DONE, TESTS, PREDICTIONS,
+        L.generated(P.split_names[0], P.sizes[-1], "1", "plain") / DONE,
+    output: L.page("real-micrographs") / DONE
+    shell: run("16_real_micrographs")

@@ -69,7 +69,7 @@ class Layout:
         return self._condition(split, n_train) / "model-1" / "faithfulness"
 
     def page(self, name: str) -> Path:
-        """07-12: thresholds, sizes, significance, imbalance, claims, errors; 14, 15: annotation-bias, shift."""
+        """07-12: thresholds, sizes, significance, imbalance, claims, errors; 14-16: annotation-bias and on."""
         return self._at(name)
 
     def output(self, folder: Path) -> Path:

@@ -78,6 +78,7 @@ class _Category(Entry):
 
 
 class _Annotation(Entry):
+    id: Whole | None = None
     image_id: Whole
     category_id: Whole
     segmentation: Segmentation = None

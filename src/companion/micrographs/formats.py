@@ -103,9 +103,10 @@ def _as_via2(project: dict[str, Any]) -> dict[str, Any]:
     images = {k: {"filename": file["fname"], "regions": []} for k, file in project["file"].items()}
     for mark in project["metadata"].values():
         view = (project.get("view") or {}).get(str(mark.get("vid")), {})
-        files, shape, chosen = view.get("fid_list") or [mark.get("vid")], mark.get("xy"), mark.get("av")
+        shape, chosen, shown = mark.get("xy"), mark.get("av"), view.get("fid_list")
+        file = str(shown[0] if isinstance(shown, list) and shown else mark.get("vid"))
         kind, *xy = shape if isinstance(shape, list) and shape else [None]
-        if kind is None or str(files[0]) not in images:  # what concerns the whole image has no shape
+        if kind is None or file not in images:  # what concerns the whole image has no shape
             continue
         named = {7: "polygon", 3: "circle", 4: "ellipse"}.get(kind, "other") if isinstance(kind, int) else "other"
         outline = {"name": named, "all_points_x": xy[::2], "all_points_y": xy[1::2]}
@@ -113,7 +114,7 @@ def _as_via2(project: dict[str, Any]) -> dict[str, Any]:
         options = {a: known.get("options") for a, known in (project.get("attribute") or {}).items()}
         said = {a: options[a].get(str(v), v) if isinstance(options.get(a), dict) else v
                 for a, v in (chosen if isinstance(chosen, dict) else {}).items()}  # fmt: skip
-        images[str(files[0])]["regions"].append({"shape_attributes": outline, "region_attributes": said})
+        images[file]["regions"].append({"shape_attributes": outline, "region_attributes": said})
     return images
 
 
@@ -132,10 +133,12 @@ class _Detectron2(Entry):
 
 def detectron2(labels: Path, pictures: Pictures, classes: tuple[str, ...], found: list[str], notes: Notes) -> Rows:
     """A JSON list of detectron2's standard dicts; classes count from 0; image ids that are numbers are kept."""
-    for entry in validated(list[_Detectron2], read_json(labels), labels, "a list of detectron2's dicts"):
+    entries = validated(list[_Detectron2], read_json(labels), labels, "a list of detectron2's dicts")
+    ids = [entry.get("image_id") for entry in entries]
+    numbered = all(type(k) is int for k in ids) and len(set(ids)) == len(ids)
+    for entry in entries:
         image = {key: entry[key] for key in ("file_name", "height", "width") if key in entry}
-        if type(entry.get("image_id")) is int:
-            image["id"] = entry["image_id"]
+        image |= {"id": entry["image_id"]} if numbered else {}
         instances = entry.get("annotations") or []
         yield image, [(a["category_id"], {"segmentation": a.get("segmentation")}) for a in instances]
 

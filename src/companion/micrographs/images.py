@@ -21,8 +21,10 @@ PERCENTILES = (0.5, 99.5)  # grey levels of a micrograph of more than 8 bits tha
 CHANNEL_DIFFERENCE = 3  # of 255, between the channels of a grey picture that was stored in colour (JPEG)
 COLOURED_SHARE = 0.01  # of its pixels, a scale bar or a mark in a grey picture
 SUFFIXES = (".png", ".tif", ".tiff")  # of the one format
-MICROSCOPE_SUFFIXES = (".dm3", ".dm4", ".mrc", ".ser", ".emd", ".hspy")
-PICTURE_SUFFIXES = (*SUFFIXES, ".jpg", ".jpeg", ".bmp", *MICROSCOPE_SUFFIXES)
+# Readers of RosettaSciIO.
+MICROSCOPES = {".dm3": "digitalmicrograph", ".dm4": "digitalmicrograph", ".mrc": "mrc", ".ser": "tia", ".emd": "emd",
+               ".hspy": "hspy"}  # fmt: skip
+PICTURE_SUFFIXES = (*SUFFIXES, ".jpg", ".jpeg", ".bmp", *MICROSCOPES)
 MOST_PIXELS = 2**30
 NM = {"pm": 1e-3, "å": 0.1, "angstrom": 0.1, "nm": 1.0, "nanometer": 1.0, "µm": 1e3, "um": 1e3, "micron": 1e3,
       "\\u00b5m": 1e3, "mm": 1e6, "cm": 1e7, "m": 1e9}  # fmt: skip
@@ -112,7 +114,7 @@ def write_grey(path: Path, pixels: Grey) -> None:
 def _decoded(path: Path) -> tuple[NDArray, NDArray[np.uint8] | None, float | None]:
     """Values [H, W] or colours [H, W, 3], the palette [256, 3] of an indexed picture, and nm per px."""
     suffix = path.suffix.lower()
-    read = _microscope if suffix in MICROSCOPE_SUFFIXES else _tiff if suffix in (".tif", ".tiff") else _pillow
+    read = _microscope if suffix in MICROSCOPES else _tiff if suffix in (".tif", ".tiff") else _pillow
     try:
         pixels, colours, size = read(path)
     except CompanionError:
@@ -211,16 +213,15 @@ def _nm(unit: Any) -> float:
 
 def _microscope(path: Path) -> tuple[NDArray, None, float | None]:
     try:
-        from rsciio import IO_PLUGINS
+        reader = import_module(f"rsciio.{MICROSCOPES[path.suffix.lower()]}")
     except ImportError:
         raise CompanionError(
             f"{path}: {path.suffix} files are read by RosettaSciIO: pip install 'companion[microscopy]', or save it as "
             "TIFF (Fiji, Digital Micrograph)"
         ) from None
-    suffix = path.suffix.lower().lstrip(".")
-    reader = next(plugin["api"] for plugin in IO_PLUGINS if suffix in plugin["file_extensions"])
-    signals = import_module(reader).file_reader(str(path))
+    signals = reader.file_reader(str(path))
     pixels = np.squeeze(np.asarray(signals[0]["data"]))
-    _one(path, len(signals) if pixels.ndim == 2 else max(len(signals), len(pixels)), *pixels.shape[-2:])
+    if len(signals) > 1 or pixels.ndim > 2:
+        _one(path, max(len(signals), len(pixels)), 1, 1)
     axis = signals[0]["axes"][-1]
     return pixels, None, float(axis["scale"]) * NM.get(str(axis["units"]).replace("μ", "µ").lower(), np.nan)

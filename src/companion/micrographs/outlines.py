@@ -24,7 +24,7 @@ def outline_problem(given: Any, height: int, width: int) -> str:
         counts = [height * width] if isinstance(given["counts"], str) else given["counts"]
         fits = given["size"] == [height, width] and min(counts, default=0) >= 0 and sum(counts) == height * width
         return "" if fits else f"its run lengths are not those of {width} x {height} px"
-    if not given or any(len(ring) < 6 or len(ring) % 2 for ring in given):
+    if not given or any(len(ring) < 6 or len(ring) % 2 or not np.isfinite(ring).all() for ring in given):
         return "segmentation should be run lengths, or polygons of three or more x, y pairs (no box alone)"
     share = 0.0
     if leaves(given, height, width):

@@ -24,7 +24,7 @@ SUFFIXES = (".png", ".tif", ".tiff")  # of the one format
 # Readers of RosettaSciIO.
 MICROSCOPES = {".dm3": "digitalmicrograph", ".dm4": "digitalmicrograph", ".mrc": "mrc", ".ser": "tia", ".emd": "emd",
                ".hspy": "hspy"}  # fmt: skip
-PICTURE_SUFFIXES = (*SUFFIXES, ".jpg", ".jpeg", ".bmp", *MICROSCOPES)
+IMAGE_SUFFIXES = (*SUFFIXES, ".jpg", ".jpeg", ".bmp", *MICROSCOPES)
 MOST_PIXELS = 2**30
 NM = {"pm": 1e-3, "å": 0.1, "angstrom": 0.1, "nm": 1.0, "nanometer": 1.0, "µm": 1e3, "um": 1e3, "micron": 1e3,
       "\\u00b5m": 1e3, "mm": 1e6, "cm": 1e7, "m": 1e9}  # fmt: skip

@@ -19,7 +19,7 @@ from companion.micrographs import outlines
 from companion.micrographs.coco import read_coco
 from companion.micrographs.dataset import ANNOTATIONS, DataSet, load_dataset
 from companion.micrographs.formats import FORMATS
-from companion.micrographs.images import PICTURE_SUFFIXES, SUFFIXES, read_micrograph, write_grey
+from companion.micrographs.images import IMAGE_SUFFIXES, SUFFIXES, read_micrograph, write_grey
 from companion.micrographs.outlines import outline_problem, run_lengths, segmentation_mask
 from companion.micrographs.pictures import Notes, Pictures, folded
 from companion.provenance import atomic_folder, write_json
@@ -58,7 +58,7 @@ def import_dataset(
         raise CompanionError(f"{out} exists already; give a new folder")
     pictures = Pictures(images, labels)
     if not pictures.files:
-        raise CompanionError(f"{images} holds no picture ({', '.join(PICTURE_SUFFIXES)})")
+        raise CompanionError(f"{images} holds no picture ({', '.join(IMAGE_SUFFIXES)})")
     found: list[str] = []
     notes: Notes = defaultdict(list)
     source, known, listed = labels, {"name": out.name, "source": f"{labels.name} ({format})"}, {}

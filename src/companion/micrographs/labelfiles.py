@@ -13,7 +13,7 @@ from skimage.measure import label, regionprops
 
 from companion.errors import CompanionError
 from companion.micrographs.coco import Entry, Whole, read_json, validated
-from companion.micrographs.images import PICTURE_SUFFIXES, SUFFIXES, read_label_map
+from companion.micrographs.images import IMAGE_SUFFIXES, SUFFIXES, read_label_map
 from companion.micrographs.outlines import run_lengths
 from companion.micrographs.pictures import Notes, Pictures
 
@@ -81,7 +81,7 @@ def instances(labels: Path, pictures: Pictures, classes: tuple[str, ...], found:
 
 def _maps(labels: Path, pictures: Pictures, found: list[str], notes: Notes) -> dict[str, Path]:
     maps = {}
-    for name, path in pictures.pairs(labels, PICTURE_SUFFIXES, found, notes):
+    for name, path in pictures.pairs(labels, IMAGE_SUFFIXES, found, notes):
         if path is None:
             found.append(f"{name}: {labels} has no label map of that name")
         elif path.suffix.lower() not in SUFFIXES:

@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from companion.errors import CompanionError
-from companion.micrographs.images import PICTURE_SUFFIXES
+from companion.micrographs.images import IMAGE_SUFFIXES
 
 Notes = dict[str, list[str]]  # what was noticed -> where
 
@@ -31,7 +31,7 @@ class Pictures:
 
     def __init__(self, folder: Path, without: Path | None = None) -> None:
         self.folder, skipped = folder, without if without and without != folder else None
-        paths = [path for path in _visible(folder) if path.suffix.lower() in PICTURE_SUFFIXES]
+        paths = [path for path in _visible(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
         paths = [path for path in paths if not (skipped and path.is_relative_to(skipped))]
         self.files = {path.relative_to(folder).as_posix(): path for path in paths}
         self._ending: dict[str, list[str]] = defaultdict(list)

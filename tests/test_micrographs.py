@@ -20,7 +20,7 @@ from companion.micrographs.check import check_dataset
 from companion.micrographs.coco import read_coco
 from companion.micrographs.cutting import cut_patches, describe
 from companion.micrographs.dataset import load_dataset
-from companion.micrographs.images import segmentation_mask
+from companion.micrographs.outlines import segmentation_mask
 from companion.micrographs.patches import load_patches
 
 
@@ -48,12 +48,12 @@ def make_dataset(folder, n: int = 3, size: int = 64, dtype=np.uint8, **changes):
         {"id": 902, "image_id": 1, "category_id": 7, "segmentation": run_lengths},
     ]
     document = {"images": images, "annotations": annotations,
-                "categories": [{"id": 7, "name": "dot"}, {"id": 3, "name": "loop"}], **changes}  # fmt: skip
+                "categories": [{"id": 3, "name": "loop"}, {"id": 7, "name": "dot"}], **changes}  # fmt: skip
     (folder / "annotations.json").write_text(json.dumps(document))
     return document
 
 
-def test_categories_become_codes_in_order_of_id_and_later_instances_lie_on_top(tmp_path):
+def test_categories_become_codes_in_order_of_the_file_and_later_instances_lie_on_top(tmp_path):
     make_dataset(tmp_path)
     dataset = load_dataset(tmp_path)
     assert dataset.classes == ("loop", "dot")
@@ -131,9 +131,9 @@ def test_every_problem_is_reported_at_once(tmp_path):
 
 
 def test_what_is_not_coco_is_said_to_be_so(tmp_path):
-    with pytest.raises(CompanionError, match=r"is not a COCO annotation file: .*No such file"):
+    with pytest.raises(CompanionError, match=r"is not a readable JSON file: .*No such file"):
         load_dataset(tmp_path)
-    for content in ("{", "[]", '{"images": []}', '{"images": [], "annotations": {}, "categories": []}'):
+    for content in ("[]", '{"images": []}', '{"images": [], "annotations": {}, "categories": []}'):
         (tmp_path / "annotations.json").write_text(content)
         with pytest.raises(CompanionError, match=r"is not a COCO annotation file"):
             load_dataset(tmp_path)

@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 from companion.errors import CompanionError
-from companion.micrographs.dataset import load_dataset
 from companion.micrographs.formats import FORMATS
 from companion.micrographs.importers import fitting_size, import_dataset, parse_merge
 
@@ -44,6 +43,7 @@ def truths(dataset):
 
 
 EXPECTED = {"a_70kx.png": [(1, 100), (2, 100)], "b_300kx.tif": []}
+NUMBERED = {"a_70kx.png": [(1, 100), (1, 100)], "b_300kx.tif": []}  # instance numbers tell no class
 OTHER = [40, 10, 50, 10, 50, 20, 40, 20]
 
 
@@ -58,9 +58,9 @@ def labels_of(format, folder):
             "categories": [{"id": 1, "name": "dot"}, {"id": 3, "name": "loop"}],
         }  # fmt: skip
         return written(folder / "coco.json", document)
-    if format == "labelmap":
+    if format in ("labelmap", "instances"):
         pixels = np.zeros((48, 64), np.uint8)
-        pixels[10:20, 10:20], pixels[10:20, 40:50] = 128, 255
+        pixels[10:20, 10:20], pixels[10:20, 40:50] = (128, 255) if format == "labelmap" else (7, 44)
         (folder / "maps").mkdir()
         Image.fromarray(pixels).save(folder / "maps" / "a_70kx.png")
         Image.fromarray(np.zeros((48, 64), np.uint16)).save(folder / "maps" / "b_300kx.tif")
@@ -70,6 +70,28 @@ def labels_of(format, folder):
                  for code, polygon in ((0, SQUARE), (1, OTHER))]  # fmt: skip
         written(folder / "yolo" / "a_70kx.txt", "\n".join(lines) + "\n\n")
         return folder / "yolo"
+    if format == "yolo-boxes":
+        boxes = "0 0.234375 0.3125 0.15625 0.2083334\n1 0.703125 0.3125 0.15625 0.2083334\n"
+        return written(folder / "yolo" / "a_70kx.txt", boxes).parent
+    if format == "labelme":
+        shapes = [{"label": name, "points": np.reshape(p, (-1, 2)).tolist(), "shape_type": "polygon", "group_id": None}
+                  for name, p in (("loop", SQUARE), ("dot", OTHER))]  # fmt: skip
+        sides = {"imagePath": "..\\a_70kx.png", "imageData": None, "imageHeight": 48, "imageWidth": 64}
+        return written(folder / "me" / "a_70kx.json", {"version": "5.4.1", "shapes": shapes, **sides}).parent
+    if format == "imagej":
+        roifile = pytest.importorskip("roifile")
+        rois = [roifile.ImagejRoi.frompoints(np.reshape(p, (-1, 2)), name=f"{name}-0001")
+                for name, p in (("loop", SQUARE), ("dot", OTHER))]  # fmt: skip
+        (folder / "rois").mkdir()
+        roifile.roiwrite(folder / "rois" / "a_70kx.zip", rois)
+        return folder / "rois"
+    if format == "via3":
+        marks = {f"1_{k}": {"vid": "1", "xy": [7, *p], "av": {"1": str(k)}} for k, p in enumerate((SQUARE, OTHER))}
+        files = {"1": {"fid": "1", "fname": "a_70kx.png"}, "2": {"fid": "2", "fname": "b_300kx.tif"}}
+        options = {"1": {"aname": "kind", "options": {"0": "loop", "1": "dot"}}}
+        view = {k: {"fid_list": [k]} for k in files}
+        project = {"project": {}, "attribute": options, "file": files, "metadata": marks, "view": view}
+        return written(folder / "via3.json", project)
     if format == "via":
         regions = [
             {"shape_attributes": {"name": "polygon", "all_points_x": p[::2], "all_points_y": p[1::2]},
@@ -88,14 +110,20 @@ def labels_of(format, folder):
     ])  # fmt: skip
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", [*FORMATS, "via3"])
 def test_every_format_gives_the_same_data_set(format, images, tmp_path):
-    labels = labels_of(format, tmp_path)
-    dataset = import_dataset(format, images, labels, CLASSES, 0.5, tmp_path / "out")
-    assert dataset.classes == CLASSES
-    assert truths(dataset) == EXPECTED
+    labels, classes = labels_of(format, tmp_path), CLASSES[: 1 if format == "instances" else 2]
+    dataset = import_dataset(format[:3] if format == "via3" else format, images, labels, classes, 0.5, tmp_path / "out")
+    assert dataset.classes == classes
+    assert truths(dataset) == (NUMBERED if format == "instances" else EXPECTED)
     assert {m.pixel_size_nm for m in dataset.micrographs} == {0.5}
-    assert truths(load_dataset(tmp_path / "out")) == EXPECTED
+    # What an import writes, an import reads, with ids, names and sub-folders as they were.
+    again = import_dataset("coco", tmp_path / "out" / "images", tmp_path / "out" / "annotations.json", None, None,
+                           tmp_path / "again")  # fmt: skip
+    assert [m.annotations for m in again.micrographs] == [m.annotations for m in dataset.micrographs]
+    assert (again.classes, again.files) == (dataset.classes, dataset.files)
+    assert {a["category_id"] for m in again.micrographs for a in m.annotations} == (
+        {3, 1} if format == "coco" else set(range(1, len(classes) + 1)))  # fmt: skip
 
 
 def test_pixel_sizes_per_image_and_what_cannot_be_used(images, tmp_path, monkeypatch):
@@ -122,12 +150,13 @@ def test_pixel_sizes_per_image_and_what_cannot_be_used(images, tmp_path, monkeyp
 
 def test_colour_files_become_grey_when_their_channels_are_equal(images, tmp_path):
     grey = np.random.default_rng(1).integers(0, 255, (48, 64)).astype(np.uint8)
+    square = {"shape_attributes": {"name": "circle", "cx": 9, "cy": 9, "r": 4}, "region_attributes": {"kind": "dot"}}
     Image.fromarray(np.stack([grey] * 3, axis=2)).save(images / "c.png")
     Image.fromarray(np.stack([grey, 255 - grey, grey], axis=2)).save(images / "d.png")
-    labels = written(tmp_path / "via.json", {n: {"filename": f"{n}.png", "regions": []} for n in "cd"})
+    labels = written(tmp_path / "via.json", {n: {"filename": f"{n}.png", "regions": [square]} for n in "cd"})
     with pytest.raises(CompanionError, match=r"d.png is a colour picture"):
         import_dataset("via", images, labels, CLASSES, 1, tmp_path / "out")
-    labels = written(tmp_path / "via.json", {"c": {"filename": "c.png", "regions": []}})
+    labels = written(tmp_path / "via.json", {"c": {"filename": "c.png", "regions": [square]}})
     dataset = import_dataset("via", images, labels, CLASSES, 1, tmp_path / "out")
     np.testing.assert_array_equal(dataset.micrographs[0].read(), grey)
 
@@ -141,7 +170,9 @@ def test_every_problem_of_a_folder_at_once(images, tmp_path):
     for part in (
         "5 problem(s), nothing imported", "z.txt: there is no image of that name",
         "a_70kx.txt, line 3: 'loop 1 2' is not a class and x, y pairs", "a_70kx.png, instance 1: its class 7 is not",
-        "annotation 1: segmentation should be", "annotation 2: a polygon reaches outside the 64 x 48 px image",
+        
+        "a_70kx.txt, line 2: '0 0.1 0.1' is not a class and x, y pairs",
+        "annotation 2: a polygon reaches outside the 64 x 48 px image",
     ):  # fmt: skip
         assert part in str(caught.value)
     assert not (tmp_path / "out").exists()
@@ -150,9 +181,7 @@ def test_every_problem_of_a_folder_at_once(images, tmp_path):
     pixels[0, :3] = 10, 20, 30
     Image.fromarray(pixels).save(maps / "a_70kx.png")
     (maps / "b_300kx.tif").rename(maps / "other.tif")
-    said = (
-        r"(?s)b_300kx.tif: .* has no label map.*other.tif: there is no image.*\[10, 20, 30\], which do not fit 2 class"
-    )
+    said = r"(?s)other.tif: there is no image.*b_300kx.tif: .* has no label map.*3 values \(10, 20, 30\), which do not"
     with pytest.raises(CompanionError, match=said):
         import_dataset("labelmap", images, maps, CLASSES, 1, tmp_path / "out")
 
@@ -192,8 +221,8 @@ def test_problems_of_detectron2_and_coco_and_what_cannot_even_be_started(images,
         (("via", tmp_path / "x", via, CLASSES), r"no folder of images .*x, or no"),
         (("via", images, tmp_path / "x", CLASSES), r"no annotations at .*x$"),
         (("via", images, via, ()), r"format via needs the names of the classes"),
-        (("via", images, written(tmp_path / "bad.json", "{"), CLASSES), r"is not of format via"),
-        (("detectron2", images, via, CLASSES), r"is not of format detectron2"),
+        (("via", images, written(tmp_path / "bad.json", "{"), CLASSES), r"bad.json is not a readable JSON file"),
+        (("detectron2", images, via, CLASSES), r"is not a list of detectron2"),
     ):  # fmt: skip
         with pytest.raises(CompanionError, match=message):
             import_dataset(*given, 1, tmp_path / "out")
@@ -209,9 +238,9 @@ def test_sub_labels_of_a_coco_file_are_merged(images, tmp_path):
     labels, parts = written(tmp_path / "split.json", document), parse_merge("edge-on, face-on=<100> loop")
     made = import_dataset("coco", images, labels, None, 0.5, tmp_path / "merged", parts)
     assert made.classes == ("<100> loop", "<111> loop")
-    assert [a["category_id"] for a in made.micrographs[0].annotations] == [1, 1, 2]
+    assert [a["category_id"] for a in made.micrographs[0].annotations] == [1, 1, 3]
     chosen = import_dataset("coco", images, labels, ["<111> loop", "<100> loop"], 0.5, tmp_path / "turned", parts)
-    assert [a["category_id"] for a in chosen.micrographs[0].annotations] == [2, 2, 1]
+    assert [a["category_id"] for a in chosen.micrographs[0].annotations] == [1, 1, 3]
     into = import_dataset("coco", images, labels, None, 0.5, tmp_path / "into", {"edge-on": "face-on"})
     assert into.classes == ("face-on", "<111> loop")
     said = r"(?s)class 'edgeon' is not among .* did you mean 'edge-on'.*class 'face-on' is not among"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -170,7 +171,9 @@ def data_import(
     images: Annotated[Path, typer.Option(help="folder with the micrographs")],
     labels: Annotated[Path, typer.Option(help="annotation file, or folder with one file per micrograph")],
     out: Annotated[Path, typer.Option(help="data set folder to make")],
-    format: Annotated[str, typer.Option(help="coco, labelmap, yolo-seg, via or detectron2")] = "coco",
+    format: Annotated[
+        str, typer.Option(help="coco, labelmap, instances, yolo-seg, yolo-boxes, via, labelme, imagej or detectron2")
+    ] = "coco",
     classes: Annotated[str | None, typer.Option(help="names in the order of their codes, with commas")] = None,
     pixel_size_nm: Annotated[
         str | None, typer.Option(help="nm per px; or 70kx=0.8805,300kx=0.4785 for texts in file names; or a CSV file")
@@ -178,14 +181,23 @@ def data_import(
     merge: Annotated[
         str | None, typer.Option(help="COCO sub-labels of one class: 'edge-on,face-on=<100> loop'; more with ;")
     ] = None,
+    crop_bottom: Annotated[str, typer.Option(help="rows to leave out at the bottom, px; auto: data bars")] = "0",
 ) -> None:
     """Convert micrographs and annotations to the one format, or say everything that is wrong with them."""
     from companion.micrographs.importers import import_dataset, parse_merge
 
+    if crop_bottom != "auto" and not crop_bottom.isdecimal():
+        raise CompanionError(f"--crop-bottom {crop_bottom}: should be a number of rows, or auto")
+    rows = crop_bottom if crop_bottom == "auto" else int(crop_bottom)
     names = [name.strip() for name in classes.split(",")] if classes else None
     parts = parse_merge(merge) if merge else None
-    dataset = import_dataset(format, images, labels, names, pixel_size_nm, out, parts)
-    print(f"{out}: {len(dataset.micrographs)} micrographs, classes {', '.join(dataset.classes)}")
+    dataset = import_dataset(format, images, labels, names, pixel_size_nm, out, parts, crop_bottom=rows)
+    for note in dataset.card["notes"]:
+        print(f"note: {note}")
+    counts = Counter(dataset.classes[m.codes[a["category_id"]] - 1] for m in dataset.micrographs for a in m.annotations)
+    empty = sum(not micrograph.annotations for micrograph in dataset.micrographs)
+    shown = ", ".join(f"{name} {counts[name]}" for name in dataset.classes)
+    print(f"{out}: {len(dataset.micrographs)} micrographs ({empty} empty), {counts.total()} instances: {shown}")
 
 
 def _profile(name: str, dataset: str | None, split: str | None, changes: list[str] | None):

@@ -3,59 +3,123 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from companion.errors import CompanionError, problems
 from companion.micrographs.images import SUFFIXES, read_grey
+from companion.micrographs.outlines import outline_problem
 
-TOLERANCE_PX = 1.0  # annotation tools round outwards, so an outline may end this far outside its image
+T = TypeVar("T")
 
 
 def _unique(entries: list[Any]) -> list[Any]:
     for name in ("id", "file_name", "name"):
         seen = Counter(getattr(entry, name) for entry in entries if hasattr(entry, name))
         if seen and max(seen.values()) > 1:
-            raise ValueError(f"two have the {name} {max(seen, key=seen.get)!r}")
+            twice = max(seen, key=seen.get)
+            ids = [entry.id for entry in entries if getattr(entry, name) == twice]
+            raise ValueError(f"{len(ids)} have the {name} {twice!r} (ids {', '.join(map(str, ids))})")
     return entries
 
 
-class _Entry(BaseModel):
+def _whole(value: Any) -> Any:
+    """Whole numbers that tools write as text or with a decimal point; their meaning is clear."""
+    if isinstance(value, str) and re.fullmatch(r"\s*-?\d{1,18}\s*", value):
+        return int(value)
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
+
+
+def _rings(value: Any) -> Any:
+    """Polygons; VIA 2 writes one without the brackets around it."""
+    return [value] if isinstance(value, list) and value and isinstance(value[0], (int, float)) else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+Ring = list[Annotated[float, Field(ge=-1e7, le=1e7)]]  # x1, y1, x2, y2, ... px
+
+
+class Entry(BaseModel):
+    """An entry of a foreign file: what is not named here is kept as it is."""
+
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
 
-class _Image(_Entry):
-    id: int
+class RunLengths(Entry):
+    """COCO's run lengths, compressed or not."""
+
+    size: Annotated[list[Whole], Field(min_length=2, max_length=2)]
+    counts: str | list[Whole]
+
+
+Segmentation = Annotated[RunLengths | list[Ring] | None, BeforeValidator(_rings)]
+
+
+class _Info(Entry):
+    dataset_card: dict[str, Any] = {}
+
+
+class _Image(Entry):
+    id: Whole
     file_name: str
-    width: int | None = None
-    height: int | None = None
+    width: Whole | None = None
+    height: Whole | None = None
     pixel_size_nm: float | None = None
 
 
-class _Category(_Entry):
-    id: int
+class _Category(Entry):
+    id: Whole
     name: str
+    supercategory: Any = None
 
 
-class _RunLengths(_Entry):
-    size: list[int]
-    counts: str | list[int]
+class _Annotation(Entry):
+    id: Whole | None = None
+    image_id: Whole
+    category_id: Whole
+    segmentation: Segmentation = None
 
 
-class _Annotation(_Entry):
-    image_id: int
-    category_id: int
-    segmentation: _RunLengths | list[list[float]] | None = None
-
-
-class _Coco(_Entry):
-    info: dict[str, Any]
+class _Coco(Entry):
+    info: _Info
     images: Annotated[list[_Image], AfterValidator(_unique)]
     categories: Annotated[list[_Category], AfterValidator(_unique)]
     annotations: list[_Annotation]
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds, in UTF-8 or 16, with or without a byte-order mark."""
+    if path.is_dir():
+        raise CompanionError(f"{path} is a folder; one JSON file is needed")
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise CompanionError(f"{path} is not a readable JSON file: {error}") from None
+
+
+def validated(model: type[T], content: Any, path: Path, what: str) -> Any:
+    """`content` in the plain types of `model`; a `CompanionError` says all that is not as it should be."""
+    try:
+        adapter = TypeAdapter(model)
+        return adapter.dump_python(adapter.validate_python(content), exclude_unset=True, warnings=False)
+    except ValidationError as error:
+        found = {}
+        for item in error.errors(include_url=False):
+            place = item["loc"][:3]  # deeper, every kind that an entry could be of says why it is not
+            shown = f" (given: {item['input']!r:.60})" * (item["type"] not in ("missing", "value_error"))
+            label = ".".join(map(str, place)) or "the whole"
+            found.setdefault(place, f"{label}: {item['msg'].removeprefix('Value error, ')}{shown}")
+    raise problems(f"{path} is not {what}{_looks_like(content)}:", found.values())
+
+
+def _looks_like(content: Any) -> str:
+    keys = content.keys() if isinstance(content, dict) else ()
+    of = "labelme" if "shapes" in keys else "via" if "_via_img_metadata" in keys or "metadata" in keys else ""
+    return f" (it looks like --format {of})" * bool(of)
 
 
 def read_coco(path: Path) -> dict[str, Any]:
@@ -63,37 +127,16 @@ def read_coco(path: Path) -> dict[str, Any]:
 
     Annotations have an image_id and a category_id, which need not be among these.
     """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CompanionError(f"{path} is not a COCO annotation file: {error}") from None
+    document = read_json(path)
     if isinstance(document, dict):
         document["info"] = document.get("info") or {}
-    if found := coco_problems(document):
-        raise problems(f"{path} is not a COCO annotation file:", found)
-    return document
+    return validated(_Coco, document, path, "a COCO annotation file")
 
 
-def coco_problems(document: Any, folder: Path | None = None) -> list[str]:
-    """What is wrong with a COCO document, a line each.
-
-    With the folder of the images it is looked at as the one format: images, their sizes and pixel sizes, outlines
-    within them, classes.
-    """
-    found = []
-    try:
-        _Coco.model_validate(document)
-    except ValidationError as error:
-        for item in error.errors():
-            shown = f" (given: {item['input']!r:.60})" * (item["type"] not in ("missing", "value_error"))
-            label = ".".join(map(str, item["loc"])) or "the whole"
-            found.append(f"{label}: {item['msg'].removeprefix('Value error, ')}{shown}")
-    return found or ([] if folder is None else _unusable(document, folder.resolve()))
-
-
-def _unusable(document: dict[str, Any], folder: Path) -> list[str]:
-    files = {image["id"]: image["file_name"] for image in document["images"]}
-    codes = sorted(category["id"] for category in document["categories"])
+def unusable(document: dict[str, Any], folder: Path) -> list[str]:
+    """What keeps a COCO document from being a data set whose images lie in `folder`, a line each."""
+    folder, files = folder.resolve(), {image["id"]: image["file_name"] for image in document["images"]}
+    codes = [category["id"] for category in document["categories"]]
     if not files or not 0 < len(codes) <= 255:
         return [f"it has {len(files)} images and {len(codes)} categories: one to 255 categories fit"]
     found, shapes = [], {}
@@ -109,7 +152,7 @@ def _unusable(document: dict[str, Any], folder: Path) -> list[str]:
         elif category not in codes:
             said = f"unknown category_id {category}; known: {codes}"
         else:  # where its image has a problem, that is told already
-            said = _outside(annotation.get("segmentation"), *shapes[image]) if image in shapes else ""
+            said = outline_problem(annotation.get("segmentation"), *shapes[image]) if image in shapes else ""
         found += [f"{files.get(image)}, annotation {annotation.get('id')}: {said}"] * bool(said)
     return found
 
@@ -125,16 +168,3 @@ def _shape(image: dict[str, Any], folder: Path) -> tuple[int, int]:
     if not size or size < 0:
         raise CompanionError(f"pixel_size_nm should be a positive number of nm per px, is {size}")
     return height, width
-
-
-def _outside(given: Any, height: int, width: int) -> str:
-    """Why a segmentation is none of an image of that size; empty where it is one."""
-    if isinstance(given, dict):
-        pixels = height * width if isinstance(given["counts"], str) else sum(given["counts"])
-        fits = given["size"] == [height, width] and pixels == height * width
-        return "" if fits else f"its run lengths are not those of {width} x {height} px"
-    if not given or any(len(ring) < 6 or len(ring) % 2 for ring in given):
-        return "segmentation should be run lengths, or polygons of three or more x, y pairs (no box alone)"
-    ends = [(value, height if k % 2 else width) for ring in given for k, value in enumerate(ring)]
-    inside = all(-TOLERANCE_PX <= value <= end + TOLERANCE_PX for value, end in ends)
-    return "" if inside else f"a polygon reaches outside the {width} x {height} px image"

@@ -1,7 +1,7 @@
 """The one data set format: micrographs in ``images/`` and COCO instances in ``annotations.json``.
 
 ``images[].pixel_size_nm`` gives the scale of each micrograph, ``info.dataset_card`` says where the set comes
-from. COCO category ids become class codes 1, 2, ... in the order of the ids; 0 is background.
+from. COCO categories become class codes 1, 2, ... in the order in which the file lists them; 0 is background.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from companion.errors import problems
-from companion.micrographs.coco import coco_problems, read_coco
-from companion.micrographs.images import read_grey, segmentation_mask, to_uint8
+from companion.micrographs.coco import read_coco, unusable
+from companion.micrographs.images import read_grey, to_uint8
+from companion.micrographs.outlines import segmentation_mask
 
 ANNOTATIONS = "annotations.json"
 
@@ -89,10 +90,9 @@ def load_dataset(folder: Path | str, annotations: str = ANNOTATIONS) -> DataSet:
     """
     folder = Path(folder)
     document = read_coco(folder / annotations)
-    if found := coco_problems(document, folder / "images"):
+    if found := unusable(document, folder / "images"):
         raise problems(f"{folder / annotations}: {len(found)} problem(s)", found)
-    categories = sorted(document["categories"], key=lambda category: category["id"])
-    codes = {category["id"]: code for code, category in enumerate(categories, start=1)}
+    codes = {category["id"]: code for code, category in enumerate(document["categories"], start=1)}
     of_image = defaultdict(list)
     for annotation in document["annotations"]:
         of_image[annotation["image_id"]].append(annotation)
@@ -103,4 +103,4 @@ def load_dataset(folder: Path | str, annotations: str = ANNOTATIONS) -> DataSet:
         micrographs.append(Micrograph(folder / "images" / known[0], *known, annotated, codes, image))
     card = document["info"].get("dataset_card", {})
     name = str(card.get("name") or folder.resolve().name)
-    return DataSet(name, folder, tuple(category["name"] for category in categories), tuple(micrographs), card)
+    return DataSet(name, folder, tuple(c["name"] for c in document["categories"]), tuple(micrographs), card)

@@ -1,104 +1,74 @@
-"""Annotation formats of other tools. Each reader gives, image by image, its entry and its instances.
+"""Annotation formats of other tools in one JSON file. Each reader gives, image by image, its entry and its instances.
 
-An entry is a dict with file_name and whatever else a COCO image has. An instance is the class as the file says it (a
-name, or a number from 0) and a COCO annotation: its segmentation, polygons or run lengths, and whatever else the file
-says. What cannot be read is appended to `found`, a line each.
+An entry is a dict with file_name and whatever else a COCO image has; ``relative`` says that its outlines are shares of
+width and height. An instance is the class as the file says it (a name, or a number from 0) and a COCO annotation: its
+segmentation, polygons or run lengths, and whatever else the file says. What cannot be read is appended to `found`, a
+line each, what was done about something to `notes`.
 """
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
-from skimage.measure import label, regionprops
 
-from companion.geometry import encode_rle
-from companion.micrographs.coco import read_coco
-from companion.micrographs.images import SUFFIXES, read_grey
+from companion.micrographs import labelfiles
+from companion.micrographs.coco import Entry, Segmentation, Whole, read_json, validated
+from companion.micrographs.pictures import Notes, Pictures
 
-IMAGE_SUFFIXES = (*SUFFIXES, ".jpg", ".jpeg", ".bmp")
 Rows = Iterator[tuple[dict[str, Any], list[tuple[Any, dict[str, Any]]]]]
 
 
-def coco(labels: Path, images: Path, classes: tuple[str, ...], found: list[str]) -> Rows:
-    """COCO instances; images and annotations keep their ids."""
-    document, own = read_coco(labels), defaultdict(list)
-    names = {category["id"]: category["name"] for category in document["categories"]}
+def coco(
+    document: dict[str, Any], pictures: Pictures, classes: tuple[str, ...], found: list[str], notes: Notes
+) -> Rows:
+    """COCO instances, as `read_coco` gives them; images and annotations keep their ids."""
+    own, names = defaultdict(list), {category["id"]: category["name"] for category in document["categories"]}
     for annotation in document["annotations"]:
         named = names.get(annotation["category_id"], f"category_id {annotation['category_id']}")
         own[annotation.pop("image_id")].append((named, annotation))
+        if annotation.get("iscrowd"):  # CVAT marks every brush mask so
+            notes["marked as a crowd, taken as one instance"].append(f"annotation {annotation.get('id')}")
     for image in document["images"]:
         yield image, own.pop(image["id"], [])
     found += [f"image_id {image} of {len(lost)} annotation(s) is not among the images" for image, lost in own.items()]
 
 
-def labelmap(labels: Path, images: Path, classes: tuple[str, ...], found: list[str]) -> Rows:
-    """One grey label map per micrograph, of the same stem: a grey value per class, 0 for background.
+class _Region(Entry):
+    shape_attributes: dict[str, Any]
+    region_attributes: dict[str, Any] | None = None
 
-    Values are 1...K or K equal steps to full scale (85, 170, 255), or any K values, taken in rising order.
-    Each connected region of a value is an instance: touching defects of one class merge.
+
+class _ViaImage(Entry):
+    filename: str
+    regions: list[_Region] | dict[str, _Region] | None = None
+
+
+def via(labels: Path, pictures: Pictures, classes: tuple[str, ...], found: list[str], notes: Notes) -> Rows:
+    """VGG Image Annotator 2 or 3, annotations or whole project; the class is a region attribute's value.
+
+    With one class, regions without an attribute are of it.
     """
-    maps = {}
-    for image, path in _pairs(images, labels, SUFFIXES, found):
-        if path is None:
-            found.append(f"{image.name}: {labels} has no label map of that name")
-        else:
-            maps[image.name] = read_grey(path)
-    values, n = sorted(set().union(*(np.unique(pixels).tolist() for pixels in maps.values())) - {0}), len(classes)
-    full = 255 if max(values, default=0) <= 255 else 65535
-    steps = (range(1, n + 1), [round(full * k / n) for k in range(1, n + 1)], values)
-    scale = next(list(scale) for scale in steps if set(values) <= set(scale))
-    if len(scale) > n:
-        found.append(f"label maps hold the values {values}, which do not fit {n} class(es)")
-        return
-    for name, pixels in maps.items():
-        regions = label(pixels, connectivity=2)
-        instances = []
-        for region in regionprops(regions, pixels):
-            counts = encode_rle((regions == region.label)[None])[0].decode("ascii")
-            outline = {"size": list(pixels.shape), "counts": counts}
-            instances.append((scale.index(int(region.intensity_max)), {"segmentation": outline}))
-        yield {"file_name": name}, instances
-
-
-def yolo(labels: Path, images: Path, classes: tuple[str, ...], found: list[str]) -> Rows:
-    """YOLO segmentation: per micrograph a text file of lines ``class x1 y1 x2 y2 ...``, shares of width and height.
-
-    Classes count from 0; a micrograph without a text file is an empty one.
-    """
-    for image, path in _pairs(images, labels, (".txt",), found):
-        with Image.open(image) as opened:
-            size, instances = opened.size, []
-        for number, line in enumerate(path.read_text("utf-8", errors="replace").splitlines() if path else [], start=1):
-            try:
-                code, *shares = map(float, line.split() or [-1])
-                polygon = (np.reshape(shares, (-1, 2)) * size).ravel().tolist()
-            except ValueError:
-                found.append(f"{path.name}, line {number}: '{line[:60]}' is not a class and x, y pairs")
-            else:
-                instances += [(int(code), {"segmentation": [polygon]})] * bool(line.strip())
-        yield {"file_name": image.name}, instances
-
-
-def via(labels: Path, images: Path, classes: tuple[str, ...], found: list[str]) -> Rows:
-    """VGG Image Annotator JSON, annotations or whole project; the class is a region attribute's value."""
-    content = json.loads(labels.read_text("utf-8"))
-    for entry in content.get("_via_img_metadata", content).values():
-        instances, regions = [], entry.get("regions", [])
+    content = read_json(labels)
+    if isinstance(content, dict) and {"file", "metadata"} <= content.keys():
+        content = _as_via2(validated(_Via3, content, labels, "a VIA 3 project"))
+    if isinstance(content, dict):
+        content = content.get("_via_img_metadata", content)
+    for entry in validated(dict[str, _ViaImage], content, labels, "a VIA file").values():
+        instances, regions = [], entry.get("regions") or []
         for number, region in enumerate(regions.values() if isinstance(regions, dict) else regions, start=1):
             # An attribute is a text, or a mapping of boxes to whether they are ticked.
-            said = [name for v in region["region_attributes"].values()
+            said = [name for v in (region.get("region_attributes") or {}).values()
                     for name in ([name for name, on in v.items() if on] if isinstance(v, dict) else [v])]  # fmt: skip
-            named = [name for name in classes if name in said]
+            named = [name for name in classes if name in said] or list(classes[:1]) * (len(classes) == 1 and not said)
             try:
                 outline = {"segmentation": [_via_polygon(region["shape_attributes"])]}
-            except (KeyError, TypeError, ValueError):
-                shape = "only polygon, polyline, circle and ellipse say which pixels"
+            except (ArithmeticError, KeyError, TypeError, ValueError):
+                shape = "only polygon, circle and ellipse say which pixels; a polyline is open"
                 found.append(f"{entry['filename']}, region {number}: {shape}")
             else:
                 instances.append((named[0] if len(named) == 1 else str(said), outline))
@@ -106,32 +76,75 @@ def via(labels: Path, images: Path, classes: tuple[str, ...], found: list[str]) 
 
 
 def _via_polygon(shape: dict[str, Any]) -> list[float]:
-    if "all_points_x" in shape:
+    if shape["name"] == "polygon":
         return np.stack([shape["all_points_x"], shape["all_points_y"]], axis=1).astype(float).ravel().tolist()
+    if shape["name"] not in ("circle", "ellipse"):
+        raise ValueError
     around, turn = np.deg2rad(np.arange(0, 360, 10)), float(shape.get("theta", 0))
-    x, y = shape.get("rx", shape.get("r")) * np.cos(around), shape.get("ry", shape.get("r")) * np.sin(around)
-    xs = shape["cx"] + x * np.cos(turn) - y * np.sin(turn)
-    return np.stack([xs, shape["cy"] + x * np.sin(turn) + y * np.cos(turn)], axis=1).ravel().tolist()
+    x, y = float(shape.get("rx", shape.get("r"))), float(shape.get("ry", shape.get("r")))
+    x, y = x * np.cos(around), y * np.sin(around)
+    xs = float(shape["cx"]) + x * np.cos(turn) - y * np.sin(turn)
+    return np.stack([xs, float(shape["cy"]) + x * np.sin(turn) + y * np.cos(turn)], axis=1).ravel().tolist()
 
 
-def detectron2(labels: Path, images: Path, classes: tuple[str, ...], found: list[str]) -> Rows:
-    """A JSON list of detectron2's standard dicts; classes count from 0."""
-    for entry in json.loads(labels.read_text("utf-8")):
-        instances = [(a["category_id"], {"segmentation": a["segmentation"]}) for a in entry.get("annotations", [])]
-        yield {"file_name": entry["file_name"]}, instances
+class _ViaFile(Entry):
+    fname: str
 
 
-FORMATS: dict[str, Callable[[Path, Path, tuple[str, ...], list[str]], Rows]] = {
-    "coco": coco, "labelmap": labelmap, "yolo-seg": yolo, "via": via, "detectron2": detectron2,
+class _Via3(Entry):
+    file: dict[str, _ViaFile]
+    metadata: dict[str, dict[str, Any]]
+    attribute: dict[str, dict[str, Any]] | None = None
+    view: dict[str, dict[str, Any]] | None = None
+
+
+def _as_via2(project: dict[str, Any]) -> dict[str, Any]:
+    """A VIA 3 project as VIA 2 writes it: numbers of shapes and options become names."""
+    images = {k: {"filename": file["fname"], "regions": []} for k, file in project["file"].items()}
+    for mark in project["metadata"].values():
+        view = (project.get("view") or {}).get(str(mark.get("vid")), {})
+        shape, chosen, shown = mark.get("xy"), mark.get("av"), view.get("fid_list")
+        file = str(shown[0] if isinstance(shown, list) and shown else mark.get("vid"))
+        kind, *xy = shape if isinstance(shape, list) and shape else [None]
+        if kind is None or file not in images:  # what concerns the whole image has no shape
+            continue
+        named = {7: "polygon", 3: "circle", 4: "ellipse"}.get(kind, "other") if isinstance(kind, int) else "other"
+        outline = {"name": named, "all_points_x": xy[::2], "all_points_y": xy[1::2]}
+        outline |= dict(zip(("cx", "cy", "r") if kind == 3 else ("cx", "cy", "rx", "ry"), xy, strict=False))
+        options = {a: known.get("options") for a, known in (project.get("attribute") or {}).items()}
+        said = {a: options[a].get(str(v), v) if isinstance(options.get(a), dict) else v
+                for a, v in (chosen if isinstance(chosen, dict) else {}).items()}  # fmt: skip
+        images[file]["regions"].append({"shape_attributes": outline, "region_attributes": said})
+    return images
+
+
+class _Defect(Entry):
+    category_id: Whole
+    segmentation: Segmentation = None
+
+
+class _Detectron2(Entry):
+    file_name: str
+    height: Whole | None = None
+    width: Whole | None = None
+    image_id: Any = None
+    annotations: list[_Defect] | None = None
+
+
+def detectron2(labels: Path, pictures: Pictures, classes: tuple[str, ...], found: list[str], notes: Notes) -> Rows:
+    """A JSON list of detectron2's standard dicts; classes count from 0; image ids that are numbers are kept."""
+    entries = validated(list[_Detectron2], read_json(labels), labels, "a list of detectron2's dicts")
+    ids = [entry.get("image_id") for entry in entries]
+    numbered = all(type(k) is int for k in ids) and len(set(ids)) == len(ids)
+    for entry in entries:
+        image = {key: entry[key] for key in ("file_name", "height", "width") if key in entry}
+        image |= {"id": entry["image_id"]} if numbered else {}
+        instances = entry.get("annotations") or []
+        yield image, [(a["category_id"], {"segmentation": a.get("segmentation")}) for a in instances]
+
+
+FORMATS: dict[str, Callable[[Any, Pictures, tuple[str, ...], list[str], Notes], Rows]] = {
+    "coco": coco, "labelmap": labelfiles.labelmap, "instances": labelfiles.instances, "yolo-seg": labelfiles.yolo,
+    "yolo-boxes": partial(labelfiles.yolo, boxes=True), "via": via, "labelme": labelfiles.labelme,
+    "imagej": labelfiles.imagej, "detectron2": detectron2,
 }  # fmt: skip
-
-
-def _pairs(
-    images: Path, labels: Path, suffixes: tuple[str, ...], found: list[str]
-) -> Iterator[tuple[Path, Path | None]]:
-    """Images with the label file of the same stem, if any; label files without an image are problems."""
-    partners = {path.stem: path for path in sorted(labels.iterdir()) if path.suffix.lower() in suffixes}
-    for path in sorted(path for path in images.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES):
-        yield path, partners.pop(path.stem, None)
-    found += [f"{path.name}: there is no image of that name" for path in partners.values()
-              if path.name != "classes.txt"]  # fmt: skip

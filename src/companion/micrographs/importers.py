@@ -4,39 +4,48 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping, Sequence
-from pathlib import Path, PureWindowsPath
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from companion.errors import CompanionError, nearest, problems
 from companion.geometry import box_of
-from companion.micrographs.coco import coco_problems, read_coco
+from companion.micrographs import outlines
+from companion.micrographs.coco import read_coco
 from companion.micrographs.dataset import ANNOTATIONS, DataSet, load_dataset
 from companion.micrographs.formats import FORMATS
-from companion.micrographs.images import SUFFIXES, read_grey, segmentation_mask, write_grey
+from companion.micrographs.images import IMAGE_SUFFIXES, SUFFIXES, read_micrograph, write_grey
+from companion.micrographs.outlines import outline_problem, run_lengths, segmentation_mask
+from companion.micrographs.pictures import Notes, Pictures, folded
 from companion.provenance import atomic_folder, write_json
 
 
 def import_dataset(
     format: str, images: Path, labels: Path, classes: Sequence[str] | None, pixel_size_nm: float | str | None,
     out: Path, merge: Mapping[str, str] | None = None, card: Mapping[str, Any] | None = None,
+    crop_bottom: int | str = 0,
 ) -> DataSet:  # fmt: skip
-    """Convert to a data set folder.
+    """Convert to a data set folder, with the ids, names and sub-folders that there are.
 
     Parameters
     ----------
-    format : a name in `companion.micrographs.formats.FORMATS`: coco, labelmap, yolo-seg, via, detectron2
-    images : folder with the micrographs: grey, 8 or 16-bit; colour files whose channels are equal count as grey
-    labels : the annotation file, or for labelmap and yolo-seg the folder with one file per micrograph
-    classes : names of the classes in the order of their codes; of a COCO file they choose, and none keeps all
+    format : a name in `companion.micrographs.formats.FORMATS`
+    images : folder with the micrographs, see `read_micrograph`
+    labels : the annotation file, or the folder with one file per micrograph
+    classes : names of the classes in the order of their codes; of a COCO file they choose, and none keeps all but those
+        that only group others or stand for background
     pixel_size_nm : nm per px of every image; or "70kx=0.8805,300kx=0.4785", texts in file names and their sizes;
-        or the path of a CSV file with columns file_name and pixel_size_nm; None where a COCO file has it
+        or the path of a CSV file with columns file_name and pixel_size_nm; None where a COCO file or the images say it
     out : data set folder to make; must not exist
     merge : sub-label -> class that it is part of, for a file that splits a class, e.g. {"edge-on": "<100> loop",
         "face-on": "<100> loop"}; `classes` then names the class, not its parts
-    card : data set card, beside what a COCO file's own says
+    card : data set card, beside what a COCO file's own says; what was noticed at import is added as its notes
+    crop_bottom : rows to leave out of every micrograph, px; "auto": their data bars
 
     A `CompanionError` lists every problem at once, with file names; nothing is written then.
     """
@@ -47,58 +56,146 @@ def import_dataset(
         raise CompanionError(f"no folder of images {images}, or no annotations at {labels}")
     if out.exists():
         raise CompanionError(f"{out} exists already; give a new folder")
-    categories, known = [], {"name": out.name, "source": f"{labels.name} ({format})"}
+    pictures = Pictures(images, labels)
+    if not pictures.files:
+        raise CompanionError(f"{images} holds no picture ({', '.join(IMAGE_SUFFIXES)})")
+    found: list[str] = []
+    notes: Notes = defaultdict(list)
+    source, known, listed = labels, {"name": out.name, "source": f"{labels.name} ({format})"}, {}
     if format == "coco":
-        document = read_coco(labels)
-        categories = [c["name"] for c in sorted(document["categories"], key=lambda c: c["id"])]
-        known |= document["info"].get("dataset_card", {})
-    merged = list(dict.fromkeys(merge.get(name, name) for name in categories))  # in order of the first id of each
-    classes, sizes = tuple(classes or merged), _pixel_sizes(pixel_size_nm)
-    if not classes:
+        source = read_coco(labels)
+        listed = {category["name"]: category for category in source["categories"]}
+        known |= source["info"].get("dataset_card", {})
+    elif not classes:
         raise CompanionError(f"format {format} needs the names of the classes, in order")
-    codes = {given: k + 1 for k, name in enumerate(classes) for given in (name, k)}  # by name, and by number from 0
-    codes |= {part: codes[name] for part, name in merge.items() if name in codes}
-    found = [f"class '{name}' is not among those of {labels.name}; {nearest(name, valid)}"
-             for names, valid in ((merge, categories), (classes, merged)) if valid
-             for name in names if name not in valid]  # fmt: skip
-    entries, annotations = [], []
-    try:
-        rows = list(FORMATS[format](labels, images, classes, found))
-    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        raise CompanionError(f"{labels} is not of format {format}: {error!r}") from None
+    merged = list(dict.fromkeys(merge.get(name, name) for name in listed))  # in order of the first of each
+    none = _no_classes(source, notes) if format == "coco" and not classes else set()
+    chosen = tuple(classes or [name for name in merged if name not in none])
+    ids = {name: 1 + k for k, name in enumerate(chosen)}  # of a COCO file its own, of merged ones the first
+    ids |= {merge.get(name, name): c["id"] for name, c in reversed(listed.items()) if merge.get(name, name) in ids}
+    codes = {given: ids[name] for k, name in enumerate(chosen) for given in (name, k)}  # by name, and number from 0
+    codes |= {part: ids[name] for part, name in merge.items() if name in ids}
+    found += [f"class '{name}' is not among those of {labels.name}; {nearest(name, valid)}"
+              for names, valid in ((merge, listed), (chosen, merged)) if valid
+              for name in names if name not in valid]  # fmt: skip
+    place, entries, annotations, sizes = _Placed(pictures, crop_bottom, notes), [], [], pixel_sizes(pixel_size_nm)
     with atomic_folder(out) as temporary:
-        for number, (image, instances) in enumerate(rows, start=1):
-            named = image["file_name"]
-            found += [f"{named}, instance {k}: its class {given} is not one of {list(classes)}"
+        for number, (image, instances) in enumerate(FORMATS[format](source, pictures, chosen, found, notes), start=1):
+            named, relative = image["file_name"], image.pop("relative", False)
+            found += [f"{named}, instance {k}: its class {given} is not one of {list(chosen)}"
                       for k, (given, _) in enumerate(instances, start=1)
-                      if given not in codes and given not in categories]  # fmt: skip
+                      if given not in codes and given not in listed]  # fmt: skip
             try:
-                image = {"id": number, **image, **_copied(named, images, temporary / "images")}
-                if sizes is not None:
-                    image["pixel_size_nm"] = fitting_size(named, sizes)
+                entries.append({"id": number, **image, **place.copied(image, temporary / "images", sizes)})
             except CompanionError as error:
                 found.append(f"{named}: {error}")
                 continue
-            entries.append(image)
-            for given, annotation in instances:
+            for k, (given, annotation) in enumerate(instances, start=1):
                 if given in codes:
-                    placed = {**annotation, "image_id": image["id"], "category_id": codes[given]}
-                    annotations.append({"id": len(annotations) + 1, "iscrowd": 0, **placed})
-        document = {
-            "info": {"dataset_card": {**known, **(card or {})}}, "images": entries, "annotations": annotations,
-            "categories": [{"id": code, "name": name} for code, name in enumerate(classes, start=1)],
-        }  # fmt: skip
-        found += coco_problems(document, temporary / "images")
-        if found:
+                    try:
+                        fitted = place.fitted(annotation, named, relative)
+                    except CompanionError as error:
+                        found.append(f"{named}, annotation {annotation.get('id', k)}: {error}")
+                    else:
+                        own = {"image_id": entries[-1]["id"], "category_id": codes[given], "iscrowd": 0}
+                        annotations += [{**annotation, **own, **part} for part in fitted]
+        if len({annotation.get("id") for annotation in annotations}) < len(annotations):
+            notes["annotation ids, absent or used twice, are new"] += [""] * any("id" in a for a in annotations)
+            annotations = [{**annotation, "id": k} for k, annotation in enumerate(annotations, start=1)]
+        if not annotations and not found:
+            found.append(f"no label of {', '.join(chosen)} in it, for {len(entries)} micrograph(s) below {images}")
+        if found := list(dict.fromkeys(found)):
             raise problems(f"{labels}: {len(found)} problem(s), nothing imported", found)
-        shapes = {image["id"]: (image["height"], image["width"]) for image in entries}
-        for annotation in annotations:
-            mask, (rows, columns) = segmentation_mask(annotation["segmentation"], *shapes[annotation["image_id"]])
-            x1, y1, x2, y2 = box_of(mask)
-            box = [columns.start + x1, rows.start + y1, x2 - x1, y2 - y1]
-            annotation.update({"bbox": box, "area": int(mask.sum()), **annotation})
+        card = {**known, **(card or {}), "notes": [_counted(what, where) for what, where in notes.items() if where]}
+        document = {
+            "info": {"dataset_card": card}, "images": entries, "annotations": annotations,
+            "categories": [{**listed.get(name, {}), "id": ids[name], "name": name} for name in chosen],
+        }  # fmt: skip
         write_json(temporary / ANNOTATIONS, document)
-    return load_dataset(out)
+        made = load_dataset(temporary)  # refuses what is not covered above, such as ids that are used twice
+    there = [replace(micrograph, path=out / "images" / micrograph.file_name) for micrograph in made.micrographs]
+    return replace(made, folder=out, micrographs=tuple(there))
+
+
+def _no_classes(source: Mapping[str, Any], notes: Notes) -> set[str]:
+    """Categories of a COCO file without an annotation that only group others (Roboflow) or stand for background."""
+    used = {annotation["category_id"] for annotation in source["annotations"]}
+    groups = {str(category.get("supercategory")) for category in source["categories"]}
+    none = {c["name"] for c in source["categories"] if c["id"] not in used
+            and (c["name"] in groups or c["name"].strip("_").casefold() in ("background", "ignore"))}  # fmt: skip
+    notes["categories that are no classes, left out"] += sorted(none)
+    return none
+
+
+def _counted(what: str, where: list[str]) -> str:
+    shown = ", ".join(filter(None, where[:3])) + ", ..." * (len(where) > 3)
+    return f"{what}: {len(where)}" + f" ({shown})" * bool(shown)
+
+
+class _Placed:
+    """Micrographs copied, one at a time, and outlines fitted to the last of them."""
+
+    def __init__(self, pictures: Pictures, crop_bottom: int | str, notes: Notes) -> None:
+        self.pictures, self.crop_bottom, self.notes = pictures, crop_bottom, notes
+
+    def copied(
+        self, image: Mapping[str, Any], target: Path, sizes: Callable[[str, str], float] | None
+    ) -> dict[str, Any]:
+        """Copies an image, as PNG (float32: TIFF) unless it is PNG or TIFF already; what its entry says then."""
+        name = self.pictures.find(image["file_name"])
+        source = self.pictures.files[name]
+        picture = read_micrograph(source, self.crop_bottom)
+        height, width = picture.pixels.shape
+        self.height, self.width, self.whole = height, width, height + picture.cropped
+        for note in picture.notes:
+            self.notes[note].append(name)
+        for side, real in (("height", self.whole), ("width", width)):
+            if image.get(side) and image[side] != real:
+                raise CompanionError(f"is {width} x {self.whole} px, its labels are of {side} {image[side]} px")
+        copy, kept = target / name, source.suffix.lower() in SUFFIXES and not picture.cropped
+        if not kept:
+            copy = copy.with_suffix(".tif" if picture.pixels.dtype == np.float32 else ".png")
+        if copy.exists():
+            raise CompanionError(f"another image becomes {copy.name}, too")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, copy) if kept else write_grey(copy, picture.pixels)
+        said = sizes(image["file_name"], name) if sizes else image.get("pixel_size_nm") or picture.pixel_size_nm
+        if not said or not 0 < said < np.inf:
+            raise CompanionError(f"pixel_size_nm should be a positive number of nm per px (--pixel-size-nm), is {said}")
+        if picture.pixel_size_nm and abs(said / picture.pixel_size_nm - 1) > 0.01:
+            self.notes[f"the file says {picture.pixel_size_nm:.4g} nm per px, {said:g} is taken"].append(name)
+        named = copy.relative_to(target).as_posix()
+        return {
+            "file_name": named, "height": height, "width": width, "pixel_size_nm": said,
+            **({"source_name": image["file_name"]} if image["file_name"] != named else {}),
+        }  # fmt: skip
+
+    def fitted(self, annotation: Mapping[str, Any], named: str, relative: bool) -> list[dict[str, Any]]:
+        """Segmentation, box and area (px) of an instance inside the last image; nothing where no pixel is left."""
+        given = annotation.get("segmentation")
+        if isinstance(given, list):
+            sides = (self.width, self.whole) if relative else (1, 1)
+            rings = [ring for ring in given if len(ring) > 4 or len(given) == 1]
+            self.notes["rings of fewer than three points, left out"] += [named] * (len(given) - len(rings))
+            given = [(np.reshape(r, (-1, 2)) * sides).ravel().tolist() if len(r) % 2 == 0 else r for r in rings]
+        if problem := outline_problem(given, self.whole, self.width):
+            raise CompanionError(problem)
+        mask, (rows, columns) = segmentation_mask(given, self.whole, self.width)
+        mask = mask[: max(self.height - rows.start, 0)]
+        if not mask.any():
+            self.notes["outlines without a pixel, left out"].append(named)
+            return []
+        if isinstance(given, list) and outlines.leaves(given, self.height, self.width):
+            self.notes["outlines cut off at the border"].append(named)
+            given = {}
+        if isinstance(given, dict):
+            given = run_lengths(mask, (rows, columns), self.height, self.width)
+        x1, y1, x2, y2 = box_of(mask)
+        box, own = [columns.start + x1, rows.start + y1, x2 - x1, y2 - y1], annotation.get("bbox")
+        # A file's own box, of fractions of a pixel, stays where it is one of this outline.
+        if isinstance(own, list) and len(own) == 4 and all(type(value) in (int, float) for value in own):
+            box = own if max(abs(a - b) for a, b in zip(own, box, strict=True)) <= 2 else box
+        return [{"segmentation": given, "bbox": box, "area": int(mask.sum())}]
 
 
 def parse_merge(text: str) -> dict[str, str]:
@@ -110,40 +207,47 @@ def parse_merge(text: str) -> dict[str, str]:
     return dict(pairs)
 
 
-def _copied(name: str, images: Path, target: Path) -> dict[str, Any]:
-    """Copies an image, as grey PNG unless it is PNG or TIFF already; its file_name in `target`, height and width.
-
-    Where `images` has no file of that name, the folders that its author's machine had are left out.
-    """
-    source = images / name
-    if not source.is_file() or Path(name).is_absolute() or ".." in Path(name).parts:
-        bare = PureWindowsPath(name).name  # parted by either slash
-        source = next((path for path in sorted(images.rglob("*")) if path.name == bare), None)
-    if source is None:
-        raise CompanionError(f"missing from {images}")
-    kept = source.suffix.lower() in SUFFIXES
-    copy, pixels = target / source.relative_to(images).with_suffix(source.suffix if kept else ".png"), read_grey(source)
-    if copy.exists():
-        raise CompanionError(f"another image becomes {copy.name}, too")
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, copy) if kept else write_grey(copy, pixels)
-    return {"file_name": copy.relative_to(target).as_posix(), "height": pixels.shape[0], "width": pixels.shape[1]}
-
-
-def _pixel_sizes(given: float | str | None) -> dict[str, float] | None:
-    """Pixel sizes by text in the file name, from what `import_dataset` takes."""
+def pixel_sizes(given: float | str | None) -> Callable[[str, str], float] | None:
+    """What `import_dataset` takes, as a function of a micrograph's names (in the labels, in the folder): nm per px."""
     text = str(given)
+    if given is None:
+        return None
+    if text.lower().endswith(".csv"):
+        by_name = _sizes_of_csv(text)
+
+        def of_row(named: str, name: str) -> float:
+            for key in map(folded, (named, name, Path(name).name)):
+                if key in by_name:
+                    return by_name[key]
+            raise CompanionError(f"{text} has no row for it; its file_name should be {name}")
+
+        return of_row
     try:
-        if given is None:
-            return None
-        if text.lower().endswith(".csv"):
-            return pd.read_csv(text).set_index("file_name")["pixel_size_nm"].astype(float).to_dict()
         pairs = [part.partition("=") for part in text.split(",")] if "=" in text else [("", "=", text)]
-        return {part.strip(): float(size) for part, _, size in pairs}
-    except (OSError, KeyError, ValueError) as error:
+        sizes = {part.strip(): float(size) for part, _, size in pairs}
+    except ValueError:
         raise CompanionError(
-            f"pixel size '{text}' should be a number (nm per px), pairs like 70kx=0.8805,300kx=0.4785, or the path of "
-            f"a CSV file with columns file_name and pixel_size_nm: {error}"
+            f"pixel size '{text}' should be a number (nm per px, with a decimal point), pairs like "
+            "70kx=0.8805,300kx=0.4785, or the path of a CSV file with columns file_name and pixel_size_nm"
+        ) from None
+    return lambda named, name: fitting_size(name, sizes)
+
+
+def _sizes_of_csv(text: str) -> dict[str, float]:
+    try:
+        table = pd.read_csv(text, encoding="utf-8-sig")
+        return {
+            folded(str(name)): float(size)
+            for name, size in zip(table["file_name"], table["pixel_size_nm"], strict=True)
+        }
+    except KeyError:
+        raise CompanionError(
+            f"pixel size '{text}' should have the columns file_name and pixel_size_nm, parted by commas; it has "
+            f"'{', '.join(table.columns)}'"
+        ) from None
+    except (OSError, ValueError) as error:  # pandas' own are ValueErrors
+        raise CompanionError(
+            f"pixel size '{text}' should be a CSV file of file_name and pixel_size_nm (decimal point): {error}"
         ) from None
 
 

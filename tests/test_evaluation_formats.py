@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import random
 import subprocess
 import sys
 from functools import reduce
@@ -163,7 +164,8 @@ def test_whatever_a_file_holds_is_read_or_one_message(coco):
     found = [{"image_id": "a.png", "category_id": 2, "score": 0.5, "segmentation": mask}, RESULTS[0]]
     good = [{**COCO, "annotations": found}, COCO]
     read = 0
-    for which, path, value in ((k, path, value) for k in (0, 1) for path in places(good[k]) for value in odd):
+    cases = [(k, path, value) for k in (0, 1) for path in places(good[k]) for value in odd]
+    for which, path, value in random.Random(0).sample(cases, 300):
         files = {k: {"": copy.deepcopy(document)} for k, document in enumerate(good)}
         reduce(getitem, path[:-1], files[which])[path[-1]] = value
         try:
@@ -171,7 +173,7 @@ def test_whatever_a_file_holds_is_read_or_one_message(coco):
             read += 1
         except CompanionError as error:
             assert str(error).count("\n") <= 21
-    assert 50 < read < 200
+    assert 20 < read < 100
 
 
 def changed(n: int, **entries):

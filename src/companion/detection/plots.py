@@ -77,19 +77,19 @@ def detections(
     return figure
 
 
-def overlay(image: NDArray[np.uint8], defects: pd.DataFrame, classes: Sequence[str], title: str) -> Figure:
+def overlay(image: NDArray[np.uint8], defects: pd.DataFrame, classes: Sequence[str]) -> Figure:
     """A micrograph uint8 [H, W] with the outline of every defect, coloured by class.
 
     `defects` has columns class (a name of `classes`) and outline (a list of rings, [n, 2] x and y in px).
     """
     height, width = image.shape
     figure, axes = plt.subplots(figsize=(7.2, 7.2 * height / width + 0.5))
-    _picture(axes, image, title)
+    _picture(axes, image, "")
     handles = []
     for name, color in zip(classes, class_colors(range(1, len(classes) + 1)), strict=True):
         own = defects.loc[defects["class"] == name, "outline"]
         axes.add_collection(LineCollection([ring for rings in own for ring in rings], colors=color, linewidths=0.9))
-        handles.append(Line2D([], [], color=color, label=_plain(f"{name}: {len(own)}")))
+        handles.append(Line2D([], [], color=color, label=f"{name}: {len(own)}".replace("$", r"\$")))
     figure.legend(handles=handles, loc="outside lower center", ncols=4)
     return figure
 
@@ -100,10 +100,5 @@ def _picture(axes: plt.Axes, image: NDArray[np.uint8], title: str) -> None:
     shown = np.asarray(Image.fromarray(image).reduce(step)) if step > 1 else image
     axes.imshow(shown, vmin=0, vmax=255, extent=(0, shown.shape[1] * step, shown.shape[0] * step, 0))
     axes.set(xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0))
-    axes.set_title(_plain(title), fontsize=7)
+    axes.set_title(title, fontsize=7)
     axes.grid(False)
-
-
-def _plain(text: str) -> str:
-    """A text whose dollar signs are no formula."""
-    return text.replace("$", r"\$")

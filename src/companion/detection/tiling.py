@@ -229,7 +229,7 @@ def predict_micrographs(
         pixels = to_uint8(read_grey(path))
         table = detect_micrograph(detector, size, pixels, device, confidence, count)
         table["class"] = table["class"].map(classes)
-        figure = plots.overlay(pixels, table, about["classes"], name)
+        figure = plots.overlay(pixels, table, about["classes"])
         written.append((folder / name).with_name(f"{path.stem}-overlay.png"))
         with atomic(written[-1]) as temporary:
             figure.savefig(temporary, metadata={"Software": None})

@@ -152,7 +152,9 @@ def merge(found: pd.DataFrame, masks: csr_array, looked: csr_array) -> tuple[pd.
     group = connected_components(links)[1] if len(found) else np.zeros(0, dtype=int)
     best = found.assign(group=group)[~beaten].sort_values("score", ascending=False, kind="stable")
     best = best.drop_duplicates("group")
-    masks = csr_array((best["group"].to_numpy()[:, None] == group).astype(int)) @ masks
+    row = pd.Series(np.arange(len(best)), index=best["group"]).reindex(group, fill_value=-1).to_numpy()
+    kept = np.flatnonzero(row >= 0)
+    masks = csr_array((np.ones(len(kept), dtype=int), (row[kept], kept)), shape=(len(best), len(found))) @ masks
     masks.data[:] = 1  # pixels of several pieces are one
     cut, label, area = best["cut"].to_numpy(), best["label"].to_numpy(), masks.sum(axis=1)
     a, b, shared = _pairs(masks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -118,24 +119,15 @@ def predict(
     confidence: Annotated[float, typer.Option(min=0, max=1, help="lowest score that counts")] = 0.5,
 ) -> None:
     """Find the defects of micrographs with a trained detector: table, COCO JSON, overlays and ImageJ outlines."""
-    import time
-
     from companion.config.sections import Device
     from companion.detection import tiling
     from companion.device import open_device
     from companion.plots import use_style
 
     use_style()
-    begun = told = time.monotonic()
-
-    def tell(done: int, total: int) -> None:
-        nonlocal told
-        if (now := time.monotonic()) > told + 5 or done == total:
-            left, told = (now - begun) / done * (total - done), now
-            print(f"{done} of {total} tiles, {left:.0f} s left", file=sys.stderr)
-
-    settings = {"pixel_size_nm": pixel_size_nm, "confidence": confidence, "callback": tell}
-    table, written = tiling.predict_micrographs(weights, images, open_device(Device()), out, **settings)
+    settings = {"pixel_size_nm": pixel_size_nm, "confidence": confidence}
+    say = partial(print, file=sys.stderr)
+    table, written = tiling.predict_micrographs(weights, images, open_device(Device()), out, say=say, **settings)
     print(f"{len(table)} defects: {', '.join(str(path) for path in written)}")
 
 

@@ -6,6 +6,7 @@ that ImageJ opens. Of a montage only what was found is kept, tile by tile.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from math import prod
 from pathlib import Path
@@ -37,6 +38,7 @@ MEASURED = {
     "area_px": "int64", "size_px": "float64", "cut": "bool", "mask": "object", "outline": "object",
 }  # fmt: skip
 COLUMNS = ["image", *MEASURED, "x_nm", "y_nm", "size_nm"]
+EVERY = 5  # s between two lines on how far it is
 AT_ONCE = 64  # tiles that are looked at before what they show is put away
 NEAR = 3  # px from its tile's border within which a box is cut by it: boxes of defects that go on end up to there
 
@@ -196,7 +198,7 @@ def micrograph_files(given: Sequence[Path], skip: Path) -> dict[str, Path]:
 
 def predict_micrographs(
     weights: Path, images: Sequence[Path], device: Device, folder: Path, *, pixel_size_nm: float | None = None,
-    confidence: float = 0.5, callback: Callable[[int, int], None] | None = None,
+    confidence: float = 0.5, say: Callable[[str], None] = print,
 ) -> tuple[pd.DataFrame, list[Path]]:  # fmt: skip
     """Defects of micrographs; writes ``defects.csv``, ``defects.json`` (COCO), and per micrograph an overlay and,
     where it has defects, their outlines for ImageJ (``-rois.zip``).
@@ -208,7 +210,7 @@ def predict_micrographs(
     folder : where to write; nothing is written if a file cannot be used
     pixel_size_nm : nm per px; without it sizes are in px alone
     confidence : smallest score
-    callback : gets how many tiles are done, and of how many
+    say : gets, every few seconds, a line on how far it is
 
     Returns
     -------
@@ -219,12 +221,14 @@ def predict_micrographs(
     detector, about = load_detector(Path(weights), device)
     classes, size, done = dict(enumerate(about["classes"], start=1)), about["patch_size"], 0
     total = sum(prod(len(tile_starts(max(side, size), size)) for side in shape) for shape in shapes.values())
+    begun = said = time.monotonic()
 
     def count(tiles: int) -> None:
-        nonlocal done
-        done += tiles
-        if callback:
-            callback(done, total)
+        nonlocal done, said
+        done, now = done + tiles, time.monotonic()
+        if now > said + EVERY or done == total:
+            said = now
+            say(f"{done} of {total} tiles, {(now - begun) / done * (total - done):.0f} s left")
 
     tables, written = [], [folder / "defects.csv", folder / "defects.json"]
     for name, path in files.items():

@@ -13,14 +13,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from roifile import roiread
 from scipy import ndimage
+from skimage.measure import grid_points_in_poly
 from test_detection import BOX, DEVICE
 
 from companion.detection import tiling
 from companion.detection.data import Detections
 from companion.detection.tiling import COLUMNS, detect_micrograph, predict_micrographs, tile_starts
 from companion.errors import CompanionError
+from companion.evaluation.scores import evaluate_files
 from companion.geometry import box_of, decode_rle, ellipse_radius, encode_rle
+from companion.micrographs.importers import import_dataset
 
 ABOUT = {"classes": ["loop", "other loop", "dot"], "patch_size": 64}  # tiles start at 0, 32, 64...
 SHAPE = (160, 192)
@@ -44,6 +48,11 @@ class Dark:
             masks = [regions == k for k in range(1, count + 1)]
             found.append(detections(masks, [1 if m.sum() > 60 else 3 for m in masks], [0.9] * count))
         return found
+
+
+@pytest.fixture
+def detector(monkeypatch):
+    monkeypatch.setattr(tiling, "load_detector", lambda path, device: (Dark(), ABOUT))
 
 
 class Shown:
@@ -234,31 +243,57 @@ def test_what_the_micrograph_cuts_is_marked():
 # --- files --------------------------------------------------------------------------------------------------
 
 
-def test_table_coco_and_overlay_say_the_same(tmp_path, monkeypatch):
-    monkeypatch.setattr(tiling, "load_detector", lambda path, device: (Dark(), ABOUT))
-    paths, out = [tmp_path / "a.png", tmp_path / "b.png"], tmp_path / "out"
-    Image.fromarray(picture((128, 100), [(50, 50, 20, 14), (80, 20, 5, 5)])).save(paths[0])
-    Image.fromarray(picture((70, 70), [])).save(paths[1])
-    open_before = plt.get_fignums()
-    table, written = predict_micrographs(tmp_path / "w", paths, DEVICE, out, pixel_size_nm=0.5)
-    assert plt.get_fignums() == open_before
-    assert list(table.columns) == COLUMNS and set(table["image"]) == {str(paths[0])}
-    assert sorted(table["class"]) == ["dot", "loop"] and np.allclose(table["size_nm"], table["size_px"] * 0.5)
-    assert all(path.stat().st_size > 0 for path in written) and len(written) == 4
+def run_on(names, folder, **settings):
+    """What `predict_micrographs` returns of pictures of those names: a loop and a dot, in the last nothing."""
+    defects = [(50, 50, 20, 14), (80, 20, 5, 5)]
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture((128, 100), defects if name != names[-1] else [])).save(folder / name)
+    return predict_micrographs(folder / "w", [folder], DEVICE, folder / "out", **settings)
+
+
+def test_table_coco_overlay_and_outlines_say_the_same(tmp_path, detector):
+    open_before, said, out, names = plt.get_fignums(), [], tmp_path / "out", ["a.png", "s/a.png", "s/b.png"]
+    table, written = run_on(names, tmp_path, pixel_size_nm=0.5, say=said.append)
+    assert plt.get_fignums() == open_before and said == ["27 of 27 tiles, 0 s left"]
+    assert list(table.columns) == COLUMNS and table["image"].tolist() == ["a.png"] * 2 + ["s/a.png"] * 2
+    for name in ("x", "y", "size"):
+        assert np.allclose(table[f"{name}_nm"], table[f"{name}_px"] * 0.5)
+    assert sorted(map(str, (path.relative_to(out) for path in written))) == [
+        "a-overlay.png", "a-rois.zip", "defects.csv", "defects.json", "s/a-overlay.png", "s/a-rois.zip",
+        "s/b-overlay.png",
+    ]  # fmt: skip
     document = json.loads((out / "defects.json").read_text())
-    assert [image["file_name"] for image in document["images"]] == ["a.png", "b.png"]
     assert len(document["annotations"]) == len(table) == len(pd.read_csv(out / "defects.csv"))
     for annotation, row in zip(document["annotations"], table.itertuples(), strict=True):
-        assert document["categories"][annotation["category_id"] - 1]["name"] == row[2] and annotation["image_id"] == 1
+        assert document["categories"][annotation["category_id"] - 1]["name"] == row[2]
+        assert document["images"][annotation["image_id"] - 1]["file_name"] == row.image
         mask = decode_rle([annotation["segmentation"]["counts"].encode()], tuple(annotation["segmentation"]["size"]))
         assert mask.sum() == annotation["area"] == row.area_px
-    without = predict_micrographs(tmp_path / "w", paths, DEVICE, out)[0]
-    assert without["size_nm"].isna().all() and len(without) == 2
+    masks = decode_rle(table["mask"][2:].tolist(), (128, 100))
+    for roi, mask in zip(roiread(out / "s/a-rois.zip"), masks, strict=True):
+        inside = grid_points_in_poly((128, 100), roi.coordinates()[:, ::-1] - 0.5)  # by the centres of the pixels
+        assert (inside == mask).all()
+    again, more = predict_micrographs(tmp_path / "w", [tmp_path / "s/b.png", tmp_path], DEVICE, out)  # not of out/
+    assert again["size_nm"].isna().all() and len(again) == 4 and len(more) == len(written) + 1
+
+
+def test_what_predict_writes_is_read_by_import_and_evaluate(tmp_path, detector):
+    run_on(["p/a.png", "p/s/a.png", "p/s/b.png"], tmp_path, pixel_size_nm=0.5)
+    out, imported = tmp_path / "out", tmp_path / "imported"
+    dataset = import_dataset("coco", tmp_path, out / "defects.json", None, None, imported)
+    assert dataset.files == ["p/a.png", "p/s/a.png", "p/s/b.png"] and dataset.micrographs[0].pixel_size_nm == 0.5
+    for predictions, truth in itertools.product(("defects.json", "defects.csv"), (out / "defects.json", imported)):
+        assert evaluate_files(out / predictions, truth)[["tp", "fp", "fn"]].iloc[0].tolist() == [4, 0, 0]
 
 
 def test_what_cannot_be_used_is_said_and_nothing_is_written(tmp_path):
     (tmp_path / "a.png").write_text("no image")
-    for names, message in ((["a.png"], "not a readable image"), (["a.png", "x/a.tif"], "several .* called a:")):
+    (tmp_path / "empty").mkdir()
+    for names, message in (
+        (["a.png"], "not a readable image"), (["a.png", "x/a.tif"], "several .* called a:"),
+        (["empty"], "has no micrographs"),
+    ):  # fmt: skip
         with pytest.raises(CompanionError, match=message):
             predict_micrographs(tmp_path / "w", [tmp_path / name for name in names], DEVICE, tmp_path / "out")
     assert not (tmp_path / "out").exists()

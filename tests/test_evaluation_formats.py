@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import random
 import subprocess
 import sys
+from functools import reduce
+from operator import getitem
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import ellipse_patches
+from pycocotools import mask as coco_mask
 from test_scores import noisy
 from typer.testing import CliRunner
 
@@ -68,6 +74,108 @@ def test_no_predictions_at_all_are_predictions(tmp_path, coco):
     assert evaluate_files(tmp_path / "predictions.parquet", tmp_path / "truth.json").iloc[0]["fn"] == 3
 
 
+def test_crowds_count_and_scores_may_be_rounded_up(coco):
+    found = [{**one, "score": 1 + 1e-7} for one in RESULTS]
+    truth = {**COCO, "annotations": [{**LOOP, "iscrowd": 1}, DOT]}
+    assert evaluate_files(*coco(found, truth), confidence=[1.0]).iloc[0]["tp"] == 2
+
+
+@pytest.mark.parametrize(("files", "given", "expected"), [
+    ("a.png b.png", "b.png", 1), ("a.png b.png", "/x y/b.png", 1), (r"s\a.png b.png", "s/a.png", 0),
+    ("s/a.png b.png", "a.png", 0), ("a.png s/a.png", "a.png", 0), ("a.png s/a.png", "x/s/a.png", 1),
+    ("a.png b.png", "b", 1), ("a.png b.png", "b.JPG", 1), ("x0.5.png b.png", "x0.5", 0), ("11.png b.png", "11", 0),
+    ("a.png b.png", "11", 1), ("caf\u00e9.png b.png", "cafe\u0301.png", 0), ("a.png b.png", "", "unknown patch"),
+    ("s/a.png t/a.png", "a.png", "could be s/a.png or t/a.png"), ("a.tif a.png", "a", "could be a.tif or a.png"),
+    ("s/a.png b.png", "t/a.png", "unknown patch"),
+])  # fmt: skip
+def test_images_are_joined_by_name(coco, files, given, expected):
+    images = [{"id": 10 + k, "file_name": name} for k, name in enumerate(files.split())]
+    truth = {**COCO, "images": images, "annotations": []}
+    results, truth = coco(changed(0, image_id=given)[:1], truth)
+    if isinstance(expected, str):
+        with pytest.raises(CompanionError, match=expected):
+            evaluate_files(results, truth)
+    else:
+        assert read_predictions(results, read_truth(truth))["patch"].tolist() == [10 + expected]
+
+
+def test_files_with_names_are_joined_by_names_whatever_their_ids(tmp_path, coco):
+    expected = evaluate_files(*coco(RESULTS))
+    ids, names = {7: 2, 9: 1}, {2: 1, 5: 0}
+    renumbered = [{**r, "image_id": ids[r["image_id"]], "category_id": names[r["category_id"]]} for r in RESULTS]
+    whole = {
+        "images": [{**image, "id": ids[image["id"]]} for image in COCO["images"]],
+        "categories": [{**category, "id": names[category["id"]]} for category in COCO["categories"]],
+    }
+    assert evaluate_files(*coco({**whole, "annotations": renumbered})).equals(expected)
+    named = [{**r, "image_id": 5, "file_name": "x/a.png"} for r in RESULTS]
+    assert evaluate_files(*coco(named)).equals(expected)
+    table = pd.DataFrame({
+        "image": "a.png", "x1": [0.0, 20], "y1": [0.0, 20], "x2": [10.0, 30], "y2": [10.0, 30],
+        "score": [0.9, 0.8], "class": "loop",
+    })  # fmt: skip
+    table.to_csv(tmp_path / "p.csv", index=False, encoding="utf-8-sig")
+    write_table(tmp_path / "p.parquet", table)
+    for name in ("p.csv", "p.parquet"):
+        assert evaluate_files(tmp_path / name, tmp_path / "truth.json").equals(expected)
+
+
+PIXELS = np.zeros((64, 48), dtype=np.uint8, order="F")
+PIXELS[10:30, 5:9] = PIXELS[3, 20] = 1
+TEXT = coco_mask.encode(PIXELS)["counts"].decode()
+LENGTHS = [330, 20, 44, 20, 44, 20, 44, 20, 741, 1, 1788]
+
+
+def lengths(counts, size=(64, 48)):
+    return {"size": list(size), "counts": counts}
+
+
+@pytest.mark.parametrize(("segmentation", "expected"), [
+    (lengths(TEXT), (5, 3, 21, 30)), (lengths(LENGTHS), (5, 3, 21, 30)), (lengths([3072]), (0, 0, 0, 0)),
+    (lengths([64, 128, 2880]), (1, 0, 3, 64)), (lengths([100, 40, 2932]), (1, 0, 3, 64)),
+    ([[1, 2, 9, 2, 9, 7.5], [3, 0, 4, 0, 4, 1]], (1, 0, 9, 7.5)),
+    (lengths(TEXT[:-1]), "end within a number"), (lengths(TEXT + "0"), "add up to 48 x 64"),
+    (lengths(f"b'{TEXT}'"), "character \"'\""), (lengths([3000, -8, 80]), "are not counts"),
+    (lengths(LENGTHS, (48, 64)), "of 64 x 48 px, not 48 x 64"), ({"counts": LENGTHS}, "size"),
+    ([[1, 2, 3, 4]], "three or more"), (None, "three or more"), ("mask.png", "could not convert"),
+])  # fmt: skip
+def test_results_without_boxes_have_those_of_their_masks(coco, segmentation, expected):
+    found = [{"image_id": 7, "category_id": 2, "score": 0.9, "segmentation": segmentation}]
+    results, truth = coco(found, {**COCO, "images": [{**COCO["images"][0], "width": 48}, COCO["images"][1]]})
+    if isinstance(expected, str):
+        with pytest.raises(CompanionError, match=f"entry 1: it has no bbox, .*{expected}"):
+            evaluate_files(results, truth)
+    else:
+        table = read_predictions(results, read_truth(truth))
+        assert tuple(table[["x1", "y1", "x2", "y2"]].iloc[0]) == expected
+
+
+def places(value, path=("",)):
+    """Where the values of a JSON document are; of lists the first two."""
+    yield path
+    parts = value.items() if isinstance(value, dict) else enumerate(value[:2]) if isinstance(value, list) else ()
+    for step, part in parts:
+        yield from places(part, (*path, step))
+
+
+def test_whatever_a_file_holds_is_read_or_one_message(coco):
+    odd = [None, float("nan"), -1, 10**30, "\ud800", [], {}, [["a"] * 6], lengths("o"), lengths([9.5], (9, "x"))]
+    mask = lengths([64, 4032], (64, 64))
+    found = [{"image_id": "a.png", "category_id": 2, "score": 0.5, "segmentation": mask}, RESULTS[0]]
+    good = [{**COCO, "annotations": found}, COCO]
+    read = 0
+    cases = [(k, path, value) for k in (0, 1) for path in places(good[k]) for value in odd]
+    for which, path, value in random.Random(0).sample(cases, 300):
+        files = {k: {"": copy.deepcopy(document)} for k, document in enumerate(good)}
+        reduce(getitem, path[:-1], files[which])[path[-1]] = value
+        try:
+            evaluate_files(*coco(*(json.dumps(file[""]) for file in files.values())))
+            read += 1
+        except CompanionError as error:
+            assert str(error).count("\n") <= 21
+    assert 20 < read < 100
+
+
 def changed(n: int, **entries):
     return [{**result, **(entries if k == n else {})} for k, result in enumerate(RESULTS)]
 
@@ -75,15 +183,22 @@ def changed(n: int, **entries):
 @pytest.mark.parametrize(("results", "says"), [
     (changed(0, image_id=8), r"unknown patch \(image\) 8: the truths have 7, 9"),
     (changed(0, category_id=1), "unknown class 1: the truths have 2, 5"),
+    (changed(0, category_id=0), "unknown class 0: .* counted from 0"),
+    (changed(0, image_id="c.png"), r"unknown patch \(image\) 'c.png': did you mean"),
+    ([{k: v for k, v in r.items() if k != "bbox"} for r in RESULTS], "entry 2: it has no bbox, and"),
+    ({"images": [{"id": 7, "file_name": "c.png"}], "results": RESULTS}, "'c.png'"),
+    ({"categories": [{"id": 2, "name": "Loop"}], "results": RESULTS}, "unknown class 'Loop': did you mean 'loop'"),
+    ({"annotations": RESULTS, "predictions": RESULTS}, "mapping of annotations, predictions"),
+    ([{"image_id": 7}] * 99, r"(?s)category_id .*Field required \(and 98 more.*score .*Field required \(and 98 more"),
+    (RESULTS * 50 + [{**RESULTS[0], "score": 2}] * 50, "(?s)entry 120: .*and 30 more$"),
     (changed(1, bbox=[1, 1, -4, 5]), "entry 2: box .* inverted"),
-    (json.dumps(changed(0, score=0.5)).replace("0.5", "NaN"), "entry 1: score nan"),
+    (json.dumps(changed(0, score=0.5)).replace("0.5", "NaN"), "entry 1: score nan: Input should be a finite number"),
     (changed(0, score=87), "score 87.0 is not in"),
     (changed(0, bbox=[1, 2, 3]), "entry 1: bbox"),
-    (changed(0, image_id="7"), "entry 1: image_id '7': Input should be a valid integer"),
     ([{"image_id": 7}], "entry 1: category_id .*Field required"),
-    ({"annotations": []}, "valid (list|array)(?s:.*)should be a parquet file, or a JSON list"),
-    ("{broken", "Invalid JSON"),
-    (changed(0, image_id=8, category_id=3, score=2), r"score 2(?s:.*)unknown patch \(image\) 8(?s:.*)class 3"),
+    ({"labels": []}, "mapping of labels(?s:.*)a list, or a mapping that has it under annotations"),
+    ("{broken", "not JSON(?s:.*)COCO results"),
+    (changed(0, image_id=8, category_id=3, score=2), r"unknown patch \(image\) 8(?s:.*)class 3(?s:.*)score 2"),
 ])  # fmt: skip
 def test_unusable_results_are_named(coco, results, says):
     with pytest.raises(CompanionError, match=says):
@@ -95,7 +210,6 @@ def test_unusable_results_are_named(coco, results, says):
     ({"annotations": [{**LOOP, "image_id": 1}]}, "unknown patch .* 1: "),
     ({"annotations": [{**LOOP, "category_id": 9}]}, "unknown class 9"),
     ({"annotations": [{**LOOP, "bbox": [0, 0, -1, 4]}]}, "entry 1: box .* inverted"),
-    ({"annotations": [{**LOOP, "iscrowd": 1}]}, "entry 1: iscrowd"),
     ({"images": [{"id": 7, "file_name": "a"}, {"id": 7, "file_name": "b"}]}, "two have the id 7"),
     ({"categories": ["loop"]}, r"categories.0: Input should be"),
     ({"images": [], "annotations": []}, "no images"),
@@ -118,7 +232,7 @@ def test_files_that_are_something_else(tmp_path, coco):
     for wrong, says in (
         (table.drop(columns=["score", "label"]), r"lacks the column\(s\) score, label"),
         (table.assign(score="high"), "should hold numbers"),
-        (table.assign(label=1.5), "label whole ones"),
+        (table.assign(label=1.5), "label should hold whole numbers"),
     ):
         write_table(path, wrong)
         with pytest.raises(CompanionError, match=says):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -86,8 +87,8 @@ def unbundle(folder: Annotated[Path, typer.Argument(help="what `companion bundle
 
 @app.command()
 def evaluate(
-    predictions: Annotated[Path, typer.Argument(help="predictions.parquet or COCO results JSON")],
-    truth: Annotated[Path, typer.Argument(help="patches folder or COCO annotations JSON")],
+    predictions: Annotated[Path, typer.Argument(help="predictions: parquet, CSV or COCO results JSON")],
+    truth: Annotated[Path, typer.Argument(help="COCO annotations JSON, data set or patches folder")],
     iou: Annotated[list[float] | None, typer.Option(min=0, max=1, help="IoU threshold; repeat for several")] = None,
     confidence: Annotated[list[float] | None, typer.Option(min=0, max=1, help="score threshold; repeatable")] = None,
     matching: Annotated[str, typer.Option(help="truth-greedy or score-greedy")] = "truth-greedy",
@@ -113,12 +114,12 @@ def evaluate(
 @app.command()
 def predict(
     weights: Annotated[Path, typer.Argument(help="weights.safetensors of a detector stage")],
-    images: Annotated[list[Path], typer.Argument(help="micrographs of any size, 8 or 16-bit grey")],
-    out: Annotated[Path, typer.Option(help="folder for defects.csv, defects.json and overlays")] = Path("defects"),
+    images: Annotated[list[Path], typer.Argument(help="micrographs of any size, or folders of them")],
+    out: Annotated[Path, typer.Option(help="folder for defects.csv, defects.json, overlays, ROIs")] = Path("defects"),
     pixel_size_nm: Annotated[float | None, typer.Option(min=0, help="nm per px; without it sizes are in px")] = None,
     confidence: Annotated[float, typer.Option(min=0, max=1, help="lowest score that counts")] = 0.5,
 ) -> None:
-    """Find the defects of micrographs with a trained detector: table, COCO JSON and overlays."""
+    """Find the defects of micrographs with a trained detector: table, COCO JSON, overlays and ImageJ outlines."""
     from companion.config.sections import Device
     from companion.detection import tiling
     from companion.device import open_device
@@ -126,8 +127,9 @@ def predict(
 
     use_style()
     settings = {"pixel_size_nm": pixel_size_nm, "confidence": confidence}
-    table, written = tiling.predict_micrographs(weights, images, open_device(Device()), out, **settings)
-    print(f"{len(table)} defects in {len(images)} micrograph(s): {', '.join(str(path) for path in written)}")
+    say = partial(print, file=sys.stderr)
+    table, written = tiling.predict_micrographs(weights, images, open_device(Device()), out, say=say, **settings)
+    print(f"{len(table)} defects: {', '.join(str(path) for path in written)}")
 
 
 @data.command("list")

@@ -7,14 +7,16 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
+from PIL import Image
 
-from companion.geometry import decode_rle
 from companion.plots import CLASS_COLORS
 
+SHOWN = 2048  # px of a picture's longer side that a figure can show
 Drawn = Sequence[tuple[NDArray, Sequence[str], str]]  # boxes [N, 4] px, the colour of each, how its line is drawn
 
 
@@ -75,27 +77,28 @@ def detections(
     return figure
 
 
-def overlay(image: NDArray[np.uint8], defects: pd.DataFrame, classes: Sequence[str], title: str) -> Figure:
+def overlay(image: NDArray[np.uint8], defects: pd.DataFrame, classes: Sequence[str]) -> Figure:
     """A micrograph uint8 [H, W] with the outline of every defect, coloured by class.
 
-    `defects` has columns class (a name of `classes`) and mask (COCO compressed run-length bytes of the whole image).
+    `defects` has columns class (a name of `classes`) and outline (a list of rings, [n, 2] x and y in px).
     """
     height, width = image.shape
     figure, axes = plt.subplots(figsize=(7.2, 7.2 * height / width + 0.5))
-    _picture(axes, image, title)
-    colors = dict(zip(classes, class_colors(range(1, len(classes) + 1)), strict=True))
-    for name, mask in defects[["class", "mask"]].itertuples(index=False):
-        outline = np.pad(decode_rle([mask], image.shape)[0].astype(float), 1)
-        centres_x, centres_y = np.arange(width + 2) - 0.5, np.arange(height + 2) - 0.5
-        axes.contour(centres_x, centres_y, outline, levels=[0.5], colors=[colors[name]], linewidths=0.9)
-    counts = defects["class"].value_counts()
-    handles = [Line2D([], [], color=c, label=f"{name}: {counts.get(name, 0)}") for name, c in colors.items()]
+    _picture(axes, image, "")
+    handles = []
+    for name, color in zip(classes, class_colors(range(1, len(classes) + 1)), strict=True):
+        own = defects.loc[defects["class"] == name, "outline"]
+        axes.add_collection(LineCollection([ring for rings in own for ring in rings], colors=color, linewidths=0.9))
+        handles.append(Line2D([], [], color=color, label=f"{name}: {len(own)}".replace("$", r"\$")))
     figure.legend(handles=handles, loc="outside lower center", ncols=4)
     return figure
 
 
 def _picture(axes: plt.Axes, image: NDArray[np.uint8], title: str) -> None:
-    axes.imshow(image, vmin=0, vmax=255, extent=(0, image.shape[1], image.shape[0], 0))
-    axes.set(xticks=[], yticks=[])
+    height, width = image.shape
+    step = -(-max(image.shape) // SHOWN)  # a montage would be held several times over, as floats
+    shown = np.asarray(Image.fromarray(image).reduce(step)) if step > 1 else image
+    axes.imshow(shown, vmin=0, vmax=255, extent=(0, shown.shape[1] * step, shown.shape[0] * step, 0))
+    axes.set(xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0))
     axes.set_title(title, fontsize=7)
     axes.grid(False)

@@ -1,36 +1,45 @@
 """A trained detector on whole micrographs: tiles with overlap, merged, measured in nanometres, and written.
 
-This is what ``companion predict`` gives a microscopist: defects as a table, as COCO and drawn on the image.
+This is what ``companion predict`` gives a microscopist: defects as a table, as COCO, drawn on the image and as outlines
+that ImageJ opens. Of a montage only what was found is kept, tile by tile.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from math import prod
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.sparse import coo_array, csr_array
+from pycocotools import mask as coco
+from roifile import ImagejRoi, roiwrite
+from scipy.sparse import coo_array, csr_array, kron
 from scipy.sparse.csgraph import connected_components
+from skimage.measure import find_contours
 
 from companion.detection import plots
 from companion.detection.model import Detector
 from companion.detection.predict import SAME, predict
 from companion.detection.train import load_detector
 from companion.device import Device
-from companion.errors import CompanionError
-from companion.geometry import box_of, decode_rle, encode_rle
+from companion.errors import problems
+from companion.geometry import decode_rle
+from companion.micrographs.formats import IMAGE_SUFFIXES
 from companion.micrographs.images import read_grey, to_uint8
 from companion.provenance import atomic, write_json
 
 BOX = ["x1", "y1", "x2", "y2"]
 MEASURED = {
     "class": "int64", "score": "float64", "x_px": "float64", "y_px": "float64", **dict.fromkeys(BOX, "float64"),
-    "area_px": "int64", "size_px": "float64", "cut": "bool", "mask": "object",
+    "area_px": "int64", "size_px": "float64", "cut": "bool", "mask": "object", "outline": "object",
 }  # fmt: skip
-COLUMNS = ["image", "class", "score", "x_px", "y_px", *BOX, "area_px", "size_px", "size_nm", "cut", "mask"]
+COLUMNS = ["image", *MEASURED, "x_nm", "y_nm", "size_nm"]
+EVERY = 5  # s between two lines on how far it is
+AT_ONCE = 64  # tiles that are looked at before what they show is put away
 NEAR = 3  # px from its tile's border within which a box is cut by it: boxes of defects that go on end up to there
 
 
@@ -41,54 +50,81 @@ def tile_starts(length: int, size: int) -> list[int]:
 
 
 def detect_micrograph(
-    detector: Detector, size: int, pixels: NDArray[np.uint8], device: Device, confidence: float = 0.5
-) -> pd.DataFrame:
+    detector: Detector, size: int, pixels: NDArray[np.uint8], device: Device, confidence: float = 0.5,
+    callback: Callable[[int], None] | None = None,
+) -> pd.DataFrame:  # fmt: skip
     """Defects of one micrograph of any size, by tiles; what several of them show of one defect is one row (`merge`).
 
     Tiles have side `size` px, that of the patches that the detector was trained on; `pixels`, uint8 [H, W], smaller
-    than one are mirrored at their borders. `confidence` is the smallest score.
+    than one are mirrored at their borders. `confidence` is the smallest score. `callback` gets numbers of tiles as they
+    are done.
 
     Returns
     -------
     A row per defect, by falling score: class (code), score, x_px, y_px (centre of mass), box x1 y1 x2 y2, area_px,
     size_px (full major axis of the ellipse with the same second moments), cut (whether the micrograph's border cuts
-    it: its size is a lower bound), mask (COCO compressed run-length bytes of the whole micrograph).
+    it: its size is a lower bound), mask (COCO compressed run-length bytes of the whole micrograph), outline (a list of
+    rings, [n, 2] x and y in px).
     """
     height, width = pixels.shape
     padded = np.pad(pixels, ((0, max(0, size - height)), (0, max(0, size - width))), mode="symmetric")
-    rows, columns = (tile_starts(length, size) for length in padded.shape)
-    starts = np.array([(x, y) for y in rows for x in columns])
-    tiles = np.stack([padded[y : y + size, x : x + size] for x, y in starts])
-    found = predict(detector, tiles, device, suppression="across classes")
-    found = found[found["score"] >= confidence].reset_index(drop=True)
-    numbers = np.arange(height * width).reshape(height, width)  # of the pixels; beyond them is their mirror image
-    seen = [numbers[y : y + size, x : x + size] for x, y in starts]
-    masks = decode_rle(found["mask"].tolist(), (size, size))
-    masks = [seen[tile][mask[: height - starts[tile, 1], : width - starts[tile, 0]]]
-             for tile, mask in zip(found["patch"], masks, strict=True)]  # fmt: skip
+    rows, columns = (np.array(tile_starts(length, size)) for length in padded.shape)
+    starts, tables, places = np.array([(x, y) for y in rows for x in columns]), [], []
+    for first in range(0, len(starts), AT_ONCE):
+        own = starts[first : first + AT_ONCE]
+        tiles = np.stack([padded[y : y + size, x : x + size] for x, y in own])
+        found = predict(detector, tiles, device, suppression="across classes")
+        found = found[found["score"] >= confidence]
+        masks = decode_rle(found["mask"].tolist(), (size, size))
+        for (x, y), mask in zip(own[found["patch"]], masks, strict=True):
+            v, u = np.nonzero(mask[: height - y, : width - x])  # beyond is the mirror image
+            places.append((y + v) * width + x + u)
+        tables.append(found.drop(columns="mask").assign(patch=found["patch"] + first))
+        if callback:
+            callback(len(own))
+    found = pd.concat(tables, ignore_index=True)
     # Cut by a border of its tile that is not a border of the micrograph.
     corner, box = starts[found["patch"]], found[BOX].to_numpy()
     low, high = (box[:, :2] < NEAR) & (corner > 0), (box[:, 2:] > size - NEAR) & (corner + size < padded.shape[::-1])
     found["cut"] = (low | high).any(axis=1)
-    merged, masks = merge(found, _matrix(masks, numbers.size), _matrix([s.ravel() for s in seen], numbers.size))
-    rows = []
-    for label, score, places in zip(merged["label"], merged["score"], np.split(masks.indices, masks.indptr[1:-1]),
-                                    strict=False):  # fmt: skip
-        if len(places) == 0:  # all of it in the mirror image
-            continue
-        mask = np.zeros((height, width), dtype=bool)
-        mask.flat[places] = True
-        x1, y1, x2, y2 = box_of(mask)
-        y, x = np.divmod(places, width)
-        # A pixel is a square: its own second moment is 1/12, which keeps one-pixel defects one pixel long.
-        major = 4 * np.sqrt(np.linalg.eigvalsh(np.cov(x, y, bias=True) + np.eye(2) / 12)[-1])
-        # Masks of a detector often end one pixel before a border that cuts their defect.
-        cut, centre = min(x1, y1, width - x2, height - y2) <= 1, (x.mean() + 0.5, y.mean() + 0.5)
-        rows.append((label, score, *centre, x1, y1, x2, y2, len(places), major, cut, encode_rle(mask[None])[0]))
-    return pd.DataFrame(rows, columns=list(MEASURED)).astype(MEASURED)
+    ends = np.cumsum([0, *map(len, places)])
+    pixel, column = np.unique(np.concatenate([*places, ends[:0]]), return_inverse=True)  # those of any piece
+    masks = csr_array((np.ones(ends[-1], dtype=int), column, ends), shape=(len(found), len(pixel)))
+    # Borders of tiles part the micrograph into fields; a tile looks at all of a field or at nothing of it.
+    number, seen = 0, []
+    for first, at in zip((rows, columns), np.divmod(pixel, width), strict=True):
+        edges = np.unique([*first, *(first + size)])
+        seen.append((first[:, None] <= edges) & (edges < first[:, None] + size))
+        number = number * len(edges) + np.searchsorted(edges, at, "right") - 1
+    fields = csr_array((np.ones(len(pixel), dtype=int), (np.arange(len(pixel)), number)),
+                       shape=(len(pixel), seen[0].shape[1] * seen[1].shape[1]))  # fmt: skip
+    merged, masks = merge(found, masks, masks @ fields @ csr_array(kron(*seen).T))
+    parts = zip(merged["label"], merged["score"], np.split(masks.indices, masks.indptr[1:-1]), strict=False)
+    measured = [(label, score, *_measured(*np.divmod(np.sort(pixel[part]), width), height, width))
+                for label, score, part in parts if len(part)]  # none: all of it is in the mirror image  # fmt: skip
+    return pd.DataFrame(measured, columns=list(MEASURED)).astype(MEASURED)
 
 
-def merge(found: pd.DataFrame, masks: csr_array, tiles: csr_array) -> tuple[pd.DataFrame, csr_array]:
+def _measured(y: NDArray[np.int64], x: NDArray[np.int64], height: int, width: int) -> tuple:
+    """What `detect_micrograph` says of the defect of these pixels, from x_px on."""
+    x1, y1, x2, y2 = x.min(), y.min(), x.max() + 1, y.max() + 1
+    # A pixel is a square: its own second moment is 1/12, which keeps one-pixel defects one pixel long.
+    major = 4 * np.sqrt(np.linalg.eigvalsh(np.cov(x, y, bias=True) + np.eye(2) / 12)[-1])
+    # Masks of a detector often end one pixel before a border that cuts their defect.
+    cut, centre = min(x1, y1, width - x2, height - y2) <= 1, (x.mean() + 0.5, y.mean() + 0.5)
+    window = np.zeros((y2 - y1 + 2, x2 - x1 + 2))
+    window[y - y1 + 1, x - x1 + 1] = 1
+    outline = [ring[:, ::-1] + (x1 - 0.5, y1 - 0.5) for ring in find_contours(window, 0.5)]
+    # Runs column by column, as COCO has them: the whole mask is as large as the micrograph.
+    place = np.sort(x * height + y)
+    last = np.flatnonzero(np.diff(place, append=-1) != 1)
+    edges = np.stack([place[np.append(0, last[:-1] + 1)], place[last] + 1], axis=1).ravel()
+    counts = np.diff(edges, prepend=0, append=height * width if edges[-1] < height * width else edges[:0])
+    runs = coco.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
+    return *centre, x1, y1, x2, y2, len(x), major, cut, runs["counts"], outline
+
+
+def merge(found: pd.DataFrame, masks: csr_array, looked: csr_array) -> tuple[pd.DataFrame, csr_array]:
     """One row per defect, best score first, of the pieces that tiles show.
 
     1. A whole piece beats the cut ones that are alike where both tiles look: their masks have an IoU above a half.
@@ -101,8 +137,8 @@ def merge(found: pd.DataFrame, masks: csr_array, tiles: csr_array) -> tuple[pd.D
     Parameters
     ----------
     found : patch (number of the tile), label, score, cut (whether a border of the tile cuts it)
-    masks : [N, pixels of the micrograph], 1 inside each piece
-    tiles : [T, pixels of the micrograph], 1 inside each tile
+    masks : [N, pixels], 1 inside each piece
+    looked : [N, T], px of each piece that lie in each tile
 
     Returns
     -------
@@ -110,15 +146,17 @@ def merge(found: pd.DataFrame, masks: csr_array, tiles: csr_array) -> tuple[pd.D
     """
     cut, label, tile = (found[name].to_numpy() for name in ("cut", "label", "patch"))
     a, b, shared = _pairs(masks)
-    looked = (masks @ tiles.T).toarray()  # (N, T), px
-    alike = (tile[a] != tile[b]) & (shared > SAME * (looked[a, tile[b]] + looked[b, tile[a]] - shared)) & cut[a]
+    both = looked[a, tile[b]] + looked[b, tile[a]] - shared  # px of either where both tiles look
+    alike = (tile[a] != tile[b]) & (shared > SAME * both) & cut[a]
     beaten = np.isin(np.arange(len(found)), a[alike & ~cut[b]])
     parts = alike & cut[b] & (label[a] == label[b]) & ~beaten[a] & ~beaten[b]
     links = coo_array((parts[parts], (a[parts], b[parts])), shape=(len(found),) * 2)
     group = connected_components(links)[1] if len(found) else np.zeros(0, dtype=int)
     best = found.assign(group=group)[~beaten].sort_values("score", ascending=False, kind="stable")
     best = best.drop_duplicates("group")
-    masks = csr_array((best["group"].to_numpy()[:, None] == group).astype(int)) @ masks
+    row = pd.Series(np.arange(len(best)), index=best["group"]).reindex(group, fill_value=-1).to_numpy()
+    kept = np.flatnonzero(row >= 0)
+    masks = csr_array((np.ones(len(kept), dtype=int), (row[kept], kept)), shape=(len(best), len(found))) @ masks
     masks.data[:] = 1  # pixels of several pieces are one
     cut, label, area = best["cut"].to_numpy(), best["label"].to_numpy(), masks.sum(axis=1)
     a, b, shared = _pairs(masks)
@@ -130,12 +168,6 @@ def merge(found: pd.DataFrame, masks: csr_array, tiles: csr_array) -> tuple[pd.D
     return best[stays], masks[stays]
 
 
-def _matrix(places: Sequence[NDArray[np.int64]], size: int) -> csr_array:
-    """Sparse [N, size], 1 at the places of each row."""
-    ends = np.cumsum([0, *map(len, places)])
-    return csr_array((np.ones(ends[-1], dtype=int), np.concatenate([*places, ends[:0]]), ends), (len(places), size))
-
-
 def _pairs(masks: csr_array) -> tuple[NDArray, NDArray, NDArray]:
     """Numbers of the masks that meet, every pair both ways round and by rising first number, and pixels they share."""
     shared = (masks @ masks.T).tocoo()
@@ -145,65 +177,104 @@ def _pairs(masks: csr_array) -> tuple[NDArray, NDArray, NDArray]:
     return a[order], b[order], n[order]
 
 
+def micrograph_files(given: Sequence[Path], skip: Path) -> dict[str, Path]:
+    """Files by name: of a folder those in it and below, named from there, but for what lies in the folder `skip`."""
+    files, found = {}, []
+    for path in given:
+        inside = [
+            p for p in sorted(path.rglob("[!.]*")) if p.suffix.lower() in IMAGE_SUFFIXES and skip not in p.parents
+        ]
+        if path.is_dir() and not inside:
+            found.append(f"{path} has no micrographs ({', '.join(IMAGE_SUFFIXES)})")
+        for file in inside if path.is_dir() else [path]:
+            name = file.relative_to(path).as_posix() if path.is_dir() else file.name
+            if (stem := name.removesuffix(file.suffix)) in files:
+                found.append(f"several micrographs are called {stem}: their overlays would be one file")
+            files[stem] = (name, file)
+    if found:
+        raise problems("micrographs that cannot be used", found)
+    return dict(files.values())
+
+
 def predict_micrographs(
-    weights: Path,
-    images: Sequence[Path],
-    device: Device,
-    folder: Path,
-    *,
-    pixel_size_nm: float | None = None,
-    confidence: float = 0.5,
-) -> tuple[pd.DataFrame, list[Path]]:
-    """Defects of micrographs; writes ``defects.csv``, ``defects.json`` (COCO) and an overlay per micrograph.
+    weights: Path, images: Sequence[Path], device: Device, folder: Path, *, pixel_size_nm: float | None = None,
+    confidence: float = 0.5, say: Callable[[str], None] = print,
+) -> tuple[pd.DataFrame, list[Path]]:  # fmt: skip
+    """Defects of micrographs; writes ``defects.csv``, ``defects.json`` (COCO), and per micrograph an overlay and,
+    where it has defects, their outlines for ImageJ (``-rois.zip``).
 
     Parameters
     ----------
     weights : ``weights.safetensors`` of a detector
-    images : 8 or 16-bit grey files
+    images : 8 or 16-bit grey files, and folders of them
     folder : where to write; nothing is written if a file cannot be used
     pixel_size_nm : nm per px; without it sizes are in px alone
     confidence : smallest score
+    say : gets, every few seconds, a line on how far it is
 
     Returns
     -------
-    Table with `COLUMNS`, a row per defect (class is a name), and the files written.
+    Table with `COLUMNS`, a row per defect (image is the file's name, class a name), and the files written.
     """
-    stems = [Path(path).stem for path in images]
-    if len(set(stems)) < len(stems):
-        twice = ", ".join(sorted({stem for stem in stems if stems.count(stem) > 1}))
-        raise CompanionError(f"several micrographs are called {twice}: their overlays would be one file")
-    pictures = {path: to_uint8(read_grey(path)) for path in map(Path, images)}
+    files = micrograph_files([Path(path) for path in images], folder)
+    shapes = {name: read_grey(path).shape for name, path in files.items()}  # one in memory at a time
     detector, about = load_detector(Path(weights), device)
-    classes = dict(enumerate(about["classes"], start=1))
-    tables = [detect_micrograph(detector, about["patch_size"], p, device, confidence) for p in pictures.values()]
-    table = pd.concat(tables, keys=map(str, pictures), names=["image"]).reset_index("image").reset_index(drop=True)
-    coco = {
+    classes, size, done = dict(enumerate(about["classes"], start=1)), about["patch_size"], 0
+    total = sum(prod(len(tile_starts(max(side, size), size)) for side in shape) for shape in shapes.values())
+    begun = said = time.monotonic()
+
+    def count(tiles: int) -> None:
+        nonlocal done, said
+        done, now = done + tiles, time.monotonic()
+        if now > said + EVERY or done == total:
+            said = now
+            say(f"{done} of {total} tiles, {(now - begun) / done * (total - done):.0f} s left")
+
+    tables, written = [], [folder / "defects.csv", folder / "defects.json"]
+    for name, path in files.items():
+        pixels = to_uint8(read_grey(path))
+        table = detect_micrograph(detector, size, pixels, device, confidence, count)
+        table["class"] = table["class"].map(classes)
+        figure = plots.overlay(pixels, table, about["classes"])
+        written.append((folder / name).with_name(f"{path.stem}-overlay.png"))
+        with atomic(written[-1]) as temporary:
+            figure.savefig(temporary, metadata={"Software": None})
+        plt.close(figure)  # pyplot would keep the figure of every micrograph
+        rois = [ImagejRoi.frompoints(max(row.outline, key=len), name=f"{k} {row[1]} {row.score:.2f}")
+                for k, row in enumerate(table.itertuples(), start=1)]  # fmt: skip
+        if rois:
+            written.append(written[-1].with_name(f"{path.stem}-rois.zip"))
+            with atomic(written[-1]) as temporary:
+                roiwrite(temporary, rois, mode="w")
+        tables.append(table.assign(image=name))
+    table = pd.concat(tables, ignore_index=True)
+    for name in ("x", "y", "size"):
+        table[f"{name}_nm"] = table[f"{name}_px"] * (pixel_size_nm or np.nan)
+    with atomic(written[0]) as temporary:
+        table[COLUMNS].drop(columns=["mask", "outline"]).to_csv(temporary, index=False, float_format="%.4f")
+    write_json(written[1], coco_document(table, shapes, classes, pixel_size_nm))
+    return table[COLUMNS], written
+
+
+def coco_document(
+    table: pd.DataFrame, shapes: dict[str, tuple[int, int]], classes: dict[int, str], pixel_size_nm: float | None
+) -> dict[str, list]:
+    """Defects as COCO instances with scores; `shapes` are height and width of every micrograph, px."""
+    ids, codes = {name: k for k, name in enumerate(shapes, start=1)}, {name: code for code, name in classes.items()}
+    scale = {"pixel_size_nm": pixel_size_nm} if pixel_size_nm else {}
+    return {
         "images": [
-            {"id": k, "file_name": path.name, "height": p.shape[0], "width": p.shape[1]}
-            for k, (path, p) in enumerate(pictures.items(), start=1)
+            {"id": ids[name], "file_name": name, "height": height, "width": width, **scale}
+            for name, (height, width) in shapes.items()
         ],
         "categories": [{"id": code, "name": name} for code, name in classes.items()],
         "annotations": [
             {
-                "id": k, "image_id": list(map(str, pictures)).index(row["image"]) + 1, "category_id": row["class"],
-                "score": row["score"], "bbox": [row["x1"], row["y1"], row["x2"] - row["x1"], row["y2"] - row["y1"]],
+                "id": k, "image_id": ids[row["image"]], "category_id": codes[row["class"]], "score": row["score"],
+                "bbox": [row["x1"], row["y1"], row["x2"] - row["x1"], row["y2"] - row["y1"]],
                 "area": row["area_px"], "iscrowd": 0,
-                "segmentation": {
-                    "size": list(pictures[Path(row["image"])].shape), "counts": row["mask"].decode("ascii")
-                },
+                "segmentation": {"size": list(shapes[row["image"]]), "counts": row["mask"].decode("ascii")},
             }
             for k, row in enumerate(table.to_dict("records"), start=1)
         ],
     }  # fmt: skip
-    table["size_nm"], table["class"] = table["size_px"] * (pixel_size_nm or np.nan), table["class"].map(classes)
-    table, written = table[COLUMNS], [folder / "defects.csv", folder / "defects.json"]
-    with atomic(written[0]) as temporary:
-        table.drop(columns="mask").to_csv(temporary, index=False, float_format="%.4f")
-    write_json(written[1], coco)
-    for path, pixels in pictures.items():
-        figure = plots.overlay(pixels, table[table["image"] == str(path)], list(classes.values()), path.name)
-        written.append(folder / f"{path.stem}-overlay.png")
-        with atomic(written[-1]) as temporary:
-            figure.savefig(temporary, metadata={"Software": None})
-        plt.close(figure)  # pyplot would keep the figure of every micrograph
-    return table, written

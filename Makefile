@@ -12,12 +12,26 @@ BOOK := _build/html/index.html
 # With a folder of wheels nothing is asked of a network.
 PIP := -m pip --disable-pip-version-check $(if $(wildcard $(WHEELHOUSE)/torch-*),--no-index --find-links $(WHEELHOUSE))
 
-.PHONY: book test cluster-test smoke reference paper install wheelhouse audit lock clean
+.PHONY: book pdf lab test cluster-test smoke reference paper install wheelhouse audit lock clean
 
 book: $(if $(filter smoke,$(PROFILE)),smoke,install)
 	$(BIN)/python -m companion.workflow.book $(PROFILE) --cores $(CORES)
 	$(BIN)/jupyter-book build book --config _config.yml --path-output . -W --keep-going --quiet
 	@echo "The book is at $(BOOK)"
+
+# The whole book on paper, as Chromium prints it from one page.
+CHROMIUM ?= $(firstword $(shell command -v chromium chromium-browser google-chrome))
+pdf: book
+	test -n "$(CHROMIUM)"  # Debian's package is `chromium`
+	$(BIN)/jupyter-book build book --config _config.yml --path-output . --builder custom --custom-builder singlehtml --quiet
+	$(CHROMIUM) --headless --no-sandbox --disable-gpu --virtual-time-budget=60000 --no-pdf-header-footer \
+	  --print-to-pdf=_build/book.pdf "file://$(CURDIR)/_build/singlehtml/index.html"
+	@echo "The book is at _build/book.pdf"
+
+# JupyterLab on the notebooks of this checkout.
+lab: install
+	test -x $(BIN)/jupyter-lab || $(BIN)/python $(PIP) install --quiet --constraint requirements.lock jupyterlab
+	$(BIN)/jupyter-lab notebooks
 
 test: book smoke
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -37,11 +37,6 @@ CHROMIUM = [
 ]  # fmt: skip
 
 
-GAINS = pd.DataFrame(
-    [("1", 10, "f1_hm", 0.25, 0.375, 0.125, 0.0, 0.25, 2), ("1", 10, "f1_class", *[np.nan] * 5, 0),
-     ("1", 10, "f1_detect", 0.5, 0.5, 0.0, -0.25, 0.25, 2)],
-    columns=["split", "n_train", "measure", "base", "score", "gain", "low", "high", "n"],
-).assign(arm="EXP+GEN", choice="chosen on validation", against="labels")  # fmt: skip
 STAMP = {
     "notebook": "06_b", "wall_s": 59.6, "peak_memory_mib": 300, "device": "CPU", "commit": "abc", "profile": "smoke",
     "dataset": "phantom", "keys": {"split": "1", "arm": "EXP"}, "started": "2026-01-02T03:04:05",
@@ -49,16 +44,22 @@ STAMP = {
 
 
 def claim(name: str, verdict: str) -> dict:
-    return {"id": name, "claim": "a | b", "paper": "p < 0.1", "ours": "c", "verdict": verdict, "reason": "because"}
+    said = {"claim": "a | b", "paper": "p < 0.1", "ours": "c", "reason": "of it", "where": "text", "rule": "R"}
+    return {"id": name, "verdict": verdict, "notebook": "08_x", "at_paper_threshold": "partly", **said}
 
 
+CHOSEN = pd.DataFrame(
+    [("1", 10, arm, seed, f1, f1, f1) for arm, f1 in (("EXP", 0.5), ("EXP+GEN", 0.6)) for seed in (1, 2)],
+    columns=["split", "n_train", "arm", "seed", "f1_detect", "f1_class", "f1_hm"],
+).assign(choice="chosen on validation", against="labels", map50=0.5)
 CLAIMS = [claim("C1", "partly"), claim("C2", "reproduced"), claim("C3", "reproduced"), claim("C12", "not attempted")]
 
 
 def test_fragments_say_what_is_shown_whether_it_is_fresh_and_of_which_data() -> None:
     stages = [(STAMP, why) for why in ([], ["code changed: x"], ["code changed: x"], ["outputs changed: y"])]
-    (row,) = pages.freshness_table(stages).splitlines()[2:]
-    assert row.endswith("| 4 | 1 | 2 of them: code changed: x. 1 of them: outputs changed: y |")
+    row, *_, twice, once = pages.status_table(stages).splitlines()[2:]
+    assert row.endswith("| 4 | 1 | 3 min 58 s | 1 min 0 s | 300 MiB | CPU |")
+    assert (twice, once) == ("- 06_b, 2 of 4: code changed: x.", "- 06_b, 1 of 4: outputs changed: y.")
     assert "phantom (simulated)" in pages.badge(STAMP, []) and "split 1, arm EXP" in pages.badge(STAMP, [])
     assert ">fresh<" in pages.badge(STAMP, []) and "Stale because" not in pages.badge(STAMP, [])
     assert "Stale because: code changed: a &lt; b" in pages.badge(STAMP, ["code changed: a < b"])
@@ -73,34 +74,19 @@ def test_fragments_say_what_is_shown_whether_it_is_fresh_and_of_which_data() -> 
         assert said in pages.data_notice(data, profile)
 
 
-def test_quoted_numbers_say_what_the_files_say() -> None:
+def test_pages_include_what_a_run_writes(tmp_path: Path) -> None:
     P = load_profile("smoke")
-    stamps = [STAMP, STAMP | {"wall_s": 30.0}]
-    quoted = {key: value for key, (value, _) in pages.quoted_numbers(P, CLAIMS, GAINS, stamps).items()}
-    assert "95 % interval" in quoted["f1_hm_gain"]
-    assert (quoted["n_reproduced"], quoted["n_partly"], quoted["n_not_reproduced"]) == ("2", "1", "0")
-    assert (quoted["f1_hm_exp"], quoted["f1_hm_gen"], quoted["f1_class_exp"]) == ("0.250", "0.375", "undefined")
-    assert (quoted["wall_time"], quoted["n_stages"], quoted["commit"]) == ("1 min 30 s", "2", "abc")
-    assert (quoted["data"], quoted["split"], quoted["n_train"]) == ("phantom (simulated)", "1", "10")
-
-
-def test_pages_quote_and_include_only_what_a_run_writes(tmp_path: Path) -> None:
-    P = load_profile("smoke")
-    provided = pages.quoted_numbers(P, [], GAINS.iloc[:0], [])
-    for page in BOOK.glob("*.md"):
-        text = page.read_text(encoding="utf-8")
-        keys = re.findall(r"\{glue:text\}`[^`:]*::([^`:]+):s`", text)
-        assert set(keys) <= provided.keys() and len(keys) == text.count("{glue:"), f"{page.name}: a key without `:s`?"
     write_json(tmp_path / "claims.json", {"claims": CLAIMS})
-    write_table(tmp_path / "sizes.parquet", GAINS)
+    write_table(tmp_path / "chosen.parquet", CHOSEN)
     executed = tmp_path / "executed"
-    pages.write_fragments(executed, P, tmp_path / "claims.json", tmp_path / "sizes.parquet", [(STAMP, [])])
+    pages.write_fragments(executed, P, tmp_path / "claims.json", tmp_path / "chosen.parquet", [(STAMP, [])])
     included = [n for p in BOOK.glob("*.md") for n in re.findall(r"\{include\} executed/(\S+)", p.read_text("utf-8"))]
-    copied = {"significant.md"}  # of notebook 09, by `book.assemble`
-    assert set(included) == {path.name for path in executed.glob("*.md")} | copied
-    assert "| C12 | a \\| b | p &lt; 0.1 | c | <span" in (executed / "verdicts.md").read_text(encoding="utf-8")
-    assert "C12" not in (executed / "headline.md").read_text(encoding="utf-8")
-    assert "| 1 | 1 min 0 s | 1 min 0 s | 300 MiB | CPU |" in (executed / "times.md").read_text(encoding="utf-8")
+    assert set(included) == {path.name for path in executed.glob("*.md")}
+    verdicts = (executed / "verdicts.md").read_text(encoding="utf-8")
+    assert verdicts.startswith("Of 4 claims: 2 reproduced, 1 partly, 0 not reproduced,") and "p &lt; 0.1" in verdicts
+    assert (executed / "figures" / "change.png").is_file() and "mean nothing" in (executed / "answer.md").read_text()
+    whole = pages.claim_cards(CLAIMS, "", whole=True)
+    assert 'id="claim-C12"' in whole and "<dd>partly</dd>" in whole and 'href="08_x.html"' in whole
 
 
 def test_a_page_has_the_text_of_now_and_the_outputs_of_its_run(tmp_path: Path, monkeypatch) -> None:
@@ -185,19 +171,14 @@ def test_new_numbers_reach_a_page_whose_own_text_is_as_before_and_a_missing_one_
     shutil.copy(ROOT / "_config.yml", tmp_path)
     executed = tmp_path / "book" / "executed"
     executed.mkdir()
-    (tmp_path / "book" / "_toc.yml").write_text("{format: jb-book, root: index, chapters: [file: executed/headline]}")
-    quoted = "{glue:text}`executed/headline.ipynb::gain:s`"
-    (tmp_path / "book" / "index.md").write_text(f"# Title\n\n```{{include}} executed/notice.md\n```\n\nA {quoted}\n")
-    for key, value in (("gain", "0.410"), ("gain", "it's | 0.520"), ("other", "1")):  # as they are, ends and all
-        pages.glue_notebook({key: (value, "")}, executed / "headline.ipynb")
-        (executed / "notice.md").write_text(pages.data_notice("phantom", "smoke"), encoding="utf-8")  # as assembly does
+    (tmp_path / "book" / "_toc.yml").write_text("{format: jb-book, root: index}")
+    (tmp_path / "book" / "index.md").write_text("# Title\n\n```{include} executed/answer.md\n```\n\nText\n")
+    for value in ("0.410", "it's | 0.520", ""):  # as they are, ends and all
+        (executed / "answer.md").write_text(f"<p>{value}</p>\n")
+        if not value:
+            (executed / "answer.md").unlink()
         code, said, index = build(tmp_path)
-        assert (
-            (code != 0 and "not found in doc" in said)
-            if key == "other"
-            else (code == 0 and value in index.replace("’", "'"))
-        ), said
-    assert "not the paper's data" in index.replace("’", "'")
+        assert (code == 0 and value in index) if value else (code != 0 and "answer.md" in said), said
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 from pathlib import Path
 
 import nbformat
+from nbformat import NotebookNode
+from nbformat.v4 import new_markdown_cell
 
 from companion import layout
 from companion.config import Profile, load_profile
@@ -14,9 +17,10 @@ from companion.errors import CompanionError, problems
 from companion.layout import Layout
 from companion.plots import data_name
 from companion.provenance import atomic_folder
-from companion.workflow import pages, reference_run
+from companion.workflow import found, pages, reference_run
 from companion.workflow.freshness import EXECUTED, read_stamp, stages, states
 
+SMALL = 200_000  # bytes of a file of results that a page offers
 STUDIES = {"14_annotation_bias": "studies.bias_n_train", "15_distribution_shift": "studies.shifts"}
 
 
@@ -42,27 +46,29 @@ def assemble(P: Profile, tree: Path, drawn: Path, target: Path) -> list[Path]:
     folders, names = shown(P, tree), sorted(path.stem for path in (layout.root() / "notebooks").glob("*.ipynb"))
     if absent := [name for name in names if name not in STUDIES and name not in folders]:
         raise problems(f"the book needs a complete run; `companion run {P.name}` makes what is missing:", absent)
+    at = {name: drawn / place.relative_to(tree) for name, place in folders.items()}
     known = states(P, tree)
     stamps = [(read_stamp(tree / name), why) for name, why in known.items()]
     with atomic_folder(target) as folder:
         for name in names:
             if place := folders.get(name):
-                made = page(name, drawn / place.relative_to(tree))
+                made = page(name, at[name])
                 line = pages.badge(read_stamp(place) or {}, known[place.relative_to(tree).as_posix()])
-                made.cells.insert(1, nbformat.v4.new_markdown_cell(line, id="badge"))
+                said = first_minute(name, found.Results(P, at), folder)
+                top = [new_markdown_cell(line, id="badge"), new_markdown_cell(said, id="one-minute")]
+                made.cells = [made.cells[0], *top, *linked(name, made.cells[1:], at[name], layout.shown(place), folder)]
             else:
                 made = page_not_run(name, P)
             nbformat.write(made, folder / f"{name}.ipynb")
-        claims, sizes = (drawn / folders[name].relative_to(tree) for name in ("11_claims", "08_sizes_and_splits"))
+        claims, sizes = at["11_claims"], at["08_sizes_and_splits"]
         for figure in [*(claims / "figures").glob("strip.*"), *(sizes / "figures").glob("waterfall.*")]:
             shutil.copy(figure, folder / figure.name)
-        for file in (claims / "claims.json", drawn / folders["09_significance"].relative_to(tree) / "significant.md"):
-            shutil.copy(file, folder / file.name)
-        pages.write_fragments(folder, P, claims / "claims.json", sizes / "sizes.parquet", stamps)
+        chosen = at["07_thresholds"] / "chosen.parquet"
+        pages.write_fragments(folder, P, claims / "claims.json", chosen, stamps)
     return sorted(target.glob("*.ipynb"))
 
 
-def page(name: str, folder: Path) -> nbformat.NotebookNode:
+def page(name: str, folder: Path) -> NotebookNode:
     """A notebook as a page: its text as it is now, its outputs as it was executed in `folder`.
 
     Without papermill's own cell, progress bars and paths of one machine. Where the code has other cells by now, all of
@@ -84,14 +90,52 @@ def page(name: str, folder: Path) -> nbformat.NotebookNode:
     return current
 
 
-def page_not_run(name: str, P: Profile) -> nbformat.NotebookNode:
+def first_minute(name: str, results: found.Results, target: Path) -> str:
+    """Markdown at the top of a page: what was found, and the figure that shows it, copied into `target`; or the cards
+    of the claims."""
+    finding, number, *but = found.sentences(name, results)
+    said = f"**{finding}** {number}\n\n*But*: {' '.join(but)}"
+    text = f":::{{admonition}} In one minute\n:class: one-minute\n\n{said}\n:::\n"
+    if name == "11_claims":
+        return text + "\n" + pages.claim_cards(results.json(name, "claims")["claims"], "", whole=True)
+    figure = found.PAGES[name][0]
+    if not (made := results.at[name] / "figures" / f"{figure}.png").is_file():
+        return text  # nothing to draw in this run
+    (target / "figures").mkdir(exist_ok=True)
+    shutil.copy(made, target / "figures" / f"{name}.png")
+    caption = f'<a href="#code-{figure}">The code that draws this figure</a>'
+    return f"{text}\n:::{{figure}} figures/{name}.png\n:alt: {finding} {number}\n\n{caption}\n:::\n"
+
+
+def linked(name: str, cells: list[NotebookNode], made: Path, place: str, target: Path) -> list[NotebookNode]:
+    """Cells of a page with a mark before the code of each figure, and with its list of files in a line, which opens: of
+    small ones copies in `target`. `made` is the stage's folder, `place` how text names it."""
+    found: list[NotebookNode] = []
+    for cell in cells:
+        if figure := re.search(r'save\(.*, out, "(\w+)"\)', cell.source) if cell.cell_type == "code" else None:
+            found.append(new_markdown_cell(f'<span id="code-{figure[1]}"></span>', id=f"code-{figure[1]}"))
+        if cell.source.strip() == "written(out)":
+            names = sorted((read_stamp(made) or {})["outputs"])
+            small = [file for file in names if file.endswith((".json", ".parquet", ".yaml"))
+                     and (made / file).is_file() and (made / file).stat().st_size <= SMALL]  # fmt: skip
+            for file in small:
+                (target / "files" / name / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(made / file, target / "files" / name / file)
+            rows = [f"- {{download}}`{n} <files/{name}/{n}>`" if n in small else f"- {n}" for n in names]
+            text = [f"{len(names)} files in `{place}/`.\n\n:::{{dropdown}} Their names", *rows, ":::"]
+            cell = new_markdown_cell("\n".join(text), id="files")
+        found.append(cell)
+    return found
+
+
+def page_not_run(name: str, P: Profile) -> NotebookNode:
     """The title of a notebook that this run does not hold, and why."""
     notebook = nbformat.read(layout.notebook(name), as_version=4)
     said = (
         f"Not part of this run (profile {P.name}, {data_name(P.dataset)}): the study needs micrographs whose exact "
         f"truth is known, the phantom's, and a profile that asks for it (`{STUDIES[name]}`)."
     )
-    notebook.cells = [notebook.cells[0], nbformat.v4.new_markdown_cell(said, id="not-run")]
+    notebook.cells = [notebook.cells[0], new_markdown_cell(said, id="not-run")]
     return notebook
 
 

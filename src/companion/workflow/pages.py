@@ -1,9 +1,4 @@
-"""What the book's own pages quote from a run: glued numbers, notices and tables, all written from result files.
-
-MyST-NB takes numbers into prose from the outputs of a notebook. `glue_notebook` writes such a notebook without running
-one; a page then says ``{glue:text}`executed/headline.ipynb::key:s```. The trailing ``:s`` is needed: MyST-NB 1.4 takes
-what follows the last colon as the format, and without it that is the key itself.
-"""
+"""What the book's own pages include from a run: notices, cards and tables, all written from result files."""
 
 from __future__ import annotations
 
@@ -14,113 +9,53 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import nbformat
-import pandas as pd
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+import yaml
 
 from companion import layout
 from companion.config import Profile
 from companion.errors import CompanionError
-from companion.evaluation.thresholds import headline
-from companion.evaluation.wording import NAMES as MEASURES
-from companion.evaluation.wording import with_interval
 from companion.plots import data_name
 from companion.provenance import write_text
+from companion.workflow import answer
 from companion.workflow.status import duration
 
 VERDICTS = ("reproduced", "partly", "not reproduced", "cannot be compared", "not attempted")
-HEADLINE_CLAIMS = ("C1", "C2", "C3", "C4", "C5", "C8")  # what the abstract rests on
-# MyST-NB (and scrapbook before it) hides an output whose media types carry this prefix.
-_HIDDEN = "application/papermill.record/"
 Stamps = Sequence[tuple[Mapping[str, Any], list[str]]]  # the stamp of each stage, and why it is stale
 
 
-def write_fragments(folder: Path, P: Profile, claims: Path, sizes: Path, stages: Stamps) -> None:
-    """Write everything that pages include or quote: headline.ipynb, notice, headline, verdicts, times, freshness.
+def write_fragments(folder: Path, P: Profile, claims: Path, chosen: Path, stages: Stamps) -> None:
+    """Write what pages include or quote (answer, notice, picture, byline, verdicts, status, faults), and the
+    figure of the first page.
 
     Parameters
     ----------
     folder : book/executed
-    claims, sizes : claims.json; sizes.parquet, whose first split and largest N make the headline
+    claims, chosen : claims.json and chosen.parquet of the run
     """
-    rows = json.loads(claims.read_text(encoding="utf-8"))["claims"]
-    table = headline(pd.read_parquet(sizes))
-    here = (table["split"].astype(str) == P.split_names[0]) & (table["n_train"] == P.sizes[-1])
-    here &= (table["arm"] == "EXP+GEN") & table["measure"].isin(list(MEASURES))
-    gains = table[here].sort_values("measure", key=lambda names: names.map(list(MEASURES).index))
-    glue_notebook(quoted_numbers(P, rows, gains, [stamp for stamp, _ in stages]), folder / "headline.ipynb")
+    rows, stamps = json.loads(claims.read_text(encoding="utf-8"))["claims"], [stamp for stamp, _ in stages]
+    said, picture = answer.first_page(folder, P, chosen, layout.root() / "results")
+    counts = Counter(row["verdict"] for row in rows)
+    verdicts = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS)
     fragments = {
-        "notice": data_notice(P.dataset, P.name),
-        "headline": scores_table(gains, P.evaluation.confidence_level)
-        + "\n" + claims_table([row for row in rows if row["id"] in HEADLINE_CLAIMS]),
-        "verdicts": claims_table(rows),
-        "times": times_table([stamp for stamp, _ in stages]),
-        "freshness": freshness_table(stages),
+        "answer": said, "notice": data_notice(P.dataset, P.name), "picture": picture,
+        "byline": byline(layout.root() / "CITATION.cff", stamps), "status": status_table(stages),
+        "verdicts": f"Of {len(rows)} claims: {verdicts}.\n\n{claim_cards(rows)}",
         "faults": faults_table(layout.root() / "benchmarks" / "faults.json"),
     }  # fmt: skip
     for name, text in fragments.items():
         write_text(folder / f"{name}.md", text)
 
 
-def glue_notebook(values: Mapping[str, tuple[str, str]], path: Path) -> None:
-    """Write a notebook whose outputs are `values`, for pages of the book to quote.
-
-    Parameters
-    ----------
-    values : key -> (text exactly as it is to appear in prose, file that it was read from); keys are lower-case letters,
-        digits and underscores
-    path : where the notebook goes, inside the book's sources
-    """
-    rows = [(f"`{key}`", cell(value), cell(source)) for key, (value, source) in values.items()]
-    outputs = [
-        # repr: MyST-NB evaluates the text as a literal, so a bare "0.410" would come out as 0.41.
-        new_output("display_data", data={f"{_HIDDEN}text/plain": repr(value)},
-                   metadata={"scrapbook": {"name": key, "mime_prefix": _HIDDEN}})
-        for key, (value, _) in values.items()
-    ]  # fmt: skip
-    text = (
-        "# Numbers quoted in the text\n\nEvery number that a page of this book quotes from the companion's own "
-        "results, with the file that it was read from when the book was built. None is typed by hand.\n\n"
-    )
-    cells = [
-        new_markdown_cell(text + markdown_table(("key", "value", "read from"), rows), id="numbers"),
-        new_code_cell("", outputs=outputs, id="glue", metadata={"tags": ["remove-input"]}),
-    ]
-    kernel = {"name": "python3", "display_name": "Python 3"}
-    notebook = new_notebook(cells=cells, metadata={"kernelspec": kernel, "language_info": {"name": "python"}})
-    write_text(path, nbformat.writes(notebook) + "\n")
-
-
-def quoted_numbers(
-    P: Profile, claims: Sequence[Mapping[str, Any]], gains: pd.DataFrame, stamps: Sequence[Mapping[str, Any]]
-) -> dict[str, tuple[str, str]]:
-    """Key -> (text, file that it is from).
-
-    Parameters
-    ----------
-    claims : rows of claims.json
-    gains : rows of sizes.parquet of the headline's condition, one per measure
-    stamps : of every stage of the run
-    """
-    verdicts = Counter(row["verdict"] for row in claims)
-    profile, table, every = f"profile {P.name}", "sizes/sizes.parquet", "the stamps of all stages"
-    quoted = {
-        "data": (data_name(P.dataset), profile), "profile": (P.name, profile),
-        "iou": (f"{P.evaluation.iou:g}", profile), "n_claims": (str(len(claims)), "claims/claims.json"),
-        **{f"n_{v.replace(' ', '_')}": (str(verdicts[v]), "claims/claims.json") for v in VERDICTS},
-        "n_stages": (str(len(stamps)), every),
-        "wall_time": (duration(sum(stamp["wall_s"] for stamp in stamps)), every),
-        "device": (", ".join(sorted({str(stamp["device"]) for stamp in stamps})) or "unknown", every),
-        "commit": (", ".join(sorted({str(s["commit"]) for s in stamps if s.get("commit")})) or "none", every),
-        "split": (P.split_names[0], table), "n_train": (str(P.sizes[-1]), table),
-    }  # fmt: skip
-    by_measure = {row["measure"]: row for row in gains.to_dict("records")}
-    for measure in MEASURES:
-        row = by_measure.get(measure, dict.fromkeys(("base", "score", "gain", "low", "high", "n")))
-        gain = with_interval(row["gain"], row["low"], row["high"], row["n"], P.evaluation.confidence_level)
-        quoted |= {f"{measure}_exp": (_score(row["base"]), table), f"{measure}_gen": (_score(row["score"]), table),
-                   f"{measure}_gain": (gain, table)}  # fmt: skip
-    return quoted
+def byline(citation: Path, stamps: Sequence[Mapping[str, Any]]) -> str:
+    """HTML line that names what is read: project, version, day and commits of the run, how to cite, DOI."""
+    about = yaml.safe_load(citation.read_text(encoding="utf-8"))
+    days = sorted(str(stamp["started"])[:10] for stamp in stamps)
+    commits = ", ".join(sorted({str(s["commit"])[:10] for s in stamps if s.get("commit")})) or "none"
+    authors = ", ".join(author["name"] for author in about["authors"])
+    said = [f"{authors}: {about['title']}", f"version {about['version']}", f"run of {days[-1] if days else 'no day'}",
+            f"commit {commits}", f"DOI: {about.get('doi', 'none yet')}"]  # fmt: skip
+    cite = '<a href="#how-to-cite">how to cite</a>'
+    return f'<p class="byline">{" · ".join(map(html.escape, said))} · {cite}</p>\n'
 
 
 def data_notice(dataset: str, profile: str) -> str:
@@ -128,64 +63,55 @@ def data_notice(dataset: str, profile: str) -> str:
     name = Path(dataset).name
     title, data = {
         "phantom": (
-            "simulated micrographs", "the **phantom**: micrographs drawn by a program, with exact truth. The phantom "
-            "stands in for the paper's micrographs. It is **not the paper's data**: what is found on it, for or "
-            "against the paper, is found on the phantom only."),
-        "fecral": ("the paper's data set", "**fecral**, the micrographs that the paper's authors have published."),
-    }.get(name, (f"the data set {name}", f"**{name}**. This is **not the paper's data**."))  # fmt: skip
-    size = f"Profile: **{profile}**; its numbers are in `profiles/{profile}.yaml`."
+            "Simulated micrographs, not the paper's data", "The **phantom** stands in for the paper's micrographs: "
+            "drawn by a program, with exact truth. What is found, for or against the paper, is found on it only."),
+        "fecral": ("The paper's data set", "**fecral**: the micrographs that the paper's authors have published."),
+    }.get(name, (f"The data set {name}, not the paper's data", f"All of it is of **{name}**."))  # fmt: skip
+    size = f"Profile: **{profile}** (`profiles/{profile}.yaml`)."
     if profile == "smoke":
         size = (
-            "The **smoke** profile checks that every step runs: tiny networks, two training runs per arm, minutes on "
-            "two processor cores. It is too small to decide a claim of the paper."
+            "This is the **smoke** run, seconds of training, two runs per arm: every step runs, **its numbers mean "
+            "nothing**, and it is too small to decide a claim of the paper."
         )
-    head = f":::{{admonition}} The numbers in this book come from {title}\n:class: warning companion-notice"
-    return f"{head}\n\nThey were computed on {data}\n\n{size}\n:::\n"
+    return f":::{{admonition}} {title}\n:class: warning companion-notice\n\n{data} {size}\n:::\n"
 
 
-def scores_table(gains: pd.DataFrame, level: float = 0.95) -> str:
-    """Markdown table of both arms' scores with the difference and its interval, which is of `level`."""
-    header = (f"score, threshold {'; '.join(gains['choice'].unique())}", "EXP", "EXP+GEN", "difference")
-    rows = [
-        (MEASURES[row["measure"]], _score(row["base"]), _score(row["score"]),
-         with_interval(row["gain"], row["low"], row["high"], row["n"], level))
-        for row in gains.to_dict("records")
-    ]  # fmt: skip
-    return markdown_table(header, rows) if rows else "This profile has no pair of arms to compare.\n"
+def claim_cards(claims: Iterable[Mapping[str, Any]], folder: str = "executed/", whole: bool = False) -> str:
+    """HTML cards of claims: verdict, the paper, this run; as a `whole` also why, the rule, and the verdict at the
+    paper's own threshold. `folder` is where the pages of the notebooks lie, seen from the page that shows the cards."""
+    cards = []
+    for c in claims:
+        name, t = c["id"], {key: html.escape(str(value)) for key, value in c.items()}
+        known, link = verdict_chip(c["verdict"]), f"{folder}{c['notebook']}.html"
+        lines = {"paper": t["paper"], "this run": t["ours"]}
+        more = f'<a href="{folder}11_claims.html#claim-{name}" aria-label="{name} in full">why</a>'
+        if whole:
+            lines["paper"] += f" ({t['where']})"
+            lines |= {"because": t["reason"], "at the paper's threshold": t["at_paper_threshold"]}
+            more = (f"<details><summary>The rule of {name}</summary><p>{t['rule']}</p></details>"
+                    f'<a href="{link}">The values behind {name}: notebook {c["notebook"][:2]}</a>')  # fmt: skip
+        said = "".join(f"<dt>{key}</dt><dd>{value}</dd>" for key, value in lines.items())
+        anchor = f' id="claim-{name}"' if whole else ""
+        cards.append(f'<article class="claim"{anchor}><p><b>{name}</b> {known}</p><p>{t["claim"]}</p><dl>{said}</dl>'
+                     f"{more}</article>")  # fmt: skip
+    return f'<div class="claims-cards">{"".join(cards)}</div>\n'
 
 
-def claims_table(claims: Iterable[Mapping[str, Any]]) -> str:
-    """Markdown table of claims: the paper, this run, verdict and its reason."""
-    rows = [
-        (c["id"], cell(c["claim"]), cell(c["paper"]), cell(c["ours"]), verdict_chip(c["verdict"]), cell(c["reason"]))
-        for c in claims
-    ]
-    return markdown_table(("id", "claim", "paper", "this run", "verdict", "because"), rows)
-
-
-def times_table(stamps: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown table of the run times of each notebook."""
-    columns = ["notebook", "wall_s", "peak_memory_mib", "device"]
-    table = pd.DataFrame(stamps, columns=columns)
-    rows = [
-        (f"[{name}](executed/{name}.ipynb)", str(len(runs)), duration(runs["wall_s"].sum()),
-         duration(runs["wall_s"].max()), f"{runs['peak_memory_mib'].max()} MiB",
-         cell(", ".join(sorted(set(runs["device"])))))
-        for name, runs in table.groupby("notebook", sort=True)
-    ]  # fmt: skip
-    total = f"\nTogether {duration(table['wall_s'].sum())} in {len(table)} runs, some of them side by side.\n"
-    return markdown_table(("notebook", "runs", "time, all runs", "longest", "peak memory", "device"), rows) + total
-
-
-def freshness_table(stages: Stamps) -> str:
-    """Markdown table of how many runs of each notebook are fresh, and why others are not."""
-    rows = []
+def status_table(stages: Stamps) -> str:
+    """Markdown table of the runs of each notebook: how many are fresh, what they took; below, why others are not."""
+    rows, stale = [], []
     for name in sorted({stamp["notebook"] for stamp, _ in stages}):
-        runs = [reasons for stamp, reasons in stages if stamp["notebook"] == name]
-        why = Counter("; ".join(reasons) for reasons in runs if reasons)
-        text = ". ".join(f"{n} of them: {reason}" for reason, n in why.most_common(3))
-        rows.append((f"[{name}](executed/{name}.ipynb)", str(len(runs)), str(runs.count([])), cell(text)))
-    return markdown_table(("notebook", "runs", "fresh", "the others, because"), rows)
+        stamps, reasons = zip(*((s, why) for s, why in stages if s["notebook"] == name), strict=True)
+        walls, devices = [s["wall_s"] for s in stamps], sorted({str(s["device"]) for s in stamps})
+        memory, link = max(s["peak_memory_mib"] for s in stamps), f"[{name}](executed/{name}.ipynb)"
+        rows.append((link, str(len(stamps)), str(reasons.count([])), duration(sum(walls)), duration(max(walls)),
+                     f"{memory} MiB", cell(", ".join(devices))))  # fmt: skip
+        why = Counter("; ".join(each) for each in reasons if each)
+        stale += [f"- {name}, {n} of {len(stamps)}: {cell(text)}." for text, n in why.most_common(3)]
+    header = ("notebook", "runs", "fresh", "time, all runs", "longest", "peak memory", "device")
+    total = duration(sum(stamp["wall_s"] for stamp, _ in stages))
+    why = "What is not fresh, and why:\n\n" + "\n".join(stale) if stale else "Everything is fresh."
+    return f"{markdown_table(header, rows)}\nTogether {total} in {len(stages)} runs, some side by side. {why}\n"
 
 
 def faults_table(path: Path) -> str:
@@ -230,7 +156,3 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def cell(text: object) -> str:
     """A text as it may stand in a cell of a Markdown table."""
     return html.escape(str(text), quote=False).replace("|", "\\|").replace("\n", " ")
-
-
-def _score(value: float | None) -> str:
-    return "undefined" if pd.isna(value) else f"{value:.3f}"

@@ -1,0 +1,188 @@
+"""The first page: what generated patches change in a run, how surely, and a picture of it."""
+
+from __future__ import annotations
+
+import html
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from companion.config import Profile
+from companion.evaluation.significance import headline_measure, paired_scores, paired_tests
+from companion.evaluation.thresholds import headline
+from companion.evaluation.verdicts import PAPER_GAIN
+from companion.evaluation.wording import CONDITION, with_interval
+from companion.plots import CLASS_COLORS, data_name, data_note, save, use_style
+
+MEASURES = {"f1_hm": "F1HM", "f1_detect": "F1_detect", "f1_class": "F1_class"}
+MEANS = {"f1_hm": "finding and naming", "f1_detect": "finding defects", "f1_class": "naming their class"}
+
+SAME = "not shown to differ"
+
+
+class Change(NamedTuple):
+    """Mean of EXP+GEN minus EXP over the conditions of a run, each counted once."""
+
+    measure: str
+    gain: float
+    low: float
+    high: float
+    n: int  # pairs of runs
+    conditions: int
+    chance: float  # to see a gain of PAPER_GAIN that is there in all conditions
+    chance_of_one: float  # the same of one condition by itself, as the paper tests
+
+    def said(self, level: float) -> str:
+        """The gain with its sign and interval."""
+        said = with_interval(self.gain, self.low, self.high, self.n, level).replace("-", "−")
+        return "+" * (self.gain > 0) + said
+
+
+def change(pairs: pd.DataFrame, measure: str, level: float) -> Change:
+    """What EXP+GEN changes, from `significance.paired_scores` at one choice of the threshold, against labels.
+
+    Conditions are fixed: the interval says how their mean would move with other detector seeds, not with other splits
+    or models. The spread of the pairs is pooled inside conditions, whose own means stay out of it (t with n minus
+    conditions degrees of freedom); it is NaN without two pairs in a condition.
+    """
+    from scipy import stats
+
+    own = pairs[(pairs["arm"] == "EXP+GEN") & (pairs["measure"] == measure)].dropna(subset="difference")
+    groups = own.groupby(CONDITION)["difference"]
+    n, gain = groups.size(), float(groups.mean().mean()) if len(own) else float("nan")
+    left = own["difference"] - groups.transform("mean")
+    spread, found = float("nan"), []
+    if len(own) > len(n):
+        spread = float(np.sqrt((left**2).sum() / (len(own) - len(n)))) or float("nan")  # equal differences: no spread
+    for df, error in (
+        (len(own) - len(n), spread * np.sqrt((1 / n).sum()) / max(1, len(n))),
+        (n.max() - 1 if len(n) else 0, spread / np.sqrt(n.max() if len(n) else 1)),
+    ):
+        least = stats.t.isf((1 - level) / 2, df)
+        seen = [float(stats.nct.sf(sign * least, df, PAPER_GAIN / error)) for sign in (1, -1)]
+        found.append((least * error, seen[0] + 1 - seen[1]))
+    (half, chance), (_, of_one) = found
+    return Change(measure, gain, gain - half, gain + half, len(own), len(n), chance, of_one)
+
+
+def direction(low: float, high: float) -> str:
+    """What an interval of a change says: "better", "worse" or "not shown to differ", also where there is none."""
+    return "better" if low > 0 else "worse" if high < 0 else SAME
+
+
+def sentence(found: Change, tests: pd.DataFrame, data: str) -> tuple[str, str]:
+    """The answer to the book's question, and how single conditions came out; `tests` are of the same pairs."""
+    own = tests[(tests["arm"] == "EXP+GEN") & (tests["measure"] == found.measure)].dropna(subset="gain")
+    name, said = MEASURES[found.measure], [direction(row.low, row.high) for row in own.itertuples()]
+    if not said:
+        return f"Not known: on {data} this run has no pair of arms with a defined {name}.", ""
+    holds = f"it does {'not ' if found.high < PAPER_GAIN else ''}hold the paper's gain of {PAPER_GAIN}, too"
+    answer = {
+        "better": f"Yes, on {data}: generated images raise {name}.",
+        "worse": f"No, on {data}: generated images lower {name}.",
+        SAME: f"Not shown, on {data}: the interval of the change in {name} holds zero; {holds}.",
+    }[direction(found.low, found.high)]
+    if not np.isfinite(found.high):
+        answer = f"Not known, on {data}: too few pairs of runs for an interval of the change in {name}."
+    by = [f"{said.count(way)} {how}" for way, how in (("better", "gained"), ("worse", "lost"), (SAME, "neither"))]
+    return answer, f"Mean of {len(said)} condition(s), a split and an N each; by themselves {', '.join(by)}."
+
+
+def draw(pairs: pd.DataFrame, tests: pd.DataFrame, note: str) -> Figure:
+    """Change of each measure by N: a dot per pair of seeds, a marker with its interval per split, the paper's gain."""
+    pairs, tests = (t[(t["arm"] == "EXP+GEN") & t["measure"].isin(list(MEASURES))] for t in (pairs, tests))
+    pairs, tests = pairs.dropna(subset="difference"), tests.dropna(subset="gain")
+    measures = [name for name in MEASURES if (tests["measure"] == name).any()] or list(MEASURES)[:1]
+    numbers, splits = sorted(set(tests["n_train"])), sorted(set(tests["split"]))
+    size = (4.4, 1.0 + len(measures) * (0.42 + 0.14 * max(1, len(numbers) * len(splits))))
+    figure, panels = plt.subplots(len(measures), figsize=size, sharex=True, squeeze=False)
+    for axes, measure in zip(panels.flat, measures, strict=True):
+        axes.axvline(0, color="black", lw=1)
+        if measure == "f1_hm":
+            axes.axvspan(0, PAPER_GAIN, color="#999999", alpha=0.35, lw=0, label=f"paper: up to +{PAPER_GAIN}")
+        for k, split in enumerate(splits):
+            color, marker, aside = CLASS_COLORS[(4, 5, 2, 3)[k % 4]], "osD^"[k % 4], (k + 0.5) / len(splits) - 0.5
+            dots, means = (t[(t["measure"] == measure) & (t["split"] == split)] for t in (pairs, tests))
+            at = [table["n_train"].map(numbers.index) + 0.75 * aside for table in (dots, means)]
+            axes.plot(dots["difference"], at[0], "o", color=color, alpha=0.35, ms=4.5, mew=0)
+            bars = np.nan_to_num(means[["low", "high"]].sub(means["gain"], axis=0).abs().to_numpy(dtype=float).T)
+            look = {"fmt": marker, "color": color, "ms": 5, "capsize": 2.5, "lw": 1.4}
+            axes.errorbar(means["gain"], at[1], xerr=bars, label=f"split {split}", **look)
+        axes.set_title(f"{MEASURES[measure]} ({MEANS[measure]})", loc="left", fontweight="bold")
+        axes.set(yticks=range(len(numbers)), yticklabels=[f"N = {n}" for n in numbers])
+        axes.set_ylim(len(numbers) - 0.45, -0.55)
+        axes.grid(axis="y", visible=False)
+    far = 1.4 * max(2 * PAPER_GAIN, pairs["difference"].abs().max(), tests["gain"].abs().max())
+    panels[-1, 0].set(xlim=(-far, far), xlabel="change by generated images, EXP+GEN minus EXP")
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure.suptitle(note, fontsize=9)
+    return figure
+
+
+def first_page(folder: Path, P: Profile, chosen: Path, results: Path) -> tuple[str, str]:
+    """Draw figures/change into `folder`; Markdown of the answer, of the picture beside its numbers.
+
+    Parameters
+    ----------
+    folder : book/executed
+    chosen : chosen.parquet of the run
+    results : the folder of committed runs, for the one on real micrographs
+    """
+    level = P.evaluation.confidence_level
+    pairs, tests, measure = tables(chosen, level)
+    found, on_real = {name: change(pairs, name, level) for name in MEASURES}, real(results, level)
+    answer, more = sentence(found[measure], tests, data_name(P.dataset))
+    if P.name == "smoke":
+        more = f"By the rule it would read: {answer} {more}"
+        answer = "Not from this run: a smoke run checks that every step works, and its numbers mean nothing."
+    use_style()
+    save(draw(pairs, tests, data_note(P.dataset, P.name)), folder, "change")
+    each = (f"{MEASURES[f.measure]} {f.said(level)}, {direction(f.low, f.high)}" for f in found.values() if f.n)
+    picture = (
+        "::::{div} first-screen\n:::{figure} executed/figures/change.png\n"
+        f":alt: Change by generated images; {'; '.join(each)}.\n\n"
+        "Dots: pairs of detectors of one seed. Markers: means with intervals. Grey: the paper's gain. Read from "
+        "{download}`chosen.parquet <executed/files/07_thresholds/chosen.parquet>`.\n"
+        f":::\n\n{numbers(found, measure, on_real, level)}\n::::\n"
+    )
+    return f'<p class="answer">{html.escape(answer)} <small>{html.escape(more)}</small></p>\n', picture
+
+
+def tables(chosen: Path, level: float) -> tuple[pd.DataFrame, pd.DataFrame, str]:
+    """Pairs and tests of chosen.parquet at the headline's threshold, and the measure to read them by."""
+    table = pd.read_parquet(chosen)
+    pairs = paired_scores(headline(table))
+    return pairs, paired_tests(pairs, level), headline_measure(table)[0]
+
+
+def real(results: Path, level: float) -> tuple[str, str]:
+    """The headline of the run on real micrographs among the committed `results`, and what it is; or that none is."""
+    if not (files := sorted(results.glob("*/loops_316L/thresholds/chosen.parquet"))):
+        return "not run yet", "the same question on real micrographs (loops_316L, 16 TEM images of steel)"
+    pairs, _, measure = tables(files[-1], level)
+    found = change(pairs, measure, level)
+    said = f"{MEASURES[measure]} on real micrographs (loops_316L), {direction(found.low, found.high)}"
+    return found.said(level), said
+
+
+def numbers(found: dict[str, Change], measured: str, on_real: tuple[str, str], level: float) -> str:
+    """HTML of the numbers beside the picture: headline, finding or naming, real micrographs, chance of seeing it."""
+    one = found[measured]
+    headline = f"{MEASURES[measured]}, {MEANS[measured]}, the headline: {direction(one.low, one.high)}"
+    tiles = [(one.said(level), headline)]
+    parts = [f for name, f in found.items() if name != measured and name != "f1_hm" and np.isfinite(f.gain)]
+    if parts:  # the one whose change stands out most
+        most = max(parts, key=lambda f: abs(f.gain) / (f.high - f.low) if f.high > f.low else 0.0)
+        how = direction(most.low, most.high)
+        tiles.append((most.said(level), f"{MEASURES[most.measure]}, {MEANS[most.measure]}: {how}"))
+    chance = [f"{100 * p:.0f} %" if np.isfinite(p) else "unknown" for p in (one.chance, one.chance_of_one)]
+    what = f"chance that a study of this size sees a change of {PAPER_GAIN}; {chance[1]} in one condition by itself"
+    tiles += [on_real, (chance[0], what)]
+    split = [(*(value.split(" (", 1) if " (" in value else (value, "")), what) for value, what in tiles]
+    rows = (f"<div><b>{html.escape(value)}</b> <small>{html.escape(more.rstrip(')'))}</small><span>{html.escape(what)}"
+            "</span></div>" for value, more, what in split)  # fmt: skip
+    return f'<div class="numbers">{"".join(rows)}</div>\n'

@@ -1,0 +1,189 @@
+"""What a run has found, page by page: finding, number and caveat for the box at the top of each notebook's page.
+
+All is read from the files of the run when the book is built; a word that depends on a sign follows from an interval.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from companion.config import Profile
+from companion.evaluation.significance import paired_t
+from companion.evaluation.thresholds import headline
+from companion.evaluation.wording import at_condition, with_interval
+from companion.plots import data_name
+from companion.stats import ratio_interval
+from companion.workflow.answer import SAME, change, direction, sentence, tables
+
+Found = tuple[str, str, str]  # finding, its number, caveat
+
+
+@dataclass(frozen=True)
+class Results:
+    """A run: its profile, and the folder of each notebook that a page shows."""
+
+    P: Profile
+    at: Mapping[str, Path]
+
+    def table(self, notebook: str, file: str) -> pd.DataFrame:
+        """A table of a notebook."""
+        return pd.read_parquet(self.at[notebook] / f"{file}.parquet")
+
+    def json(self, notebook: str, file: str) -> Any:
+        """What a JSON file of a notebook holds."""
+        return json.loads((self.at[notebook] / f"{file}.json").read_text(encoding="utf-8"))
+
+    def here(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Rows of the condition that pages show: the first split, the largest N."""
+        return at_condition(table, (self.P.split_names[0], self.P.sizes[-1]))
+
+    def said(self, row: Mapping[str, Any], value: str = "mean") -> str:
+        """A value with its interval, of a row with columns low and high."""
+        return with_interval(row[value], row["low"], row["high"], row.get("n"), self.P.evaluation.confidence_level)
+
+
+def _claim(name: str) -> Callable[[Results], Found]:
+    """What a page found that is about one claim of the paper."""
+
+    def of(r: Results) -> Found:
+        c = next(row for row in r.json("11_claims", "claims")["claims"] if row["id"] == name)
+        said = f"“{c['claim'][0].upper()}{c['claim'][1:]}”: {c['verdict']}"
+        return said, f"the paper {c['paper']}; here {c['ours']}", c["reason"]
+
+    return of
+
+
+def _micrographs(r: Results) -> Found:
+    counts = r.json("01_micrographs", "counts")
+    train, test = counts[f"train-n{r.P.sizes[-1]}"], counts["test"]
+    said = f"{train['micrographs']} micrographs train and {test['micrographs']} others test"
+    each = [f"{part['instances per patch']:.1f} defects in a" for part in (train, test)]
+    cut = f"the border of a patch cuts {train['share cut by a border']:.0%} of the defects that are trained on"
+    return said, f"{each[0]} training patch, {each[1]} test patch (counted; the paper has 5.1 and 3.4)", cut
+
+
+def _statistics(r: Results) -> Found:
+    total = r.table("02_mask_statistics", "counts").groupby(["image", "patch"])["count"].sum().reset_index()
+    ones, rng, level = np.ones((len(total), 1)), np.random.default_rng(0), r.P.evaluation.confidence_level
+    mean = [float(v[0]) for v in ratio_interval(total[["count"]], ones, total["image"], rng, 1000, level)]
+    shares = r.table("02_mask_statistics", "border_bias").pivot(index="class", columns="way", values="share")
+    off = 100 * (shares["pieces"] - shares["micrographs"]).dropna()
+    said = f"measured in patches, the share of {off.abs().idxmax()}s is off by {off[off.abs().idxmax()]:+.1f} points"
+    images = f"all rests on {total['image'].nunique()} micrographs, however many patches they give"
+    return said, f"{with_interval(*mean, level=level)} defects in a patch", images
+
+
+def _masks(r: Results) -> Found:
+    auc = r.table("03_mask_simulation", "compared").set_index("sampler")["auc"]
+    said = f"a classifier tells the paper's simulated masks from labelled ones with an AUC of {auc['authors']:.2f}"
+    beside = f"0.5 would be chance; all repairs together {auc['companion']:.2f}, labelled against labelled"
+    return said, f"{beside} {auc.iloc[0]:.2f} (no intervals)", "every simulated shape is that of a labelled defect"
+
+
+def _diffusion(r: Results) -> Found:
+    log = r.table("04_latent_diffusion", "log").query("network == 'denoiser'").dropna(axis=1, how="all")
+    loss = log[next(name for name in log if name not in ("network", "step"))].to_numpy()
+    first, last = (part.mean() for part in (loss[: len(loss) // 10 + 1], loss[-(len(loss) // 10) - 1 :]))
+    said = f"in {len(loss):,} steps the denoiser's loss comes to {last / first:.0%} of what it began with"
+    return said, f"{first:.3f} at first, {last:.3f} at last", "no loss says whether images follow their masks"
+
+
+def _generated(r: Results) -> Found:
+    table = r.table("05_generated_images", "quality").set_index("measure")
+    row, auc, copies = (table.loc[name] for name in ("contrast of defects", "c2st_auc", "memorisation"))
+    share = f"generated defects have {row['value'] / row['yardstick']:.0%} of the contrast of labelled ones"
+    said = f"contrast {r.said(row, 'value')}, labelled {row['yardstick']:.3f}; a classifier tells the images apart with"
+    more = f"an AUC of {auc['value']:.2f}, labelled from labelled {auc['yardstick']:.2f}"
+    return share, f"{said} {more}", f"{copies['value']:.0%} count as copies of training patches; one model is judged"
+
+
+def _detector(r: Results) -> Found:
+    own = r.here(headline(r.table("07_thresholds", "chosen")))
+    own = own[own["arm"] == ("EXP+GEN" if "EXP+GEN" in r.P.arms else r.P.arms[0])]
+    first, over = own.iloc[0], paired_t(own["f1_detect"], r.P.evaluation.confidence_level)
+    said = f"this detector finds {first['recall']:.0%} of the defects; {first['precision']:.0%} of its boxes are right"
+    at = f"{first['arm']}, seed {first['seed']}, at confidence {first['confidence']:g}, {first['choice']}"
+    return said, f"F1_detect {first['f1_detect']:.3f}; mean of the seeds {r.said(over)}", at
+
+
+def _sizes(r: Results) -> Found:
+    level = r.P.evaluation.confidence_level
+    pairs, tests, measure = tables(r.at["07_thresholds"] / "chosen.parquet", level)
+    found = change(pairs, measure, level)
+    said, alone = sentence(found, tests, data_name(r.P.dataset))
+    return said[:-1], f"{found.said(level)}. {alone[:-1]}", "another split or another model would add to the interval"
+
+
+def _significance(r: Results) -> Found:
+    pairs, _, measure = tables(r.at["07_thresholds"] / "chosen.parquet", r.P.evaluation.confidence_level)
+    chance = change(pairs, measure, r.P.evaluation.confidence_level).chance_of_one
+    lines = (r.at["09_significance"] / "significant.md").read_text(encoding="utf-8").strip().splitlines()
+    said = lines[0].removeprefix("- ").removesuffix(".") + f"; {len(lines) - 1} more" * (len(lines) > 1)
+    seen = f"{chance:.0%}" if np.isfinite(chance) else "unknown"
+    seen = f"chance that the paper's test sees a change of 0.02 with {len(r.P.seeds)} pairs: {seen}"
+    return said, seen, "runs of one split share training images, test images and model"
+
+
+def _claims(r: Results) -> Found:
+    counts = pd.Series([row["verdict"] for row in r.json("11_claims", "claims")["claims"]]).value_counts()
+    said = ", ".join(f"{n} {verdict}" for verdict, n in counts.items())
+    _, number, why = _claim("C2")(r)
+    return f"of the paper's claims {said}", f"largest gain of F1HM: {number}", why
+
+
+def _errors(r: Results) -> Found:
+    counts, off = r.here(r.table("12_errors", "errors")), r.here(r.table("12_errors", "materials"))
+    mean = counts[counts["against"] == "labels"].groupby(["arm", "error"])["per_truth"].mean()
+    most = "; ".join(f"{arm} {mean[arm].idxmax()}, {mean[arm].max():.2f} for each defect" for arm in r.P.arms)
+    rows = off[(off["class"] == "all") & (off["quantity"] == "density") & off["arm"].isin(r.P.arms)].to_dict("records")
+    density = "; ".join(f"{row['arm']} {r.said(row, 'error')}" for row in rows)
+    caveat = "both move with the confidence at which an arm is read"
+    return f"most frequent error: {most}", f"relative error of density: {density}", caveat
+
+
+def _faithfulness(r: Results) -> Found:
+    rows = r.table("13_mask_faithfulness", "faithfulness").query("by == 'class'")
+    found = (rows["recall"] * rows["truths"]).groupby(rows["images"]).sum() / rows.groupby("images")["truths"].sum()
+    most = rows[rows["images"] == "generated"].nlargest(1, "truths").iloc[0]
+    said = f"a detector finds {found['generated']:.0%} of the defects that generated images should show"
+    beside = f"in held-out labelled images {found['labelled, held out']:.0%}; of generated {most['group']}s"
+    return said, f"{beside} {r.said(most, 'recall')}", "what is not found may be missing, or missed by the detector"
+
+
+def _effect(name: str, quantity: str, up: str, down: str) -> Callable[[Results], Found]:
+    """What the intervals of a quantity in effects.parquet of 14 and 15 say."""
+
+    def of(r: Results) -> Found:
+        rows = r.table(name, "effects").query(f"quantity == '{quantity}' and measure == 'f1_detect'").to_dict("records")
+        words = {"better": up, "worse": down, SAME: "not decided"}
+        said = ", ".join(f"{row.get('tested', '')} {words[direction(row['low'], row['high'])]}".strip() for row in rows)
+        numbers = "; ".join(f"{row.get('tested', '')} {r.said(row)}".strip() for row in rows)
+        return f"{quantity} by generated images: {said}", f"F1_detect {numbers}", "one model of one split"
+
+    return of
+
+
+PAGES: dict[str, tuple[str, Callable[[Results], Found]]] = {  # of each notebook: main figure, what was found
+    "01_micrographs": ("micrographs", _micrographs), "02_mask_statistics": ("sizes", _statistics),
+    "03_mask_simulation": ("label_maps", _masks), "04_latent_diffusion": ("grid", _diffusion),
+    "05_generated_images": ("fig2", _generated), "06_mask_rcnn": ("detections", _detector),
+    "07_thresholds": ("fig3", _claim("C9")), "08_sizes_and_splits": ("fig5", _sizes),
+    "09_significance": ("differences", _significance), "10_class_imbalance": ("differences", _claim("C8")),
+    "11_claims": ("", _claims), "12_errors": ("error_kinds", _errors),
+    "13_mask_faithfulness": ("faithfulness", _faithfulness),
+    "14_annotation_bias": ("costs", _effect("14_annotation_bias", "amplification", "amplified", "dampened")),
+    "15_distribution_shift": ("effects", _effect("15_distribution_shift", "gain", "helps", "harms")),
+}  # fmt: skip
+
+
+def sentences(name: str, r: Results) -> list[str]:
+    """What a notebook's page says first: finding, number, caveat, and of a smoke run that it means nothing."""
+    said = [f"{text[0].upper()}{text[1:]}." for text in PAGES[name][1](r)]
+    return said + ["A smoke run: its numbers mean nothing."] * (r.P.name == "smoke")

@@ -1,0 +1,67 @@
+"""The first page's answer follows from an interval; what pages say first comes from the files of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from companion.config import load_profile
+from companion.evaluation.significance import paired_scores, paired_tests
+from companion.layout import Layout
+from companion.provenance import write_table
+from companion.workflow import answer, book, found
+
+
+def chosen(gain: float, spread: float, seeds: int = 4) -> pd.DataFrame:
+    """Scores of two splits and N: EXP+GEN is better by `gain`, and by `spread` more from seed to seed."""
+    rows = [
+        (split, n, arm, seed, *[0.5 + (arm == "EXP+GEN") * (gain + spread * (seed - (seeds + 1) / 2))] * 3)
+        for split in "12" for n in (10, 50) for arm in ("EXP", "EXP+GEN") for seed in range(1, seeds + 1)
+    ]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["split", "n_train", "arm", "seed", "f1_detect", "f1_class", "f1_hm"])
+    return table.assign(choice="chosen on validation", against="labels", map50=0.5)
+
+
+@pytest.mark.parametrize(
+    ("gain", "spread", "begins", "holds"),
+    [(0.05, 0.01, "Yes, on X", ""), (-0.05, 0.01, "No, on X", ""), (0.0, 0.01, "Not shown, on X", "does not hold"),
+     (0.01, 0.05, "Not shown, on X", "does hold"), (0.05, 0.0, "Not known, on X", "too few")],
+)  # fmt: skip
+def test_the_answer_follows_from_the_interval(gain: float, spread: float, begins: str, holds: str) -> None:
+    pairs = paired_scores(chosen(gain, spread))
+    said, alone = answer.sentence(answer.change(pairs, "f1_hm", 0.95), paired_tests(pairs), "X")
+    assert said.startswith(begins) and holds in said and "Mean of 4" in alone
+
+
+def test_the_mean_change_has_the_interval_and_the_power_of_its_pooled_spread() -> None:
+    one = answer.change(paired_scores(chosen(0.01, 0.02)).query("split == '1' and n_train == 10"), "f1_hm", 0.95)
+    test = paired_tests(paired_scores(chosen(0.01, 0.02))).query("measure == 'f1_hm'").iloc[0]
+    assert (one.low, one.high, one.n) == (pytest.approx(test["low"]), pytest.approx(test["high"]), 4)
+    from statsmodels.stats.power import TTestPower
+
+    assert one.chance == one.chance_of_one == pytest.approx(TTestPower().power(0.02 / test["sd"], 4, 0.05), abs=1e-6)
+    four = answer.change(paired_scores(chosen(0.01, 0.02)), "f1_hm", 0.95)
+    assert four.high - four.low < (one.high - one.low) / 2 and four.chance > one.chance  # 12 degrees of freedom, not 3
+    assert np.isnan(answer.change(paired_scores(chosen(0.01, 0.02, seeds=1)), "f1_hm", 0.95).low)
+
+
+def test_real_micrographs_have_a_number_where_their_run_is_committed_and_else_none(tmp_path: Path) -> None:
+    assert answer.real(tmp_path, 0.95)[0] == "not run yet"
+    one_class = chosen(0.05, 0.01).assign(f1_class=np.nan, f1_hm=np.nan)
+    write_table(tmp_path / "real" / "loops_316L" / "thresholds" / "chosen.parquet", one_class)
+    value, what = answer.real(tmp_path, 0.95)
+    assert value.startswith("+0.0500 (95 % interval") and what.startswith("F1_detect") and what.endswith("better")
+
+
+def test_every_notebook_has_something_to_say_first() -> None:
+    P = load_profile("smoke")
+    folders = book.shown(P, Layout(P).tree)
+    if set(folders) != set(found.PAGES):
+        pytest.skip("no finished smoke run: `make smoke` makes one")
+    for name, (figure, _) in found.PAGES.items():
+        said = found.sentences(name, found.Results(P, folders))
+        assert len(said) == 4 and not any("nan" in text.split() for text in said), name
+        assert not figure or (folders[name] / "figures" / f"{figure}.png").is_file(), name

@@ -11,10 +11,11 @@ import nbformat
 from companion import layout
 from companion.config import Profile, load_profile
 from companion.errors import CompanionError, problems
+from companion.evaluation.sliders import swipe
 from companion.layout import Layout
 from companion.plots import data_name
-from companion.provenance import atomic_folder
-from companion.workflow import pages, reference_run
+from companion.provenance import atomic_folder, write_text
+from companion.workflow import pages, reference_run, tables
 from companion.workflow.freshness import EXECUTED, read_stamp, stages, states
 
 STUDIES = {"14_annotation_bias": "studies.bias_n_train", "15_distribution_shift": "studies.shifts"}
@@ -47,7 +48,7 @@ def assemble(P: Profile, tree: Path, drawn: Path, target: Path) -> list[Path]:
     with atomic_folder(target) as folder:
         for name in names:
             if place := folders.get(name):
-                made = page(name, drawn / place.relative_to(tree))
+                made = tables.tidy(page(name, drawn / place.relative_to(tree)))
                 line = pages.badge(read_stamp(place) or {}, known[place.relative_to(tree).as_posix()])
                 made.cells.insert(1, nbformat.v4.new_markdown_cell(line, id="badge"))
             else:
@@ -58,6 +59,8 @@ def assemble(P: Profile, tree: Path, drawn: Path, target: Path) -> list[Path]:
             shutil.copy(figure, folder / figure.name)
         for file in (claims / "claims.json", drawn / folders["09_significance"].relative_to(tree) / "significant.md"):
             shutil.copy(file, folder / file.name)
+        fig2 = drawn / folders["05_generated_images"].relative_to(tree) / "figures" / "fig2.svg"
+        write_text(folder / "swipe.html", swipe(fig2))  # notebook 05 shows it
         pages.write_fragments(folder, P, claims / "claims.json", sizes / "sizes.parquet", stamps)
     return sorted(target.glob("*.ipynb"))
 

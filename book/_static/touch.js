@@ -83,7 +83,8 @@
       chart.replaceChildren(
         ...runs.map((run, k) => element("polyline", { class: `curve curve-${k}`, points: run.scores
           .map((scores, j) => (scores[f1] === null ? "" : `${x(j)},${86 - 80 * scores[f1]}`)).join(" ") })),
-        element("line", { x1: x(c), x2: x(c), y1: 2, y2: 88, class: "now" }));
+        element("line", { x1: x(c), x2: x(c), y1: 2, y2: 88, class: "now" }),
+        element("text", { x: 4, y: 10 }, `${data.columns[f1]}, 0 to 1, by confidence`));
       runs.forEach((run, k) => run.patches.forEach((found, p) => {
         const pairs = found.pairs[c];
         const boxes = found.boxes.slice(0, found.kept[c]).map(([left, top, width, height, colour], n) =>
@@ -193,9 +194,10 @@
     }
     at.row.querySelector("label").textContent = names.join(" – ");
     root.querySelector(".pictures").replaceWith(
-      element("div", { class: "controls" }, which.row, at.row),
+      element("div", { class: "controls" }, which.row),
       element("div", { class: "pair" }, element("figure", {}, mask, element("figcaption", {}, "mask")),
-        element("figure", {}, pile, element("figcaption", {}, "image: drag across it"))));
+        element("figure", {}, pile, element("figcaption", {}, "drag across the picture, or move the slider"))),
+      element("div", { class: "controls" }, at.row));
     show();
   }
 
@@ -231,20 +233,44 @@
   /* What can be scrolled sideways can be scrolled with the keyboard, and has a name. */
   function scrolled() {
     document.querySelectorAll(".bd-article .output.text_html, .bd-article .pst-scrollable-table-container, .bd-article pre")
-      .forEach((place) => {
+      .forEach((place, k) => {
         if (place.scrollWidth <= place.clientWidth || place.querySelector(".touch")) return;
         const caption = place.querySelector("caption");
         place.tabIndex = 0;
         place.setAttribute("role", "region");
-        place.setAttribute("aria-label", caption && caption.textContent ? caption.textContent.slice(0, 80) : "scrolls sideways");
+        place.setAttribute("aria-label", `${k + 1}, scrolls sideways: ${caption ? caption.textContent : place.tagName === "PRE" ? "code" : "table"}`);
       });
   }
 
+  /* Names that the theme and extensions leave out, or give twice. */
+  function named() {
+    const all = (selector, change) => document.querySelectorAll(selector).forEach(change);
+    all(".search-button-field, summary[aria-label='Toggle hidden content']", (node) => node.removeAttribute("aria-label"));
+    all("nav summary", (node) => node.setAttribute("aria-label", `pages of ${node.closest("li").querySelector("a").textContent}`));
+    all(".bd-sidebar-primary", (node) => { node.setAttribute("role", "region"); node.setAttribute("aria-label", "book"); });
+    all(".citation-list, .citation-list [role]", (node) => node.removeAttribute("role"));
+  }
+
+  /* A figure that is shown smaller than it was drawn can be seen at its size. */
+  function whole(image) {
+    if (image.naturalWidth < 1.15 * image.clientWidth) return;
+    const button = element("button", { type: "button", class: "whole", "aria-pressed": "false" }, "Show at full size");
+    button.addEventListener("click", () => {
+      button.setAttribute("aria-pressed", String(image.classList.toggle("whole")));
+    });
+    image.closest(".output, figure").append(button);
+  }
+
+  window.addEventListener("load", () => {
+    document.querySelectorAll(".bd-article .cell_output img:not(.touch img)").forEach(whole);
+    scrolled();
+  });
+
   document.addEventListener("DOMContentLoaded", () => {
+    named();
     document.querySelectorAll(".touch").forEach((root) => {
       kinds[root.dataset.touch](root, JSON.parse(root.querySelector("script").textContent));
       root.classList.add("touched");
     });
-    scrolled();
   });
 })();

@@ -145,7 +145,8 @@ def score_curves(scores: pd.DataFrame, iou: float, arms: Sequence[str], note: st
 
 def gains(tests: pd.DataFrame, note: str) -> Figure:
     """Detection beside classification gain of EXP+GEN by N, a panel per split, with intervals (Fig 4)."""
-    looks = {"f1_detect": ("#0072B2", "o"), "f1_class": ("#CC79A7", "D")}
+    looks = {"F1_detect": ("#0072B2", "o"), "F1_class": ("#CC79A7", "D")}
+    tests = tests.assign(measure=tests["measure"].map(NAMES))
     rows = tests[(tests["arm"] == "EXP+GEN") & tests["measure"].isin(list(looks))].dropna(subset="gain")
     title = f"Gain of EXP+GEN over EXP: where it comes from\n{note}"
     named = rows.assign(split="split " + rows["split"])
@@ -225,6 +226,7 @@ def quality_by_size(quality: pd.DataFrame, note: str) -> Figure:
     """Measures of image quality (rows of quality.parquet with split, n_train, model) against N, a panel each: a marker
     with its interval per model, beside the yardstick (a short line) of the same measure of labelled micrographs."""
     table = quality.assign(name="split " + quality["split"].astype(str) + ", model " + quality["model"].astype(str))
+    table["measure"] = table["measure"].replace({"kid": "KID", "c2st_auc": "AUC of a classifier"})
     table, numbers = table.sort_values("n_train", kind="stable"), sorted(set(quality["n_train"]))
     looks = {name: (CLASS_COLORS[4 - k % 5], "osD^v"[k % 5]) for k, name in enumerate(sorted(set(table["name"])))}
     title = f"Generated images by N, a marker per model; dashed: labelled micrographs\n{note}"

@@ -137,7 +137,8 @@ def confusion(runs: Sequence[Run], points: pd.DataFrame, rule: tuple[float, Matc
             numbers = ""
             for said in (*classes, 0):
                 own = sorted(seen.get((true, said), []), key=lambda row: -row[0])
-                what = f"{classes.get(true, 'not labelled')}, {classes.get(said, 'missed')}"
+                what = f"labelled {classes[true]}" if true else "not labelled"
+                what += f", found as {classes[said]}" if said else ", missed"
                 cells.append({"name": f"{run.keys['arm']}: {what}", "n": len(own),
                               "crops": [_crop(run.patches.images, row) for row in own[:EACH]]})  # fmt: skip
                 numbers += f"<td>{len(own) if true or said else ''}</td>"

@@ -25,9 +25,8 @@
     return { node, fill, row: element("span", {}, element("label", { for: id }, label), node) };
   }
 
-  function slider(label, most, value, change) {
-    const id = `touch-${made++}`, node = element("input", { id, type: "range", min: 0, max: most, step: "any" });
-    if (most > 2) node.step = 1;
+  function slider(label, most, value, change, step) {
+    const id = `touch-${made++}`, node = element("input", { id, type: "range", min: 0, max: most, step });
     node.value = value;
     node.addEventListener("input", change);
     const told = element("output", { for: id });
@@ -43,7 +42,7 @@
   /* Page 07: two runs at one confidence. */
   function thresholds(root, data) {
     const sizes = [...new Set(data.runs.map((run) => run.n))];
-    const at = slider("confidence ≥", data.confidence.length - 1, data.start, draw);
+    const at = slider("confidence ≥", data.confidence.length - 1, data.start, draw, 1);
     const size = select("N", sizes.map((n) => [n, n]), () => { offer(); draw(); });
     const seed = select("seed", [], draw);
     const arms = ["upper row", "lower row"].map((name) => select(name, [], draw));
@@ -99,7 +98,7 @@
     arms.forEach((arm) => arm.node.addEventListener("change", () => { arm.touched = true; }));
     offer();
     const controls = element("div", { class: "controls" }, size.row, seed.row, ...arms.map((arm) => arm.row), at.row);
-    root.querySelector(".pictures").replaceWith(controls, chart, element("div", { class: "scroll" }, table), ...pictures);
+    root.querySelector(".pictures").replaceWith(controls, chart, element("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "scores" }, table), ...pictures);
     draw();
   }
 
@@ -162,7 +161,7 @@
   function swipe(root, masks) {
     const names = Object.keys(masks[0]).filter((name) => name !== "mask"), last = names.length - 1;
     const which = select("mask", masks.map((_, k) => [k, k + 1]), show);
-    const at = slider("", last, 0.5, wipe);
+    const at = slider(names.join(" – "), last, 0.5, wipe, 0.05);
     const pile = element("div", { class: "pile" }), mask = element("img", { alt: "the mask" });
     const layers = names.map(() => element("img", { alt: "", draggable: "false" }));
     const put = (event) => {
@@ -174,7 +173,6 @@
     layers.slice().reverse().forEach((layer) => pile.append(layer));
     pile.addEventListener("pointerdown", (event) => { pile.setPointerCapture(event.pointerId); put(event); });
     pile.addEventListener("pointermove", (event) => { if (event.buttons) put(event); });
-    at.node.step = 0.05;
 
     function show() {
       const own = masks[+which.node.value];
@@ -192,7 +190,6 @@
       at.told.textContent = text;
       at.node.setAttribute("aria-valuetext", text);
     }
-    at.row.querySelector("label").textContent = names.join(" – ");
     root.querySelector(".pictures").replaceWith(
       element("div", { class: "controls" }, which.row),
       element("div", { class: "pair" }, element("figure", {}, mask, element("figcaption", {}, "mask")),
@@ -253,19 +250,22 @@
 
   /* A figure that is shown smaller than it was drawn can be seen at its size. */
   function whole(image) {
-    if (image.naturalWidth < 1.15 * image.clientWidth) return;
+    if (image.dataset.whole || image.naturalWidth <= 1.15 * image.clientWidth) return;
+    image.dataset.whole = "offered";
     const button = element("button", { type: "button", class: "whole", "aria-pressed": "false" }, "Show at full size");
     button.addEventListener("click", () => {
       button.setAttribute("aria-pressed", String(image.classList.toggle("whole")));
     });
-    image.closest(".output, figure").append(button);
+    (image.closest("a") || image).after(button);
   }
 
-  window.addEventListener("load", () => {
+  function fit() {
     document.querySelectorAll(".bd-article .cell_output img:not(.touch img)").forEach(whole);
     scrolled();
-  });
+  }
 
+  window.addEventListener("load", fit);
+  window.addEventListener("resize", fit);
   document.addEventListener("DOMContentLoaded", () => {
     named();
     document.querySelectorAll(".touch").forEach((root) => {

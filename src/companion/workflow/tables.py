@@ -46,7 +46,7 @@ def table(html: str, caption: str = "", leave_out: Sequence[str] = ()) -> str:
     Columns `low` and `high` that stand side by side become one, `interval`; those named in `leave_out` go, and what
     stands under a wider name with it.
     """
-    root = ElementTree.fromstring(html.replace("&nbsp;", " "))
+    root = ElementTree.fromstring(html[html.index("<table") :].replace("&nbsp;", " "))
     if not root.findall("tbody/tr"):
         return f"<p>{root.findtext('caption', 'Table')}: no rows.</p>"
     root.attrib = {"class": root.get("class", "").replace("dataframe", "").strip() or "tidy"}

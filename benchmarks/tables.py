@@ -78,7 +78,7 @@ def page(path: Path) -> str:
         rows = sorted((row["passes"], row["schedule"], row["seed"], row) for line in lines for row in line["rows"])
         scores = ("f1_hm", "f1_detect", "f1_class", "confidence")
         cells = [(f"{n:,}", name, str(seed), *(number(row[key]) for key in scores)) for n, name, seed, row in rows]
-        return markdown_table(("passes", "schedule", "seed", "F1HM", "F1detect", "F1class", "at confidence"), cells)
+        return markdown_table(("passes", "schedule", "seed", "F1HM", "F1_detect", "F1_class", "at confidence"), cells)
     used = [key for key in RATES if any(key in line for line in lines)]
     rates = [(line["what"], shown(line, ("what", "ok", *RATES)), *(number(line[k]) if k in line else "" for k in used))
              for line in lines if "images_per_s" in line]  # fmt: skip
@@ -87,7 +87,7 @@ def page(path: Path) -> str:
               for line in lines if "images_per_s" not in line]  # fmt: skip
     parts = [aims(lines)] if "NVIDIA" in lines[0]["device"] else []
     parts += [markdown_table(("what is timed", "how", *(RATES[key] for key in used)), rates)]
-    return "\n".join([*parts, markdown_table(("what is checked", "", "found"), others)])
+    return "\n".join([*parts, markdown_table(("what is checked", "how", "found"), others)])
 
 
 if __name__ == "__main__":

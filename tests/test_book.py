@@ -17,14 +17,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import ellipse_patches
 from nbformat.v4 import new_code_cell, new_output
 from project import Project
 
 from companion.config import load_profile
 from companion.errors import CompanionError
-from companion.evaluation.runs import Run, count_runs, tabulate_runs
-from companion.evaluation.sliders import explorer
 from companion.provenance import write_json, write_table
 from companion.workflow import book, pages, reference_run
 
@@ -198,13 +195,34 @@ def browser():
         opened.close()
 
 
+LIMITS = (ROOT / "tests" / "limits.js").read_text(encoding="utf-8")
+PAGE_BYTES, BOOK_BYTES = 1.5e6, 25e6
+AXE = os.environ.get("COMPANION_AXE")  # a file axe.min.js, where one is at hand: https://www.npmjs.com/package/axe-core
+
+
+def limits(page, name: str) -> list[str]:
+    """What is wrong with an open page on a screen and on a phone, and (with axe) for assistive technology."""
+    wrong = []
+    for width, theme in ((1400, "light"), (390, "dark")):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.emulate_media(color_scheme=theme)
+        page.wait_for_timeout(50)  # the page's own script sees the new width
+        wrong += [f"{name}, {width} px: {each}" for each in page.evaluate(LIMITS)]
+        if AXE:
+            page.evaluate(Path(AXE).read_text(encoding="utf-8"))
+            found = page.evaluate("axe.run().then(r => r.violations.map(v => `${v.id}: ${v.nodes[0].target}`))")
+            wrong += [f"{name}, {width} px, {theme}: {each}" for each in found]
+    page.set_viewport_size({"width": 1400, "height": 900})
+    return wrong
+
+
 def visit(browser, html: Path) -> list[str]:
     """Open every page of a built book; returns what is wrong, one line each."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Quiet, directory=str(html)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_address[1]}/"
     wrong: list[str] = []
-    page = browser.new_page()
+    page = browser.new_page(viewport={"width": 1400, "height": 900})
     name = ""
     page.on("console", lambda m: wrong.append(f"{name}: console: {m.text}") if m.type == "error" else None)
     page.on("pageerror", lambda error: wrong.append(f"{name}: script: {error}"))
@@ -234,6 +252,9 @@ def visit(browser, html: Path) -> list[str]:
                 wrong.append(f"{name}: shows an error of the build")
             if page.locator(".math").count():
                 page.wait_for_function("document.querySelectorAll('mjx-container').length > 0", timeout=20_000)
+            if path.stat().st_size > PAGE_BYTES:
+                wrong.append(f"{name}: {path.stat().st_size / 1e6:.1f} MB")
+            wrong += limits(page, name)
     finally:
         page.close()
         server.shutdown()
@@ -245,31 +266,15 @@ def visit(browser, html: Path) -> list[str]:
 def test_a_broken_page_is_seen(browser, tmp_path: Path) -> None:
     (tmp_path / "page.html").write_text(
         "<img src='gone.png'><script src='https://example.org/x.js'></script><script>throw Error('bang')</script>"
+        "<details><summary></summary>x</details><div class='bd-article'><h1>a</h1><h3>b</h3>"
+        f"<div class='cell_output'><table><tr>{'<th>wide</th>' * 7}<th></th></tr></table></div>"
+        "<table class='claims'><tr><td style='min-width: 900px; display: block'>verdict</td></tr></table></div>"
     )
     wrong = "\n".join(visit(browser, tmp_path))
-    for sign in ("gone.png did not load", "gone.png has no alt text", "asks for https://example.org/x.js", "bang"):
+    for sign in ("gone.png did not load", "gone.png has no alt text", "asks for https://example.org/x.js", "bang",
+                 "8 columns", "name of a column is empty", "a summary without a name", "headings 1,3",
+                 "390 px: a table: its verdict is not seen", "390 px: scrolls sideways"):  # fmt: skip
         assert sign in wrong
-
-
-@pytest.mark.slow
-def test_sliders_redraw_the_boxes(browser, tmp_path: Path) -> None:
-    truth = ellipse_patches(24, seed=1)
-    found = truth.table.assign(score=np.tile([0.9, 0.6, 0.2], len(truth.table))[: len(truth.table)])
-    found = found.rename(columns={"class": "label"})[["patch", "x1", "y1", "x2", "y2", "score", "label"]]
-    runs = [Run({"split": "1", "n_train": 4, "arm": arm, "seed": 1}, found, truth) for arm in ("EXP", "EXP+GEN")]
-    scores = tabulate_runs(runs, count_runs(runs, [0.3, 0.5], [0.1, 0.5, 0.7]))
-    html = explorer(runs, scores, "truth-greedy", (0.5, 0.1), "x")
-    (tmp_path / "page.html").write_text(f"<!doctype html><meta charset='utf-8'>{html}", encoding="utf-8")
-    page, errors = browser.new_page(), []
-    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto((tmp_path / "page.html").as_uri())
-    before = page.locator("rect").count()
-    page.locator("input").fill("2")
-    assert 0 < page.locator("rect").count() < before
-    assert page.locator("output").text_content() == "0.7"
-    assert page.locator("tr").count() == 3 and errors == []  # names of the columns, and a row for each arm
-    page.close()
 
 
 @pytest.mark.slow
@@ -279,3 +284,4 @@ def test_pages_of_the_book_open(browser) -> None:
         assert os.environ.get("COMPANION_REQUIRE_BOOK") != "1", f"no book at {html}: `make book` builds it"
         pytest.skip(f"no book at {html}: `make book` builds it")
     assert visit(browser, html) == []
+    assert sum(path.stat().st_size for path in html.rglob("*") if path.is_file()) < BOOK_BYTES

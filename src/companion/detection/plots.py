@@ -26,8 +26,8 @@ def boxes(images: Sequence[NDArray[np.uint8]], names: Sequence[str], drawn: Sequ
     `names` stand above the patches, `drawn` has the boxes of each.
     """
     across = min(4, len(images))
-    rows, width = -(-len(images) // across), 7.2 / across
-    figure, grid = plt.subplots(rows, across, figsize=(7.2, (width + 0.15) * rows + 0.5), squeeze=False)
+    rows, width = -(-len(images) // across), 7.1 / across
+    figure, grid = plt.subplots(rows, across, figsize=(7.1, (width + 0.15) * rows + 0.5), squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
     for axes, image, name, layers in zip(grid.flat, images, names, drawn, strict=False):
@@ -48,10 +48,10 @@ def losses(log: pd.DataFrame, title: str) -> Figure:
     """The losses of a training over its steps, each a thin line under its running mean."""
     values = log.drop(columns="learning_rate").set_index("step").rename(columns=lambda name: name.replace("_", " "))
     colors = ["black", *CLASS_COLORS[: values.shape[1] - 1]]
-    axes = values.plot(color=colors, alpha=0.25, lw=0.7, legend=False, figsize=(7.2, 3.4))
+    axes = values.plot(color=colors, alpha=0.25, lw=0.7, legend=False, figsize=(7.1, 3.4))
     smooth = values.rolling(max(1, len(log) // 20), min_periods=1).mean()
     smooth.plot(ax=axes, color=colors, logy=True, xlabel="optimiser step", ylabel="loss", title=title)
-    axes.legend(axes.lines[values.shape[1] :], values.columns, ncols=3, fontsize=7)
+    axes.legend(axes.lines[values.shape[1] :], values.columns, ncols=3, fontsize=8)
     return axes.figure
 
 
@@ -83,7 +83,7 @@ def overlay(image: NDArray[np.uint8], defects: pd.DataFrame, classes: Sequence[s
     `defects` has columns class (a name of `classes`) and outline (a list of rings, [n, 2] x and y in px).
     """
     height, width = image.shape
-    figure, axes = plt.subplots(figsize=(7.2, 7.2 * height / width + 0.5))
+    figure, axes = plt.subplots(figsize=(7.1, 7.1 * height / width + 0.5))
     _picture(axes, image, "")
     handles = []
     for name, color in zip(classes, class_colors(range(1, len(classes) + 1)), strict=True):
@@ -100,5 +100,5 @@ def _picture(axes: plt.Axes, image: NDArray[np.uint8], title: str) -> None:
     shown = np.asarray(Image.fromarray(image).reduce(step)) if step > 1 else image
     axes.imshow(shown, vmin=0, vmax=255, extent=(0, shown.shape[1] * step, shown.shape[0] * step, 0))
     axes.set(xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0))
-    axes.set_title(title, fontsize=7)
+    axes.set_title(title, fontsize=8)
     axes.grid(False)

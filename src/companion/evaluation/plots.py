@@ -17,13 +17,15 @@ from numpy.typing import ArrayLike, NDArray
 from companion.config.arms import ARMS
 from companion.evaluation.errors import ERRORS, MISSED
 from companion.evaluation.formats import BOX
-from companion.evaluation.wording import CONDITION, F1, NAMES, condition_name
+from companion.evaluation.wording import CONDITION, F1, condition_name
 from companion.masks.plots import color_mask, image_rows
 from companion.micrographs.patches import Patches
 from companion.plots import CLASS_COLORS
 
 COLORS = {name: arm.colour for name, arm in ARMS.items()}
 LOOKS = {name: (arm.colour, arm.marker) for name, arm in ARMS.items()}
+NAMES = {"f1_detect": "F1_detect", "f1_class": "F1_class", "f1_hm": "F1HM", "map50": "mAP50"}  # as text spells them
+WIDTH = 7.1  # inches: the column of a page, so that text keeps its size there
 Looks = Mapping[str, tuple[str, str]]  # colour and marker by name, in the order in which they are drawn
 
 
@@ -69,17 +71,17 @@ def intervals(axes: Axes, table: pd.DataFrame, by: str, value: str, hue: str, lo
 def interval_panels(
     table: pd.DataFrame, panel: str, by: str, value: str, hue: str, looks: Looks, title: str, orient: str = "x"
 ) -> tuple[Figure, list[Axes]]:
-    """`intervals` of each value of the column `panel`, four in a row, under one title and over one legend."""
+    """`intervals` of each value of the column `panel`, two or three in a row, under one title and over one legend."""
     parts = list(table.groupby(panel, sort=False))
-    columns, rows = min(4, len(parts)), -(-len(parts) // 4)
-    wide, high = (0.5 * table[by].nunique() * (orient == axis) for axis in "xy")
-    size = (max(5.6, 1 + columns * (1.9 + wide)), 1.1 + rows * (1.9 + high))  # no less than the title is wide
+    columns = min(len(parts), 3 if table[by].nunique() < 4 or orient == "y" else 2)
+    rows, high = -(-len(parts) // columns), 0.4 * table[by].nunique() * (orient == "y")
+    size = (WIDTH if columns > 1 else 5.6, 1.1 + rows * (1.9 + high))
     figure, grid = plt.subplots(rows, columns, squeeze=False, figsize=size, sharey=orient == "y")
     for unused in grid.flat[len(parts) :]:
         unused.remove()
     for axes, (name, own) in zip(grid.flat, parts, strict=False):
         intervals(axes, own, by, value, hue, looks, orient)
-        axes.set_title(textwrap.fill(str(name), 30))
+        axes.set_title(textwrap.fill(str(name), 26))
     legend_below(figure, grid[0][0])
     figure.suptitle(title, fontsize=9)
     return figure, list(grid.flat[: len(parts)])
@@ -91,18 +93,19 @@ def arm_panels(
     """Scores `y` of the arms at every `x`, a panel for each table of runs: means, bars from lowest to highest seed."""
     every = pd.concat(panels)
     places, arms = every[x].drop_duplicates().tolist(), arms_in(every)
-    width = 1 + max(4.5, max(0.75, 0.22 * len(arms)) * len(places) * len(panels))
-    figure, row = plt.subplots(1, len(panels), figsize=(width, 3.4), squeeze=False, sharey=True)
-    for axes, (name, table) in zip(row[0], panels.items(), strict=True):
+    below = len(arms) * len(places) * len(panels) > 30  # too many for panels side by side
+    shape, high = (len(panels), 1) if below else (1, len(panels)), 1 + 2.4 * (len(panels) if below else 1)
+    figure, grid = plt.subplots(*shape, figsize=(WIDTH, high), squeeze=False, sharey=True)
+    for axes, (name, table) in zip(grid.flat, panels.items(), strict=True):
         sns.pointplot(
             table, x=x, y=y, hue="arm", order=places, hue_order=arms, palette=COLORS, linestyle="none", markersize=5,
             markers=[ARMS[arm].marker for arm in arms], dodge=min(0.7, 0.15 * len(arms)), errorbar=("pi", 100),
             err_kws={"linewidth": 1.2}, ax=axes,
         )  # fmt: skip
         axes.set(title=name, xlabel="", ylabel=ylabel)
-    legend_below(figure, row[0][0])
+    legend_below(figure, grid[0][0])
     figure.suptitle(title, fontsize=9)
-    return figure, list(row[0])
+    return figure, list(grid.flat)
 
 
 def legend_below(figure: Figure, axes: Axes) -> None:
@@ -121,7 +124,7 @@ def score_curves(scores: pd.DataFrame, iou: float, arms: Sequence[str], note: st
     """
     here = scores[np.isclose(scores["iou_threshold"], iou) & scores["arm"].isin(list(arms))]
     measures, conditions = defined_measures(here) or ["f1_detect"], list(here.groupby(CONDITION))
-    size = (max(4.6, 1.2 + 2.9 * len(measures)), 0.8 + 2.3 * len(conditions))
+    size = (WIDTH if len(measures) > 1 else 4.6, 0.8 + 2.3 * len(conditions))
     figure, grid = plt.subplots(len(conditions), len(measures), squeeze=False, sharex=True, sharey="row", figsize=size)
     for row, (condition, table) in zip(grid, conditions, strict=True):
         for axes, measure in zip(row, measures, strict=True):
@@ -142,7 +145,8 @@ def score_curves(scores: pd.DataFrame, iou: float, arms: Sequence[str], note: st
 
 def gains(tests: pd.DataFrame, note: str) -> Figure:
     """Detection beside classification gain of EXP+GEN by N, a panel per split, with intervals (Fig 4)."""
-    looks = {"f1_detect": ("#0072B2", "o"), "f1_class": ("#CC79A7", "D")}
+    looks = {"F1_detect": ("#0072B2", "o"), "F1_class": ("#CC79A7", "D")}
+    tests = tests.assign(measure=tests["measure"].map(NAMES))
     rows = tests[(tests["arm"] == "EXP+GEN") & tests["measure"].isin(list(looks))].dropna(subset="gain")
     title = f"Gain of EXP+GEN over EXP: where it comes from\n{note}"
     named = rows.assign(split="split " + rows["split"])
@@ -163,6 +167,9 @@ def sizes(chosen: pd.DataFrame, tests: pd.DataFrame, measure: str, note: str) ->
     title = f"{name} by N; below: gain of EXP+GEN, share of what EXP leaves\n{note}"
     figure, panels = arm_panels(splits, "n_train", measure, f"{name} at each arm's threshold", title)
     own = tests[(tests["arm"] == "EXP+GEN") & (tests["measure"] == measure)].set_index("n_train")
+    low, high = (edge * 10 for edge in (chosen[measure].min(), chosen[measure].max()))
+    if np.isfinite(low):  # from the tenth below to the tenth above, so that a gain of 0.02 is seen
+        panels[0].set_ylim(np.floor(low) / 10, np.ceil(high + 0.2) / 10)
     for panel in panels:
         shares = own.loc["split " + own["split"] == panel.get_title(), "share_of_left"].reindex(numbers)
         texts = [f"N = {n}" + ("" if pd.isna(s) else f"\n{100 * s:+.1f} %") for n, s in shares.items()]
@@ -175,7 +182,9 @@ def waterfall(steps: pd.DataFrame, note: str) -> Figure:
     interval at its end; a row per measure, a column per split and N."""
     measures, conditions = list(dict.fromkeys(steps["measure"])), list(steps.groupby(CONDITION))
     shape = max(1, len(measures)), max(1, len(conditions))
-    figure, grid = plt.subplots(*shape, squeeze=False, figsize=(1.8 + 3.2 * shape[1], 1 + 2.2 * shape[0]), sharey="row")
+    figure, grid = plt.subplots(
+        *shape, squeeze=False, figsize=(min(WIDTH, 1.8 + 3.2 * shape[1]), 1 + 2.2 * shape[0]), sharey="row"
+    )
     for column, (condition, table) in zip(grid.T, conditions, strict=False):
         for axes, measure in zip(column, measures, strict=True):
             own = table[table["measure"] == measure]
@@ -187,9 +196,9 @@ def waterfall(steps: pd.DataFrame, note: str) -> Figure:
                 axes.plot([k - 0.4, min(k + 1.4, len(own) - 0.6)], [row.score] * 2, color="#777777", lw=0.8)
                 axes.plot(k, row.score, ARMS[row.arm].marker, color=COLORS[row.arm], ms=6)
                 said = f"{row.score:.3f}" if pd.isna(row.step) else f"{row.step:+.3f}"
-                axes.annotate(said, (k + 0.08, row.score), (2, 4), textcoords="offset points", fontsize=7)
+                axes.annotate(said, (k + 0.08, row.score), (2, 4), textcoords="offset points", fontsize=8)
             axes.set(title=condition_name(condition), ylabel=NAMES[measure], xlim=(-0.6, len(own) - 0.2))
-            axes.set_xticks(places, own["arm"], fontsize=7)
+            axes.set_xticks(places, own["arm"].str.replace("+", "+\n"), fontsize=8)
     if not conditions:
         grid[0][0].text(0.5, 0.5, "no two arms to compare", ha="center")
     figure.suptitle(f"From more labelled micrographs to none: steps paired by seed, with intervals\n{note}", fontsize=9)
@@ -217,6 +226,7 @@ def quality_by_size(quality: pd.DataFrame, note: str) -> Figure:
     """Measures of image quality (rows of quality.parquet with split, n_train, model) against N, a panel each: a marker
     with its interval per model, beside the yardstick (a short line) of the same measure of labelled micrographs."""
     table = quality.assign(name="split " + quality["split"].astype(str) + ", model " + quality["model"].astype(str))
+    table["measure"] = table["measure"].replace({"kid": "KID", "c2st_auc": "AUC of a classifier"})
     table, numbers = table.sort_values("n_train", kind="stable"), sorted(set(quality["n_train"]))
     looks = {name: (CLASS_COLORS[4 - k % 5], "osD^v"[k % 5]) for k, name in enumerate(sorted(set(table["name"])))}
     title = f"Generated images by N, a marker per model; dashed: labelled micrographs\n{note}"
@@ -250,10 +260,11 @@ def close_ups(
 
     `images` uint8 [P, S, S] are every patch; `predictions` and `truths` of one run, as `errors.audit_runs` gives them.
     """
-    figure, grid = plt.subplots(len(ERRORS), each, figsize=(7.2, 1.45 * len(ERRORS) + 0.5), squeeze=False)
+    kinds = [kind for kind in ERRORS if kind in {*predictions["error"], *truths["error"]}]
+    figure, grid = plt.subplots(max(1, len(kinds)), each, figsize=(WIDTH, 1.5 * len(kinds) + 0.5), squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
-    for line, kind in zip(grid, ERRORS, strict=True):
+    for line, kind in zip(grid, kinds, strict=False):
         table, order = (truths, "size_px") if kind == MISSED else (predictions, "score")
         shown = table[table["error"] == kind].nlargest(each, order)
         line[0].text(-0.1, 0.5, kind, rotation=90, ha="right", va="center", transform=line[0].transAxes)
@@ -263,7 +274,7 @@ def close_ups(
             x, y, half = (error.x1 + error.x2) / 2, (error.y1 + error.y2) / 2, max(16, 0.8 * error.size_px)
             axes.set(xlim=(x - half, x + half), ylim=(y + half, y - half))
             what = f"{error.size_px:.0f} px" if kind == MISSED else f"score {error.score:.2f}"
-            axes.set_title(f"{shown.loc[error.Index, 'class']}\npatch {error.patch}, {what}", fontsize=6)
+            axes.set_title(f"{shown.loc[error.Index, 'class']}\n{what}", fontsize=8)
     figure.suptitle(note, fontsize=9)
     return figure
 
@@ -285,6 +296,8 @@ def strip(
     titles = ("mask of a labelled micrograph", "simulated mask", "image generated from it",
               "detections on a held-out patch")  # fmt: skip
     pictures = {"": [*map(color_mask, labels), *images]}
-    figure = image_rows(pictures, f"From a mask to a detector\n{note}", titles, list(classes.values()), side=2.4)
+    figure = image_rows(pictures, f"From a mask to a detector\n{note}", titles, list(classes.values()), side=1.7)
+    for axes in figure.axes:
+        axes.set_title(textwrap.fill(axes.get_title(), 24), fontsize=8)
     draw_boxes(figure.axes[3], found[BOX], found["label"].map(class_color))
     return figure

@@ -1,4 +1,8 @@
-"""Scores and detections under a slider: one piece of HTML that needs no server and asks for nothing."""
+"""Things to touch on a page: pieces of HTML that need no server and ask for nothing.
+
+Each is a box with its data as JSON; `book/_static/touch.js` makes it move. What a reader without scripts, or of a
+printed page, sees stands in the box as well, or as a figure above it.
+"""
 
 from __future__ import annotations
 
@@ -6,92 +10,177 @@ import base64
 import html
 import io
 import json
+import re
 from collections.abc import Sequence
-from string import Template
+from itertools import combinations
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from PIL import Image
 
 from companion.evaluation.formats import BOX
-from companion.evaluation.matching import Matching, kept, match, score_order
-from companion.evaluation.plots import class_color
+from companion.evaluation.matching import Matching, kept, match, match_once, score_order
+from companion.evaluation.plots import NAMES, class_color
 from companion.evaluation.runs import Run
+from companion.evaluation.significance import paired_t
+from companion.evaluation.wording import CONDITION, condition_name
 from companion.geometry import box_iou
 
-COLUMNS = ["tp", "fp", "fn", "precision", "recall", "f1_detect", "f1_class", "f1_hm"]
-ARMS = ("EXP", "EXP+GEN")  # whose detections are shown, a row each
-SHOWN = 5  # patches
-_PAGE = Template("""<div id="thresholds">
-<style>
-#thresholds .pictures {display: grid; grid-template-columns: repeat($columns, 1fr); gap: 0.5em}
-#thresholds rect {fill: none; stroke-width: $line}
-#thresholds circle {fill: white; stroke: black; stroke-width: $edge}
-</style>
-<p><strong>$note.</strong> Scores are means over seeds, empty where one is undefined.</p>
-<label>confidence ≥ <output></output> <input type="range" min="0"></label><table></table>
-<p>$legend. Solid box: matches a defect. Dashed: matches none. White dots: defects that nothing matches.</p>
-<div class="pictures">$pictures</div>
-<script>
-(function () {
-  const data = $data, root = document.getElementById("thresholds"), pick = (name) => root.querySelector(name);
-  const row = (cells) => "<tr>" + cells.map((cell) => `<td>$${cell}</td>`).join("") + "</tr>", slider = pick("input");
-  slider.max = data.confidence.length - 1; slider.value = data.start;
-  function draw() {
-    const c = +slider.value;
-    pick("output").textContent = data.confidence[c];
-    const rows = data.scores.map(([arm, scores]) => [arm, ...scores[c]]);
-    pick("table").innerHTML = [data.columns, ...rows].map(row).join("");
-    root.querySelectorAll("g").forEach((layer, k) => {
-      const found = data.found[k], pairs = found.pairs[c];
-      const boxes = found.boxes.slice(0, found.kept[c]).map(([x, y, w, h, colour], n) => `<rect x="$${x}" y="$${y}"
-        width="$${w}" height="$${h}" stroke="$${colour}" stroke-dasharray="$${pairs.includes(n) ? "none" : $dash}"/>`);
-      const missed = found.truths.filter((_, t) => pairs[t] < 0);
-      layer.innerHTML = boxes.concat(missed.map(([x, y]) => `<circle cx="$${x}" cy="$${y}" r="$dot"/>`)).join("");
-    });
-  }
-  slider.addEventListener("input", draw);
-  draw();
-})();
-</script>
-</div>
-""")
+COLUMNS = ["tp", "fp", "fn", "f1_detect", "f1_class", "f1_hm"]
+SHOWN, EACH, SIDE = 4, 4, 48  # patches or masks; close-ups of a cell of the table, and their side in px
+
+
+def box(kind: str, data: Any, static: str = "") -> str:
+    """A thing to touch: `static` HTML, and the `data` with which the script of that `kind` replaces it."""
+    text = json.dumps(data, allow_nan=False).replace("<", "\\u003c")
+    return f'<div class="touch" data-touch="{kind}"><script type="application/json">{text}</script>{static}</div>'
+
+
+def png(image: NDArray | Image.Image) -> str:
+    """An image (uint8 [H, W] or [H, W, 3]) as an address that holds all of it."""
+    drawn = image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))
+    drawn.save(buffer := io.BytesIO(), format="PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def explorer(
     runs: Sequence[Run], scores: pd.DataFrame, matching: Matching, start: tuple[float, float], note: str
 ) -> str:
-    """HTML with a slider for the confidence, the scores of every arm, and detections on test patches.
+    """Scores and detections of any two runs of one split under a slider for the confidence.
 
-    `runs` are of one condition, `scores` their scores.parquet: detections are those of the first run of each of `ARMS`,
-    on the patches with the most defects. `start`: IoU, and the confidence at which the slider stands.
+    `runs` are of one split, `scores` their scores.parquet; detections are shown on the patches with the most defects.
+    `start`: IoU, and the confidence at which the slider stands. Of the last N come first EXP and EXP+GEN, or what is
+    there.
     """
-    here = scores[np.isclose(scores["iou_threshold"], start[0])]
-    confidence, test, size = sorted(set(here["confidence"])), runs[0].patches, runs[0].patches.size
-    means = here.groupby(["arm", "confidence"])[COLUMNS].agg(lambda seeds: seeds.mean(skipna=False)).round(3)
-    shown = test.table["patch"].value_counts().sort_index().nlargest(SHOWN).index
-    first = [next(run for run in runs if run.keys["arm"] == arm) for arm in ARMS if (here["arm"] == arm).any()]
-    pictures, found = [], []
-    for run, p in ((run, p) for run in first for p in shown):
-        Image.fromarray(np.asarray(test.images[p])).save(buffer := io.BytesIO(), format="PNG")
-        url = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-        pictures.append(f'<svg viewBox="0 0 {size} {size}" role="img" aria-label="test patch {p}, {run.keys["arm"]}">'
-                        f'<image href="{url}" width="{size}" height="{size}"/><g></g></svg>')  # fmt: skip
-        own, truths = run.predictions[run.predictions["patch"] == p], test.of(p)[BOX].to_numpy(float)
-        own = own.iloc[score_order(own["score"].to_numpy(), own[BOX].to_numpy())]  # best first
-        reached = kept(own["score"].to_numpy(), confidence)
-        boxes = [(*np.round([x1, y1, x2 - x1, y2 - y1], 1).tolist(), class_color(label))
-                 for x1, y1, x2, y2, label in own[[*BOX, "label"]].itertuples(index=False)]  # fmt: skip
-        pairs = match(box_iou(truths, own[BOX]), reached, start[:1], matching)[0].tolist()
-        centres = truths.reshape(-1, 2, 2).mean(axis=1).tolist()
-        found.append({"boxes": boxes, "kept": reached.tolist(), "pairs": pairs, "truths": centres})
-    rows = [(arm, table.astype(object).fillna("").values.tolist()) for arm, table in means.groupby("arm")]
-    data = {"columns": ["arm", *COLUMNS], "confidence": confidence, "start": confidence.index(start[1]), "scores": rows,
-            "found": found}  # fmt: skip
+    here = scores[np.isclose(scores["iou_threshold"], start[0])].round(3)
+    confidence, test = sorted(set(here["confidence"])), runs[0].patches
+    patches = test.table["patch"].value_counts().sort_index().nlargest(SHOWN).index
+    truths = [test.of(p)[BOX].to_numpy(float) for p in patches]
+    found = []
+    for run in sorted(runs, key=lambda run: run.keys["n_train"]):
+        n, arm, seed = (run.keys[key] for key in ("n_train", "arm", "seed"))
+        own = here[(here["n_train"] == n) & (here["arm"] == arm) & (here["seed"] == seed)].sort_values("confidence")
+        rows = own[COLUMNS].astype(object).where(own[COLUMNS].notna(), None).to_numpy().tolist()
+        shown = [_under(run.predictions[run.predictions["patch"] == p], t, confidence, start[0], matching)
+                 for p, t in zip(patches, truths, strict=True)]  # fmt: skip
+        found.append({"n": n, "arm": arm, "seed": seed, "scores": rows, "patches": shown})
+    data = {
+        "confidence": confidence, "start": confidence.index(start[1]), "size": test.size, "runs": found,
+        "columns": [NAMES.get(column, column.upper()) for column in COLUMNS],
+        "patches": [{"name": f"test patch {p}", "image": png(test.images[p]),
+                     "truths": t.reshape(-1, 2, 2).mean(axis=1).round(1).tolist()}
+                    for p, t in zip(patches, truths, strict=True)],
+    }  # fmt: skip
     classes = runs[0].truth.classes.items()
-    legend = (f'<span style="color:{class_color(k)}">■</span> {html.escape(v)}' for k, v in classes)
-    return _PAGE.substitute(
-        note=html.escape(note), legend=" ".join(legend), pictures="".join(pictures), line=size / 90, edge=size / 200,
-        dash=size / 40, dot=size / 50, columns=len(shown),
-        data=json.dumps(data, allow_nan=False).replace("<", "\\u003c"),
-    )  # fmt: skip
+    legend = " ".join(f'<span style="color:{class_color(k)}">■</span> {html.escape(v)}' for k, v in classes)
+    pictures = "".join(f'<img src="{p["image"]}" alt="{p["name"]}">' for p in data["patches"])
+    return box("thresholds", data, (
+        f"<p><strong>{html.escape(note)}.</strong> {legend}. Solid box: matches a defect. Dashed: matches none. "
+        f'White dot: a defect that nothing matches.</p><div class="pictures">{pictures}</div>'
+    ))  # fmt: skip
+
+
+def _under(found: pd.DataFrame, truths: NDArray, confidence: Sequence[float], iou: float, matching: Matching) -> Any:
+    """Boxes (x, y, width, height, colour) by falling score, how many stay at each confidence, and their pairs."""
+    found = found.iloc[score_order(found["score"].to_numpy(), found[BOX].to_numpy())]
+    reached = kept(found["score"].to_numpy(), confidence)
+    found = found.head(max(reached, default=0))
+    boxes = [(*np.round([x1, y1, x2 - x1, y2 - y1], 1).tolist(), class_color(label))
+             for x1, y1, x2, y2, label in found[[*BOX, "label"]].itertuples(index=False)]  # fmt: skip
+    pairs = match(box_iou(truths, found[BOX]), reached, [iou], matching)[0].tolist()
+    return {"boxes": boxes, "kept": reached.tolist(), "pairs": pairs}
+
+
+def draws(pairs: pd.DataFrame, level: float) -> str:
+    """What mean, interval and p become when only some of the pairs of a condition had been trained.
+
+    `pairs` (`significance.paired_scores`) of one arm; every choice of two pairs or more is tested (paired t).
+    """
+    conditions = []
+    for (*at, measure), own in pairs.dropna(subset="difference").groupby([*CONDITION, "measure"]):
+        d = own.sort_values("seed")["difference"].to_numpy()[:8]
+        tests = {
+            sum(1 << k for k in some): [round(float(value), 5) for value in map(t.get, ("mean", "low", "high", "p"))]
+            for size in range(2, len(d) + 1) for some in combinations(range(len(d)), size)
+            if np.isfinite((t := paired_t(d[list(some)], level))["p"])
+        }  # fmt: skip
+        if tests:
+            name = f"{NAMES[measure]}, {condition_name(at)}"
+            conditions.append({"name": name, "differences": d.round(5).tolist(), "tests": tests})
+    return box("draws", {"level": round(100 * level), "conditions": conditions})
+
+
+def confusion(runs: Sequence[Run], points: pd.DataFrame, rule: tuple[float, Matching], note: str) -> str:
+    """For each run a table of what is labelled (rows) against what was said (columns), close-ups behind each number.
+
+    `points` are the confidences of the arms (`thresholds.choices`), `rule` the IoU of a match and how boxes are paired.
+    """
+    tables, cells = "", []
+    for run in runs:
+        classes, found = run.truth.classes, run.confident(points)
+        seen: dict[tuple[int, int], list[tuple]] = {}
+        for patch in run.patches.index["patch"]:
+            here, truths = found[found["patch"] == patch], run.patches.of(patch)
+            pairs = match_once(box_iou(truths[BOX], here[BOX]), here["score"], here[BOX], *rule)
+            code, label, told = truths["class"].tolist(), here["label"].tolist(), here["score"].tolist()
+            truth, guess = truths[BOX].to_numpy(float), here[BOX].to_numpy(float)
+            for t, m in enumerate(pairs):
+                row = (told[m], patch, truth[t], guess[m]) if m >= 0 else (0.0, patch, truth[t], None)
+                seen.setdefault((code[t], label[m] if m >= 0 else 0), []).append(row)
+            for m in set(range(len(label))) - set(pairs):
+                seen.setdefault((0, label[m]), []).append((told[m], patch, None, guess[m]))
+        rows = ""
+        for true in (*classes, 0):
+            numbers = ""
+            for said in (*classes, 0):
+                own = sorted(seen.get((true, said), []), key=lambda row: -row[0])
+                what = f"labelled {classes[true]}" if true else "not labelled"
+                what += f", found as {classes[said]}" if said else ", missed"
+                cells.append({"name": f"{run.keys['arm']}: {what}", "n": len(own),
+                              "crops": [_crop(run.patches.images, row) for row in own[:EACH]]})  # fmt: skip
+                numbers += f"<td>{len(own) if true or said else ''}</td>"
+            rows += f"<tr><th>{html.escape(classes.get(true, 'not labelled'))}</th>{numbers}</tr>"
+        heads = "".join(f"<th>{html.escape(name)}</th>" for name in (*classes.values(), "missed"))
+        caption = f"{run.keys['arm']}, seed {run.keys['seed']}: labelled (rows), found as (columns); {note}"
+        tables += (f"<table><caption>{html.escape(caption)}</caption><thead><tr><td></td>{heads}</tr></thead>"
+                   f"<tbody>{rows}</tbody></table>")  # fmt: skip
+    return box("confusion", cells, tables)
+
+
+def _crop(images: NDArray, row: tuple) -> dict[str, Any]:
+    """A close-up of `SIDE` px with the boxes (x, y, width, height in its px) of the label and of the prediction."""
+    score, patch, *boxes = row
+    x1, y1, x2, y2 = next(b for b in boxes if b is not None)
+    side = max(SIDE, 1.4 * max(x2 - x1, y2 - y1))
+    left, top = ((low + high - side) / 2 for low, high in ((x1, x2), (y1, y2)))
+    whole = Image.fromarray(np.asarray(images[patch]))
+    part = whole.crop((round(left), round(top), round(left + side), round(top + side))).resize((SIDE, SIDE))
+    drawn = [None if b is None else [round(float(v), 1) for v in (
+        (b[0] - left) * SIDE / side, (b[1] - top) * SIDE / side, (b[2] - b[0]) * SIDE / side,
+        (b[3] - b[1]) * SIDE / side)] for b in boxes]  # fmt: skip
+    return {"image": png(part), "name": f"patch {patch}" + (f", score {score:.2f}" if score else ""), "boxes": drawn}
+
+
+def swipe(figure: Path) -> str:
+    """The pictures of notebook 05's Fig. 2 over each other: labelled, generated and, for the phantom, painted.
+
+    `figure` is the SVG, whose rows hold: labelled patches, their masks, images generated from these masks, where it is
+    known the phantom's own image of them, and more; "" without such a figure (no network drew).
+    """
+    text = figure.read_text(encoding="utf-8") if figure.is_file() else ""
+    names = ["labelled", "mask", "generated", *["painted"] * ("painted" in text)]
+    pictures = [re.sub(r"\s", "", found) for found in re.findall(r'href="data:image/png;base64,([^"]*)"', text)]
+    across = len(pictures) // (len(names) + 2)
+    masks, static = [], ""
+    for k in range(min(SHOWN, across) if "same masks" in text else 0):
+        own = {}
+        for row, name in enumerate(names):
+            picture = Image.open(io.BytesIO(base64.b64decode(pictures[row * across + k])))
+            own[name] = png(picture.convert("RGB" if name == "mask" else "L"))
+        masks.append(own)
+        static += "".join(f'<figure><img src="{own[name]}" alt="{name}, mask {k + 1}"><figcaption>{name}</figcaption>'
+                          "</figure>" for name in names)  # fmt: skip
+    return box("swipe", masks, f'<div class="pictures">{static}</div>') if masks else ""

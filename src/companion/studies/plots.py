@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -9,8 +10,16 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from companion.evaluation.plots import arm_panels, class_color, draw_boxes, interval_panels, intervals, legend_below
-from companion.evaluation.wording import NAMES
+from companion.evaluation.plots import (
+    NAMES,
+    WIDTH,
+    arm_panels,
+    class_color,
+    draw_boxes,
+    interval_panels,
+    intervals,
+    legend_below,
+)  # fmt: skip
 from companion.masks.plots import image_rows
 from companion.plots import CLASS_COLORS
 
@@ -21,9 +30,10 @@ def boxed_patches(
     images: Sequence[NDArray], tables: Sequence[pd.DataFrame], titles: Sequence[str], title: str
 ) -> Figure:
     """Patches uint8 [S, S] in a row, each with the boxes of its table (x1, y1, x2, y2, class) coloured by class."""
-    figure = image_rows({"": images}, title, titles, side=2.3)
+    figure = image_rows({"": images}, title, titles, side=min(2.3, (WIDTH - 0.4) / len(images)))
     for panel, table in zip(figure.axes, tables, strict=True):
         draw_boxes(panel, table[["x1", "y1", "x2", "y2"]], table["class"].map(class_color))
+        panel.set_title(textwrap.fill(panel.get_title(), 18), fontsize=8)
     return figure
 
 
@@ -51,7 +61,7 @@ def differences(table: pd.DataFrame, condition: str, measures: Sequence[str], ti
 
 def faithfulness(tables: Mapping[str, pd.DataFrame], note: str) -> Figure:
     """Recall with intervals (above) and class agreement (below) of a detector, by set and group of each grouping."""
-    figure, axes = plt.subplots(2, len(tables), figsize=(9, 4.6), sharey="row", sharex="col", squeeze=False)
+    figure, axes = plt.subplots(2, len(tables), figsize=(WIDTH, 4.6), sharey="row", sharex="col", squeeze=False)
     for (above, below), (title, table) in zip(axes.T, tables.items(), strict=True):
         table = table.assign(group=table["group"].astype(str).str.replace(" (", "\n("))
         looks = dict(zip(dict.fromkeys(table["images"]), STYLES, strict=False))

@@ -14,10 +14,11 @@ from nbformat.v4 import new_markdown_cell
 from companion import layout
 from companion.config import Profile, load_profile
 from companion.errors import CompanionError, problems
+from companion.evaluation.sliders import swipe
 from companion.layout import Layout
 from companion.plots import data_name
-from companion.provenance import atomic_folder
-from companion.workflow import found, pages, reference_run
+from companion.provenance import atomic_folder, write_text
+from companion.workflow import found, pages, reference_run, tables
 from companion.workflow.freshness import EXECUTED, read_stamp, stages, states
 
 SMALL = 200_000  # bytes of a file of results that a page offers
@@ -52,7 +53,7 @@ def assemble(P: Profile, tree: Path, drawn: Path, target: Path) -> list[Path]:
     with atomic_folder(target) as folder:
         for name in names:
             if place := folders.get(name):
-                made = page(name, at[name])
+                made = tables.tidy(page(name, at[name]))
                 line = pages.badge(read_stamp(place) or {}, known[place.relative_to(tree).as_posix()])
                 said = first_minute(name, found.Results(P, at), folder)
                 top = [new_markdown_cell(line, id="badge"), new_markdown_cell(said, id="one-minute")]
@@ -63,6 +64,8 @@ def assemble(P: Profile, tree: Path, drawn: Path, target: Path) -> list[Path]:
         claims, sizes = at["11_claims"], at["08_sizes_and_splits"]
         for figure in [*(claims / "figures").glob("strip.*"), *(sizes / "figures").glob("waterfall.*")]:
             shutil.copy(figure, folder / figure.name)
+        fig2 = at["05_generated_images"] / "figures" / "fig2.svg"
+        write_text(folder / "swipe.html", swipe(fig2))  # notebook 05 shows it
         chosen = at["07_thresholds"] / "chosen.parquet"
         pages.write_fragments(folder, P, claims / "claims.json", chosen, stamps)
     return sorted(target.glob("*.ipynb"))

@@ -4,8 +4,8 @@
   ``check_setup.py`` and the package as a wheel
 - ``teacher/``: the same notebooks with solutions, executed; ``answers.md``; ``slides/index.html``
 
-The data are the run of smoke, without what no page reads. Pages 08 and 09 read two tables of scores, which are those of
-the reference run where that is committed.
+The data are the run of smoke, without what no page reads. Where the reference run is committed, pages 08 and 09 read
+two tables of its scores, and slides show its figures.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from companion.workflow.status import snakemake
 
 OUT = ROOT / "_build" / "course"
 TITLE = "companion-course"
+REFERENCE = ROOT / "results" / "reference" / "phantom"
 SCORES, TABLES = ("08_sizes_and_splits", "09_significance"), ("chosen.parquet", "resampled.parquet")
 # What pages read of the run, below its folder.
 READ = (
@@ -79,7 +80,6 @@ def run_what_is_missing(cores: int) -> Path:
 
 def write_student(folder: Path, tree: Path) -> None:
     """Fill `folder` with what students get, the data from the run in `tree`."""
-    scores = ROOT / "results" / "reference" / "phantom" / "thresholds"
     sources = {
         "LICENSE": ROOT / "LICENSE",
         "LICENSE-text": ROOT / "LICENSE-text",
@@ -91,8 +91,8 @@ def write_student(folder: Path, tree: Path) -> None:
     sources |= {f"profiles/{file.name}": file for file in (ROOT / "profiles").iterdir()}
     read = {file for pattern in READ for file in tree.glob(pattern) if file.is_file() and file.parent.name != "figures"}
     sources |= {f"runs/smoke/phantom/{file.relative_to(tree).as_posix()}": file for file in sorted(read)}
-    if scores.is_dir():
-        sources |= {f"runs/reference/phantom/thresholds/{name}": scores / name for name in TABLES}
+    if REFERENCE.is_dir():
+        sources |= {f"runs/reference/phantom/thresholds/{name}": REFERENCE / "thresholds" / name for name in TABLES}
     for name, source in sources.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, folder / name)
@@ -172,7 +172,7 @@ def write_slides(text: str, figures: dict[str, Path], folder: Path) -> None:
         name, file = path.split("/")
         (folder / name).mkdir(parents=True, exist_ok=True)
         if name not in figures or not (figures[name] / "figures" / file).is_file():
-            raise CompanionError(f"slides.md shows {path}, which the run of smoke has not drawn")
+            raise CompanionError(f"slides.md shows {path}, which the run has not drawn")
         shutil.copyfile(figures[name] / "figures" / file, folder / path)
     home = find_spec("sphinx_revealjs")
     if home is None or not home.origin:
@@ -196,8 +196,11 @@ def main() -> None:
             student, teacher = out / TITLE, out / "teacher"
             write_student(student, tree)
             slides = (ROOT / "book" / "course" / "slides.md").read_text(encoding="utf-8")
-            write_slides(slides, shown(load_profile("smoke"), tree), teacher / "slides")
-            (teacher / "answers.md").write_text(answer_key(), encoding="utf-8")
+            profile, drawn = ("reference", REFERENCE) if REFERENCE.is_dir() else ("smoke", tree)
+            write_slides(slides, shown(load_profile(profile), drawn), teacher / "slides")
+            of_project = ROOT / "book" / "teach" / "answers.md"  # the key to the project at the end
+            more = of_project.read_text(encoding="utf-8") if of_project.is_file() else ""
+            (teacher / "answers.md").write_text(f"{answer_key()}\n{more}", encoding="utf-8")
             with ProcessPoolExecutor(given.cores, mp_context=get_context("spawn")) as pool:
                 seconds = pool.map(execute, NAMES, [student] * len(NAMES), [teacher] * len(NAMES))
                 for name, took in zip(NAMES, seconds, strict=True):

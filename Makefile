@@ -6,13 +6,13 @@ PYTHON ?= python3
 CORES ?= $(if $(filter paper,$@),$(shell nproc 2>/dev/null || sysctl -n hw.ncpu),2)
 PROFILE ?= $(if $(wildcard results/reference/*/claims/stamp.json),reference,smoke)
 WHEELHOUSE ?= wheelhouse
-EXTRAS := book,cluster,dev
+EXTRAS := book,cluster,course,dev
 BIN := $(VENV)/bin
 BOOK := _build/html/index.html
 # With a folder of wheels nothing is asked of a network.
 PIP := -m pip --disable-pip-version-check $(if $(wildcard $(WHEELHOUSE)/torch-*),--no-index --find-links $(WHEELHOUSE))
 
-.PHONY: book pdf lab test cluster-test smoke reference paper install wheelhouse audit lock clean
+.PHONY: book course pdf lab test cluster-test smoke reference paper install wheelhouse audit lock clean
 
 book: $(if $(filter smoke,$(PROFILE)),smoke,install)
 	$(BIN)/python -m companion.workflow.book $(PROFILE) --cores $(CORES)
@@ -32,6 +32,10 @@ pdf: book
 lab: install
 	test -x $(BIN)/jupyter-lab || $(BIN)/python $(PIP) install --quiet --constraint requirements.lock jupyterlab
 	$(BIN)/jupyter-lab notebooks
+
+# For a class: a zip for students, notebooks with solutions and slides for the teacher, in _build/course.
+course: install
+	$(BIN)/python scripts/course.py --cores $(CORES)
 
 test: book smoke
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -14,7 +14,7 @@ from companion.errors import CompanionError, problems
 from companion.layout import Layout
 from companion.plots import data_name
 from companion.provenance import atomic_folder
-from companion.workflow import pages, reference_run
+from companion.workflow import pages, reference_run, teaching
 from companion.workflow.freshness import EXECUTED, read_stamp, stages, states
 
 STUDIES = {"14_annotation_bias": "studies.bias_n_train", "15_distribution_shift": "studies.shifts"}
@@ -50,6 +50,7 @@ def assemble(P: Profile, tree: Path, drawn: Path, target: Path) -> list[Path]:
                 made = page(name, drawn / place.relative_to(tree))
                 line = pages.badge(read_stamp(place) or {}, known[place.relative_to(tree).as_posix()])
                 made.cells.insert(1, nbformat.v4.new_markdown_cell(line, id="badge"))
+                teaching.add_course(made, name)
             else:
                 made = page_not_run(name, P)
             nbformat.write(made, folder / f"{name}.ipynb")
@@ -58,6 +59,7 @@ def assemble(P: Profile, tree: Path, drawn: Path, target: Path) -> list[Path]:
             shutil.copy(figure, folder / figure.name)
         for file in (claims / "claims.json", drawn / folders["09_significance"].relative_to(tree) / "significant.md"):
             shutil.copy(file, folder / file.name)
+        teaching.write_overview(folder)
         pages.write_fragments(folder, P, claims / "claims.json", sizes / "sizes.parquet", stamps)
     return sorted(target.glob("*.ipynb"))
 

@@ -18,7 +18,7 @@ from companion.evaluation.sliders import swipe
 from companion.layout import Layout
 from companion.plots import data_name
 from companion.provenance import atomic_folder, write_text
-from companion.workflow import found, pages, reference_run, tables
+from companion.workflow import found, pages, reference_run, tables, teaching
 from companion.workflow.freshness import EXECUTED, read_stamp, stages, states
 
 SMALL = 200_000  # bytes of a file of results that a page offers
@@ -58,6 +58,7 @@ def assemble(P: Profile, tree: Path, drawn: Path, target: Path) -> list[Path]:
                 said = first_minute(name, found.Results(P, at), folder)
                 top = [new_markdown_cell(line, id="badge"), new_markdown_cell(said, id="one-minute")]
                 made.cells = [made.cells[0], *top, *linked(name, made.cells[1:], at[name], layout.shown(place), folder)]
+                teaching.add_course(made, name)
             else:
                 made = page_not_run(name, P)
             nbformat.write(made, folder / f"{name}.ipynb")
@@ -68,6 +69,7 @@ def assemble(P: Profile, tree: Path, drawn: Path, target: Path) -> list[Path]:
         write_text(folder / "swipe.html", swipe(fig2))  # notebook 05 shows it
         chosen = at["07_thresholds"] / "chosen.parquet"
         pages.write_fragments(folder, P, claims / "claims.json", chosen, stamps)
+        teaching.write_overview(folder)
     return sorted(target.glob("*.ipynb"))
 
 

@@ -1,0 +1,57 @@
+"""What the course says of a page, on the page: from book/course/<NN>.yaml, as the zip for students has it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import yaml
+from nbformat.v4 import new_markdown_cell
+
+from companion import layout
+from companion.provenance import write_text
+
+WHERE_OUTPUT_WENT = "## Where the output went"  # the question stands before this heading
+
+
+def course_of(name: str) -> dict[str, Any]:
+    """What stands in book/course/<NN>.yaml of notebook `name`."""
+    return yaml.safe_load((layout.root() / "book" / "course" / f"{name[:2]}.yaml").read_text(encoding="utf-8"))
+
+
+def add_course(notebook: nbformat.NotebookNode, name: str) -> None:
+    """Put objectives below the badge of a page, and its question, the answers hidden, below its exercises."""
+    course = course_of(name)
+    number = next(k for k, cell in enumerate(notebook.cells) if cell.source.startswith(WHERE_OUTPUT_WENT))
+    notebook.cells.insert(number, new_markdown_cell(question(course["question"]), id="question"))
+    notebook.cells.insert(2, new_markdown_cell(objectives(course), id="objectives"))
+
+
+def objectives(course: dict[str, Any]) -> str:
+    """MyST: what one can do after the page, what one should know before it, and how long it takes in a room."""
+    can = "\n".join(f"- {objective}" for objective in course["objectives"])
+    before = f"**Before you start:** {course['before']}. **In a course:** {course['minutes']} minutes."
+    return f":::{{admonition}} After this page you can\n:class: tip companion-objectives\n\n{can}\n\n{before}\n:::"
+
+
+def question(asked: dict[str, Any]) -> str:
+    """Markdown: a question whose answers each hide what is to be said about them, for a browser without a network."""
+    lines = ["## A question", "", asked["text"], ""]
+    for letter, answer in zip("abcd", asked["answers"], strict=True):
+        right = "Right. " if answer.get("correct") else "Not so. "
+        said = right + answer["feedback"].removeprefix("Yes. ")
+        lines += ['<details class="companion-answer">', f"<summary>{letter}. {answer['text']}</summary>", "", said, "",
+                  "</details>", ""]  # fmt: skip
+    return "\n".join(lines)
+
+
+def write_overview(folder: Path) -> None:
+    """Write course.md, which the page for teachers includes: of each page minutes, seconds to run, objectives."""
+    lines = ["| page | minutes | runs in | afterwards you can |", "|---|---|---|---|"]
+    for file in sorted((layout.root() / "notebooks").glob("*.ipynb")):
+        course = course_of(file.stem)
+        runs = f"{course['seconds']} s" if "seconds" in course else "read, not run"
+        can = "; ".join(course["objectives"])
+        lines.append(f"| [{file.stem[:2]}](executed/{file.name}) | {course['minutes']} | {runs} | {can} |")
+    write_text(folder / "course.md", "\n".join(lines) + "\n")

@@ -76,7 +76,7 @@ def test_pages_include_what_a_run_writes(tmp_path: Path) -> None:
     write_json(tmp_path / "claims.json", {"claims": CLAIMS})
     write_table(tmp_path / "chosen.parquet", CHOSEN)
     executed = tmp_path / "executed"
-    pages.write_fragments(executed, P, tmp_path / "claims.json", tmp_path / "chosen.parquet", [(STAMP, [])])
+    pages.write_fragments(executed, P, tmp_path / "claims.json", tmp_path / "chosen.parquet", None, [(STAMP, [])])
     included = [n for p in BOOK.glob("*.md") for n in re.findall(r"\{include\} executed/(\S+)", p.read_text("utf-8"))]
     assert set(included) == {path.name for path in executed.glob("*.md")}
     verdicts = (executed / "verdicts.md").read_text(encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -123,18 +124,18 @@ def draw(pairs: pd.DataFrame, tests: pd.DataFrame, note: str) -> Figure:
     return figure
 
 
-def first_page(folder: Path, P: Profile, chosen: Path, results: Path) -> tuple[str, str]:
+def first_page(folder: Path, P: Profile, chosen: Path, on_real: Path | None) -> tuple[str, str]:
     """Draw figures/change into `folder`; Markdown of the answer, of the picture beside its numbers.
 
     Parameters
     ----------
     folder : book/executed
     chosen : chosen.parquet of the run
-    results : the folder of committed runs, for the one on real micrographs
+    on_real : folder of the notebook on real micrographs, where it was run
     """
     level = P.evaluation.confidence_level
     pairs, tests, measure = tables(chosen, level)
-    found, on_real = {name: change(pairs, name, level) for name in MEASURES}, real(results, level)
+    found = {name: change(pairs, name, level) for name in MEASURES}
     answer, more = sentence(found[measure], tests, data_name(P.dataset))
     if P.name == "smoke":
         more = f"By the rule it would read: {answer} {more}"
@@ -147,7 +148,7 @@ def first_page(folder: Path, P: Profile, chosen: Path, results: Path) -> tuple[s
         f":alt: Change by generated images; {'; '.join(each)}.\n\n"
         "Dots: pairs of detectors of one seed. Markers: means with intervals. Grey: the paper's gain. Read from "
         "{download}`chosen.parquet <executed/files/07_thresholds/chosen.parquet>`.\n"
-        f":::\n\n{numbers(found, measure, on_real, level)}\n::::\n"
+        f":::\n\n{numbers(found, measure, real(on_real), level)}\n::::\n"
     )
     return f'<p class="answer">{html.escape(answer)} <small>{html.escape(more)}</small></p>\n', picture
 
@@ -159,14 +160,13 @@ def tables(chosen: Path, level: float) -> tuple[pd.DataFrame, pd.DataFrame, str]
     return pairs, paired_tests(pairs, level), headline_measure(table)[0]
 
 
-def real(results: Path, level: float) -> tuple[str, str]:
-    """The headline of the run on real micrographs among the committed `results`, and what it is; or that none is."""
-    if not (files := sorted(results.glob("*/loops_316L/thresholds/chosen.parquet"))):
+def real(folder: Path | None) -> tuple[str, str]:
+    """The change on real micrographs, as the notebook about them found it, and what it is; or that it was not run."""
+    if folder is None:
         return "not run yet", "the same question on real micrographs (loops_316L, 16 TEM images of steel)"
-    pairs, _, measure = tables(files[-1], level)
-    found = change(pairs, measure, level)
-    said = f"{MEASURES[measure]} on real micrographs (loops_316L), {direction(found.low, found.high)}"
-    return found.said(level), said
+    r = json.loads((folder / "real.json").read_text(encoding="utf-8"))
+    said = f"{MEASURES['f1_detect']} on {r['images']} real micrographs, {direction(r['low'], r['high'])}"
+    return with_interval(r["gain"], r["low"], r["high"], level=r["level"]), said
 
 
 def numbers(found: dict[str, Change], measured: str, on_real: tuple[str, str], level: float) -> str:

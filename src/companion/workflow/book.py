@@ -20,6 +20,7 @@ from companion.plots import data_name
 from companion.provenance import atomic_folder, write_text
 from companion.workflow import found, pages, reference_run, tables, teaching
 from companion.workflow.freshness import EXECUTED, read_stamp, stages, states
+from companion.workflow.reference_run import REAL
 
 SMALL = 200_000  # bytes of a file of results that a page offers
 STUDIES = {"14_annotation_bias": "studies.bias_n_train", "15_distribution_shift": "studies.shifts"}
@@ -34,7 +35,7 @@ def shown(P: Profile, tree: Path) -> dict[str, Path]:
     return {stamp["notebook"]: folder for folder, stamp in made if stamp["keys"].items() <= page.items()}
 
 
-def assemble(P: Profile, tree: Path, drawn: Path, target: Path) -> list[Path]:
+def assemble(P: Profile, tree: Path, drawn: Path, target: Path, real: tuple[Profile, Path, Path] | None) -> list[Path]:
     """Write one page per notebook into `target`, with badges, and what the other pages quote and include.
 
     Parameters
@@ -43,19 +44,24 @@ def assemble(P: Profile, tree: Path, drawn: Path, target: Path) -> list[Path]:
     tree : the run with its stamps
     drawn : the run whose executed notebooks and figures are shown: `tree`, or one that was drawn again from it
     target : book/executed; replaced whole
+    real : the same three of the run on real micrographs, which has one page, where there is such a run
     """
-    folders, names = shown(P, tree), sorted(path.stem for path in (layout.root() / "notebooks").glob("*.ipynb"))
-    if absent := [name for name in names if name not in STUDIES and name not in folders]:
+    names = sorted(path.stem for path in (layout.root() / "notebooks").glob("*.ipynb"))
+    folders, known = shown(P, tree), {tree / name: why for name, why in states(P, tree).items()}
+    of = dict.fromkeys(folders, (P, tree, drawn))
+    if real and REAL not in folders:
+        folders[REAL], of[REAL] = shown(*real[:2])[REAL], real
+        known[folders[REAL]] = states(*real[:2])[folders[REAL].relative_to(real[1]).as_posix()]
+    if absent := [name for name in names if name not in (*STUDIES, REAL) and name not in folders]:
         raise problems(f"the book needs a complete run; `companion run {P.name}` makes what is missing:", absent)
-    at = {name: drawn / place.relative_to(tree) for name, place in folders.items()}
-    known = states(P, tree)
-    stamps = [(read_stamp(tree / name), why) for name, why in known.items()]
+    at = {name: of[name][2] / place.relative_to(of[name][1]) for name, place in folders.items()}
+    stamps = [(read_stamp(place), why) for place, why in known.items()]
     with atomic_folder(target) as folder:
         for name in names:
             if place := folders.get(name):
                 made = tables.tidy(page(name, at[name]))
-                line = pages.badge(read_stamp(place) or {}, known[place.relative_to(tree).as_posix()])
-                said = first_minute(name, found.Results(P, at), folder)
+                line = pages.badge(read_stamp(place) or {}, known[place])
+                said = first_minute(name, found.Results(of[name][0], at), folder)
                 top = [new_markdown_cell(line, id="badge"), new_markdown_cell(said, id="one-minute")]
                 made.cells = [made.cells[0], *top, *linked(name, made.cells[1:], at[name], layout.shown(place), folder)]
                 teaching.add_course(made, name)
@@ -67,8 +73,9 @@ def assemble(P: Profile, tree: Path, drawn: Path, target: Path) -> list[Path]:
             shutil.copy(figure, folder / figure.name)
         fig2 = at["05_generated_images"] / "figures" / "fig2.svg"
         write_text(folder / "swipe.html", swipe(fig2))  # notebook 05 shows it
-        chosen = at["07_thresholds"] / "chosen.parquet"
-        pages.write_fragments(folder, P, claims / "claims.json", chosen, stamps)
+        pages.write_fragments(
+            folder, P, claims / "claims.json", at["07_thresholds"] / "chosen.parquet", at.get(REAL), stamps
+        )
         teaching.write_overview(folder)
     return sorted(target.glob("*.ipynb"))
 
@@ -139,7 +146,9 @@ def page_not_run(name: str, P: Profile) -> NotebookNode:
     said = (
         f"Not part of this run (profile {P.name}, {data_name(P.dataset)}): the study needs micrographs whose exact "
         f"truth is known, the phantom's, and a profile that asks for it (`{STUDIES[name]}`)."
-    )
+        if name in STUDIES else
+        "Not run yet: `companion data fetch loops_316L` and `companion run real` make it."
+    )  # fmt: skip
     notebook.cells = [notebook.cells[0], new_markdown_cell(said, id="not-run")]
     return notebook
 
@@ -151,6 +160,16 @@ def collect_figures(P: Profile, drawn: Path, target: Path) -> list[Path]:
             for figure in sorted((place / "figures").glob("fig[1-5].*")):
                 shutil.copy(figure, folder / figure.name)
     return sorted(target.iterdir())
+
+
+def real_run(cores: int) -> tuple[Profile, Path, Path] | None:
+    """Profile, run, and run drawn again of the real micrographs: one that is here, else the committed one, if any."""
+    P = load_profile("real")
+    with reference_run.committed(P) as is_committed:
+        tree = Layout(P).tree
+        if REAL not in (places := shown(P, tree)):
+            return None
+        return P, tree, reference_run.draw_again(P, tree, cores, places) if is_committed else tree
 
 
 def main() -> None:
@@ -168,7 +187,7 @@ def main() -> None:
         with reference_run.committed(P) as is_committed:
             tree = Layout(P).tree
             drawn = reference_run.draw_again(P, tree, given.cores, shown(P, tree)) if is_committed else tree
-            made = assemble(P, tree, drawn, layout.root() / "book" / "executed")
+            made = assemble(P, tree, drawn, layout.root() / "book" / "executed", real_run(given.cores))
             figures = collect_figures(P, drawn, layout.root() / ("figures" if is_committed else "_build/figures"))
         print(f"book/executed: {len(made)} pages, {len(figures)} figures, from {P.name} on {data_name(P.dataset)}")
     except CompanionError as error:

@@ -23,7 +23,7 @@ VERDICTS = ("reproduced", "partly", "not reproduced", "cannot be compared", "not
 Stamps = Sequence[tuple[Mapping[str, Any], list[str]]]  # the stamp of each stage, and why it is stale
 
 
-def write_fragments(folder: Path, P: Profile, claims: Path, chosen: Path, stages: Stamps) -> None:
+def write_fragments(folder: Path, P: Profile, claims: Path, chosen: Path, real: Path | None, stages: Stamps) -> None:
     """Write what pages include or quote (answer, notice, picture, byline, verdicts, status, faults), and the
     figure of the first page.
 
@@ -31,9 +31,10 @@ def write_fragments(folder: Path, P: Profile, claims: Path, chosen: Path, stages
     ----------
     folder : book/executed
     claims, chosen : claims.json and chosen.parquet of the run
+    real : folder of the notebook on real micrographs, where it was run
     """
     rows, stamps = json.loads(claims.read_text(encoding="utf-8"))["claims"], [stamp for stamp, _ in stages]
-    said, picture = answer.first_page(folder, P, chosen, layout.root() / "results")
+    said, picture = answer.first_page(folder, P, chosen, real)
     counts = Counter(row["verdict"] for row in rows)
     verdicts = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS)
     fragments = {

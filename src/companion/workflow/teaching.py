@@ -21,11 +21,11 @@ def course_of(name: str) -> dict[str, Any]:
 
 
 def add_course(notebook: nbformat.NotebookNode, name: str) -> None:
-    """Put objectives below the badge of a page, and its question, the answers hidden, below its exercises."""
+    """Put objectives below the figure that begins a page, and its question, answers hidden, below its exercises."""
     course = course_of(name)
     number = next(k for k, cell in enumerate(notebook.cells) if cell.source.startswith(WHERE_OUTPUT_WENT))
     notebook.cells.insert(number, new_markdown_cell(question(course["question"]), id="question"))
-    notebook.cells.insert(2, new_markdown_cell(objectives(course), id="objectives"))
+    notebook.cells.insert(3, new_markdown_cell(objectives(course), id="objectives"))
 
 
 def objectives(course: dict[str, Any]) -> str:

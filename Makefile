@@ -6,7 +6,7 @@ PYTHON ?= python3
 CORES ?= $(if $(filter paper,$@),$(shell nproc 2>/dev/null || sysctl -n hw.ncpu),2)
 PROFILE ?= $(if $(wildcard results/reference/*/claims/stamp.json),reference,smoke)
 WHEELHOUSE ?= wheelhouse
-EXTRAS := book,cluster,course,dev
+EXTRAS := book,cluster,course,microscopy,dev
 BIN := $(VENV)/bin
 BOOK := _build/html/index.html
 # With a folder of wheels nothing is asked of a network.

@@ -28,8 +28,7 @@ from companion.detection.train import load_detector
 from companion.device import Device
 from companion.errors import problems
 from companion.geometry import decode_rle
-from companion.micrographs.formats import IMAGE_SUFFIXES
-from companion.micrographs.images import read_grey, to_uint8
+from companion.micrographs.images import IMAGE_SUFFIXES, read_grey, to_uint8
 from companion.provenance import atomic, write_json
 
 BOX = ["x1", "y1", "x2", "y2"]

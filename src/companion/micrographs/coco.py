@@ -113,13 +113,11 @@ def validated(model: type[T], content: Any, path: Path, what: str) -> Any:
             shown = f" (given: {item['input']!r:.60})" * (item["type"] not in ("missing", "value_error"))
             label = ".".join(map(str, place)) or "the whole"
             found.setdefault(place, f"{label}: {item['msg'].removeprefix('Value error, ')}{shown}")
-    raise problems(f"{path} is not {what}{_looks_like(content)}:", found.values())
-
-
-def _looks_like(content: Any) -> str:
-    keys = content.keys() if isinstance(content, dict) else ()
-    of = "labelme" if "shapes" in keys else "via" if "_via_img_metadata" in keys or "metadata" in keys else ""
-    return f" (it looks like --format {of})" * bool(of)
+    looks = {"shapes": "labelme", "_via_img_metadata": "via", "metadata": "via"}
+    other = next(
+        (f" (is it --format {of}?)" for key, of in looks.items() if isinstance(content, dict) and key in content), ""
+    )
+    raise problems(f"{path} is not {what}{other}:", found.values())
 
 
 def read_coco(path: Path) -> dict[str, Any]:

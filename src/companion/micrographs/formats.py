@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from companion.errors import CompanionError
 from companion.micrographs import labelfiles
 from companion.micrographs.coco import Entry, Segmentation, Whole, read_json, validated
 from companion.micrographs.pictures import Notes, Pictures
@@ -55,7 +56,7 @@ def via(labels: Path, pictures: Pictures, classes: tuple[str, ...], found: list[
     """
     content = read_json(labels)
     if isinstance(content, dict) and {"file", "metadata"} <= content.keys():
-        content = _as_via2(validated(_Via3, content, labels, "a VIA 3 project"))
+        content = _as_via2(content, labels)
     if isinstance(content, dict):
         content = content.get("_via_img_metadata", content)
     for entry in validated(dict[str, _ViaImage], content, labels, "a VIA file").values():
@@ -87,34 +88,21 @@ def _via_polygon(shape: dict[str, Any]) -> list[float]:
     return np.stack([xs, float(shape["cy"]) + x * np.sin(turn) + y * np.cos(turn)], axis=1).ravel().tolist()
 
 
-class _ViaFile(Entry):
-    fname: str
-
-
-class _Via3(Entry):
-    file: dict[str, _ViaFile]
-    metadata: dict[str, dict[str, Any]]
-    attribute: dict[str, dict[str, Any]] | None = None
-    view: dict[str, dict[str, Any]] | None = None
-
-
-def _as_via2(project: dict[str, Any]) -> dict[str, Any]:
+def _as_via2(project: dict[str, Any], path: Path) -> dict[str, Any]:
     """A VIA 3 project as VIA 2 writes it: numbers of shapes and options become names."""
-    images = {k: {"filename": file["fname"], "regions": []} for k, file in project["file"].items()}
-    for mark in project["metadata"].values():
-        view = (project.get("view") or {}).get(str(mark.get("vid")), {})
-        shape, chosen, shown = mark.get("xy"), mark.get("av"), view.get("fid_list")
-        file = str(shown[0] if isinstance(shown, list) and shown else mark.get("vid"))
-        kind, *xy = shape if isinstance(shape, list) and shape else [None]
-        if kind is None or file not in images:  # what concerns the whole image has no shape
-            continue
-        named = {7: "polygon", 3: "circle", 4: "ellipse"}.get(kind, "other") if isinstance(kind, int) else "other"
-        outline = {"name": named, "all_points_x": xy[::2], "all_points_y": xy[1::2]}
-        outline |= dict(zip(("cx", "cy", "r") if kind == 3 else ("cx", "cy", "rx", "ry"), xy, strict=False))
-        options = {a: known.get("options") for a, known in (project.get("attribute") or {}).items()}
-        said = {a: options[a].get(str(v), v) if isinstance(options.get(a), dict) else v
-                for a, v in (chosen if isinstance(chosen, dict) else {}).items()}  # fmt: skip
-        images[file]["regions"].append({"shape_attributes": outline, "region_attributes": said})
+    try:
+        images = {k: {"filename": file["fname"], "regions": []} for k, file in project["file"].items()}
+        options = {k: attribute.get("options") or {} for k, attribute in (project.get("attribute") or {}).items()}
+        for mark in project["metadata"].values():
+            kind, *xy = mark["xy"] or [0]  # what concerns the whole image has no shape
+            shown = ((project.get("view") or {}).get(mark["vid"]) or {}).get("fid_list") or [mark["vid"]]
+            shape = {3: ("circle", "cx", "cy", "r"), 4: ("ellipse", "cx", "cy", "rx", "ry")}.get(kind, ("polygon",))
+            outline = dict(zip(shape[1:], xy, strict=False)) | {"all_points_x": xy[::2], "all_points_y": xy[1::2]}
+            said = {k: options.get(k, {}).get(str(v), v) for k, v in mark["av"].items()}
+            outline["name"] = shape[0] if kind in (3, 4, 7) else "open"
+            images[shown[0]]["regions"] += [{"shape_attributes": outline, "region_attributes": said}] * bool(kind)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise CompanionError(f"{path} is not a VIA 3 project: {error!r}") from None
     return images
 
 

@@ -63,8 +63,7 @@ def read_micrograph(path: Path, crop_bottom: int | str = 0) -> Picture:
         pixels, notes = pixels[..., 1], (f"{share:.2%} of its pixels are coloured (a scale bar?)",) * (share > 0)
     rows = data_bar(pixels) if crop_bottom == "auto" or not crop_bottom else int(crop_bottom)
     if rows and not crop_bottom:
-        notes += (f"its lowest {rows} rows look like a data bar: --crop-bottom auto leaves them out",)
-    rows = rows if crop_bottom else 0
+        notes, rows = (*notes, f"its lowest {rows} rows look like a data bar: --crop-bottom auto leaves them out"), 0
     if rows >= len(pixels):
         raise CompanionError(f"{path} has {len(pixels)} rows: {rows} cannot be cropped")
     return Picture(pixels[: len(pixels) - rows], size, notes, rows)
@@ -150,12 +149,8 @@ def _pillow(path: Path) -> tuple[NDArray, NDArray[np.uint8] | None, None]:
         if opened.mode == "P":
             palette = np.reshape(opened.getpalette("RGB"), (-1, 3)).astype(np.uint8)
             return np.asarray(opened), np.pad(palette, ((0, 256 - len(palette)), (0, 0))), None
-        known = ("1", "L", "F", "RGB", "RGBA", "LA")
-        return (
-            np.asarray(opened if opened.mode in known or opened.mode[0] == "I" else opened.convert("RGB")),
-            None,
-            None,
-        )
+        known = opened.mode in ("1", "L", "F", "RGB", "RGBA", "LA") or opened.mode[0] == "I"
+        return np.asarray(opened if known else opened.convert("RGB")), None, None
 
 
 def _tiff(path: Path) -> tuple[NDArray, NDArray[np.uint8] | None, float | None]:

@@ -100,13 +100,14 @@ def import_dataset(
                         own = {"image_id": entries[-1]["id"], "category_id": codes[given], "iscrowd": 0}
                         annotations += [{**annotation, **own, **part} for part in fitted]
         if len({annotation.get("id") for annotation in annotations}) < len(annotations):
-            notes["annotation ids, absent or used twice, are new"] += [""] * any("id" in a for a in annotations)
+            notes["ids of annotations used twice, all new"] += [labels.name] * any("id" in a for a in annotations)
             annotations = [{**annotation, "id": k} for k, annotation in enumerate(annotations, start=1)]
         if not annotations and not found:
             found.append(f"no label of {', '.join(chosen)} in it, for {len(entries)} micrograph(s) below {images}")
         if found := list(dict.fromkeys(found)):
             raise problems(f"{labels}: {len(found)} problem(s), nothing imported", found)
-        card = {**known, **(card or {}), "notes": [_counted(what, where) for what, where in notes.items() if where]}
+        told = [f"{what}: {len(w)} ({', '.join(w[:3])}{', ...' * (len(w) > 3)})" for what, w in notes.items() if w]
+        card = {**known, **(card or {}), "notes": told}
         document = {
             "info": {"dataset_card": card}, "images": entries, "annotations": annotations,
             "categories": [{**listed.get(name, {}), "id": ids[name], "name": name} for name in chosen],
@@ -125,11 +126,6 @@ def _no_classes(source: Mapping[str, Any], notes: Notes) -> set[str]:
             and (c["name"] in groups or c["name"].strip("_").casefold() in ("background", "ignore"))}  # fmt: skip
     notes["categories that are no classes, left out"] += sorted(none)
     return none
-
-
-def _counted(what: str, where: list[str]) -> str:
-    shown = ", ".join(filter(None, where[:3])) + ", ..." * (len(where) > 3)
-    return f"{what}: {len(where)}" + f" ({shown})" * bool(shown)
 
 
 class _Placed:
@@ -207,48 +203,29 @@ def parse_merge(text: str) -> dict[str, str]:
     return dict(pairs)
 
 
-def pixel_sizes(given: float | str | None) -> Callable[[str, str], float] | None:
+def pixel_sizes(given: float | str | None) -> Callable[[str, str], float | None] | None:
     """What `import_dataset` takes, as a function of a micrograph's names (in the labels, in the folder): nm per px."""
     text = str(given)
     if given is None:
         return None
-    if text.lower().endswith(".csv"):
-        by_name = _sizes_of_csv(text)
-
-        def of_row(named: str, name: str) -> float:
-            for key in map(folded, (named, name, Path(name).name)):
-                if key in by_name:
-                    return by_name[key]
-            raise CompanionError(f"{text} has no row for it; its file_name should be {name}")
-
-        return of_row
     try:
+        if text.lower().endswith(".csv"):
+            rows = pd.read_csv(text, encoding="utf-8-sig").to_dict("list")
+            if not {"file_name", "pixel_size_nm"} <= rows.keys():
+                raise ValueError(f"its columns are {', '.join(rows)}")
+            by_name = dict(
+                zip(map(folded, map(str, rows["file_name"])), map(float, rows["pixel_size_nm"]), strict=True)
+            )
+            return lambda named, name: next(filter(None, map(by_name.get, map(folded, (named, name)))), None)
         pairs = [part.partition("=") for part in text.split(",")] if "=" in text else [("", "=", text)]
         sizes = {part.strip(): float(size) for part, _, size in pairs}
-    except ValueError:
+    except (OSError, ValueError) as error:
         raise CompanionError(
             f"pixel size '{text}' should be a number (nm per px, with a decimal point), pairs like "
-            "70kx=0.8805,300kx=0.4785, or the path of a CSV file with columns file_name and pixel_size_nm"
+            "70kx=0.8805,300kx=0.4785, or the path of a CSV file (commas, decimal points) with columns file_name and "
+            f"pixel_size_nm: {error}"
         ) from None
     return lambda named, name: fitting_size(name, sizes)
-
-
-def _sizes_of_csv(text: str) -> dict[str, float]:
-    try:
-        table = pd.read_csv(text, encoding="utf-8-sig")
-        return {
-            folded(str(name)): float(size)
-            for name, size in zip(table["file_name"], table["pixel_size_nm"], strict=True)
-        }
-    except KeyError:
-        raise CompanionError(
-            f"pixel size '{text}' should have the columns file_name and pixel_size_nm, parted by commas; it has "
-            f"'{', '.join(table.columns)}'"
-        ) from None
-    except (OSError, ValueError) as error:  # pandas' own are ValueErrors
-        raise CompanionError(
-            f"pixel size '{text}' should be a CSV file of file_name and pixel_size_nm (decimal point): {error}"
-        ) from None
 
 
 def fitting_size(name: str, sizes: Mapping[str, float]) -> float:

@@ -42,7 +42,7 @@ def problems(folder, python=sys.version_info[:2], windows=os.name == "nt"):
             "in the folder that appears."
         )
     missing = [name for name in PACKAGES if util.find_spec(name) is None]
-    if missing:
+    if missing and not found:  # else they would be installed into the wrong place
         named = ", ".join(missing) + (" is" if len(missing) == 1 else " are")
         found.append(
             f"{named} not installed in the Python that runs here ({sys.executable}): with this one, run "
@@ -92,10 +92,12 @@ def sentence(error, cell):
         name = str(error).split("'")[1::2]
         return (
             f"`{name[0] if name else 'a name'}` is not there yet: run the cells above this one first, from the top (in "
-            "JupyterLab: Run, Run All Above Selected Cell)."
+            "JupyterLab: Run, Run All Above Selected Cell); if you have, look how the name is spelt."
         )
     if UNFILLED.search(cell):
         return "This cell still holds `...`: write what belongs there, then run it again."
+    if isinstance(error, TypeError) and "ellipsis" in str(error).lower():
+        return "A cell above this one still holds `...`: write what belongs there, run it and its check, then this one."
     if isinstance(error, AssertionError) and cell.startswith("# Check"):
         return str(error)
     if type(error).__name__ == "CompanionError" or (isinstance(error, RuntimeError) and "start()" in cell):

@@ -86,6 +86,7 @@ def test_what_goes_wrong_in_the_room_is_one_sentence_that_says_what_to_do(studen
     with client.setup_kernel():
         client.execute_cell(new_code_cell(first), 0)
         assert "run the cells above" in refusal(client, blank_of(notebook, "check").source)  # out of order
+        assert "A cell above" in refusal(client, "abs(Ellipsis)")
         assert "Traceback" in refusal(client, "1 / 0")  # an error of another kind stays Python's
         printed = new_code_cell("import pathlib\n\npathlib.Path('C:\\my\\data')")
         assert "forward slashes" in client.execute_cell(printed, 0).outputs[0]["text"]

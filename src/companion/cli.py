@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -126,8 +125,8 @@ def predict(
 
     use_style()
     settings = {"pixel_size_nm": pixel_size_nm, "confidence": confidence}
-    say = partial(print, file=sys.stderr)
-    table, written = tiling.predict_micrographs(weights, images, open_device(Device()), out, say=say, **settings)
+    settings["say"] = lambda line: print(line, file=sys.stderr)
+    table, written = tiling.predict_micrographs(weights, images, open_device(Device()), out, **settings)
     print(f"{len(table)} defects: {', '.join(str(path) for path in written)}")
 
 

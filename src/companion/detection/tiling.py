@@ -201,7 +201,7 @@ def predict_micrographs(
     confidence: float = 0.5, say: Callable[[str], None] = print,
 ) -> tuple[pd.DataFrame, list[Path]]:  # fmt: skip
     """Defects of micrographs; writes ``defects.csv``, ``defects.json`` (COCO), and per micrograph an overlay and,
-    where it has defects, their outlines for ImageJ (``-rois.zip``).
+    where it has defects, their outlines for ImageJ (``.zip``).
 
     Parameters
     ----------
@@ -240,10 +240,10 @@ def predict_micrographs(
         with atomic(written[-1]) as temporary:
             figure.savefig(temporary, metadata={"Software": None})
         plt.close(figure)  # pyplot would keep the figure of every micrograph
-        rois = [ImagejRoi.frompoints(max(row.outline, key=len), name=f"{k} {row[1]} {row.score:.2f}")
+        rois = [ImagejRoi.frompoints(max(row.outline, key=len), name=f"{row[1]} {k} {row.score:.2f}")
                 for k, row in enumerate(table.itertuples(), start=1)]  # fmt: skip
         if rois:
-            written.append(written[-1].with_name(f"{path.stem}-rois.zip"))
+            written.append(written[-1].with_name(f"{path.stem}.zip"))
             with atomic(written[-1]) as temporary:
                 roiwrite(temporary, rois, mode="w")
         tables.append(table.assign(image=name))

@@ -210,7 +210,7 @@ def test_unusable_results_are_named(coco, results, says):
     ({"annotations": [{**LOOP, "image_id": 1}]}, "unknown patch .* 1: "),
     ({"annotations": [{**LOOP, "category_id": 9}]}, "unknown class 9"),
     ({"annotations": [{**LOOP, "bbox": [0, 0, -1, 4]}]}, "entry 1: box .* inverted"),
-    ({"images": [{"id": 7, "file_name": "a"}, {"id": 7, "file_name": "b"}]}, "two have the id 7"),
+    ({"images": [{"id": 7, "file_name": "a"}, {"id": 7, "file_name": "b"}]}, "have the id 7"),
     ({"categories": ["loop"]}, r"categories.0: Input should be"),
     ({"images": [], "annotations": []}, "no images"),
 ])  # fmt: skip

@@ -260,7 +260,7 @@ def test_table_coco_overlay_and_outlines_say_the_same(tmp_path, detector):
     for name in ("x", "y", "size"):
         assert np.allclose(table[f"{name}_nm"], table[f"{name}_px"] * 0.5)
     assert sorted(map(str, (path.relative_to(out) for path in written))) == [
-        "a-overlay.png", "a-rois.zip", "defects.csv", "defects.json", "s/a-overlay.png", "s/a-rois.zip",
+        "a-overlay.png", "a.zip", "defects.csv", "defects.json", "s/a-overlay.png", "s/a.zip",
         "s/b-overlay.png",
     ]  # fmt: skip
     document = json.loads((out / "defects.json").read_text())
@@ -271,7 +271,7 @@ def test_table_coco_overlay_and_outlines_say_the_same(tmp_path, detector):
         mask = decode_rle([annotation["segmentation"]["counts"].encode()], tuple(annotation["segmentation"]["size"]))
         assert mask.sum() == annotation["area"] == row.area_px
     masks = decode_rle(table["mask"][2:].tolist(), (128, 100))
-    for roi, mask in zip(roiread(out / "s/a-rois.zip"), masks, strict=True):
+    for roi, mask in zip(roiread(out / "s/a.zip"), masks, strict=True):
         inside = grid_points_in_poly((128, 100), roi.coordinates()[:, ::-1] - 0.5)  # by the centres of the pixels
         assert (inside == mask).all()
     again, more = predict_micrographs(tmp_path / "w", [tmp_path / "s/b.png", tmp_path], DEVICE, out)  # not of out/

@@ -127,8 +127,8 @@ def predict(
 
     use_style()
     settings = {"pixel_size_nm": pixel_size_nm, "confidence": confidence}
-    say = partial(print, file=sys.stderr)
-    table, written = tiling.predict_micrographs(weights, images, open_device(Device()), out, say=say, **settings)
+    settings["say"] = lambda line: print(line, file=sys.stderr)
+    table, written = tiling.predict_micrographs(weights, images, open_device(Device()), out, **settings)
     print(f"{len(table)} defects: {', '.join(str(path) for path in written)}")
 
 

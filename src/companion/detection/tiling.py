@@ -28,7 +28,8 @@ from companion.detection.train import load_detector
 from companion.device import Device
 from companion.errors import problems
 from companion.geometry import decode_rle
-from companion.micrographs.images import IMAGE_SUFFIXES, read_grey, to_uint8
+from companion.micrographs.formats import IMAGE_SUFFIXES
+from companion.micrographs.images import read_grey, to_uint8
 from companion.provenance import atomic, write_json
 
 BOX = ["x1", "y1", "x2", "y2"]
@@ -200,7 +201,7 @@ def predict_micrographs(
     confidence: float = 0.5, say: Callable[[str], None] = print,
 ) -> tuple[pd.DataFrame, list[Path]]:  # fmt: skip
     """Defects of micrographs; writes ``defects.csv``, ``defects.json`` (COCO), and per micrograph an overlay and,
-    where it has defects, their outlines for ImageJ (``-rois.zip``).
+    where it has defects, their outlines for ImageJ (``.zip``).
 
     Parameters
     ----------
@@ -239,10 +240,10 @@ def predict_micrographs(
         with atomic(written[-1]) as temporary:
             figure.savefig(temporary, metadata={"Software": None})
         plt.close(figure)  # pyplot would keep the figure of every micrograph
-        rois = [ImagejRoi.frompoints(max(row.outline, key=len), name=f"{k} {row[1]} {row.score:.2f}")
+        rois = [ImagejRoi.frompoints(max(row.outline, key=len), name=f"{row[1]} {k} {row.score:.2f}")
                 for k, row in enumerate(table.itertuples(), start=1)]  # fmt: skip
         if rois:
-            written.append(written[-1].with_name(f"{path.stem}-rois.zip"))
+            written.append(written[-1].with_name(f"{path.stem}.zip"))
             with atomic(written[-1]) as temporary:
                 roiwrite(temporary, rois, mode="w")
         tables.append(table.assign(image=name))

@@ -285,6 +285,9 @@ def test_what_predict_writes_is_read_by_import_and_evaluate(tmp_path, detector):
     assert dataset.files == ["p/a.png", "p/s/a.png", "p/s/b.png"] and dataset.micrographs[0].pixel_size_nm == 0.5
     for predictions, truth in itertools.product(("defects.json", "defects.csv"), (out / "defects.json", imported)):
         assert evaluate_files(out / predictions, truth)[["tp", "fp", "fn"]].iloc[0].tolist() == [4, 0, 0]
+    by_outline = import_dataset("imagej", tmp_path / "p", out / "p", ABOUT["classes"], 0.5, tmp_path / "outlines")
+    assert [len(micrograph.annotations) for micrograph in by_outline.micrographs] == [2, 2, 0]
+    assert evaluate_files(out / "defects.csv", tmp_path / "outlines")["f1_hm"].iloc[0] == 1
 
 
 def test_what_cannot_be_used_is_said_and_nothing_is_written(tmp_path):

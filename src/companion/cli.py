@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -118,6 +117,7 @@ def predict(
     out: Annotated[Path, typer.Option(help="folder for defects.csv, defects.json, overlays, ROIs")] = Path("defects"),
     pixel_size_nm: Annotated[float | None, typer.Option(min=0, help="nm per px; without it sizes are in px")] = None,
     confidence: Annotated[float, typer.Option(min=0, max=1, help="lowest score that counts")] = 0.5,
+    crop_bottom: Annotated[str, typer.Option(help="rows to leave out at the bottom, px; auto: data bars")] = "0",
 ) -> None:
     """Find the defects of micrographs with a trained detector: table, COCO JSON, overlays and ImageJ outlines."""
     from companion.config.sections import Device
@@ -126,7 +126,7 @@ def predict(
     from companion.plots import use_style
 
     use_style()
-    settings = {"pixel_size_nm": pixel_size_nm, "confidence": confidence}
+    settings = {"pixel_size_nm": pixel_size_nm, "confidence": confidence, "crop_bottom": _rows(crop_bottom)}
     settings["say"] = lambda line: print(line, file=sys.stderr)
     table, written = tiling.predict_micrographs(weights, images, open_device(Device()), out, **settings)
     print(f"{len(table)} defects: {', '.join(str(path) for path in written)}")
@@ -188,18 +188,21 @@ def data_import(
     """Convert micrographs and annotations to the one format, or say everything that is wrong with them."""
     from companion.micrographs.importers import import_dataset, parse_merge
 
-    if crop_bottom != "auto" and not crop_bottom.isdecimal():
-        raise CompanionError(f"--crop-bottom {crop_bottom}: should be a number of rows, or auto")
-    rows = crop_bottom if crop_bottom == "auto" else int(crop_bottom)
     names = [name.strip() for name in classes.split(",")] if classes else None
     parts = parse_merge(merge) if merge else None
-    dataset = import_dataset(format, images, labels, names, pixel_size_nm, out, parts, crop_bottom=rows)
+    dataset = import_dataset(format, images, labels, names, pixel_size_nm, out, parts, crop_bottom=_rows(crop_bottom))
     for note in dataset.card["notes"]:
         print(f"note: {note}")
     counts = Counter(dataset.classes[m.codes[a["category_id"]] - 1] for m in dataset.micrographs for a in m.annotations)
     empty = sum(not micrograph.annotations for micrograph in dataset.micrographs)
     shown = ", ".join(f"{name} {counts[name]}" for name in dataset.classes)
     print(f"{out}: {len(dataset.micrographs)} micrographs ({empty} empty), {counts.total()} instances: {shown}")
+
+
+def _rows(crop_bottom: str) -> int | str:
+    if crop_bottom != "auto" and not crop_bottom.isdecimal():
+        raise CompanionError(f"--crop-bottom {crop_bottom}: should be a number of rows, or auto")
+    return crop_bottom if crop_bottom == "auto" else int(crop_bottom)
 
 
 def _profile(name: str, dataset: str | None, split: str | None, changes: list[str] | None):

@@ -15,7 +15,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from pycocotools import mask as coco
 from roifile import ImagejRoi, roiwrite
 from scipy.sparse import coo_array, csr_array, kron
 from scipy.sparse.csgraph import connected_components
@@ -28,8 +27,9 @@ from companion.detection.train import load_detector
 from companion.device import Device
 from companion.errors import problems
 from companion.geometry import decode_rle
-from companion.micrographs.formats import IMAGE_SUFFIXES
-from companion.micrographs.images import read_grey, to_uint8
+from companion.micrographs.images import IMAGE_SUFFIXES, read_micrograph, to_uint8
+from companion.micrographs.outlines import run_lengths
+from companion.micrographs.pictures import Pictures
 from companion.provenance import atomic, write_json
 
 BOX = ["x1", "y1", "x2", "y2"]
@@ -115,13 +115,8 @@ def _measured(y: NDArray[np.int64], x: NDArray[np.int64], height: int, width: in
     window = np.zeros((y2 - y1 + 2, x2 - x1 + 2))
     window[y - y1 + 1, x - x1 + 1] = 1
     outline = [ring[:, ::-1] + (x1 - 0.5, y1 - 0.5) for ring in find_contours(window, 0.5)]
-    # Runs column by column, as COCO has them: the whole mask is as large as the micrograph.
-    place = np.sort(x * height + y)
-    last = np.flatnonzero(np.diff(place, append=-1) != 1)
-    edges = np.stack([place[np.append(0, last[:-1] + 1)], place[last] + 1], axis=1).ravel()
-    counts = np.diff(edges, prepend=0, append=height * width if edges[-1] < height * width else edges[:0])
-    runs = coco.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
-    return *centre, x1, y1, x2, y2, len(x), major, cut, runs["counts"], outline
+    mask = run_lengths(window[1:-1, 1:-1] > 0, (slice(y1, y2), slice(x1, x2)), height, width)
+    return *centre, x1, y1, x2, y2, len(x), major, cut, mask["counts"].encode("ascii"), outline
 
 
 def merge(found: pd.DataFrame, masks: csr_array, looked: csr_array) -> tuple[pd.DataFrame, csr_array]:
@@ -181,13 +176,10 @@ def micrograph_files(given: Sequence[Path], skip: Path) -> dict[str, Path]:
     """Files by name: of a folder those in it and below, named from there, but for what lies in the folder `skip`."""
     files, found = {}, []
     for path in given:
-        inside = [
-            p for p in sorted(path.rglob("[!.]*")) if p.suffix.lower() in IMAGE_SUFFIXES and skip not in p.parents
-        ]
-        if path.is_dir() and not inside:
+        inside = Pictures(path, skip).files if path.is_dir() else {path.name: path}
+        if not inside:
             found.append(f"{path} has no micrographs ({', '.join(IMAGE_SUFFIXES)})")
-        for file in inside if path.is_dir() else [path]:
-            name = file.relative_to(path).as_posix() if path.is_dir() else file.name
+        for name, file in inside.items():
             if (stem := name.removesuffix(file.suffix)) in files:
                 found.append(f"several micrographs are called {stem}: their overlays would be one file")
             files[stem] = (name, file)
@@ -198,7 +190,7 @@ def micrograph_files(given: Sequence[Path], skip: Path) -> dict[str, Path]:
 
 def predict_micrographs(
     weights: Path, images: Sequence[Path], device: Device, folder: Path, *, pixel_size_nm: float | None = None,
-    confidence: float = 0.5, say: Callable[[str], None] = print,
+    confidence: float = 0.5, crop_bottom: int | str = 0, say: Callable[[str], None] = print,
 ) -> tuple[pd.DataFrame, list[Path]]:  # fmt: skip
     """Defects of micrographs; writes ``defects.csv``, ``defects.json`` (COCO), and per micrograph an overlay and,
     where it has defects, their outlines for ImageJ (``.zip``).
@@ -206,18 +198,28 @@ def predict_micrographs(
     Parameters
     ----------
     weights : ``weights.safetensors`` of a detector
-    images : 8 or 16-bit grey files, and folders of them
+    images : micrographs as `read_micrograph` takes them, and folders of them
     folder : where to write; nothing is written if a file cannot be used
-    pixel_size_nm : nm per px; without it sizes are in px alone
+    pixel_size_nm : nm per px, whatever the files state; where neither says it, sizes are in px alone
     confidence : smallest score
-    say : gets, every few seconds, a line on how far it is
+    crop_bottom : rows to leave out, see `read_micrograph`
+    say : gets what deserves to be known of a file, and, every few seconds, a line on how far it is
 
     Returns
     -------
     Table with `COLUMNS`, a row per defect (image is the file's name, class a name), and the files written.
     """
     files = micrograph_files([Path(path) for path in images], folder)
-    shapes = {name: read_grey(path).shape for name, path in files.items()}  # one in memory at a time
+    shapes, scales = {}, {}
+    for name, path in files.items():  # one in memory at a time
+        picture = read_micrograph(path, crop_bottom)
+        shapes[name], stated = picture.pixels.shape, picture.pixel_size_nm
+        scales[name] = pixel_size_nm or stated
+        notes = picture.notes
+        if pixel_size_nm and stated and abs(stated / pixel_size_nm - 1) > 0.01:
+            notes = (*notes, f"it states {stated:g} nm per px, {pixel_size_nm:g} is used")
+        for note in notes:
+            say(f"{name}: {note}")
     detector, about = load_detector(Path(weights), device)
     classes, size, done = dict(enumerate(about["classes"], start=1)), about["patch_size"], 0
     total = sum(prod(len(tile_starts(max(side, size), size)) for side in shape) for shape in shapes.values())
@@ -232,7 +234,7 @@ def predict_micrographs(
 
     tables, written = [], [folder / "defects.csv", folder / "defects.json"]
     for name, path in files.items():
-        pixels = to_uint8(read_grey(path))
+        pixels = to_uint8(read_micrograph(path, crop_bottom).pixels)
         table = detect_micrograph(detector, size, pixels, device, confidence, count)
         table["class"] = table["class"].map(classes)
         figure = plots.overlay(pixels, table, about["classes"])
@@ -249,22 +251,21 @@ def predict_micrographs(
         tables.append(table.assign(image=name))
     table = pd.concat(tables, ignore_index=True)
     for name in ("x", "y", "size"):
-        table[f"{name}_nm"] = table[f"{name}_px"] * (pixel_size_nm or np.nan)
+        table[f"{name}_nm"] = table[f"{name}_px"] * table["image"].map(scales).astype(float)
     with atomic(written[0]) as temporary:
         table[COLUMNS].drop(columns=["mask", "outline"]).to_csv(temporary, index=False, float_format="%.4f")
-    write_json(written[1], coco_document(table, shapes, classes, pixel_size_nm))
+    write_json(written[1], coco_document(table, shapes, classes, scales))
     return table[COLUMNS], written
 
 
 def coco_document(
-    table: pd.DataFrame, shapes: dict[str, tuple[int, int]], classes: dict[int, str], pixel_size_nm: float | None
+    table: pd.DataFrame, shapes: dict[str, tuple[int, int]], classes: dict[int, str], scales: dict[str, float | None]
 ) -> dict[str, list]:
-    """Defects as COCO instances with scores; `shapes` are height and width of every micrograph, px."""
+    """Defects as COCO instances with scores; `shapes` are height and width of each, px, `scales` its nm per px."""
     ids, codes = {name: k for k, name in enumerate(shapes, start=1)}, {name: code for code, name in classes.items()}
-    scale = {"pixel_size_nm": pixel_size_nm} if pixel_size_nm else {}
     return {
         "images": [
-            {"id": ids[name], "file_name": name, "height": height, "width": width, **scale}
+            {"id": ids[name], "file_name": name, "height": height, "width": width, "pixel_size_nm": scales[name]}
             for name, (height, width) in shapes.items()
         ],
         "categories": [{"id": code, "name": name} for code, name in classes.items()],

@@ -33,7 +33,6 @@ class Change(NamedTuple):
     low: float
     high: float
     n: int  # pairs of runs
-    conditions: int
     chance: float  # to see a gain of PAPER_GAIN that is there in all conditions
     chance_of_one: float  # the same of one condition by itself, as the paper tests
 
@@ -54,20 +53,18 @@ def change(pairs: pd.DataFrame, measure: str, level: float) -> Change:
 
     own = pairs[(pairs["arm"] == "EXP+GEN") & (pairs["measure"] == measure)].dropna(subset="difference")
     groups = own.groupby(CONDITION)["difference"]
-    n, gain = groups.size(), float(groups.mean().mean()) if len(own) else float("nan")
-    left = own["difference"] - groups.transform("mean")
-    spread, found = float("nan"), []
-    if len(own) > len(n):
-        spread = float(np.sqrt((left**2).sum() / (len(own) - len(n)))) or float("nan")  # equal differences: no spread
-    for df, error in (
-        (len(own) - len(n), spread * np.sqrt((1 / n).sum()) / max(1, len(n))),
-        (n.max() - 1 if len(n) else 0, spread / np.sqrt(n.max() if len(n) else 1)),
-    ):
-        least = stats.t.isf((1 - level) / 2, df)
-        seen = [float(stats.nct.sf(sign * least, df, PAPER_GAIN / error)) for sign in (1, -1)]
-        found.append((least * error, seen[0] + 1 - seen[1]))
-    (half, chance), (_, of_one) = found
-    return Change(measure, gain, gain - half, gain + half, len(own), len(n), chance, of_one)
+    n, df, gain = groups.size(), len(own) - groups.ngroups, float(groups.mean().mean())
+    spread = ((own["difference"] - groups.transform("mean")) ** 2).sum() / df if df else 0.0
+    spread = float(np.sqrt(spread)) or float("nan")  # equal differences have none
+
+    def seen(error: float, df: int) -> tuple[float, float]:  # half the interval, and the power of its test
+        least = float(stats.t.isf((1 - level) / 2, df))
+        beyond = stats.nct.sf([least, -least], df, PAPER_GAIN / error)
+        return least * error, float(beyond[0] + 1 - beyond[1])
+
+    half, chance = seen(spread * np.sqrt((1 / n).sum()) / max(1, len(n)), df)
+    of_one = seen(spread / np.sqrt(n.max()), n.max() - 1)[1]
+    return Change(measure, gain, gain - half, gain + half, len(own), chance, of_one)
 
 
 def direction(low: float, high: float) -> str:
@@ -125,14 +122,8 @@ def draw(pairs: pd.DataFrame, tests: pd.DataFrame, note: str) -> Figure:
 
 
 def first_page(folder: Path, P: Profile, chosen: Path, on_real: Path | None) -> tuple[str, str]:
-    """Draw figures/change into `folder`; Markdown of the answer, of the picture beside its numbers.
-
-    Parameters
-    ----------
-    folder : book/executed
-    chosen : chosen.parquet of the run
-    on_real : folder of the notebook on real micrographs, where it was run
-    """
+    """Markdown of the answer, and of the picture (drawn into ``folder/figures``) beside its numbers: from
+    chosen.parquet, and of the folder of the notebook on real micrographs, where it was run."""
     level = P.evaluation.confidence_level
     pairs, tests, measure = tables(chosen, level)
     found = {name: change(pairs, name, level) for name in MEASURES}
@@ -179,7 +170,8 @@ def numbers(found: dict[str, Change], measured: str, on_real: tuple[str, str], l
         most = max(parts, key=lambda f: abs(f.gain) / (f.high - f.low) if f.high > f.low else 0.0)
         how = direction(most.low, most.high)
         tiles.append((most.said(level), f"{MEASURES[most.measure]}, {MEANS[most.measure]}: {how}"))
-    chance = [f"{100 * p:.0f} %" if np.isfinite(p) else "unknown" for p in (one.chance, one.chance_of_one)]
+    sure = [f"{100 * p:.0f} %" if not p >= 0.995 else "> 99 %" for p in (one.chance, one.chance_of_one)]
+    chance = ["unknown" if "nan" in said else said for said in sure]
     what = f"chance that a study of this size sees a change of {PAPER_GAIN}; {chance[1]} in one condition by itself"
     tiles += [on_real, (chance[0], what)]
     split = [(*(value.split(" (", 1) if " (" in value else (value, "")), what) for value, what in tiles]

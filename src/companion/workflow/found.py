@@ -83,14 +83,14 @@ def _statistics(r: Results) -> Found:
 def _masks(r: Results) -> Found:
     auc = r.table("03_mask_simulation", "compared").set_index("sampler")["auc"]
     said = f"a classifier tells the paper's simulated masks from labelled ones with an AUC of {auc['authors']:.2f}"
-    beside = f"0.5 would be chance; all repairs together {auc['companion']:.2f}, labelled against labelled"
-    return said, f"{beside} {auc.iloc[0]:.2f} (no intervals)", "every simulated shape is that of a labelled defect"
+    beside = f"0.5 would be chance; labelled masks from labelled masks {auc.iloc[0]:.2f} (no intervals)"
+    return said, beside, "every simulated shape is that of a labelled defect"
 
 
 def _diffusion(r: Results) -> Found:
     log = r.table("04_latent_diffusion", "log").query("network == 'denoiser'").dropna(axis=1, how="all")
     loss = log[next(name for name in log if name not in ("network", "step"))].to_numpy()
-    first, last = (part.mean() for part in (loss[: len(loss) // 10 + 1], loss[-(len(loss) // 10) - 1 :]))
+    first, *_, last = (part.mean() for part in np.array_split(loss, 10))
     said = f"in {len(loss):,} steps the denoiser's loss comes to {last / first:.0%} of what it began with"
     return said, f"{first:.3f} at first, {last:.3f} at last", "no loss says whether images follow their masks"
 

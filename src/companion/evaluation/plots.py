@@ -190,6 +190,7 @@ def waterfall(steps: pd.DataFrame, note: str) -> Figure:
             own = table[table["measure"] == measure]
             above = own["score"] - own["step"].fillna(0)
             places = range(len(own))
+            axes.use_sticky_edges = False  # a bar without height is not cut off
             axes.bar(places, own["step"].fillna(0), 0.5, above, color=own["arm"].map(COLORS), alpha=0.4)
             axes.vlines(places, above + own["low"], above + own["high"], color="black", lw=1.2)
             for k, row in enumerate(own.itertuples()):
@@ -226,7 +227,7 @@ def quality_by_size(quality: pd.DataFrame, note: str) -> Figure:
     """Measures of image quality (rows of quality.parquet with split, n_train, model) against N, a panel each: a marker
     with its interval per model, beside the yardstick (a short line) of the same measure of labelled micrographs."""
     table = quality.assign(name="split " + quality["split"].astype(str) + ", model " + quality["model"].astype(str))
-    table["measure"] = table["measure"].replace({"kid": "KID", "c2st_auc": "AUC of a classifier"})
+    table["measure"] = table["measure"].replace({"kid": "KID", "c2st_auc": "classifier AUC"})
     table, numbers = table.sort_values("n_train", kind="stable"), sorted(set(quality["n_train"]))
     looks = {name: (CLASS_COLORS[4 - k % 5], "osD^v"[k % 5]) for k, name in enumerate(sorted(set(table["name"])))}
     title = f"Generated images by N, a marker per model; dashed: labelled micrographs\n{note}"

@@ -182,9 +182,8 @@ def waterfall(steps: pd.DataFrame, note: str) -> Figure:
     interval at its end; a row per measure, a column per split and N."""
     measures, conditions = list(dict.fromkeys(steps["measure"])), list(steps.groupby(CONDITION))
     shape = max(1, len(measures)), max(1, len(conditions))
-    figure, grid = plt.subplots(
-        *shape, squeeze=False, figsize=(min(WIDTH, 1.8 + 3.2 * shape[1]), 1 + 2.2 * shape[0]), sharey="row"
-    )
+    size = min(WIDTH, 1.8 + 3.2 * shape[1]), 1 + 2.2 * shape[0]
+    figure, grid = plt.subplots(*shape, squeeze=False, figsize=size, sharey="row")
     for column, (condition, table) in zip(grid.T, conditions, strict=False):
         for axes, measure in zip(column, measures, strict=True):
             own = table[table["measure"] == measure]

@@ -38,7 +38,8 @@ def tidy(notebook: NotebookNode) -> NotebookNode:
 def table(html: str, caption: str = "", leave_out: Sequence[str] = ()) -> str:
     """An HTML table of pandas with one line of names and tidy numbers; levels of columns are joined by commas.
 
-    Columns `low` and `high` that stand side by side become one, `interval`; those that begin as `leave_out` says go.
+    Columns `low` and `high` that stand side by side become one, `interval`; those that `leave_out` names go, and all
+    that stand under such a name.
     """
     above, _, below = html.partition("</thead>")
     head, body, index = _lines(above), _lines(below), len(re.findall("<th", below.partition("</tr>")[0]))
@@ -55,7 +56,7 @@ def table(html: str, caption: str = "", leave_out: Sequence[str] = ()) -> str:
         del columns[0]  # numbers of rows
     shown: list[list[str]] = []
     for name, *texts in columns:
-        if name.startswith(tuple(leave_out)):
+        if {name, name.partition(", ")[0]} & set(leave_out):
             continue
         texts = _numbers(texts, name)
         if name.endswith("high") and shown and shown[-1][0] == name[:-4] + "low":

@@ -182,14 +182,14 @@ def waterfall(steps: pd.DataFrame, note: str) -> Figure:
     interval at its end; a row per measure, a column per split and N."""
     measures, conditions = list(dict.fromkeys(steps["measure"])), list(steps.groupby(CONDITION))
     shape = max(1, len(measures)), max(1, len(conditions))
-    figure, grid = plt.subplots(
-        *shape, squeeze=False, figsize=(min(WIDTH, 1.8 + 3.2 * shape[1]), 1 + 2.2 * shape[0]), sharey="row"
-    )
+    size = min(WIDTH, 1.8 + 3.2 * shape[1]), 1 + 2.2 * shape[0]
+    figure, grid = plt.subplots(*shape, squeeze=False, figsize=size, sharey="row")
     for column, (condition, table) in zip(grid.T, conditions, strict=False):
         for axes, measure in zip(column, measures, strict=True):
             own = table[table["measure"] == measure]
             above = own["score"] - own["step"].fillna(0)
             places = range(len(own))
+            axes.use_sticky_edges = False  # a bar without height is not cut off
             axes.bar(places, own["step"].fillna(0), 0.5, above, color=own["arm"].map(COLORS), alpha=0.4)
             axes.vlines(places, above + own["low"], above + own["high"], color="black", lw=1.2)
             for k, row in enumerate(own.itertuples()):
@@ -226,7 +226,7 @@ def quality_by_size(quality: pd.DataFrame, note: str) -> Figure:
     """Measures of image quality (rows of quality.parquet with split, n_train, model) against N, a panel each: a marker
     with its interval per model, beside the yardstick (a short line) of the same measure of labelled micrographs."""
     table = quality.assign(name="split " + quality["split"].astype(str) + ", model " + quality["model"].astype(str))
-    table["measure"] = table["measure"].replace({"kid": "KID", "c2st_auc": "AUC of a classifier"})
+    table["measure"] = table["measure"].replace({"kid": "KID", "c2st_auc": "classifier AUC"})
     table, numbers = table.sort_values("n_train", kind="stable"), sorted(set(quality["n_train"]))
     looks = {name: (CLASS_COLORS[4 - k % 5], "osD^v"[k % 5]) for k, name in enumerate(sorted(set(table["name"])))}
     title = f"Generated images by N, a marker per model; dashed: labelled micrographs\n{note}"

@@ -10,16 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from companion.evaluation.plots import (
-    NAMES,
-    WIDTH,
-    arm_panels,
-    class_color,
-    draw_boxes,
-    interval_panels,
-    intervals,
-    legend_below,
-)  # fmt: skip
+from companion.evaluation import plots
 from companion.masks.plots import image_rows
 from companion.plots import CLASS_COLORS
 
@@ -30,18 +21,18 @@ def boxed_patches(
     images: Sequence[NDArray], tables: Sequence[pd.DataFrame], titles: Sequence[str], title: str
 ) -> Figure:
     """Patches uint8 [S, S] in a row, each with the boxes of its table (x1, y1, x2, y2, class) coloured by class."""
-    figure = image_rows({"": images}, title, titles, side=min(2.3, (WIDTH - 0.4) / len(images)))
+    figure = image_rows({"": images}, title, titles, side=min(2.3, (plots.WIDTH - 0.4) / len(images)))
     for panel, table in zip(figure.axes, tables, strict=True):
-        draw_boxes(panel, table[["x1", "y1", "x2", "y2"]], table["class"].map(class_color))
+        plots.draw_boxes(panel, table[["x1", "y1", "x2", "y2"]], table["class"].map(plots.class_color))
         panel.set_title(textwrap.fill(panel.get_title(), 18), fontsize=8)
     return figure
 
 
 def scores_by(table: pd.DataFrame, condition: str, measures: Sequence[str], title: str) -> Figure:
     """Scores of every detector against the truth, by the values of the column `condition`, a panel per measure."""
-    own = {NAMES.get(measure, measure): table.assign(score=table[measure]) for measure in measures}
+    own = {plots.NAMES.get(measure, measure): table.assign(score=table[measure]) for measure in measures}
     title = f"{title}\nmean over seeds, lines from the lowest to the highest"
-    figure, panels = arm_panels(own, condition, "score", "score against the truth", title)
+    figure, panels = plots.arm_panels(own, condition, "score", "score against the truth", title)
     for panel in panels:
         panel.set(ylim=(-0.02, 1.02))
         panel.tick_params(axis="x", labelrotation=20)
@@ -52,26 +43,26 @@ def differences(table: pd.DataFrame, condition: str, measures: Sequence[str], ti
     """Paired differences with their intervals (columns `condition`, quantity, measure, mean, low, high)."""
     looks = dict(zip(dict.fromkeys(table["quantity"]), STYLES, strict=False))
     shown = table[table["measure"].isin(measures)]
-    figure, panels = interval_panels(shown, "measure", condition, "mean", "quantity", looks, title, "y")
+    figure, panels = plots.interval_panels(shown, "measure", condition, "mean", "quantity", looks, title, "y")
     for panel in panels:
         panel.axvline(0, color="black", lw=0.8)
-        panel.set(title=NAMES.get(panel.get_title(), panel.get_title()), xlabel=xlabel)
+        panel.set(title=plots.NAMES.get(panel.get_title(), panel.get_title()), xlabel=xlabel)
     return figure
 
 
 def faithfulness(tables: Mapping[str, pd.DataFrame], note: str) -> Figure:
     """Recall with intervals (above) and class agreement (below) of a detector, by set and group of each grouping."""
-    figure, axes = plt.subplots(2, len(tables), figsize=(WIDTH, 4.6), sharey="row", sharex="col", squeeze=False)
+    figure, axes = plt.subplots(2, len(tables), figsize=(plots.WIDTH, 4.6), sharey="row", sharex="col", squeeze=False)
     for (above, below), (title, table) in zip(axes.T, tables.items(), strict=True):
         table = table.assign(group=table["group"].astype(str).str.replace(" (", "\n("))
         looks = dict(zip(dict.fromkeys(table["images"]), STYLES, strict=False))
-        intervals(above, table, "group", "recall", "images", looks)
+        plots.intervals(above, table, "group", "recall", "images", looks)
         known = table.dropna(subset="agreement").assign(low=float("nan"), high=float("nan"))
-        intervals(below, known, "group", "agreement", "images", looks)
+        plots.intervals(below, known, "group", "agreement", "images", looks)
         above.set(title=title, ylim=(-0.02, 1.02))
         below.set(ylim=(-0.02, 1.02))
     axes[0][0].set_ylabel("share found")
     axes[1][0].set_ylabel("of these, under\ntheir class")
-    legend_below(figure, axes[0][0])
+    plots.legend_below(figure, axes[0][0])
     figure.suptitle(f"What a detector of labelled images finds ({note})", fontsize=10)
     return figure

@@ -1,26 +1,23 @@
 """Tables of executed notebooks as pages show them: one line of names, numbers of two or three digits, few columns.
 
 Pandas writes the names of the index on a line of their own, counts as floats and intervals as two columns. The files
-that a notebook writes keep every column and digit; what a page shows of them is tidied here, after the run, so that no
-result depends on it.
+that a notebook writes keep every column and digit; what a page shows of them is tidied after the run.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from xml.etree import ElementTree
-from xml.etree.ElementTree import Element
+from html import escape, unescape
 
 from nbformat import NotebookNode
 
 WORDS = {  # columns of the result files, as text says them
-    "n_train": "N", "f1_hm": "F1HM", "map50": "mAP50", "p_holm": "p, Holm", "p_sign_flip": "p, sign flip",
-    "p_equivalence": "p, equivalence", "hedges_g": "Hedges g", "auc": "AUC", "kid": "KID", "tp": "TP", "fp": "FP",
-    "fn": "FN",
+    "n_train": "N", "f1_hm": "F1HM", "f1_detect": "F1_detect", "f1_class": "F1_class", "map50": "mAP50", "tp": "TP",
+    "fp": "FP", "fn": "FN", "p_holm": "p, Holm", "p_sign_flip": "p, sign flip", "p_equivalence": "p, equivalence",
+    "hedges_g": "Hedges g", "auc": "AUC", "c2st_auc": "classifier AUC", "kid": "KID", "cmmd": "CMMD",
 }  # fmt: skip
-NUMBER = re.compile(r"-?\d+\.\d+")
-FILES = ["file", "KiB"]  # columns of `layout.written`
+CELL = re.compile(r"<t[hd]([^>]*)>(.*?)</t[hd]>", re.DOTALL)
 
 
 def tidy(notebook: NotebookNode) -> NotebookNode:
@@ -31,112 +28,94 @@ def tidy(notebook: NotebookNode) -> NotebookNode:
     for cell in notebook.cells:
         wanted = cell.metadata.pop("companion", {})
         for data in (output["data"] for output in cell.get("outputs", ()) if "data" in output):
-            if "<thead" in data.get("text/html", "") and "touch" not in data["text/html"]:
-                parts = re.split(r"(<table.*?</table>)", data["text/html"], flags=re.DOTALL)[1::2]
-                tidied = (table(part, wanted.get("caption", ""), wanted.get("leave out", ())) for part in parts)
-                data["text/html"] = "".join(tidied)
+            if "<thead" in (text := data.get("text/html", "")) and "touch" not in text:
+                data["text/html"] = table(text, wanted.get("caption", ""), wanted.get("leave out", ()))
             if "text/markdown" in data:
                 data["text/markdown"] = said(data["text/markdown"])
     return notebook
 
 
 def table(html: str, caption: str = "", leave_out: Sequence[str] = ()) -> str:
-    """An HTML table of pandas with one line of names (two where columns have two levels), and tidy numbers.
+    """An HTML table of pandas with one line of names and tidy numbers; levels of columns are joined by commas.
 
-    Columns `low` and `high` that stand side by side become one, `interval`; those named in `leave_out` go, and what
-    stands under a wider name with it.
+    Columns `low` and `high` that stand side by side become one, `interval`; those that `leave_out` names go, and all
+    that stand under such a name.
     """
-    root = ElementTree.fromstring(html[html.index("<table") :].replace("&nbsp;", " "))
-    if not root.findall("tbody/tr"):
-        return f"<p>{root.findtext('caption', 'Table')}: no rows.</p>"
-    root.attrib = {"class": root.get("class", "").replace("dataframe", "").strip() or "tidy"}
-    lines, body = root.findall("thead/tr"), root.findall("tbody/tr")
-    if len(lines) > 1 and not any(map(_text, lines[-1][-len(body[0].findall("td")) :])):
-        names = [_text(cell) for cell in lines[-1] if _text(cell)]
-        root.find("thead").remove(lines.pop())  # the names of the index go where the line above is empty
-        for cell, name in zip(lines[-1], names, strict=False):
-            cell.text = name
-    elif not _text(lines[-1][0]) and [_text(line[0]) for line in body] == [str(k) for k in range(len(body))]:
-        for line in (*lines, *body):
-            line.remove(line[0])
-    for top in [cell for cell in lines[0] if len(lines) > 1 and _text(cell) in leave_out]:
-        wide = [int(cell.get("colspan", 1)) for cell in lines[0]]
-        first = sum(wide[: list(lines[0]).index(top)]) - sum(wide)  # counted from the right
-        lines[0].remove(top)
-        for line in (lines[-1], *body):
-            for cell in list(line)[first : first + int(top.get("colspan", 1)) or None]:
-                line.remove(cell)
-    columns = [_text(cell) for cell in lines[-1]]
-    for at in reversed(range(len(columns))):  # from the right: cells on the left may span lines
-        back = at - len(lines[-1])
-        cells = [line[back] for line in body if len(line) >= -back and line[back].tag == "td"]
-        if columns[at] in leave_out:
-            _drop(lines, body, back)
-        elif columns[at].endswith("high") and at and columns[at - 1].endswith("low"):
-            _numbers([cell for line in body for cell in line[back - 1 : back + 1 or None]], "")
-            for line in body:
-                low, high = (_text(line[back + k]) for k in (-1, 0))
-                line[back - 1].text = f"{low} to {high}" if low and high else ""
-            lines[-1][back - 1].text = columns[at][:-4].strip("_") + " interval"
-            _drop(lines, body, back)
-            columns[at - 1] = ""
-        elif cells and columns[at]:
-            _numbers(cells, columns[at])
-    for cell in root.iter("th"):
-        cell.text = said(_text(cell))
-        if not any(cell in line for line in body):
-            cell.text = re.sub(r"(?<!F1)_(?=\w)", " ", cell.text)
-        if NUMBER.fullmatch(cell.text):
-            cell.text = f"{float(cell.text):g}"
-        if not cell.text:
-            cell.tag = "td"  # an empty name of a column is none
-    for line in body:
-        for back in range(-len(line.findall("td")), 0):
-            line[back].set("data-label", _text(lines[-1][back]))
-    for element in root.iter():
-        element.attrib = {k: v for k, v in element.attrib.items() if k in ("rowspan", "colspan", "data-label")
-                          or element is root}  # fmt: skip
-    title = root.find("caption")
-    if title is None:
-        title = Element("caption")
-        root.insert(0, title)
-        title.text = caption or ("Files below runs/" if [_text(cell) for cell in lines[-1]] == FILES else "")
-    title.text = said(caption or _text(title))
-    return ElementTree.tostring(root, encoding="unicode", method="html")
+    above, _, below = html.partition("</thead>")
+    head, body, index = _lines(above), _lines(below), len(re.findall("<th", below.partition("</tr>")[0]))
+    title = re.search(r"<caption>(.*?)</caption>", above, re.DOTALL)
+    caption = said(caption or (unescape(title[1]) if title else "Files below runs/" if "KiB" in head[-1] else ""))
+    if not body:
+        return f"<p>{escape(caption)}: no rows.</p>"
+    under = len(head) > 1 and not any(head[-1][index:])  # the names of the index stand on a line of their own
+    own = head[-1] if under or len(head) == 1 else [""] * index
+    above_each = [", ".join(dict.fromkeys(filter(None, levels))) for levels in zip(*head, strict=True)]
+    names = [*own[:index], *above_each[index:]]
+    columns = [[name, *texts] for name, texts in zip(names, zip(*body, strict=True), strict=True)]
+    if not names[0] and list(columns[0][1:]) == [str(k) for k in range(len(body))]:
+        del columns[0]  # numbers of rows
+    shown: list[list[str]] = []
+    for name, *texts in columns:
+        if {name, name.partition(", ")[0]} & set(leave_out):
+            continue
+        texts = _numbers(texts, name)
+        if name.endswith("high") and shown and shown[-1][0] == name[:-4] + "low":
+            low = shown.pop()[1:]
+            texts = [f"{a} to {b}" if a and b else "" for a, b in zip(low, texts, strict=True)]
+            name = f"{name[:-4]} interval".strip("_ ")
+        shown.append([name, *texts])
+    names = [re.sub(r"(?<!F1)_(?=\w)", " ", said(name)) for name, *_ in shown]
+    style = re.search(r'<table[^>]*class="(?!dataframe)([^"]*)"', html)
+    lines = ["".join(f"<th>{escape(name)}</th>" if name else "<td></td>" for name in names)]
+    for texts in zip(*(column[1:] for column in shown), strict=True):
+        lines.append("".join(
+            f'<td data-label="{escape(name)}"{"" if re.match(r"-?[0-9]|$", text) else " class=words"}>'
+            f"{escape(said(text))}</td>" for name, text in zip(names, texts, strict=True)
+        ))  # fmt: skip
+    first, *others = (f"<tr>{line}</tr>" for line in lines)
+    return (f'<table class="{style[1] if style else "tidy"}"><caption>{escape(caption)}</caption>'
+            f"<thead>{first}</thead><tbody>{''.join(others)}</tbody></table>")  # fmt: skip
 
 
 def said(text: str) -> str:
     """A text with names of columns as the book spells them, e.g. F1HM and F1_detect; names of files stay."""
-    words = re.sub(r"(?<![`/.])\b\w+\b(?![`/.]\w)", lambda found: WORDS.get(found[0], found[0]), text)
-    return re.sub(r"\bf1_(?=detect|class)", "F1_", words)
+    return re.sub(r"(?<![`/.])\b\w+\b(?![`/.]\w)", lambda found: WORDS.get(found[0], found[0]), text)
 
 
-def _text(cell: Element) -> str:
-    return "".join(cell.itertext()).strip()
+def _lines(html: str) -> list[list[str]]:
+    """Texts of the cells, line by line; what spans several lines or columns stands in each."""
+    grid: list[list[str]] = []
+    held: dict[int, tuple[int, str]] = {}  # column -> lines that it still spans, text
+    for line in re.findall(r"<tr.*?</tr>", html, re.DOTALL):
+        cells, row = CELL.findall(line), []
+        while cells or held.get(len(row), (0,))[0]:
+            k = len(row)
+            if held.get(k, (0,))[0]:
+                held[k] = held[k][0] - 1, held[k][1]
+                row.append(held[k][1])
+                continue
+            attributes, text = cells.pop(0)
+            spans = dict(re.findall(r"(row|col)span=\"(\d+)\"", attributes))
+            text = unescape(re.sub(r"<.*?>", "", text)).strip()
+            text = f"{float(text):g}" if re.fullmatch(r"-?\d+\.\d{6}", text) else text  # of an index
+            for _ in range(int(spans.get("col", 1))):
+                held[len(row)] = int(spans.get("row", 1)) - 1, text
+                row.append(text)
+        grid.append(row)
+    return grid
 
 
-def _drop(lines: Sequence[Element], body: Sequence[Element], back: int) -> None:
-    for line in (lines[-1], *body):
-        line.remove(line[back])
-
-
-def _numbers(cells: Sequence[Element], column: str) -> None:
-    """Counts as integers; other numbers with three digits, together where they are of one size."""
-    values = [float(_text(cell)) for cell in cells if NUMBER.fullmatch(_text(cell))]
-    sizes = [abs(value) for value in values if value]
+def _numbers(texts: Sequence[str], column: str) -> list[str]:
+    """Counts as integers; other numbers with three digits, those of one size rounded together."""
+    values = {text: float(text) for text in texts if re.fullmatch(r"-?\d+\.\d+", text)}
+    sizes = [abs(value) for value in values.values() if value]
+    alike, whole = max(sizes, default=0) < 100 * min(sizes, default=1), all(v == int(v) for v in values.values())
     if not sizes or re.match(r"p\b|p_", column):
-        return
-    alike, whole = max(sizes) < 100 * min(sizes), all(value == int(value) for value in values)
-    for cell in (cell for cell in cells if NUMBER.fullmatch(_text(cell))):
-        value = float(_text(cell))
+        return list(texts)
+    for text, value in values.items():
         size = max(sizes) if alike else abs(value)
-        decimals = (
-            0
-            if whole or size >= 100 or (value and value == int(value) and not alike)
-            else 1
-            if size >= 10
-            else 2
-            if size >= 1
-            else 3
+        digits = (
+            0 if whole or size >= 100 or (value and not value % 1 and not alike) else 3 - (size >= 1) - (size >= 10)
         )
-        cell.text = f"{value:.{min(decimals, len(_text(cell).partition('.')[2]))}f}"
+        values[text] = f"{value:.{min(digits, len(text.partition('.')[2]))}f}"
+    return [str(values.get(text, text)) for text in texts]

@@ -25,14 +25,16 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 from course_pages import NAMES, ROOT, answer_key, course_page, page_of
 from nbclient import NotebookClient
 from traitlets.config import Config
 
 from companion.config import load_profile
 from companion.errors import CompanionError
+from companion.evaluation.significance import headline_measure
 from companion.layout import Layout
-from companion.provenance import atomic_folder
+from companion.provenance import atomic_folder, write_table
 from companion.workflow.book import shown
 from companion.workflow.freshness import DONE
 from companion.workflow.status import snakemake
@@ -40,7 +42,7 @@ from companion.workflow.status import snakemake
 OUT = ROOT / "_build" / "course"
 TITLE = "companion-course"
 REFERENCE = ROOT / "results" / "reference" / "phantom"
-SCORES, TABLES = ("08_sizes_and_splits", "09_significance"), ("chosen.parquet", "resampled.parquet")
+SCORES, RESAMPLES = ("08_sizes_and_splits", "09_significance"), 200  # of 1000: for intervals to talk about
 # What pages read of the run, below its folder.
 READ = (
     "split-*/micrographs/*/*", "split-*/n-*/statistics/*.parquet", "split-*/n-*/masks-*/patches/*",
@@ -91,11 +93,15 @@ def write_student(folder: Path, tree: Path) -> None:
     sources |= {f"profiles/{file.name}": file for file in (ROOT / "profiles").iterdir()}
     read = {file for pattern in READ for file in tree.glob(pattern) if file.is_file() and file.parent.name != "figures"}
     sources |= {f"runs/smoke/phantom/{file.relative_to(tree).as_posix()}": file for file in sorted(read)}
-    if REFERENCE.is_dir():
-        sources |= {f"runs/reference/phantom/thresholds/{name}": REFERENCE / "thresholds" / name for name in TABLES}
     for name, source in sources.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, folder / name)
+    if REFERENCE.is_dir():
+        tables = REFERENCE / "thresholds", folder / "runs" / "reference" / "phantom" / "thresholds"
+        chosen, resampled = (pd.read_parquet(tables[0] / f"{name}.parquet") for name in ("chosen", "resampled"))
+        columns = ["split", "n_train", "arm", "seed", "resample", headline_measure(chosen)[0]]
+        write_table(tables[1] / "chosen.parquet", chosen)
+        write_table(tables[1] / "resampled.parquet", resampled.loc[resampled["resample"] <= RESAMPLES, columns])
     for name in NAMES:
         page = page_of(name)
         write(course_page(name, page, solved=False, profile=profile_of(name, folder)), folder / "notebooks", name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path, PureWindowsPath
 
 import nbformat
+import pandas as pd
 import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
@@ -25,6 +27,7 @@ import course_pages as pages  # noqa: E402
 from companion.errors import CompanionError  # noqa: E402
 
 TREE = ROOT / "runs" / "smoke" / "phantom"
+READS = json.dumps('profile: str = "reference"')[1:-1]  # in a notebook's file
 
 
 @pytest.fixture(scope="module")
@@ -103,12 +106,22 @@ def test_students_get_no_answers_and_little_to_carry(student: Path, tmp_path: Pa
     names = [path.relative_to(student).as_posix() for path in student.rglob("*") if path.is_file()]
     assert max(map(len, names)) < 110  # beside check_setup.LONGEST_PATH, below what Windows takes
     told = [answer["feedback"] for name in pages.NAMES for answer in pages.page_of(name)["question"]["answers"]]
-    texts = [
-        path.read_text("utf-8") for path in student.rglob("*") if path.suffix in (".ipynb", ".md", ".txt", ".yaml")
-    ]
-    assert not [feedback for feedback in told for text in texts if feedback in text]
+    texts = "".join(path.read_text("utf-8", errors="ignore") for path in student.rglob("*") if path.is_file())
+    assert not [feedback for feedback in told if feedback in texts or json.dumps(feedback)[1:-1] in texts]
     assert not [name for name in names if "answers" in name or name.startswith("book")]
     assert all(feedback in pages.answer_key() for feedback in told)
+
+
+def test_pages_of_scores_read_the_reference_run_where_it_is_committed(student, tmp_path, monkeypatch) -> None:
+    shutil.copytree(TREE / "thresholds", tmp_path / "reference" / "thresholds")
+    monkeypatch.setattr(course, "REFERENCE", tmp_path / "reference")
+    monkeypatch.setattr(course, "RESAMPLES", 50)
+    course.write_student(tmp_path / "out", TREE)
+    (file,) = (tmp_path / "out" / "runs" / "reference").rglob("resampled.parquet")
+    table = pd.read_parquet(file)
+    assert table["resample"].max() == 50 and len(table.columns) == 6
+    notebooks = sorted((tmp_path / "out" / "notebooks").iterdir())
+    assert tuple(path.stem for path in notebooks if READS in path.read_text("utf-8")) == course.SCORES
 
 
 @pytest.mark.parametrize(("given", "said"), [
@@ -130,11 +143,9 @@ def test_the_set_up_check_runs_a_detector(student: Path) -> None:
     assert done.returncode == 0 and "Ready" in done.stdout, done.stdout + done.stderr
 
 
-def test_slides_need_no_network_and_no_figure_that_was_not_drawn(tmp_path: Path) -> None:
+def test_slides_need_no_network_and_no_figure_that_was_not_drawn(student: Path, tmp_path: Path) -> None:
     pytest.importorskip("sphinx_revealjs")
-    drawn = {"07_thresholds": tmp_path}
-    (tmp_path / "figures").mkdir()
-    (tmp_path / "figures" / "fig3.png").touch()
+    drawn = {"07_thresholds": TREE / "thresholds"}
     course.write_slides("# Title\n\n---\n\n![curves](07_thresholds/fig3.png)\n", drawn, tmp_path / "slides")
     page = (tmp_path / "slides" / "index.html").read_text(encoding="utf-8")
     linked = re.findall(r"(?:src|href)=\"([^\"]+)\"|\]\(([^)]+)\)", page)

@@ -96,7 +96,7 @@ def test_pages_quote_and_include_only_what_a_run_writes(tmp_path: Path) -> None:
     executed = tmp_path / "executed"
     pages.write_fragments(executed, P, tmp_path / "claims.json", tmp_path / "sizes.parquet", [(STAMP, [])])
     included = [n for p in BOOK.glob("*.md") for n in re.findall(r"\{include\} executed/(\S+)", p.read_text("utf-8"))]
-    copied = {"significant.md"}  # of notebook 09, by `book.assemble`
+    copied = {"significant.md", "course.md"}  # of notebook 09 and of the course, by `book.assemble`
     assert set(included) == {path.name for path in executed.glob("*.md")} | copied
     assert "| C12 | a \\| b | p &lt; 0.1 | c | <span" in (executed / "verdicts.md").read_text(encoding="utf-8")
     assert "C12" not in (executed / "headline.md").read_text(encoding="utf-8")
@@ -149,7 +149,8 @@ def listed() -> list[str]:
 
 
 def test_every_page_is_listed_once_and_notebooks_in_the_order_of_their_numbers() -> None:
-    written = {p.relative_to(BOOK).with_suffix("").as_posix() for p in BOOK.rglob("*.md") if "executed" not in p.parts}
+    sources = [page.relative_to(BOOK) for page in BOOK.rglob("*.md")]  # what is in course/ goes to `make course` alone
+    written = {p.with_suffix("").as_posix() for p in sources if p.parts[0] not in ("executed", "course")}
     assert len(listed()) == len(set(listed())) and written == {n for n in listed() if not n.startswith("executed/")}
     names = [name.removeprefix("executed/") for name in listed() if re.match(r"executed/\d", name)]
     assert names == sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))

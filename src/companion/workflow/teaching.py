@@ -47,7 +47,7 @@ def question(asked: dict[str, Any], turn: int) -> str:
 
 
 def write_overview(folder: Path) -> None:
-    """Write course.md, which the page for teachers includes: of each page minutes, seconds to run, the first objective."""
+    """Write course.md, which the page for teachers includes: of each page minutes, seconds, first objective."""
     lines = ["| page | minutes | runs in | afterwards you can |", "|---|---|---|---|"]
     for file in sorted((layout.root() / "notebooks").glob("*.ipynb")):
         course = course_of(file.stem)

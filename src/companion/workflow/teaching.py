@@ -24,7 +24,7 @@ def add_course(notebook: nbformat.NotebookNode, name: str) -> None:
     """Put objectives below the figure that begins a page, and its question, answers hidden, below its exercises."""
     course = course_of(name)
     number = next(k for k, cell in enumerate(notebook.cells) if cell.source.startswith(WHERE_OUTPUT_WENT))
-    notebook.cells.insert(number, new_markdown_cell(question(course["question"]), id="question"))
+    notebook.cells.insert(number, new_markdown_cell(question(course["question"], int(name[:2])), id="question"))
     notebook.cells.insert(3, new_markdown_cell(objectives(course), id="objectives"))
 
 
@@ -35,10 +35,10 @@ def objectives(course: dict[str, Any]) -> str:
     return f":::{{admonition}} After this page you can\n:class: tip companion-objectives\n\n{can}\n\n{before}\n:::"
 
 
-def question(asked: dict[str, Any]) -> str:
-    """Markdown: a question whose answers each hide what is to be said about them, for a browser without a network."""
-    lines = ["## A question", "", asked["text"], ""]
-    for letter, answer in zip("abcd", asked["answers"], strict=True):
+def question(asked: dict[str, Any], turn: int) -> str:
+    """Markdown: a question whose answers, turned round by `turn`, each hide what is to be said about them."""
+    lines, first = ["## A question", "", asked["text"], ""], turn % 4
+    for letter, answer in zip("abcd", asked["answers"][first:] + asked["answers"][:first], strict=True):
         right = "Right. " if answer.get("correct") else "Not so. "
         said = right + answer["feedback"].removeprefix("Yes. ")
         lines += ['<details class="companion-answer">', f"<summary>{letter}. {answer['text']}</summary>", "", said, "",
@@ -47,11 +47,12 @@ def question(asked: dict[str, Any]) -> str:
 
 
 def write_overview(folder: Path) -> None:
-    """Write course.md, which the page for teachers includes: of each page minutes, seconds to run, objectives."""
+    """Write course.md, which the page for teachers includes: of each page minutes, seconds, first objective."""
     lines = ["| page | minutes | runs in | afterwards you can |", "|---|---|---|---|"]
     for file in sorted((layout.root() / "notebooks").glob("*.ipynb")):
         course = course_of(file.stem)
         runs = f"{course['seconds']} s" if "seconds" in course else "read, not run"
-        can = "; ".join(course["objectives"])
-        lines.append(f"| [{file.stem[:2]}](executed/{file.name}) | {course['minutes']} | {runs} | {can} |")
+        lines.append(
+            f"| [{file.stem[:2]}](executed/{file.name}) | {course['minutes']} | {runs} | {course['objectives'][0]} |"
+        )
     write_text(folder / "course.md", "\n".join(lines) + "\n")

@@ -23,7 +23,7 @@ def _unique(entries: list[Any]) -> list[Any]:
         if seen and max(seen.values()) > 1:
             twice = max(seen, key=seen.get)
             ids = [entry.id for entry in entries if getattr(entry, name) == twice]
-            raise ValueError(f"{len(ids)} have the {name} {twice!r} (ids {', '.join(map(str, ids))})")
+            raise ValueError(f"two have the {name} {twice!r}" + f" (ids {ids[0]}, {ids[1]})" * (name != "id"))
     return entries
 
 

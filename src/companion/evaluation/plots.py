@@ -94,9 +94,8 @@ def arm_panels(
     every = pd.concat(panels)
     places, arms = every[x].drop_duplicates().tolist(), arms_in(every)
     lines = len(panels) if len(arms) * len(places) * len(panels) > 30 else 1  # too many to stand side by side
-    figure, grid = plt.subplots(
-        lines, len(panels) // lines, figsize=(WIDTH, 1 + 2.4 * lines), squeeze=False, sharey=True
-    )
+    size = WIDTH, 1 + 2.4 * lines
+    figure, grid = plt.subplots(lines, len(panels) // lines, figsize=size, squeeze=False, sharey=True)
     for axes, (name, table) in zip(grid.flat, panels.items(), strict=True):
         sns.pointplot(
             table, x=x, y=y, hue="arm", order=places, hue_order=arms, palette=COLORS, linestyle="none", markersize=5,
@@ -139,8 +138,7 @@ def score_curves(scores: pd.DataFrame, iou: float, arms: Sequence[str], note: st
             axes.set(title=f"{NAMES[measure]}, {condition_name(condition)}", ylim=(0, 1), ylabel="score",
                      xlabel="confidence threshold")  # fmt: skip
     legend_below(figure, grid[0][0])
-    title = f"Scores against confidence, box IoU ≥ {iou:g}; bold: mean of seeds, band: lowest to highest"
-    figure.suptitle(f"{title}\n{note}", fontsize=9)
+    figure.suptitle(f"Scores at box IoU ≥ {iou:g}; bold: mean of seeds, band: lowest to highest\n{note}", fontsize=9)
     return figure
 
 

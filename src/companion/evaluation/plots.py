@@ -93,9 +93,9 @@ def arm_panels(
     """Scores `y` of the arms at every `x`, a panel for each table of runs: means, bars from lowest to highest seed."""
     every = pd.concat(panels)
     places, arms = every[x].drop_duplicates().tolist(), arms_in(every)
-    below = len(arms) * len(places) * len(panels) > 30  # too many for panels side by side
-    shape, high = (len(panels), 1) if below else (1, len(panels)), 1 + 2.4 * (len(panels) if below else 1)
-    figure, grid = plt.subplots(*shape, figsize=(WIDTH, high), squeeze=False, sharey=True)
+    lines = len(panels) if len(arms) * len(places) * len(panels) > 30 else 1  # too many to stand side by side
+    size = WIDTH, 1 + 2.4 * lines
+    figure, grid = plt.subplots(lines, len(panels) // lines, figsize=size, squeeze=False, sharey=True)
     for axes, (name, table) in zip(grid.flat, panels.items(), strict=True):
         sns.pointplot(
             table, x=x, y=y, hue="arm", order=places, hue_order=arms, palette=COLORS, linestyle="none", markersize=5,
@@ -135,22 +135,20 @@ def score_curves(scores: pd.DataFrame, iou: float, arms: Sequence[str], note: st
                          markers=[ARMS[arm].marker for arm in arms], **look)  # fmt: skip
             for arm, means in defined.groupby(["arm", "confidence"])[measure].mean().groupby("arm"):
                 axes.axvline(means.idxmax()[1], lw=0.8, ls=":", color=COLORS[arm])
-            title = f"{NAMES[measure]}, {condition_name(condition)}"
-            axes.set(title=title, ylim=(0, 1), xlabel="confidence threshold", ylabel="score")
+            axes.set(title=f"{NAMES[measure]}, {condition_name(condition)}", ylim=(0, 1), ylabel="score",
+                     xlabel="confidence threshold")  # fmt: skip
     legend_below(figure, grid[0][0])
-    title = f"Scores against confidence, box IoU ≥ {iou:g}; bold: mean of seeds, band: lowest to highest\n{note}"
-    figure.suptitle(title, fontsize=9)
+    figure.suptitle(f"Scores at box IoU ≥ {iou:g}; bold: mean of seeds, band: lowest to highest\n{note}", fontsize=9)
     return figure
 
 
 def gains(tests: pd.DataFrame, note: str) -> Figure:
     """Detection beside classification gain of EXP+GEN by N, a panel per split, with intervals (Fig 4)."""
     looks = {"F1_detect": ("#0072B2", "o"), "F1_class": ("#CC79A7", "D")}
-    tests = tests.assign(measure=tests["measure"].map(NAMES))
-    rows = tests[(tests["arm"] == "EXP+GEN") & tests["measure"].isin(list(looks))].dropna(subset="gain")
+    named = tests.assign(measure=tests["measure"].map(NAMES), split="split " + tests["split"])
+    rows = named[(named["arm"] == "EXP+GEN") & named["measure"].isin(list(looks))].dropna(subset="gain")
     title = f"Gain of EXP+GEN over EXP: where it comes from\n{note}"
-    named = rows.assign(split="split " + rows["split"])
-    figure, panels = interval_panels(named, "split", "n_train", "gain", "measure", looks, title)
+    figure, panels = interval_panels(rows, "split", "n_train", "gain", "measure", looks, title)
     for axes in panels:
         axes.axhline(0, color="black", lw=0.8)
         axes.set(xlabel="N")
@@ -167,9 +165,8 @@ def sizes(chosen: pd.DataFrame, tests: pd.DataFrame, measure: str, note: str) ->
     title = f"{name} by N; below: gain of EXP+GEN, share of what EXP leaves\n{note}"
     figure, panels = arm_panels(splits, "n_train", measure, f"{name} at each arm's threshold", title)
     own = tests[(tests["arm"] == "EXP+GEN") & (tests["measure"] == measure)].set_index("n_train")
-    low, high = (edge * 10 for edge in (chosen[measure].min(), chosen[measure].max()))
-    if np.isfinite(low):  # from the tenth below to the tenth above, so that a gain of 0.02 is seen
-        panels[0].set_ylim(np.floor(low) / 10, np.ceil(high + 0.2) / 10)
+    if chosen[measure].notna().any():  # from the tenth below to the tenth above, so that a gain of 0.02 is seen
+        panels[0].set_ylim(np.floor(10 * chosen[measure].min()) / 10, np.ceil(10 * chosen[measure].max() + 0.2) / 10)
     for panel in panels:
         shares = own.loc["split " + own["split"] == panel.get_title(), "share_of_left"].reindex(numbers)
         texts = [f"N = {n}" + ("" if pd.isna(s) else f"\n{100 * s:+.1f} %") for n, s in shares.items()]
@@ -225,8 +222,8 @@ def paired_differences(pairs: pd.DataFrame, tests: pd.DataFrame, measure: str, n
 def quality_by_size(quality: pd.DataFrame, note: str) -> Figure:
     """Measures of image quality (rows of quality.parquet with split, n_train, model) against N, a panel each: a marker
     with its interval per model, beside the yardstick (a short line) of the same measure of labelled micrographs."""
-    table = quality.assign(name="split " + quality["split"].astype(str) + ", model " + quality["model"].astype(str))
-    table["measure"] = table["measure"].replace({"kid": "KID", "c2st_auc": "classifier AUC"})
+    named = quality.replace({"measure": {"kid": "KID", "c2st_auc": "classifier AUC"}})
+    table = named.assign(name="split " + named["split"].astype(str) + ", model " + named["model"].astype(str))
     table, numbers = table.sort_values("n_train", kind="stable"), sorted(set(quality["n_train"]))
     looks = {name: (CLASS_COLORS[4 - k % 5], "osD^v"[k % 5]) for k, name in enumerate(sorted(set(table["name"])))}
     title = f"Generated images by N, a marker per model; dashed: labelled micrographs\n{note}"

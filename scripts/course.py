@@ -204,9 +204,8 @@ def main() -> None:
             slides = (ROOT / "book" / "course" / "slides.md").read_text(encoding="utf-8")
             profile, drawn = ("reference", REFERENCE) if REFERENCE.is_dir() else ("smoke", tree)
             write_slides(slides, shown(load_profile(profile), drawn), teacher / "slides")
-            of_project = ROOT / "book" / "teach" / "answers.md"  # the key to the project at the end
-            more = of_project.read_text(encoding="utf-8") if of_project.is_file() else ""
-            (teacher / "answers.md").write_text(f"{answer_key()}\n{more}", encoding="utf-8")
+            (teacher / "answers.md").write_text(answer_key(), encoding="utf-8")
+            shutil.copyfile(ROOT / "book" / "course" / "project_key.md", teacher / "project_key.md")
             with ProcessPoolExecutor(given.cores, mp_context=get_context("spawn")) as pool:
                 seconds = pool.map(execute, NAMES, [student] * len(NAMES), [teacher] * len(NAMES))
                 for name, took in zip(NAMES, seconds, strict=True):

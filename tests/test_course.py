@@ -63,7 +63,8 @@ def test_a_page_runs_fails_at_its_blank_only_and_its_check_tells_right_from_wron
     solved = pages.course_page(name, page, solved=True, profile=course.profile_of(name, student))
     fill, check, empty = blank_of(solved, "blank"), blank_of(solved, "check"), blank_of(given, "blank")
     code = [[cell.source for cell in notebook.cells if cell.cell_type == "code"] for notebook in (given, solved)]
-    taken_out = [cell.source for cell in solved.cells if "hide-cell" in cell.metadata.get("tags", [])]
+    hidden = [cell for cell in solved.cells if "hide-cell" in cell.metadata.get("tags", [])]
+    taken_out = [cell.source for cell in hidden if cell.cell_type == "code"]
     assert set(code[0]) - set(code[1]) == {empty.source, "# Your answer"}
     assert set(code[1]) - set(code[0]) == {fill.source, *taken_out}
     client = course.client(solved, student, tmp_path)

@@ -90,7 +90,7 @@ def write_student(folder: Path, tree: Path) -> None:
         "README.md": ROOT / "book" / "course" / "start.md",
     }
     sources |= {f"weights/{file.name}": file for file in (ROOT / "weights").iterdir()}
-    sources |= {f"profiles/{file.name}": file for file in (ROOT / "profiles").iterdir()}
+    sources |= {f"profiles/{file.name}": file for file in (ROOT / "profiles").glob("*.yaml")}
     read = {file for pattern in READ for file in tree.glob(pattern) if file.is_file() and file.parent.name != "figures"}
     sources |= {f"runs/smoke/phantom/{file.relative_to(tree).as_posix()}": file for file in sorted(read)}
     for name, source in sources.items():

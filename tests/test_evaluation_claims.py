@@ -348,7 +348,7 @@ def test_quality_by_n_tells_models_and_splits_apart():
     columns = ["measure", "value", "low", "high", "yardstick", "split", "n_train", "model"]
     table = pd.DataFrame(rows, columns=columns)
     figure = plots.quality_by_size(table, "phantom (simulated), smoke profile")
-    assert [axes.get_title() for axes in figure.axes] == ["contrast", "kid"]
+    assert [axes.get_title() for axes in figure.axes] == ["contrast", "KID"]
     for axes in figure.axes:
         places = np.concatenate([bars.lines[0].get_xdata() for bars in axes.containers]).astype(float)
         assert len(np.unique(places.round(6))) == 8  # 2 N x 2 splits x 2 models, none upon another

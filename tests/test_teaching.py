@@ -14,12 +14,12 @@ NAMES = sorted(path.stem for path in (layout.root() / "notebooks").glob("*.ipynb
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_page_gets_its_objectives_and_a_question_with_one_right_answer_hidden(name: str) -> None:
-    page = new_notebook(cells=[new_markdown_cell(text) for text in ("# 1", "badge", WHERE_OUTPUT_WENT)])
+    page = new_notebook(cells=[new_markdown_cell(text) for text in ("# 1", "badge", "found", WHERE_OUTPUT_WENT)])
     add_course(page, name)
     texts = [cell.source for cell in page.cells]
-    assert texts == ["# 1", "badge", objectives(course_of(name)), texts[3], WHERE_OUTPUT_WENT]
-    shown = re.sub(r"</summary>.*?</details>", "", texts[3], flags=re.DOTALL)
-    assert texts[3].count("Right.") == 1 and "Right." not in shown and "Not so." not in shown
+    assert texts == ["# 1", "badge", "found", objectives(course_of(name)), texts[4], WHERE_OUTPUT_WENT]
+    shown = re.sub(r"</summary>.*?</details>", "", texts[4], flags=re.DOTALL)
+    assert texts[4].count("Right.") == 1 and "Right." not in shown and "Not so." not in shown
     cells = nbformat.read(layout.notebook(name), as_version=4).cells
     (asked,) = [cell.source for cell in cells if "## Exercises" in cell.source]
     assert re.findall(r"\d\. \*\*(\w+)\.\*\*", asked) == ["Look", "Change", "Build"]

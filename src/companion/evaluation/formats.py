@@ -257,10 +257,8 @@ def _parts(name: str, bare: bool) -> list[str]:
 def segmentation_box(segmentation: Any, image: Mapping[str, Any]) -> tuple[float, ...]:
     """Box (x1, y1, x2, y2), px, of COCO polygons or run lengths, compressed or not; of no pixels (0, 0, 0, 0).
 
-    Raises
-    ------
-    ArithmeticError, KeyError, TypeError, ValueError
-        What is neither, is damaged, or has not the height and width that `image`, a COCO entry, may say.
+    What is neither, is damaged, or has not the height and width that `image`, a COCO entry, may say, raises an
+    ArithmeticError, KeyError, TypeError or ValueError.
     """
     if isinstance(segmentation, Mapping):
         (height, width), counts = segmentation["size"], segmentation["counts"]

@@ -30,6 +30,12 @@ TREE = ROOT / "runs" / "smoke" / "phantom"
 READS = json.dumps('profile: str = "reference"')[1:-1]  # in a notebook's file
 
 
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each kernel: tests that run side by side would wait for each other's threads."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
 @pytest.fixture(scope="module")
 def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What students get, unpacked."""

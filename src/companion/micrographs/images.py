@@ -119,7 +119,8 @@ def _decoded(path: Path) -> tuple[NDArray, NDArray[np.uint8] | None, float | Non
     except CompanionError:
         raise
     except Exception as error:  # decoders fail in as many ways as files can be damaged
-        raise CompanionError(f"{path} is not a readable image: {str(error) or type(error).__name__}") from None
+        way = f"; if Fiji opens this {suffix} file, save it as TIFF there" if read is _microscope else ""
+        raise CompanionError(f"{path} is not a readable image: {str(error) or type(error).__name__}{way}") from None
     size = size if size and np.isfinite(size) and size > 0 else None
     if pixels.dtype == bool:
         pixels = pixels * np.uint8(255)

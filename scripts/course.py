@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import base64
 import json
+import os
 import re
 import resource
 import shutil
@@ -196,6 +197,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--cores", type=int, default=2)
     given = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"  # of each kernel: threads of kernels side by side wait for each other
     try:
         tree = run_what_is_missing(given.cores)
         with atomic_folder(OUT) as out:

@@ -39,7 +39,7 @@ course: install
 
 test: book smoke
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	COMPANION_REQUIRE_BOOK=1 $(BIN)/pytest tests -n $(CORES) --dist worksteal
+	OMP_NUM_THREADS=1 COMPANION_REQUIRE_BOOK=1 $(BIN)/pytest tests -n $(CORES) --dist worksteal
 
 # As root on Debian: the same graph through a Slurm of one node, with a job that outlives its time limit.
 cluster-test: install

@@ -78,7 +78,7 @@ NOTHING_DRAWN = {  # no defect where the mask has one
     "darker inside its mask": (0.5, 0.94, 0.02), "contrast of defects": (0.0, 0.126, 0.002),
     "profile across defects": (0.06, 0.01, 0.01),
 }  # fmt: skip
-FAR = {name: (9 * y, y, y) for name, (_, y, _) in REAL.items() if name in QUALITY["looks real"]}
+FAR = {name: (9 * y, y, y) for name, (_, y, _) in REAL.items() if name in QUALITY["looks like labelled ones"]}
 COPIES = {"distance to the nearest training patch": (0.0, 7.0, 1.0)}
 
 

@@ -20,7 +20,7 @@ from companion.micrographs.check import check_dataset
 from companion.micrographs.coco import read_coco
 from companion.micrographs.cutting import cut_patches, describe
 from companion.micrographs.dataset import load_dataset
-from companion.micrographs.outlines import segmentation_mask
+from companion.micrographs.outlines import outline_problem, segmentation_mask
 from companion.micrographs.patches import load_patches
 
 
@@ -235,3 +235,8 @@ def test_label_maps_give_every_pixel_the_class_of_its_instance(patches):
         np.testing.assert_array_equal(maps[patch], expected)
     np.testing.assert_array_equal(patches.label_maps(np.array([7, 2])), maps[[7, 2]])
     assert patches.label_maps(slice(0, 0)).shape == (0, 64, 64)
+
+
+@pytest.mark.parametrize("counts", ["0000", "PP", "\x00"])
+def test_damaged_compressed_run_lengths_are_told(counts):
+    assert "run lengths" in outline_problem({"size": [64, 64], "counts": counts}, 64, 64)

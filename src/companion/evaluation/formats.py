@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from companion.errors import CompanionError, nearest, problems
 from companion.micrographs.coco import read_coco
 from companion.micrographs.dataset import ANNOTATIONS
+from companion.micrographs.outlines import lengths
 from companion.micrographs.patches import Patches, load_patches
 
 BOX = ["x1", "y1", "x2", "y2"]
@@ -264,7 +265,7 @@ def segmentation_box(segmentation: Any, image: Mapping[str, Any]) -> tuple[float
         (height, width), counts = segmentation["size"], segmentation["counts"]
         if (height, width) != (image.get("height") or height, image.get("width") or width):
             raise ValueError(f"they are of {width} x {height} px, not {image['width']} x {image['height']}")
-        counts = _lengths(counts) if isinstance(counts, str) else [n if n == int(n) else -1 for n in counts]
+        counts = lengths(counts) if isinstance(counts, str) else [n if n == int(n) else -1 for n in counts]
         if min(counts, default=0) < 0 or sum(counts) != height * width:
             raise ValueError(f"its run lengths are not counts that add up to {width} x {height} px")
         ends = np.cumsum([0, *counts])
@@ -281,20 +282,3 @@ def segmentation_box(segmentation: Any, image: Mapping[str, Any]) -> tuple[float
         raise ValueError("it should be run lengths, or polygons of three or more x, y pairs")
     points = np.concatenate(rings).reshape(-1, 2)
     return *points.min(axis=0), *points.max(axis=0)
-
-
-def _lengths(text: str) -> list[int]:
-    """Run lengths in COCO's compressed text: six bits a character, the third and later ones less the last but one."""
-    lengths, value, shift = [], 0, 0
-    for code in text.encode():
-        if not 0 <= code - 48 < 64:
-            raise ValueError(f"its run lengths have the character {chr(code)!r}, which is none of COCO's")
-        value |= (code - 48 & 31) << shift
-        shift += 5
-        if not code - 48 & 32:
-            value -= (code - 48 & 16 and 1) << shift
-            lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
-            value = shift = 0
-    if shift:
-        raise ValueError("its run lengths end within a number")
-    return lengths

@@ -22,9 +22,10 @@ WIDE = 0.05  # an interval this far to each side decides nothing: the paper's ra
 UNDEFINED = "F1HM is undefined here (fewer than two classes), or no pair was run"
 QUALITY = {  # what each measure of quality.parquet is about: C1 asks for all three, C7 for the first two
     "follows its mask": ["darker inside its mask", "contrast of defects", "profile across defects"],
-    "looks real": ["power spectrum", "power spectrum, worst frequency", "grey levels", "kid", "cmmd", "c2st_auc"],
+    "looks like labelled ones": ["power spectrum", "power spectrum, worst frequency", "grey levels", "kid", "cmmd",
+                                 "c2st_auc"],
     "is no copy": ["distance to the nearest training patch"],
-}
+}  # fmt: skip
 LEVELS = ("darker inside its mask", "contrast of defects")  # the others are distances: closer than labelled is no fault
 NEAR_LEVEL = 0.15  # of its yardstick, within which a level counts as reached
 NEAR_AUC = 0.1  # of its yardstick, within which the classifier's AUC counts as reached: it has no interval

@@ -18,10 +18,33 @@ TOLERANCE_PX = 1.0  # annotation tools round outwards, so an outline may end thi
 Window = tuple[slice, slice]  # (rows, columns)
 
 
+def lengths(text: str) -> list[int]:
+    """Run lengths in COCO's compressed text: six bits a character, the third and later less the last but one.
+
+    A ValueError says what is wrong with it.
+    """
+    lengths, value, shift = [], 0, 0
+    for code in text.encode():
+        if not 0 <= code - 48 < 64:
+            raise ValueError(f"its run lengths have the character {chr(code)!r}, which is none of COCO's")
+        value |= (code - 48 & 31) << shift
+        shift += 5
+        if not code - 48 & 32:
+            value -= (code - 48 & 16 and 1) << shift
+            lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
+            value = shift = 0
+    if shift:
+        raise ValueError("its run lengths end within a number")
+    return lengths
+
+
 def outline_problem(given: Any, height: int, width: int) -> str:
     """Why a segmentation is none of an image of that size, px; empty where it is one."""
     if isinstance(given, Mapping):
-        counts = [height * width] if isinstance(given["counts"], str) else given["counts"]
+        try:  # the library decodes damaged text to whatever lies in memory
+            counts = lengths(given["counts"]) if isinstance(given["counts"], str) else given["counts"]
+        except ValueError as error:
+            return str(error)
         fits = given["size"] == [height, width] and min(counts, default=0) >= 0 and sum(counts) == height * width
         return "" if fits else f"its run lengths are not those of {width} x {height} px"
     if not given or any(len(ring) < 6 or len(ring) % 2 or not np.isfinite(ring).all() for ring in given):

@@ -201,33 +201,11 @@ def test_figures_of_every_arm_and_of_one_class():
         assert len(figure.legends[0].get_texts()) == (2 if measure == "f1_hm" else 1)  # F1_class may be undefined
 
 
-def test_the_picture_is_of_a_typical_patch():
-    patches = ellipse_patches(12)
-    numbers = np.bincount(patches.table["patch"], minlength=12)
-    typical = plots.typical_patch(patches)
-    assert numbers[typical] >= numbers.mean() > numbers[:typical].max(initial=0)
-    masks = patches.label_maps(np.array([typical, 0]))
-    found = patches.of(typical).rename(columns={"class": "label"})
-    figure = plots.strip(masks, patches.images[[typical, 0]], found, {1: "a", 2: "b", 3: "c"}, "phantom")
-    assert len(figure.axes) == 4 and len(figure.axes[3].patches) == len(found)
-
-
-def test_the_examples_in_the_docstrings():
-    result = doctest.testmod(wording)
-    assert result.attempted >= 3 and result.failed == 0
-
-
-@pytest.mark.parametrize(("value", "low", "high", "n", "text"), [
-    (0.123456, 0.1, 0.147, 4, "0.123 (95 % interval 0.100 to 0.147, n = 4)"),
-    (-0.0004, -0.002, 0.0012, 3, "-0.0004 (95 % interval -0.0020 to 0.0012, n = 3)"),
-    (12.3, 10.1, 14.5, None, "12.3 (95 % interval 10.1 to 14.5)"),
-    (np.nan, 0, 1, 1, "undefined (no interval, n = 1)"),
-    (0.5, 0.5, 0.5, 2, "0.500 (95 % interval 0.500 to 0.500, n = 2)"),
-])  # fmt: skip
-def test_digits_follow_the_interval(value, low, high, n, text):
-    assert wording.with_interval(value, low, high, n) == text
-
-
-def test_small_and_large_numbers():
+def test_digits_follow_the_interval():
+    assert doctest.testmod(wording).failed == 0
+    assert wording.with_interval(0.123456, 0.1, 0.147, 4) == "0.123 (95 % interval 0.100 to 0.147, n = 4)"
+    assert wording.with_interval(-0.0004, -0.002, 0.0012, 3) == "-0.0004 (95 % interval -0.0020 to 0.0012, n = 3)"
+    assert wording.with_interval(12.3, 10.1, 14.5) == "12.3 (95 % interval 10.1 to 14.5)"
+    assert wording.with_interval(np.nan, 0, 1, 1) == "undefined (no interval, n = 1)"
+    assert wording.with_interval(0.5, 0.5, 0.5, 2) == "0.500 (95 % interval 0.500 to 0.500, n = 2)"
     assert wording.number(0) == "0" and wording.number(1e-12) == "1.0e-12"
-    assert wording.p_value(0.0321) == "p = 0.032" and wording.p_value(np.nan) == "p undefined"

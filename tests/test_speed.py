@@ -7,12 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT / "benchmarks"))
-import speed  # noqa: E402
-import tables  # noqa: E402
-from bench import Bench  # noqa: E402
+import speed
+import tables
+from bench import Bench
 
 EXPECTED = {
     "card": {"card", "matrix product", "copy"},
@@ -62,7 +59,7 @@ def test_processes_wait_for_each_other_and_a_failed_block_is_told(tmp_path: Path
     assert lines(out)[-1] == {"what": "side", "ok": False, "error": "ended with exit code 3"}
 
 
-@pytest.mark.parametrize("record", sorted(tables.RECORDS.glob("*.jsonl")), ids=lambda path: path.name)
+@pytest.mark.parametrize("record", tables.RECORDS, ids=lambda path: path.name)
 def test_a_recorded_table_is_that_of_its_lines(record: Path) -> None:
     assert record.with_suffix(".md").read_text(encoding="utf-8") == tables.page(record)
 

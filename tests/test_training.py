@@ -95,14 +95,6 @@ def test_what_is_done_before_a_checkpoint_is_in_it_and_who_looks_on_sees_the_log
     assert not (tmp_path / "checkpoint").exists()
 
 
-def test_state_round_trip_keeps_structure(tmp_path):
-    state = {"w": torch.arange(3), "groups": [{"lr": 0.1, "params": [0, 1]}], 5: {"exp": torch.ones(2)}, "none": None}
-    save_state(state, tmp_path / "s.safetensors", {"step": 1})
-    loaded, about = load_state(tmp_path / "s.safetensors")
-    assert about == {"step": 1} and loaded["groups"] == state["groups"] and loaded["none"] is None
-    assert torch.equal(loaded[5]["exp"], torch.ones(2)) and torch.equal(loaded["w"], torch.arange(3))
-
-
 def test_finished_means_these_weights_of_this_training(tmp_path):
     path = tmp_path / "weights.safetensors"
     assert not is_finished(path, "a")

@@ -39,6 +39,14 @@ def at(table: pd.DataFrame, confidence: float = 0.6, choice: str = VALIDATED) ->
     return here.assign(choice=choice, against="labels", map50=here["f1_hm"] - 0.2)
 
 
+@pytest.fixture(scope="module")
+def every_arm() -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Chosen scores of every arm, their pairs and tests."""
+    chosen = at(scores(arms=tuple(ARMS)))
+    pairs = paired_scores(chosen, ["f1_hm", "f1_detect", "f1_class"])
+    return chosen, pairs, paired_tests(pairs)
+
+
 def test_paired_t_by_hand():
     result = paired_t([1.0, np.nan, 2.0, 3.0], 0.9)  # an undefined pair is left out
     assert (result["mean"], result["sd"], result["df"], result["n"]) == (2.0, 1.0, 2, 3)
@@ -80,11 +88,11 @@ def test_equivalence_is_two_one_sided_tests():
     assert equivalence(values, 0.001) > 0.05 and equivalence(np.add(values, 0.02), 0.01) > 0.5
 
 
-def test_every_arm_is_tested_against_its_baseline():
-    pairs = paired_scores(at(scores(arms=tuple(ARMS))))
-    assert len(pairs) == 2 * 4 * 4 * (len(ARMS) - 1) and "EXP" not in set(pairs["arm"])
+def test_every_arm_is_tested_against_its_baseline(every_arm):
+    _, pairs, tests = every_arm
+    assert len(pairs) == 2 * 3 * 4 * (len(ARMS) - 1) and "EXP" not in set(pairs["arm"])
     assert pairs.groupby("arm")["baseline"].first().to_dict() == {a: ARMS[a].baseline for a in ARMS if a != "EXP"}
-    table = paired_tests(pairs).set_index(["arm", "n_train", "measure"])
+    table = tests.set_index(["arm", "n_train", "measure"])
     assert (table["p_holm"] >= table["p"]).all() and table["smallest_p_sign_flip"].eq(0.125).all()
     one = pairs[(pairs["n_train"] == 50) & (pairs["measure"] == "f1_detect") & (pairs["arm"] == "EXP+RARE")]
     row = table.loc[("EXP+RARE", 50, "f1_detect")]
@@ -182,13 +190,12 @@ def test_what_is_significant_is_said_whatever_its_sign():
     assert none == "Of 4 tests of EXP+GEN against EXP none is significant."
 
 
-def test_figures_of_every_arm_and_of_one_class():
-    found = scores(arms=tuple(ARMS))
-    one_class = found.assign(f1_hm=np.nan, f1_class=np.nan)
-    for table, measure in ((found, "f1_hm"), (one_class, "f1_detect")):
-        chosen = at(table)
-        pairs = paired_scores(chosen)
-        tests = paired_tests(pairs)
+def test_figures_of_every_arm_and_of_one_class(every_arm):
+    full, pairs, of_full = every_arm
+    of_one = of_full.copy()
+    of_one.loc[of_one["measure"] != "f1_detect", ["gain", "low", "high", "p", "p_holm"]] = np.nan
+    one_class = full.assign(f1_hm=np.nan, f1_class=np.nan)
+    for chosen, tests, measure in ((full, of_full, "f1_hm"), (one_class, of_one, "f1_detect")):
         names = [text.get_text() for text in plots.sizes(chosen, tests, measure, "").legends[0].get_texts()]
         assert names == list(ARMS)
         axes = plots.paired_differences(pairs, tests, measure, "phantom").axes[0]

@@ -123,20 +123,17 @@ def usual_loop(P: Profile, device: Device) -> dict[str, Step]:
 
 
 class Bench:
-    """Patches, device and output of one block; a measurement takes `each` seconds."""
+    """Patches and device of one block, which writes to `work`; a measurement takes `each` seconds."""
 
-    def __init__(self, device: str, each: float, work: Path, out: Path | None) -> None:
-        self.name, self.each, self.work, self.out = device, each, work, out
+    def __init__(self, device: str, each: float, work: Path) -> None:
+        self.name, self.each, self.work = device, each, work
         self.P, self.gpu, self.cpu = load_profile("reference"), device == "cuda", Device(torch.device("cpu"))
         self.device = open_device(DeviceSettings(name=device))
 
-    def say(self, what: str, ok: bool | None = None, **values: Any) -> None:
-        """Print one finding, and add it to the file; `ok` is None where nothing can be wrong."""
-        line = json.dumps({"what": what, "ok": ok, **values})
-        print(line, flush=True)
-        if self.out:
-            with self.out.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
+    @staticmethod
+    def say(what: str, ok: bool | None = None, **values: Any) -> None:
+        """Print one finding; `ok` is None where nothing can be wrong."""
+        print(json.dumps({"what": what, "ok": ok, **values}), flush=True)
 
     def failed(self, what: str, error: Exception, **values: Any) -> None:
         self.say(what, ok=False, **values, error=f"{type(error).__name__}: {error}"[:1000])

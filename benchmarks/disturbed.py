@@ -1,4 +1,4 @@
-"""A copy of the project that may be disturbed, for `faults.py`: started, killed, copied, compared."""
+"""A copy of the project that may be disturbed, for `faults.py`: started, killed, copied, damaged, compared."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,36 +19,42 @@ from companion import provenance
 from companion.workflow import freshness, job
 
 PROJECT = Path(__file__).resolve().parents[1]
+AT_WORK = ".tmp-*.ipynb"  # what a notebook is executed into
 MEASURED_HOURS = "C12"  # the claim whose value is the time that a run took
 TIMES = ("started", "wall_s", "peak_memory_mib", "commit")
 
 
 @dataclass(frozen=True)
 class Project:
-    """A copy of the project that may be disturbed; everything that a run reads and writes lies below `root`."""
+    """A copy of the project with the profile `faults`; everything that a run reads and writes lies below `root`."""
 
     root: Path
-    profile: str = "faults"
 
     @property
     def tree(self) -> Path:
-        return self.root / "runs" / self.profile / "phantom"
+        return self.root / "runs" / "faults" / "phantom"
 
     @property
     def settings(self) -> Path:
-        return self.root / "profiles" / f"{self.profile}.yaml"
+        return self.root / "profiles" / "faults.yaml"
 
     @property
     def commit(self) -> Path:
         """Names the commit that the code was copied from."""
         return self.root / "commit"
 
-    def start(self) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "companion.cli", "run", self.profile]
+    def start(self, until: str = "") -> subprocess.Popen[str]:
+        """Begin `companion run`; come back at once, or when a file named as `until` says lies in the run's tree."""
+        command = [sys.executable, "-m", "companion.cli", "run", "faults"]
         kept = {name: value for name, value in os.environ.items() if not name.startswith("COMPANION")}
         given = {**kept, "COMPANION_ROOT": str(self.root), "PYTHONPATH": str(self.root / "src")}
-        return subprocess.Popen(command, cwd=self.root, env=given, text=True, start_new_session=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+        process = subprocess.Popen(command, cwd=self.root, env=given, text=True, start_new_session=True,
+                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+        while until and not any(self.tree.rglob(until)):
+            if process.poll() is not None:
+                raise SystemExit(f"{self.root} ended before there was a {until}: {process.stdout.read()}")
+            time.sleep(0.1)
+        return process
 
     def run(self) -> tuple[int, str]:
         """Exit code and what was said, of `companion run` left to its end."""
@@ -72,55 +79,61 @@ class Project:
                     found.append(process)
         return found
 
+    def stamps(self) -> list[Path]:
+        return sorted(self.tree.rglob(freshness.STAMP))
+
     def results(self) -> dict[str, str]:
         """File -> hash of every artifact, and of every stamp without its times; without the hours in the claims."""
         found = {}
-        for path in sorted(self.tree.rglob(freshness.STAMP)):
+        for path in self.stamps():
+            made, stamp = freshness.outputs(path.parent), json.loads(path.read_text(encoding="utf-8"))
+            if "claims.json" in made:
+                rows = json.loads((path.parent / "claims.json").read_text(encoding="utf-8"))["claims"]
+                kept = [{**row, "commit": None} for row in rows if row["id"] != MEASURED_HOURS]
+                made["claims.json"] = stamp["outputs"]["claims.json"] = provenance.hash_value(kept)
+            made[path.name] = provenance.hash_value({k: v for k, v in stamp.items() if k not in TIMES})
             stage = path.parent.relative_to(self.tree)
-            found |= {f"{stage}/{name}": sha for name, sha in freshness.outputs(path.parent).items()}
-            stamp = json.loads(path.read_text(encoding="utf-8"))
-            stamp["outputs"].pop("claims.json", None)
-            kept = {name: value for name, value in stamp.items() if name not in TIMES}
-            found[path.relative_to(self.tree).as_posix()] = provenance.hash_value(kept)
-        claims = self.tree / "claims" / "claims.json"
-        if claims.exists():
-            rows = json.loads(claims.read_text(encoding="utf-8"))["claims"]
-            kept = [{k: v for k, v in row.items() if k != "commit"} for row in rows if row["id"] != MEASURED_HOURS]
-            found["claims/claims.json"] = provenance.hash_value(kept)
+            found |= {f"{stage}/{name}": sha for name, sha in made.items()}
         return found
 
-    def copy(self, root: Path) -> Project:
-        """This project elsewhere, with what it has made."""
-        shutil.copytree(self.root, root, ignore=shutil.ignore_patterns("__pycache__", ".snakemake"))
+    def copy(self, root: Path, *without: str) -> Project:
+        """This project elsewhere, with what it has made but for folders of the names `without`."""
+        shutil.copytree(self.root, root, ignore=shutil.ignore_patterns("__pycache__", ".snakemake", *without))
         return replace(self, root=root)
-
-    def fresh(self, root: Path) -> Project:
-        """This project elsewhere, before its first run."""
-        project = self.copy(root)
-        for made in ("runs", "data"):
-            shutil.rmtree(root / made, ignore_errors=True)
-        return project
 
 
 def undisturbed(folder: Path) -> Project:
     """The project with the tiny profile, run once; taken from `folder` if it is finished there."""
     calm = Project(folder / "calm")
     if not calm.root.exists():
-        (calm.root / "benchmarks").mkdir(parents=True)
-        for name in ("src", "notebooks", "weights"):
-            shutil.copytree(
-                PROJECT / name, calm.root / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info")
-            )
+        for name in ("src", "notebooks", "weights", "profiles"):
+            ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+            shutil.copytree(PROJECT / name, calm.root / name, ignore=ignored)
         shutil.copy(PROJECT / "Snakefile", calm.root)
         calm.commit.write_text(job.git_commit() or "none", encoding="utf-8")
-        shutil.copytree(PROJECT / "profiles", calm.settings.parent)
         shutil.copy(Path(__file__).with_name("faults.yaml"), calm.settings)
     began = time.monotonic()
     code, said = calm.run()
-    while "another run" in said:  # of a trial that began at the same time
-        time.sleep(5)
-        code, said = calm.run()
     if code != 0:
         raise SystemExit(f"the undisturbed run failed: {said}")
-    print(f"undisturbed: {time.monotonic() - began:.1f} s")
+    print(f"undisturbed: {time.monotonic() - began:.1f} s", flush=True)
     return calm
+
+
+def flip(path: Path) -> None:
+    """Turn one bit of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) * 3 // 4] ^= 4
+    path.write_bytes(content)
+
+
+def _foreign(path: Path) -> None:
+    path.write_bytes(b"PK\x03\x04 of another program " * 20)
+    path.with_name(f"foreign{path.suffix}").write_bytes(b"not of this run")
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "a bit flipped": flip, "emptied": lambda path: path.write_bytes(b""),
+    "replaced by a foreign file, another one beside it": _foreign, "deleted": Path.unlink,
+}  # fmt: skip

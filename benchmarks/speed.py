@@ -1,4 +1,4 @@
-"""Is it right on this GPU, and how fast: ``PYTHONPATH=src python benchmarks/speed.py [--seconds 540] [--out FILE]``.
+"""Is it right on this GPU, and how fast: ``PYTHONPATH=src python benchmarks/speed.py [--seconds 540] | tee FILE``.
 
 Needs PyTorch and this checkout, no installation, network or earlier run. Every block is a process of its own with its
 own limit, and prints each finding as a line of JSON the moment that it is known, so that a block that is cut off or
@@ -203,10 +203,9 @@ SHARES = {card: 10, correct: 75, detector: 120, diffusion: 90, side: 75, run: 70
 BLOCKS = {f.__name__: f for f in SHARES}
 
 
-def command(device: str, block: str, each: float, work: Path, out: Path | None = None) -> list[str]:
+def command(device: str, block: str, each: float, work: Path) -> list[str]:
     """What starts a block."""
-    words = [sys.executable, __file__, "--device", device, "--block", block, "--each", str(each), "--work", str(work)]
-    return words + (["--out", str(out)] if out else [])
+    return [sys.executable, __file__, "--device", device, "--block", block, "--each", str(each), "--work", str(work)]
 
 
 def main() -> None:
@@ -215,29 +214,27 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=540, help="limit of all blocks together")
     parser.add_argument("--each", type=float, default=1.5, help="seconds that a measurement takes")
     parser.add_argument("--only", nargs="+", choices=list(BLOCKS), default=list(BLOCKS), help="blocks; all by default")
-    parser.add_argument("--out", type=Path, help="file that lines are added to")
     parser.add_argument("--block", help=argparse.SUPPRESS)  # of the processes that this one starts
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.device == "cuda" and not torch.cuda.is_available():
         parser.error("PyTorch sees no GPU (or its driver is too old); --device cpu rehearses without")
     if given.block:
-        return {**BLOCKS, "one": one}[given.block](Bench(given.device, given.each, given.work, given.out))
+        return {**BLOCKS, "one": one}[given.block](Bench(given.device, given.each, given.work))
     shares = {name: SHARES[BLOCKS[name]] for name in given.only}
     left = max(10.0 * len(shares), given.seconds - START * len(shares))  # no block below 25 s
     with tempfile.TemporaryDirectory() as work:
         for name, share in shares.items():
             limit = START + left * share / sum(shares.values())
-            words = command(given.device, name, given.each, Path(work), given.out)
-            env = {**os.environ, "COMPANION_BLOCK_S": str(limit)}
-            with subprocess.Popen(words, env=env, start_new_session=True) as job:
+            words, env = command(given.device, name, given.each, Path(work)), {"COMPANION_BLOCK_S": str(limit)}
+            with subprocess.Popen(words, env={**os.environ, **env}, start_new_session=True) as job:
                 try:
                     ended = f"ended with exit code {job.wait(timeout=limit)}"
                 except subprocess.TimeoutExpired:
                     os.killpg(job.pid, signal.SIGKILL)
                     ended = f"cut off after {limit:.0f} s"
             if job.returncode:
-                Bench("cpu", given.each, Path(work), given.out).say(name, ok=False, error=ended)
+                Bench.say(name, ok=False, error=ended)
 
 
 if __name__ == "__main__":

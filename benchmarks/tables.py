@@ -1,4 +1,4 @@
-"""Tables for the page on speed, from the lines of `speed.py` and `schedule.py`: ``python benchmarks/tables.py``."""
+"""Tables for the page on speed, from the lines of `speed.py`: ``python benchmarks/tables.py``."""
 
 from __future__ import annotations
 
@@ -8,25 +8,20 @@ from typing import Any
 
 from companion.workflow.pages import cell, markdown_table
 
-RECORDS = Path(__file__).with_name("records")
+RECORDS = [Path(__file__).with_name("records") / f"{device}.jsonl" for device in ("cpu", "h200")]
 RATES = {
     "images_per_s": "images/s", "ms_per_step": "ms a step", "first_s": "first step, s",
     "times": "times torchvision", "extrapolated_minutes_for_10000": "minutes for 10,000 images, extrapolated",
 }  # fmt: skip
 TINY, R50 = ({"what": "detector, training", "network": name} for name in ("tiny, batch 8", "r50-fpn, batch 16"))
-PAPER, FAST, TEN = {"network": "paper"}, "sampling, dpm-solver++, 15 steps", "extrapolated_minutes_for_10000"
-JUDGED = {
-    "choice": "choice", "guidance": "guidance", "chosen": "chosen", "contrast <100> loop": "contrast ⟨100⟩",
-    "contrast <111> loop": "⟨111⟩", "contrast black dot": "black dot", "recall": "recall", "moved": "moved",
-    "c2st_auc": "AUC", "spectrum, worst": "spectrum", "train_s": "training, s",
-}  # fmt: skip
-LIBRARY = {"way": "torchvision"}
+PAPER, FAST = {"network": "paper"}, "sampling, dpm-solver++, 15 steps"
+RATE, TEN = "images_per_s", "extrapolated_minutes_for_10000"
 AIMS: list[tuple[str, float, str, dict[str, Any]]] = [  # of issue 15 on one H100
-    ("reference's detector, training, images/s", 4000, "images_per_s", TINY),
-    ("the same, all of several side by side", 4000, "images_per_s", {"what": "side by side"}),
-    ("R50 detector of 256 px, training, images/s", 600, "images_per_s", R50),
-    ("detection, images/s", 2000, "images_per_s", {"what": "detector, prediction"}),
-    ("paper's denoiser, training, images/s", 1400, "images_per_s", {"what": "denoiser, training"} | PAPER),
+    ("reference's detector, training, images/s", 4000, RATE, TINY),
+    ("the same, all of several side by side", 4000, RATE, {"what": "side by side"}),
+    ("R50 detector of 256 px, training, images/s", 600, RATE, R50),
+    ("detection, images/s", 2000, RATE, {"what": "detector, prediction"}),
+    ("paper's denoiser, training, images/s", 1400, RATE, {"what": "denoiser, training"} | PAPER),
     ("10,000 images in 15 steps, minutes; reference's networks", 1.5, TEN, {"what": FAST, "network": "reference"}),
     ("10,000 images in 15 steps, minutes; paper's networks", 1.5, TEN, {"what": FAST} | PAPER),
     ("10,000 images in 200 steps, minutes; paper's networks", 8, TEN, {"what": "sampling, ddim, 200 steps"} | PAPER),
@@ -46,19 +41,17 @@ def shown(line: dict[str, Any], left_out: tuple[str, ...]) -> str:
 def aims(lines: list[dict[str, Any]]) -> str:
     """What was wanted and what the lines say; of a detector alone, the `side` block's single training counts too."""
     ours = [line for line in lines if not str(line.get("way", "")).startswith("torchvision")]
-    alone = [{**line, **TINY} for line in ours if line.get("processes") == 1]
+    ours += [{**line, **TINY} for line in ours if line.get("processes") == 1]
 
     def values(lines: list[dict[str, Any]], key: str, asked: dict[str, Any]) -> list[float]:
         return [line[key] for line in lines if key in line and asked.items() <= line.items()]
 
     rows = []
     for name, aim, key, asked in AIMS:
-        found = values(ours + alone, key, asked)
+        found = values(ours, key, asked)
         rows.append((name, aim, min(found) if key == TEN and found else max(found, default=None), key == TEN))
     for name, network in (("reference's", TINY), ("R50", R50)):
-        found, theirs = (
-            values(of, "images_per_s", network | way) for of, way in ((ours + alone, {}), (lines, LIBRARY))
-        )
+        found, theirs = values(ours, RATE, network), values(lines, RATE, network | {"way": "torchvision"})
         times = max(found) / theirs[0] if found and theirs else None
         rows.append((f"{name} detector, training, times torchvision", 3, times, False))
     words = {None: "not measured", True: "met", False: "missed"}
@@ -70,15 +63,6 @@ def aims(lines: list[dict[str, Any]]) -> str:
 def page(path: Path) -> str:
     """Markdown of a file of lines."""
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    if lines[0].get("benchmark") == "ablations":
-        values = ([line.get(key, "") for key in JUDGED] for line in lines)
-        rows = [[number(value) if isinstance(value, float) else str(value) for value in row] for row in values]
-        return markdown_table([*JUDGED.values()], rows)
-    if "rows" in lines[0]:
-        rows = sorted((row["passes"], row["schedule"], row["seed"], row) for line in lines for row in line["rows"])
-        scores = ("f1_hm", "f1_detect", "f1_class", "confidence")
-        cells = [(f"{n:,}", name, str(seed), *(number(row[key]) for key in scores)) for n, name, seed, row in rows]
-        return markdown_table(("passes", "schedule", "seed", "F1HM", "F1_detect", "F1_class", "at confidence"), cells)
     used = [key for key in RATES if any(key in line for line in lines)]
     rates = [(line["what"], shown(line, ("what", "ok", *RATES)), *(number(line[k]) if k in line else "" for k in used))
              for line in lines if "images_per_s" in line]  # fmt: skip
@@ -91,5 +75,5 @@ def page(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    for record in RECORDS.glob("*.jsonl"):
+    for record in RECORDS:
         record.with_suffix(".md").write_text(page(record), encoding="utf-8")

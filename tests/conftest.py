@@ -7,6 +7,7 @@ import signal
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import settings
 
 from companion.geometry import ellipse_radius
@@ -15,6 +16,7 @@ from companion.micrographs.patches import Patches, instance_table
 # The same examples every time: a test that fails has failed because of a change.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
+torch.set_num_threads(1)  # threads of tests side by side wait for each other
 
 # Tests started in the background, or by nohup, inherit that these are ignored, and so would the runs they interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -49,3 +51,11 @@ def ellipse_patches(n: int, size: int = 64, seed: int = 0, classes: int = 3) -> 
 def patches() -> Patches:
     """Twelve 64 px patches with three classes."""
     return ellipse_patches(12)
+
+
+@pytest.fixture
+def deterministic():
+    """Torch refuses what may differ from run to run."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)

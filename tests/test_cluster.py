@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -72,16 +71,11 @@ def slurm(tmp_path):
     tmp_path.chmod(0o755)
     (tmp_path / "key").write_bytes(os.urandom(128))
     (tmp_path / "key").chmod(0o600)
-    with socket.socket() as one, socket.socket() as other:
-        one.bind(("127.0.0.1", 0))
-        other.bind(("127.0.0.1", 0))
-        ports = [one.getsockname()[1], other.getsockname()[1]]
+    node = os.uname().nodename
     config.parent.mkdir(exist_ok=True)
     config.write_text(f"""
 ClusterName=test
-SlurmctldHost={socket.gethostname()}(127.0.0.1)
-SlurmctldPort={ports[0]}
-SlurmdPort={ports[1]}
+SlurmctldHost={node}(127.0.0.1)
 AuthType=auth/munge
 AuthInfo=socket={tmp_path}/munge
 SlurmUser=root
@@ -90,16 +84,12 @@ SlurmdSpoolDir={tmp_path}/spool
 SlurmctldPidFile={tmp_path}/slurmctld.pid
 SlurmdPidFile={tmp_path}/slurmd.pid
 ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-JobAcctGatherType=jobacct_gather/none
-AccountingStorageType=accounting_storage/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
-MpiDefault=none
 KillWait=2
 MinJobAge=600
 SlurmdParameters=config_overrides
-NodeName={socket.gethostname()} NodeAddr=127.0.0.1 CPUs=2 RealMemory=100000 State=UNKNOWN
+NodeName={node} NodeAddr=127.0.0.1 CPUs=2 RealMemory=100000 State=UNKNOWN
 PartitionName=cpu Nodes=ALL State=UP
 PartitionName=gpu Nodes=ALL State=UP
 """)

@@ -32,14 +32,7 @@ from companion.weights import load_state, save_state
 DEVICE = Device(torch.device("cpu"))
 QUICK = {"steps": 4, "batch_size": 2, "checkpoint_every": 2, "rois_per_image": 16, "proposals": 20}
 BOX = ["x1", "y1", "x2", "y2"]
-
-
-@pytest.fixture(autouse=True)
-def deterministic():
-    torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
+pytestmark = pytest.mark.usefixtures("deterministic")
 
 
 def made(patches: Patches, arm="EXP", other=None, seed=1, **settings) -> tuple[Recipe, Detection]:
@@ -53,12 +46,6 @@ def train(folder: Path, patches: Patches, callback=None, **changes):
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_detector(folder / "weights.safetensors", DEVICE)[0].network.state_dict()
-
-
-def assert_same_weights(a: Path, b: Path) -> None:
-    one, other = weights(a), weights(b)
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def patches_with(instances: np.ndarray, classes: dict[tuple[int, int], int], n_classes: int = 3) -> Patches:
@@ -143,9 +130,6 @@ def test_arms_of_one_seed_start_from_the_same_weights(tmp_path):
     train(tmp_path / "gen", labelled, arm="EXP+GEN", other=generated, steps=1, learning_rate=1e-30)
     one, other = weights(tmp_path / "exp"), weights(tmp_path / "gen")
     assert all(torch.allclose(one[n], other[n], atol=1e-7) for n in one if "running" not in n)
-    train(tmp_path / "more", labelled, arm="EXP+GEN", other=generated, steps=2, learning_rate=1e-2)
-    more = weights(tmp_path / "more")
-    assert any(not torch.allclose(one[n], more[n], atol=1e-7) for n in one if "running" not in n)
 
 
 def test_a_diverging_loss_names_step_batch_and_the_last_good_checkpoint(tmp_path):
@@ -270,9 +254,6 @@ def test_unusable_weights_are_refused_in_words(tmp_path):
     path, network = tmp_path / "w.safetensors", build(Detection(), 3).network
     with pytest.raises(CompanionError, match="cannot be read as weights"):
         load_weights(network, path)
-    path.write_bytes(b"nonsense")
-    with pytest.raises(CompanionError, match="cannot be read as weights"):
-        load_weights(network, path)
     save_file({"encoder.weight": torch.zeros(3)}, path)
     with pytest.raises(CompanionError, match="no tensor in it fits the backbone"):
         load_weights(network, path)
@@ -292,17 +273,6 @@ def test_anchors_lie_on_their_grid():
     assert ((level[3, 5, :, :2] + level[3, 5, :, 2:]) / 2 == (40, 24)).all()
     sides = np.sqrt(np.prod(level[0, 0, :, 2:] - level[0, 0, :, :2], axis=1))
     assert np.allclose(np.sort(sides), [16, 16, 16, 24, 24, 24], atol=1)
-
-
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"anchor_sizes_px": [8, [16, 32], 64]}, "more sizes on one level"),
-    ({"anchor_sizes_px": [8, 16]}, r"anchor_sizes_px \[8, 16\].* 3 levels"),
-    ({"resize_px": 100}, "multiple of 32"),
-    ({"backend": "detectron2"}, "'tiny' is not built with detectron2"),
-])  # fmt: skip
-def test_settings_that_cannot_work_are_refused(changes, message):
-    with pytest.raises(ValueError, match=message):
-        Detection(**changes)
 
 
 def test_a_missing_backend_says_where_to_get_it(monkeypatch):

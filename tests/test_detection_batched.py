@@ -10,6 +10,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from bench import Library
 from conftest import ellipse_patches
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,7 +20,6 @@ from torchvision.ops import batched_nms, nms
 from companion.config.sections import Detection
 from companion.detection import roi_ops
 from companion.detection.batched import BatchedDetector
-from companion.detection.data import Detections
 from companion.detection.model import build
 from companion.device import Device
 
@@ -28,9 +28,6 @@ def boxes(n: int, seed: int, size: float = 64, smallest: float = 1.0) -> torch.T
     rng = torch.Generator().manual_seed(seed)
     corner = torch.rand((n, 2), generator=rng) * (size - smallest)
     return torch.cat([corner, corner + smallest + torch.rand((n, 2), generator=rng) * 20], 1).clamp(0, size)
-
-
-# --- regions ------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=40, deadline=None)
@@ -75,37 +72,6 @@ def test_suppression_on_a_gpu_follows_long_chains(monkeypatch):
     assert torch.equal(roi_ops.suppress(found[None], valid, 0.7)[0], expected) and not expected.all()
 
 
-# --- the whole detector -------------------------------------------------------------------------------------
-
-
-class Library:
-    """torchvision's own network, with its loops over images."""
-
-    def __init__(self, network):
-        self.network = network
-
-    def images(self, images):
-        self.network.transform.min_size = (images.shape[-1],)  # it enlarges nothing
-        grey = images.to(next(self.network.parameters())) / 255
-        return list(grey[:, None].expand(-1, len(self.network.transform.image_mean), -1, -1))
-
-    def losses(self, batch):
-        targets = []
-        for k, labels in enumerate(batch.labels):
-            real = labels > 0
-            masks = batch.instances[k] == batch.ids[k, real, None, None]
-            targets.append({"boxes": batch.boxes[k, real], "labels": labels[real], "masks": masks.to(torch.uint8)})
-        self.network.train()
-        return self.network(self.images(batch.images), targets)
-
-    @torch.no_grad()
-    def detect(self, images, size):
-        self.network.eval()
-        found = self.network(self.images(images))
-        names = ("boxes", "scores", "labels")
-        return [Detections(*(f[n].numpy() for n in names), (f["masks"][:, 0] > 0.5).numpy()) for f in found]
-
-
 class First:
     """Samples the first boxes of each kind instead of random ones, for torchvision."""
 
@@ -135,7 +101,7 @@ class BatchedFirst(BatchedDetector):
 def pair(n_classes: int, **changes) -> tuple[Library, BatchedFirst]:
     torch.manual_seed(3)
     detector = build(Detection(**{"rois_per_image": 32, "proposals": 40, **changes}), n_classes)
-    return Library(detector.network), BatchedFirst(detector.network, None)
+    return Library(detector), BatchedFirst(detector.network, None)
 
 
 def batch_of(patches, step=0, size=4):
@@ -256,12 +222,3 @@ def test_compiled_it_is_one_graph_and_the_same(precision, monkeypatch):
             if precision == torch.float32:
                 assert np.allclose(one.boxes, other.boxes, atol=1e-3)
                 assert np.allclose(one.scores, other.scores, atol=1e-4)
-
-
-def test_sampling_draws_from_the_global_generator():
-    patches, totals = ellipse_patches(4), []
-    detector = build(Detection(rois_per_image=32, proposals=40), 3)
-    for seed in (1, 1, 2):
-        with DEVICE.global_seed(seed):
-            totals.append(float(sum(detector.losses(batch_of(patches)).values()).detach()))
-    assert totals[0] == totals[1] != totals[2]

@@ -33,11 +33,7 @@ def test_every_arm_has_the_batch_size_and_the_parts_that_its_row_says(arm):
     assert made.counts == ({"labelled": 8} if ARMS[arm].other is None else expected)
     batch = made.batch(0, DEVICE)
     assert batch.images.shape == (8, 64, 64) and batch.images.numpy().dtype == np.uint8
-
-
-def test_a_share_of_nothing_is_the_plain_arm():
     assert make("EXP+GEN", share=0.0).counts == {"labelled": 4}
-    assert make("EXP+GEN", share=1.0).counts == {"generated": 4}
 
 
 def test_a_step_is_drawn_without_the_steps_before_and_alike_in_every_arm():
@@ -119,16 +115,12 @@ def test_the_identity_of_a_recipe_changes_with_all_that_it_draws_from():
     assert all(recipe.identity() != plain for recipe in changed)
 
 
-@pytest.mark.parametrize(
-    ("arm", "given", "message"),
-    [
-        ("EXP+GAN", {}, r"no arm 'EXP[+]GAN': .*EXP[+]GEN"),
-        ("EXP", {"labelled": ellipse_patches(0)}, "needs labelled patches with images, and there are none"),
-        ("EXP", {"labelled": replace(ellipse_patches(2), images=None)}, "needs labelled patches with images"),
-        ("EXP+GEN", {"other": None}, "needs generated patches with images, and there are none"),
-        ("EXP+FILTERED", {"other": ellipse_patches(0)}, "kept .*; lower faithfulness.least_confirmed"),
-    ],
-)
+@pytest.mark.parametrize(("arm", "given", "message"), [
+    ("EXP+GAN", {}, r"no arm 'EXP[+]GAN': .*EXP[+]GEN"),
+    ("EXP", {"labelled": replace(ellipse_patches(2), images=None)}, "needs labelled patches with images"),
+    ("EXP+GEN", {"other": None}, "needs generated patches with images, and there are none"),
+    ("EXP+FILTERED", {"other": ellipse_patches(0)}, "kept .*; lower faithfulness.least_confirmed"),
+])  # fmt: skip
 def test_missing_patches_are_named(arm, given, message):
     with pytest.raises(CompanionError, match=message):
         make(arm, **given)

@@ -39,11 +39,6 @@ AUTOENCODER = settings_of.Autoencoder(channels=[8, 8], codes=16, steps=6, batch_
 DENOISER = settings_of.Denoiser(stem=1, channels=[16, 16], attention_factors=[], steps=6, batch_size=4)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def autoencoder(tmp_path_factory):
     return train.get_autoencoder(ellipse_patches(8), AUTOENCODER, fitting(tmp_path_factory.mktemp("ae")))[0]
@@ -288,8 +283,6 @@ def test_finished_trainings_are_not_repeated_and_others_are(tmp_path, monkeypatc
 
 def test_messages_name_what_is_wrong(autoencoder, tmp_path):
     patches, here = ellipse_patches(4), fitting(tmp_path)
-    with pytest.raises(ValueError, match="crop_px 30 is not a multiple of downsampling 4"):
-        settings_of.Autoencoder(crop_px=30)
     deep = changed(DENOISER, channels=[16, 16, 16, 16, 16, 16])
     with pytest.raises(CompanionError, match=r"patches\.size is 64 px, but the networks need a multiple of 128 px"):
         train.get_denoiser(patches, autoencoder, deep, here)

@@ -40,7 +40,6 @@ def patches():
 @pytest.fixture(scope="module")
 def ldm(patches):
     """Networks with random weights: whatever they draw, it is drawn from the mask and the noise alone."""
-    torch.set_num_threads(1)
     torch.manual_seed(0)
     given = settings_of.Autoencoder(channels=[8, 8], codes=64)
     autoencoder = Autoencoder(autoencoder_configuration(given, (160, 20))).eval().requires_grad_(False)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import sys
-from pathlib import Path
 
 import numpy as np
+import pretrain_autoencoder as pretrain
 import pytest
 import torch
 import yaml
+from convert_vqgan import convert
 from diffusers import VQModel
 from safetensors.torch import save_file
 
@@ -19,10 +19,6 @@ from companion.diffusion.autoencoder import load_autoencoder, save_autoencoder
 from companion.errors import CompanionError
 from companion.micrographs.dataset import load_dataset
 from companion.phantom.render import render_dataset
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-import pretrain_autoencoder as pretrain
-from convert_vqgan import convert
 
 SMALL = {"channels": [8], "codes": 16, "steps": 4, "batch_size": 2, "crop_px": 32}
 ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}

@@ -1,14 +1,17 @@
-"""What the result of a notebook depends on, read from the notebook itself."""
+"""What the result of a notebook depends on, read from the notebook itself; writes are whole or absent."""
 
 import ast
 import json
 import shutil
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from companion import provenance
 from companion.config import load_profile
+from companion.errors import CompanionError
 from companion.workflow import freshness
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,13 +70,10 @@ def test_what_a_changed_file_makes_stale(tmp_path, monkeypatch, file, added, sta
     assert set(stale.split()) <= changed and not (changed if fresh == "all" else changed & set(fresh.split()))
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
-def test_a_broken_stamp_is_no_stamp(tmp_path, content):
-    (tmp_path / "stamp.json").write_text(content)
-    assert freshness.read_stamp(tmp_path) is None
-
-
-def test_working_files_are_no_results(tmp_path):
+def test_working_files_are_no_results_and_a_broken_stamp_is_no_stamp(tmp_path):
+    for content in ("", "{", "[]", "{}"):
+        (tmp_path / "stamp.json").write_text(content)
+        assert freshness.read_stamp(tmp_path) is None
     for name in ("stamp.json", "notebook.ipynb", ".done", "checkpoint/training.safetensors", "kept.parquet"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
@@ -91,3 +91,72 @@ def test_inputs_are_as_the_stamp_of_their_writer_says(tmp_path):
     assert len(set(before.values())) == 4 and None not in before.values()
     assert after["test"] == before["test"] and after["train"] != before["train"] and after[""] != before[""]
     assert freshness.input_hash(tmp_path / "not made", tmp_path) is None
+
+
+def test_an_interrupted_write_leaves_the_old_file_or_folder(tmp_path):
+    path, target = tmp_path / "a.json", tmp_path / "set"
+    provenance.write_json(path, {"kept": np.int64(1), "undefined": [np.float64("nan"), float("inf")]})
+    with provenance.atomic_folder(target) as folder:
+        (folder / "one").write_text("1")
+    with pytest.raises(KeyboardInterrupt), provenance.atomic(path) as temporary:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    with pytest.raises(RuntimeError), provenance.atomic_folder(target) as folder:
+        (folder / "two").write_text("2")
+        raise RuntimeError
+    assert json.loads(path.read_text()) == {"kept": 1, "undefined": [None, None]}
+    assert [p.name for p in target.iterdir()] == ["one"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.json", "set"]
+
+
+def test_a_full_disk_is_one_message(tmp_path):
+    with pytest.raises(CompanionError, match="could not be written: No space left"), provenance.atomic(tmp_path / "x"):
+        raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("rows", [3, 0])
+def test_a_table_is_read_back_as_it_was_and_equal_ones_give_equal_bytes(tmp_path, rows):
+    table = pd.DataFrame({
+        "patch": [0, 1, 1], "score": np.array([0.1, 0.2, np.nan], np.float32), "arm": ["EXP", "EXP+GEN", None],
+        "touches": [True, False, True], "mask": [b"\x00\xff", b"", None], "code": pd.Categorical(["x", "y", "x"]),
+    }).head(rows)  # fmt: skip
+    for name in ("1", "2"):
+        provenance.write_table(tmp_path / name, table.copy())
+    assert (tmp_path / "1").read_bytes() == (tmp_path / "2").read_bytes()
+    table.to_parquet(tmp_path / "plain", index=False)  # as pandas writes it
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "1"), pd.read_parquet(tmp_path / "plain"))
+
+
+SOURCE = '''"""Docstring."""
+from companion import geometry
+
+def area(box):
+    """Area."""
+    return (box[2] - box[0]) * (box[3] - box[1])  # half-open
+'''
+
+
+@pytest.mark.parametrize(("changed", "same"), [
+    (SOURCE.replace("Area.", "Another docstring."), True),
+    (SOURCE.replace("# half-open", "# a comment"), True),
+    (SOURCE.replace("(box):", "(  box ):\n\n"), True),
+    (SOURCE.replace("* (", "+ ("), False),
+    (SOURCE.replace("area", "size"), False),
+])  # fmt: skip
+def test_the_hash_of_code_is_that_of_what_it_does(changed, same):
+    assert (provenance.code_hashes(changed, "x")["x"] == provenance.code_hashes(SOURCE, "x")["x"]) == same
+
+
+def test_code_hashes_follow_imports_and_leave_out_declarations():
+    files = provenance.code_hashes("def f():\n    from companion.masks import statistics", "notebook")
+    assert {"notebook", "companion/masks/statistics.py", "companion/micrographs/patches.py"} <= files.keys()
+    assert not {name for name in files if "config/" in name or name in ("companion/layout.py", "companion/cli.py")}
+    assert "companion/masks/plots.py" in provenance.code_hashes("import companion.masks.plots")
+    assert not [n for n in provenance.code_hashes("import companion.masks.plots", without=["plots.py"]) if "plots" in n]
+
+
+def test_equal_arrays_have_equal_hashes_whatever_their_layout():
+    array = np.arange(6).reshape(2, 3)
+    assert provenance.hash_arrays(array) == provenance.hash_arrays(np.asfortranarray(array))
+    assert provenance.hash_arrays(array) != provenance.hash_arrays(array.reshape(3, 2))
+    assert provenance.hash_arrays(array) != provenance.hash_arrays(array.astype(np.float64))

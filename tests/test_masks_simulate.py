@@ -8,7 +8,6 @@ import pytest
 from conftest import ellipse_patches
 from scipy.stats import ks_2samp
 
-from companion.config.profile import validate
 from companion.config.sections import Masks
 from companion.errors import CompanionError
 from companion.geometry import ellipse_radius
@@ -121,8 +120,6 @@ def test_one_class_works_and_what_cannot_be_drawn_is_refused():
         draw(rare_weight=2.0, sampler="learned")
     with pytest.raises(CompanionError, match="no instance in the training patches"):
         draw(replace(one, instances=np.zeros_like(one.instances), table=one.table.iloc[:0]))
-    with pytest.raises(CompanionError, match=r"are for sampler 'authors'; 'companion' takes none"):
-        validate(Masks, {"sampler": "companion", "repairs": ["azimuth"]}, "here")
 
 
 def test_masks_are_whole_patches_that_round_trip_and_equal_seeds_repeat(tmp_path):

@@ -136,12 +136,6 @@ def table(n=0, **columns):
     return pd.DataFrame({name: columns.get(name, [value] * n) for name, value in base.items()})
 
 
-def test_pairs_stay_within_patches():
-    i, j = spatial.pairs_within(np.array([0, 1, 0, 0, 2]))
-    assert sorted(zip(i.tolist(), j.tolist(), strict=True)) == [(0, 2), (0, 3), (2, 3)]
-    assert len(spatial.pairs_within(np.array([], dtype=int))[0]) == 0
-
-
 def test_nearest_neighbours_by_hand():
     some = table(x=[10.0, 13.0, 50.0, 5.0], y=[10.0, 14.0, 50.0, 9.0], patch=[0, 0, 0, 1])
     found = spatial.nearest_neighbours(some, 64)

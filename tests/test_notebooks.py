@@ -6,12 +6,14 @@ import os
 import shutil
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import nbformat
-import papermill
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
+from traitlets.config import Config
 
 from companion.config import load_profile
-from companion.workflow import book, freshness
+from companion.workflow import book, freshness, job
 
 ROOT = Path(__file__).resolve().parents[1]
 TREE = ROOT / "runs" / "smoke" / "phantom"
@@ -31,29 +33,30 @@ def smoke(tmp_path_factory) -> Path:
     return runs
 
 
+@pytest.fixture
+def shell(monkeypatch):
+    """A notebook's shell in this process: a kernel would load all packages anew. `make smoke` has run the kernels."""
+    monkeypatch.chdir(ROOT)
+    yield InteractiveShell.instance(config=Config(HistoryManager={"enabled": False}))
+    InteractiveShell.clear_instance()
+    plt.close("all")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_every_cell_can_be_run_twice(name, smoke, tmp_path, monkeypatch):
+def test_every_cell_can_be_run_twice(name, smoke, shell, monkeypatch):
     monkeypatch.setenv("COMPANION_RUNS", str(smoke))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     P = load_profile("real" if name == book.REAL else "smoke")
     if name not in (folders := book.shown(P, smoke / P.name / P.dataset)):
         pytest.skip("no run on real micrographs is committed")
     folder = folders[name]
     stamp = freshness.read_stamp(folder)
-    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
-    cells = []
-    for cell in notebook.cells:
-        cells += [cell] if cell.cell_type != "code" or "parameters" in cell.metadata.get("tags", []) else [cell, cell]
-    mine = nbformat.v4.new_code_cell("x, k, table, path, name, masks_of_mine = 1, 'a', [2], None, 3.0, {}")
-    notebook.cells = [*cells[:1], mine, *cells[1:]]
-    for cell in notebook.cells:
-        cell.pop("id", None)
-    nbformat.write(notebook, tmp_path / "twice.ipynb")
-    given = {key: int(value) if key in ("n_train", "seed") else value for key, value in stamp["keys"].items()}
-    papermill.execute_notebook(
-        tmp_path / "twice.ipynb", tmp_path / "out.ipynb", given, cwd=ROOT, kernel_name="python3", language="python",
-        progress_bar=False,
-    )  # fmt: skip
+    given = {key: int(value) if key in job.NUMBERS else value for key, value in stamp["keys"].items()}
+    cells = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells
+    declared, *others = [cell.source for cell in cells if cell.cell_type == "code"]
+    papermills = "# Parameters\n" + "".join(f"{key} = {value!r}\n" for key, value in given.items())
+    mine = "x, k, table, path, name, masks_of_mine = 1, 'a', [2], None, 3.0, {}"
+    for source in (mine, declared, papermills, *(cell for cell in others for _ in range(2))):
+        shell.run_cell(source, store_history=True).raise_error()
     made = {name for name in freshness.outputs(folder) if not name.startswith("figures/")}
     assert {name for name in stamp["outputs"] if not name.startswith("figures/")} <= made

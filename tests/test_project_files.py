@@ -8,10 +8,10 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
+import dependencies
 import pytest
 import typer.main
 import yaml
@@ -21,8 +21,6 @@ from packaging.specifiers import SpecifierSet
 from companion import cli
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT / "scripts"))
-import dependencies  # noqa: E402
 
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -45,7 +43,7 @@ def lines(*folders: str) -> int:
 def test_the_house_stays_readable_in_a_day() -> None:
     # The aims are 10,000 lines of package and 6,500 of tests; formats, first page and course took it away from them.
     # From here these limits only fall.
-    assert lines("src") <= 12_680 and lines("tests") <= 7_540 and lines("benchmarks", "scripts") <= 2_440
+    assert lines("src") <= 12_680 and lines("tests") <= 7_248 and lines("benchmarks", "scripts") <= 2_020
     long = {p.name: n for p in SOURCES if (n := len(p.read_text(encoding="utf-8").splitlines())) > 300}
     assert not long
     assert len([p for p in (ROOT / "src" / "companion").glob("*.py") if p.name != "__init__.py"]) <= 14
@@ -98,13 +96,9 @@ def unsafe(source: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("call", ["np.load(p, allow_pickle=True)", "torch.load(p)", "pickle.load(f)"])
-def test_an_unsafe_call_is_seen(call: str) -> None:
-    assert unsafe(f"x = {call}") == [call]
-    assert unsafe("np.load(p, allow_pickle=False)") == []
-
-
 def test_no_file_is_ever_unpickled() -> None:
+    for call in ("np.load(p, allow_pickle=True)", "torch.load(p)", "pickle.load(f)"):
+        assert unsafe(f"x = {call}") == [call]
     assert {path.name: calls for path in SOURCES if (calls := unsafe(path.read_text(encoding="utf-8")))} == {}
     assert not [text for path in NOTEBOOKS for text in cells(path, "code") if unsafe(text)]
 
@@ -185,16 +179,12 @@ def unknown(shown: str) -> list[str]:
 def test_every_shown_command_exists_and_every_command_is_shown() -> None:
     shown = [(name, command) for name, text in texts() for command in shown_commands(text)]
     assert len(shown) > 15, "the search for commands finds too few"
+    assert all(map(unknown, ["companion plam smoke", "companion data chek x", "companion run smoke --datset x"]))
     assert not [f"{name}: `{command}`: {words}" for name, command in shown if (words := unknown(command))]
     documented = {tuple(command.split()[1:3]) for _, command in shown}
     for name, command in COMMAND.commands.items():
         for sub in getattr(command, "commands", [None]):
             assert any(words[0] == name and sub in (None, *words[1:]) for words in documented), f"{name} {sub or ''}"
-
-
-@pytest.mark.parametrize("shown", ["companion plam smoke", "companion data chek x", "companion run smoke --datset x"])
-def test_a_command_that_does_not_exist_is_seen(shown: str) -> None:
-    assert unknown(shown)
 
 
 def unknown_options(text: str) -> list[str]:

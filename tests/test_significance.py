@@ -39,6 +39,14 @@ def at(table: pd.DataFrame, confidence: float = 0.6, choice: str = VALIDATED) ->
     return here.assign(choice=choice, against="labels", map50=here["f1_hm"] - 0.2)
 
 
+@pytest.fixture(scope="module")
+def every_arm() -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Chosen scores of every arm, their pairs and tests."""
+    chosen = at(scores(arms=tuple(ARMS)))
+    pairs = paired_scores(chosen, ["f1_hm", "f1_detect", "f1_class"])
+    return chosen, pairs, paired_tests(pairs)
+
+
 def test_paired_t_by_hand():
     result = paired_t([1.0, np.nan, 2.0, 3.0], 0.9)  # an undefined pair is left out
     assert (result["mean"], result["sd"], result["df"], result["n"]) == (2.0, 1.0, 2, 3)
@@ -80,11 +88,11 @@ def test_equivalence_is_two_one_sided_tests():
     assert equivalence(values, 0.001) > 0.05 and equivalence(np.add(values, 0.02), 0.01) > 0.5
 
 
-def test_every_arm_is_tested_against_its_baseline():
-    pairs = paired_scores(at(scores(arms=tuple(ARMS))))
-    assert len(pairs) == 2 * 4 * 4 * (len(ARMS) - 1) and "EXP" not in set(pairs["arm"])
+def test_every_arm_is_tested_against_its_baseline(every_arm):
+    _, pairs, tests = every_arm
+    assert len(pairs) == 2 * 3 * 4 * (len(ARMS) - 1) and "EXP" not in set(pairs["arm"])
     assert pairs.groupby("arm")["baseline"].first().to_dict() == {a: ARMS[a].baseline for a in ARMS if a != "EXP"}
-    table = paired_tests(pairs).set_index(["arm", "n_train", "measure"])
+    table = tests.set_index(["arm", "n_train", "measure"])
     assert (table["p_holm"] >= table["p"]).all() and table["smallest_p_sign_flip"].eq(0.125).all()
     one = pairs[(pairs["n_train"] == 50) & (pairs["measure"] == "f1_detect") & (pairs["arm"] == "EXP+RARE")]
     row = table.loc[("EXP+RARE", 50, "f1_detect")]
@@ -182,13 +190,12 @@ def test_what_is_significant_is_said_whatever_its_sign():
     assert none == "Of 4 tests of EXP+GEN against EXP none is significant."
 
 
-def test_figures_of_every_arm_and_of_one_class():
-    found = scores(arms=tuple(ARMS))
-    one_class = found.assign(f1_hm=np.nan, f1_class=np.nan)
-    for table, measure in ((found, "f1_hm"), (one_class, "f1_detect")):
-        chosen = at(table)
-        pairs = paired_scores(chosen)
-        tests = paired_tests(pairs)
+def test_figures_of_every_arm_and_of_one_class(every_arm):
+    full, pairs, of_full = every_arm
+    of_one = of_full.copy()
+    of_one.loc[of_one["measure"] != "f1_detect", ["gain", "low", "high", "p", "p_holm"]] = np.nan
+    one_class = full.assign(f1_hm=np.nan, f1_class=np.nan)
+    for chosen, tests, measure in ((full, of_full, "f1_hm"), (one_class, of_one, "f1_detect")):
         names = [text.get_text() for text in plots.sizes(chosen, tests, measure, "").legends[0].get_texts()]
         assert names == list(ARMS)
         axes = plots.paired_differences(pairs, tests, measure, "phantom").axes[0]
@@ -201,33 +208,11 @@ def test_figures_of_every_arm_and_of_one_class():
         assert len(figure.legends[0].get_texts()) == (2 if measure == "f1_hm" else 1)  # F1_class may be undefined
 
 
-def test_the_picture_is_of_a_typical_patch():
-    patches = ellipse_patches(12)
-    numbers = np.bincount(patches.table["patch"], minlength=12)
-    typical = plots.typical_patch(patches)
-    assert numbers[typical] >= numbers.mean() > numbers[:typical].max(initial=0)
-    masks = patches.label_maps(np.array([typical, 0]))
-    found = patches.of(typical).rename(columns={"class": "label"})
-    figure = plots.strip(masks, patches.images[[typical, 0]], found, {1: "a", 2: "b", 3: "c"}, "phantom")
-    assert len(figure.axes) == 4 and len(figure.axes[3].patches) == len(found)
-
-
-def test_the_examples_in_the_docstrings():
-    result = doctest.testmod(wording)
-    assert result.attempted >= 3 and result.failed == 0
-
-
-@pytest.mark.parametrize(("value", "low", "high", "n", "text"), [
-    (0.123456, 0.1, 0.147, 4, "0.123 (95 % interval 0.100 to 0.147, n = 4)"),
-    (-0.0004, -0.002, 0.0012, 3, "-0.0004 (95 % interval -0.0020 to 0.0012, n = 3)"),
-    (12.3, 10.1, 14.5, None, "12.3 (95 % interval 10.1 to 14.5)"),
-    (np.nan, 0, 1, 1, "undefined (no interval, n = 1)"),
-    (0.5, 0.5, 0.5, 2, "0.500 (95 % interval 0.500 to 0.500, n = 2)"),
-])  # fmt: skip
-def test_digits_follow_the_interval(value, low, high, n, text):
-    assert wording.with_interval(value, low, high, n) == text
-
-
-def test_small_and_large_numbers():
+def test_digits_follow_the_interval():
+    assert doctest.testmod(wording).failed == 0
+    assert wording.with_interval(0.123456, 0.1, 0.147, 4) == "0.123 (95 % interval 0.100 to 0.147, n = 4)"
+    assert wording.with_interval(-0.0004, -0.002, 0.0012, 3) == "-0.0004 (95 % interval -0.0020 to 0.0012, n = 3)"
+    assert wording.with_interval(12.3, 10.1, 14.5) == "12.3 (95 % interval 10.1 to 14.5)"
+    assert wording.with_interval(np.nan, 0, 1, 1) == "undefined (no interval, n = 1)"
+    assert wording.with_interval(0.5, 0.5, 0.5, 2) == "0.500 (95 % interval 0.500 to 0.500, n = 2)"
     assert wording.number(0) == "0" and wording.number(1e-12) == "1.0e-12"
-    assert wording.p_value(0.0321) == "p = 0.032" and wording.p_value(np.nan) == "p undefined"

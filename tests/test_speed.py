@@ -7,12 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT / "benchmarks"))
-import speed  # noqa: E402
-import tables  # noqa: E402
-from bench import Bench  # noqa: E402
+import speed
+import tables
+from bench import Bench
 
 EXPECTED = {
     "card": {"card", "matrix product", "copy"},
@@ -29,40 +26,34 @@ EXPECTED = {
 }  # fmt: skip
 
 
-def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("speed")
+def lines(capfd: pytest.CaptureFixture[str]) -> list[dict]:
+    return [json.loads(line) for line in capfd.readouterr().out.splitlines()]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("block", EXPECTED)
-def test_a_block_finds_nothing_wrong_and_says_everything(block: str, work: Path) -> None:
-    out = work / f"{block}.jsonl"
-    speed.BLOCKS[block](Bench("cpu", 0.01, work, out))
-    found = lines(out)
+def test_a_block_finds_nothing_wrong_and_says_everything(block: str, tmp_path_factory, capfd) -> None:
+    work = tmp_path_factory.getbasetemp() / "speed"  # whose patches are drawn once
+    work.mkdir(exist_ok=True)
+    speed.BLOCKS[block](Bench("cpu", 0.01, work))
+    found = lines(capfd)
     assert {line["what"] for line in found} == EXPECTED[block]
     assert not [line for line in found if line["ok"] is False]
 
 
 @pytest.mark.slow
-def test_processes_wait_for_each_other_and_a_failed_block_is_told(tmp_path: Path, monkeypatch) -> None:
-    out = tmp_path / "out.jsonl"
-    words = ["speed.py", "--device", "cpu", "--each", "0.01", "--only", "side", "--out", str(out)]
-    monkeypatch.setattr(sys, "argv", words)
+def test_processes_wait_for_each_other_and_a_failed_block_is_told(monkeypatch, capfd) -> None:
+    monkeypatch.setattr(sys, "argv", ["speed.py", "--device", "cpu", "--each", "0.01", "--only", "side"])
     monkeypatch.setattr(speed, "START", 60)
     speed.main()
-    (side,) = lines(out)
+    (side,) = lines(capfd)
     assert side["processes"] == 2 and side["images_per_s"] > 0 and side["together"] > 0
     monkeypatch.setattr(speed, "command", lambda *_: [sys.executable, "-c", "raise SystemExit(3)"])
     speed.main()
-    assert lines(out)[-1] == {"what": "side", "ok": False, "error": "ended with exit code 3"}
+    assert lines(capfd) == [{"what": "side", "ok": False, "error": "ended with exit code 3"}]
 
 
-@pytest.mark.parametrize("record", sorted(tables.RECORDS.glob("*.jsonl")), ids=lambda path: path.name)
+@pytest.mark.parametrize("record", tables.RECORDS, ids=lambda path: path.name)
 def test_a_recorded_table_is_that_of_its_lines(record: Path) -> None:
     assert record.with_suffix(".md").read_text(encoding="utf-8") == tables.page(record)
 

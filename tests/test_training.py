@@ -79,30 +79,6 @@ def test_spoilt_weights_are_not_saved_though_their_loss_was_finite(tmp_path):
     assert about["step"] == 5 and state["layer"]["weight"].isfinite().all()
 
 
-def test_what_is_done_before_a_checkpoint_is_in_it_and_who_looks_on_sees_the_log(tmp_path):
-    layer, counted, seen = torch.nn.Linear(1, 1, bias=False), [], []
-
-    def before(done):
-        counted.append(done)
-        layer.weight.data.fill_(done)
-
-    training.fit(lambda i: {"loss": torch.tensor(float(i))}, {"layer": layer}, steps=12, folder=tmp_path, identity="a",
-                 every=5, callback=before, watch=lambda log: seen.append((len(log), log["loss"].iloc[-1])))  # fmt: skip
-    assert counted == [5, 10, 12] and seen == [(5, 4.0), (10, 9.0), (12, 11.0)]
-    state, about = load_state(tmp_path / "checkpoint" / "training.safetensors")
-    assert state["layer"]["weight"].item() == about["step"] == 12
-    training.drop_checkpoint(tmp_path)
-    assert not (tmp_path / "checkpoint").exists()
-
-
-def test_state_round_trip_keeps_structure(tmp_path):
-    state = {"w": torch.arange(3), "groups": [{"lr": 0.1, "params": [0, 1]}], 5: {"exp": torch.ones(2)}, "none": None}
-    save_state(state, tmp_path / "s.safetensors", {"step": 1})
-    loaded, about = load_state(tmp_path / "s.safetensors")
-    assert about == {"step": 1} and loaded["groups"] == state["groups"] and loaded["none"] is None
-    assert torch.equal(loaded[5]["exp"], torch.ones(2)) and torch.equal(loaded["w"], torch.arange(3))
-
-
 def test_finished_means_these_weights_of_this_training(tmp_path):
     path = tmp_path / "weights.safetensors"
     assert not is_finished(path, "a")

@@ -109,8 +109,14 @@ def test_every_problem_is_reported_at_once(tmp_path):
         ({"segmentation": square(60, 4, 10)}, "annotation 51: a polygon reaches outside the 64 x 64 px image"),
         ({"segmentation": []}, "annotation 52: segmentation should be run lengths, or polygons"),
         ({"segmentation": [[1, 2, 3, 4]]}, "annotation 53: segmentation should be"),
-        ({"segmentation": {"size": [9, 9], "counts": "1"}}, "annotation 54: its run lengths are not those of 64 x 64"),
-        ({"segmentation": {"size": [64, 64], "counts": [5, 5]}}, "annotation 55: its run lengths are not those of"),
+        (
+            {"segmentation": {"size": [9, 9], "counts": "1"}},
+            "annotation 54: its run lengths are of 9 x 9 px, not 64 x 64",
+        ),
+        (
+            {"segmentation": {"size": [64, 64], "counts": [5, 5]}},
+            "annotation 55: its run lengths are not counts that add up",
+        ),
         ({"image_id": 50}, "annotation 56: image_id 50 is not among the images"),
     ]
     document["annotations"] += [{"id": 50 + k, **good, **change} for k, (change, _) in enumerate(bad)]
@@ -131,7 +137,7 @@ def test_every_problem_is_reported_at_once(tmp_path):
 
 
 def test_what_is_not_coco_is_said_to_be_so(tmp_path):
-    with pytest.raises(CompanionError, match=r"is not a readable JSON file: .*No such file"):
+    with pytest.raises(CompanionError, match=r"annotations.json does not exist; one JSON file"):
         load_dataset(tmp_path)
     for content in ("[]", '{"images": []}', '{"images": [], "annotations": {}, "categories": []}'):
         (tmp_path / "annotations.json").write_text(content)
@@ -146,7 +152,7 @@ def test_what_is_not_coco_is_said_to_be_so(tmp_path):
     (tmp_path / "annotations.json").write_text(json.dumps(document))
     with pytest.raises(CompanionError) as caught:
         read_coco(tmp_path / "annotations.json")
-    for part in ("images.4.id: ", "categories.0.id: ", "categories.1: "):
+    for part in ("images, entry 5, id: ", "categories, entry 1, id: ", "categories, entry 2: "):
         assert part in str(caught.value)
 
 

@@ -103,7 +103,7 @@ def test_outlines_that_leave_the_image_by_up_to_a_tenth_are_cut_off():
 
 
 def test_a_path_beats_a_bare_name_and_one_that_fits_two_files_is_refused(tmp_path):
-    for k, name in enumerate(("a.png", "batch2/a.png", "batch3/ä b.png")):
+    for k, name in enumerate(("a.png", "batch2/a.png", "batch3/ä b.png", "x/c.png", "y/c.png")):
         (tmp_path / "p" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(GREY + k).save(tmp_path / "p" / name)
     (tmp_path / "p" / "._a.png").write_bytes(b"a Mac's")
@@ -112,7 +112,10 @@ def test_a_path_beats_a_bare_name_and_one_that_fits_two_files_is_refused(tmp_pat
     labels = written(tmp_path / "v.json", {n: {"filename": n, "regions": [CIRCLE]} for n in names})
     made = import_dataset("via", tmp_path / "p", labels, ["loop"], 1, tmp_path / "out")
     assert made.files == list(names.values()) and made.micrographs[0].read()[0, 0] == GREY[0, 0] + 1
-    for name, said in (("x/a.png", r"a.png and batch2/a.png could be meant"), ("a.jpg", r"did you mean a.png\?")):
+    for name, said in (
+        ("c.png", r"x/c.png and y/c.png could be meant"), ("a.jpg", r"did you mean a.png\?"),
+        ("batch1/ä b.png", r"missing from .*did you mean batch3/ä b.png\?"),
+    ):  # fmt: skip
         labels = written(tmp_path / "v.json", {"x": {"filename": name, "regions": [CIRCLE]}})
         with pytest.raises(CompanionError, match=said):
             import_dataset("via", tmp_path / "p", labels, ["loop"], 1, tmp_path / "none")

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    WrapValidator,
+)
 
 from companion.errors import CompanionError, problems
 from companion.micrographs.images import SUFFIXES, read_grey
@@ -39,8 +49,17 @@ def _rings(value: Any) -> Any:
     return [value] if isinstance(value, list) and value and isinstance(value[0], (int, float)) else value
 
 
+def _or_none(value: Any, valid: Callable[[Any], Any]) -> Any:
+    """Boxes repeat what outlines say, and tools that have none leave odd things there."""
+    try:
+        return valid(value)
+    except ValidationError:
+        return None
+
+
 Whole = Annotated[int, BeforeValidator(_whole)]
 Ring = list[Annotated[float, Field(ge=-1e7, le=1e7)]]  # x1, y1, x2, y2, ... px
+Box = Annotated[list[Annotated[int | float, Field(ge=-1e7, le=1e7)]], Field(min_length=4, max_length=4)]  # x, y, w, h
 
 
 class Entry(BaseModel):
@@ -82,6 +101,7 @@ class _Annotation(Entry):
     image_id: Whole
     category_id: Whole
     segmentation: Segmentation = None
+    bbox: Annotated[Box | None, WrapValidator(_or_none)] = None
 
 
 class _Coco(Entry):
@@ -93,8 +113,8 @@ class _Coco(Entry):
 
 def read_json(path: Path) -> Any:
     """What a JSON file holds, in UTF-8 or 16, with or without a byte-order mark."""
-    if path.is_dir():
-        raise CompanionError(f"{path} is a folder; one JSON file is needed")
+    if not path.is_file():
+        raise CompanionError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; one JSON file is needed")
     try:
         return json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
@@ -107,17 +127,22 @@ def validated(model: type[T], content: Any, path: Path, what: str) -> Any:
         adapter = TypeAdapter(model)
         return adapter.dump_python(adapter.validate_python(content), exclude_unset=True, warnings=False)
     except ValidationError as error:
-        found = {}
+        kinds, seen = defaultdict(list), set()
         for item in error.errors(include_url=False):
             place = item["loc"][:3]  # deeper, every kind that an entry could be of says why it is not
-            shown = f" (given: {item['input']!r:.60})" * (item["type"] not in ("missing", "value_error"))
-            label = ".".join(map(str, place)) or "the whole"
-            found.setdefault(place, f"{label}: {item['msg'].removeprefix('Value error, ')}{shown}")
+            if place not in seen:
+                seen.add(place)
+                label = ", ".join(f"entry {step + 1}" if isinstance(step, int) else step for step in place)
+                shown = f" (given: {item['input']!r:.60})" * (item["type"] not in ("missing", "value_error"))
+                said = item["msg"].removeprefix("Value error, ").partition(" or instance of")[0]
+                said = f"{label or 'the whole'}: {said}{shown}"
+                kinds[tuple(step for step in place if isinstance(step, str)), item["msg"]].append(said)
+        found = [line + f" (and {len(more)} more of this kind)" * bool(more) for line, *more in kinds.values()]
     looks = {"shapes": "labelme", "_via_img_metadata": "via", "metadata": "via"}
     other = next(
         (f" (is it --format {of}?)" for key, of in looks.items() if isinstance(content, dict) and key in content), ""
     )
-    raise problems(f"{path} is not {what}{other}:", found.values())
+    raise problems(f"{path} is not {what}{other}:", found)
 
 
 def read_coco(path: Path) -> dict[str, Any]:

@@ -45,8 +45,10 @@ def outline_problem(given: Any, height: int, width: int) -> str:
             counts = lengths(given["counts"]) if isinstance(given["counts"], str) else given["counts"]
         except ValueError as error:
             return str(error)
-        fits = given["size"] == [height, width] and min(counts, default=0) >= 0 and sum(counts) == height * width
-        return "" if fits else f"its run lengths are not those of {width} x {height} px"
+        if given["size"] != [height, width]:
+            return f"its run lengths are of {given['size'][1]} x {given['size'][0]} px, not {width} x {height}"
+        right = min(counts, default=0) >= 0 and sum(counts) == height * width
+        return "" if right else f"its run lengths are not counts that add up to {width} x {height} px"
     if not given or any(len(ring) < 6 or len(ring) % 2 or not np.isfinite(ring).all() for ring in given):
         return "segmentation should be run lengths, or polygons of three or more x, y pairs (no box alone)"
     share = 0.0

@@ -13,7 +13,7 @@ from PIL import Image
 from test_micrographs_importers import CLASSES, OTHER, SQUARE, images, labels_of, truths, written  # noqa: F401
 
 from companion.errors import CompanionError
-from companion.micrographs.images import data_bar, read_grey, read_label_map, to_uint8
+from companion.micrographs.images import data_bar, read_grey, read_label_map, read_micrograph, to_uint8
 from companion.micrographs.importers import import_dataset
 from companion.micrographs.outlines import outline_problem
 
@@ -55,6 +55,28 @@ def test_signed_and_float_pictures_previews_stacks_and_damage(tmp_path):
     (tmp_path / "a.dm3").write_bytes(bytes([0, 0, 0, 3]) + bytes(99))
     with pytest.raises(CompanionError, match=r"companion\[microscopy\]|a.dm3 is not a readable image"):
         read_grey(tmp_path / "a.dm3")
+
+
+def test_the_one_picture_of_a_microscope_s_file_is_read_with_its_scale(tmp_path, monkeypatch):
+    reader = pytest.importorskip("rsciio.mrc")
+
+    def signal(data, *units):
+        axes = [{"size": n, "scale": 0.25, "units": unit} for n, unit in zip(data.shape, units, strict=True)]
+        return {"data": data, "axes": axes, "metadata": {"General": {"title": "HAADF"}}}
+
+    picture, other = signal(GREY.astype(np.int32), "Å", "Å"), signal(GREY * 1j, "1/nm", "1/nm")
+    spectra, lost = signal(GREY, "nm", "eV"), signal(GREY, "m", "m")
+    (tmp_path / "a.mrc").touch()
+    held = [picture, other, spectra]
+    monkeypatch.setattr(reader, "file_reader", lambda path: held)
+    read = read_micrograph(tmp_path / "a.mrc")
+    np.testing.assert_array_equal(read.pixels, GREY)
+    assert read.pixel_size_nm == pytest.approx(0.025)
+    held[:] = [lost]  # a diffraction pattern
+    assert read_micrograph(tmp_path / "a.mrc").pixel_size_nm is None
+    for held[:] in ([spectra], [picture, lost], [signal(np.stack([GREY, GREY]), "", "nm", "nm")]):
+        with pytest.raises(CompanionError, match=r"a.mrc holds HAADF .*: save the one grey picture"):
+            read_micrograph(tmp_path / "a.mrc")
 
 
 def test_the_pixel_size_of_a_file_counts_and_a_contradiction_is_named(tmp_path):

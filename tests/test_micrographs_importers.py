@@ -201,7 +201,9 @@ def test_via_shapes_and_their_problems(images, tmp_path):
     assert ids[34, 30] == 1 and ids[24, 38] == 0
     entry["regions"] = [region({"name": "rect", "x": 1}), region(circle, "spot"), region({"name": "circle", "cx": 3})]
     labels = written(tmp_path / "via.json", {"a": entry})
-    said = r"(?s)3 problem.*region 1: only polygon.*region 3: only polygon.*instance 1: its class \['spot'\] is not one"
+    said = (
+        r"(?s)3 problem.*region 1, rect: only polygon.*region 3, circle: only.*instance 1: its class \['spot'\] is not"
+    )
     with pytest.raises(CompanionError, match=said):
         import_dataset("via", images, labels, CLASSES, 1, tmp_path / "again")
 

@@ -27,9 +27,7 @@ PREDICTION_COLUMNS = ["patch", *BOX, "score", "label"]
 ROUNDING = 1e-6  # by which a score may exceed 1: sums of float32 do
 LISTS = ("annotations", "predictions", "results", "detections")  # where a mapping has its results
 _JSON = f"COCO results: a list, or a mapping that has it under {', '.join(LISTS)}"
-_EXPECTED = (
-    f"predictions should be a table (parquet or CSV) or JSON, as detectron2's coco_instances_results.json: {_JSON}"
-)
+_EXPECTED = f"predictions should be parquet, CSV or JSON, as detectron2's coco_instances_results.json: {_JSON}"
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ def read_truth(path: Path) -> Truth:
     images = {image["id"]: image for image in document["images"]}
     found = [] if images else ["there are no images to score"]
     found += [f"the id {number} does not fit 64 bits" for number in (*names, *images) if abs(number) >= 2**63]
-    given = _given(document["annotations"])
+    given = _given(document["annotations"], {}, {})
     truth = Truth(given, list(images), names, images)
     return replace(truth, table=_usable(given, truth, path, found).rename(columns={"label": "class"}))
 
@@ -111,10 +109,9 @@ def _results(path: Path) -> pd.DataFrame:
     if isinstance(content, dict):
         if len(keys := [key for key in LISTS if isinstance(content.get(key), list)]) != 1:
             raise CompanionError(f"{path} is a mapping of {', '.join(content):.80}; {_EXPECTED}")
-        content = {**content, "results": content.pop(keys[0])}
-    else:
-        content = {"results": content}
-    content = validated(_Results, content, path, _JSON)
+        content["results"] = content.pop(keys[0])
+    whole = content if isinstance(content, dict) else {"results": content}
+    content = validated(_Results, whole, path, _JSON)
     files = {image["id"]: image["file_name"] for image in content.get("images") or []}
     names = {category["id"]: category["name"] for category in content.get("categories") or []}
     return _given(content["results"], files, names)
@@ -124,9 +121,7 @@ def _columns(path: Path) -> pd.DataFrame:
     try:
         table = pd.read_csv(path, encoding="utf-8-sig") if path.suffix.lower() == ".csv" else pd.read_parquet(path)
     except Exception as error:  # a damaged file ends in whatever error its reader has
-        raise CompanionError(
-            f"{path} is not a readable {path.suffix[1:].lower()} file ({error}); {_EXPECTED}"
-        ) from None
+        raise CompanionError(f"{path} is not a readable {path.suffix[1:].lower()} file: {error}") from None
     other = {"image": "patch", "class": "label"}
     table = table.rename(columns={name: own for name, own in other.items() if own not in table})
     if missing := [column for column in PREDICTION_COLUMNS if column not in table]:
@@ -145,19 +140,16 @@ def _columns(path: Path) -> pd.DataFrame:
     return table
 
 
-def _given(
-    items: Sequence[Mapping[str, Any]], files: Mapping[Any, str] | None = None, names: Mapping[int, str] | None = None
-) -> pd.DataFrame:
-    """COCO annotations as rows, with images and classes by name where the file has `files` and `names` of their ids.
+def _given(items: Sequence[Mapping[str, Any]], files: Mapping[Any, str], names: Mapping[int, str]) -> pd.DataFrame:
+    """COCO annotations as rows, with images and classes by name where there are `files` and `names` of their ids.
 
     The box of what has none is NaN; its segmentation is in a column of that name.
     """
     boxes = np.array([item.get("bbox") or [np.nan] * 4 for item in items], dtype=float).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]  # COCO writes width and height
     columns = {
-        "patch": [item.get("file_name") or (files or {}).get(item.get("image_id"), item.get("image_id"))
-                  for item in items],
-        "label": [(names or {}).get(item["category_id"], item["category_id"]) for item in items],
+        "patch": [item.get("file_name") or files.get(k := item.get("image_id"), k) for item in items],
+        "label": [names.get(k := item["category_id"], k) for item in items],
         "segmentation": [item.get("segmentation") for item in items],
     }  # fmt: skip
     table = pd.DataFrame(boxes, columns=BOX).assign(score=np.array([item.get("score", 1.0) for item in items], float))

@@ -5,20 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    TypeAdapter,
-    ValidationError,
-    WrapValidator,
-)
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from companion.errors import CompanionError, problems
 from companion.micrographs.images import SUFFIXES, read_grey
@@ -49,12 +39,10 @@ def _rings(value: Any) -> Any:
     return [value] if isinstance(value, list) and value and isinstance(value[0], (int, float)) else value
 
 
-def _or_none(value: Any, valid: Callable[[Any], Any]) -> Any:
-    """Boxes repeat what outlines say, and tools that have none leave odd things there."""
-    try:
-        return valid(value)
-    except ValidationError:
-        return None
+def _four(value: Any) -> Any:
+    """Boxes of annotations repeat what their outlines say, and tools that have none leave odd things there."""
+    numbers = isinstance(value, list) and all(type(one) in (int, float) and abs(one) <= 1e7 for one in value)
+    return value if numbers and len(value) == 4 else None
 
 
 Whole = Annotated[int, BeforeValidator(_whole)]
@@ -101,7 +89,7 @@ class _Annotation(Entry):
     image_id: Whole
     category_id: Whole
     segmentation: Segmentation = None
-    bbox: Annotated[Box | None, WrapValidator(_or_none)] = None
+    bbox: Annotated[Box | None, BeforeValidator(_four)] = None
 
 
 class _Coco(Entry):
@@ -139,10 +127,8 @@ def validated(model: type[T], content: Any, path: Path, what: str) -> Any:
                 kinds[tuple(step for step in place if isinstance(step, str)), item["msg"]].append(said)
         found = [line + f" (and {len(more)} more of this kind)" * bool(more) for line, *more in kinds.values()]
     looks = {"shapes": "labelme", "_via_img_metadata": "via", "metadata": "via"}
-    other = next(
-        (f" (is it --format {of}?)" for key, of in looks.items() if isinstance(content, dict) and key in content), ""
-    )
-    raise problems(f"{path} is not {what}{other}:", found)
+    other = [f" (is it --format {looks[key]}?)" for key in looks if isinstance(content, dict) and key in content]
+    raise problems(f"{path} is not {what}{''.join(other[:1])}:", found)
 
 
 def read_coco(path: Path) -> dict[str, Any]:

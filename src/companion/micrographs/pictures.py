@@ -7,13 +7,13 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 from companion.errors import CompanionError
 from companion.micrographs.images import IMAGE_SUFFIXES
-
-Notes = dict[str, list[str]]  # what was noticed -> where
 
 
 def folded(name: str) -> str:
@@ -80,40 +80,57 @@ class Pictures:
         there = f"did you mean {near[0]}?" if near else f"{len(self.files)} pictures are there"
         raise CompanionError(f"missing from {self.folder} ({there})")
 
-    def pairs(
-        self, labels: Path, suffixes: tuple[str, ...], found: list[str], notes: Notes
-    ) -> Iterator[tuple[str, Path | None]]:
+
+Rows = Iterator[tuple[dict[str, Any], list[tuple[Any, dict[str, Any]]]]]  # see `formats`
+
+
+@dataclass
+class Source:
+    """What is imported, and what is said of it."""
+
+    labels: Path  # a file, or a folder with one per micrograph
+    pictures: Pictures
+    classes: tuple[str, ...] = ()
+    document: dict[str, Any] = field(default_factory=dict)  # of a COCO file, see `read_coco`
+    found: list[str] = field(default_factory=list)  # problems, a line each
+    notes: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # what was noticed -> where
+
+    def pairs(self, *suffixes: str) -> Iterator[tuple[str, Path | None]]:
         """Names of pictures with the label file of the same name but for the suffix, if any, below the folder `labels`.
 
         Two of one name are problems, and label files without a picture, unless both lie in one folder, where other
         files are usual. Where no picture has a label file, the folder is the wrong one.
         """
+        labels, folder = self.labels, self.pictures.folder
         if not labels.is_dir():
             raise CompanionError(f"{labels} is not a folder; one with a {suffixes[0]} file per micrograph is needed")
         files = [path for path in _visible(labels) if path.suffix.lower() in suffixes]
         partners, names = defaultdict(list), defaultdict(list)
         for path in files:
             partners[_stem(path.relative_to(labels).as_posix())].append(path)
-        for name in self.files:
+        for name in self.pictures.files:
             names[_stem(name)].append(name)
         if not partners.keys() & names.keys():
             bare = {Path(name).name for name in names}
             near = sorted({str(path.parent) for path in files if _stem(path.name) in bare})
             raise CompanionError(
-                f"{labels} holds no {' or '.join(suffixes)} file with the name of any of {len(self.files)} pictures "
-                f"in {self.folder}" + f"; {', '.join(near[:3])} does: give both folders of one level" * bool(near)
+                f"{labels} holds no {' or '.join(suffixes)} file with the name of any of {len(self.pictures.files)} "
+                f"pictures in {folder}" + f"; {', '.join(near[:3])} does: give both folders of one level" * bool(near)
             )
-        found += [f"{' and '.join(own)} share one name and would share their labels: keep one"
-                  for own in names.values() if len(own) > 1]  # fmt: skip
-        found += [f"{' and '.join(path.name for path in own)} are two label files of one micrograph: keep one"
-                  for own in partners.values() if len(own) > 1]  # fmt: skip
-        for key in partners.keys() - names.keys() - {"classes"}:
-            said = f"{partners[key][0].name}: there is no image of that name"
-            if labels == self.folder:
-                notes["passed over"].append(said)
-            else:
-                found.append(said)
+        self.found += [f"{' and '.join(own)} share one name and would share their labels: keep one"
+                       for own in names.values() if len(own) > 1]  # fmt: skip
+        self.found += [f"{' and '.join(path.name for path in own)} are two label files of one micrograph: keep one"
+                       for own in partners.values() if len(own) > 1]  # fmt: skip
+        alone = sorted(partners.keys() - names.keys() - {"classes"})
+        said = [f"{partners[key][0].name}: there is no image of that name" for key in alone]
+        (self.notes["passed over"] if labels == folder else self.found).extend(said)
         yield from ((own[0], partners[key][0] if key in partners else None) for key, own in names.items())
+
+    def optional(self, *suffixes: str) -> Iterator[tuple[str, Path | None]]:
+        """The same, where a micrograph without a label file is an empty one."""
+        for name, path in self.pairs(*suffixes):
+            self.notes["without a label file, taken as empty"] += [name] * (path is None)
+            yield name, path
 
 
 def _stem(name: str) -> str:

@@ -272,19 +272,13 @@ def coco_document(
 ) -> dict[str, list]:
     """Defects as COCO instances with scores; `shapes` are height and width of each, px, `scales` its nm per px."""
     ids, codes = {name: k for k, name in enumerate(shapes, start=1)}, {name: code for code, name in classes.items()}
-    return {
-        "images": [
-            {"id": ids[name], "file_name": name, "height": height, "width": width, "pixel_size_nm": scales[name]}
-            for name, (height, width) in shapes.items()
-        ],
-        "categories": [{"id": code, "name": name} for code, name in classes.items()],
-        "annotations": [
-            {
-                "id": k, "image_id": ids[row["image"]], "category_id": codes[row["class"]], "score": row["score"],
-                "bbox": [row["x1"], row["y1"], row["x2"] - row["x1"], row["y2"] - row["y1"]],
-                "area": row["area_px"], "iscrowd": 0,
-                "segmentation": {"size": list(shapes[row["image"]]), "counts": row["mask"].decode("ascii")},
-            }
-            for k, row in enumerate(table.to_dict("records"), start=1)
-        ],
-    }  # fmt: skip
+    images = [{"id": ids[name], "file_name": name, "height": height, "width": width, "pixel_size_nm": scales[name]}
+              for name, (height, width) in shapes.items()]  # fmt: skip
+    annotations = [
+        {"id": k, "image_id": ids[row["image"]], "category_id": codes[row["class"]], "score": row["score"],
+         "bbox": [row["x1"], row["y1"], row["x2"] - row["x1"], row["y2"] - row["y1"]], "area": row["area_px"],
+         "iscrowd": 0, "segmentation": {"size": list(shapes[row["image"]]), "counts": row["mask"].decode("ascii")}}
+        for k, row in enumerate(table.to_dict("records"), start=1)
+    ]  # fmt: skip
+    categories = [{"id": code, "name": name} for code, name in classes.items()]
+    return {"images": images, "categories": categories, "annotations": annotations}

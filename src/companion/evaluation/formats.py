@@ -79,7 +79,8 @@ def read_truth(path: Path) -> Truth:
     images = {image["id"]: image for image in document["images"]}
     found = [] if images else ["there are no images to score"]
     found += [f"the id {number} does not fit 64 bits" for number in (*names, *images) if abs(number) >= 2**63]
-    given = _given(document["annotations"], {}, {})
+    wanted = ("image_id", "category_id", "bbox", "segmentation")  # a score says nothing of a truth
+    given = _given([{key: one.get(key) for key in wanted} for one in document["annotations"]], {}, {})
     truth = Truth(given, list(images), names, images)
     return replace(truth, table=_usable(given, truth, path, found).rename(columns={"label": "class"}))
 

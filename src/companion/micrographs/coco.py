@@ -39,10 +39,12 @@ def _rings(value: Any) -> Any:
     return [value] if isinstance(value, list) and value and isinstance(value[0], (int, float)) else value
 
 
-def _four(value: Any) -> Any:
-    """Boxes of annotations repeat what their outlines say, and tools that have none leave odd things there."""
-    numbers = isinstance(value, list) and all(type(one) in (int, float) and abs(one) <= 1e7 for one in value)
-    return value if numbers and len(value) == 4 else None
+def _without_odd_box(value: Any) -> Any:
+    """Boxes of annotations repeat what outlines say, and tools that have none leave odd things there."""
+    if not isinstance(value, dict) or "bbox" not in value:
+        return value
+    four = isinstance(box := value["bbox"], list) and len(box) == 4
+    return value if four and all(type(v) in (int, float) and abs(v) <= 1e7 for v in box) else {**value, "bbox": None}
 
 
 Whole = Annotated[int, BeforeValidator(_whole)]
@@ -89,14 +91,13 @@ class _Annotation(Entry):
     image_id: Whole
     category_id: Whole
     segmentation: Segmentation = None
-    bbox: Annotated[Box | None, BeforeValidator(_four)] = None
 
 
 class _Coco(Entry):
     info: _Info
     images: Annotated[list[_Image], AfterValidator(_unique)]
     categories: Annotated[list[_Category], AfterValidator(_unique)]
-    annotations: list[_Annotation]
+    annotations: list[Annotated[_Annotation, BeforeValidator(_without_odd_box)]]
 
 
 def read_json(path: Path) -> Any:

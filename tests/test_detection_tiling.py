@@ -165,10 +165,8 @@ def test_a_defect_longer_than_a_tile_is_one_row_of_its_length(shape):
 
 @pytest.mark.parametrize("shape", LONG)
 def test_boxes_that_end_before_the_border_and_ragged_masks_do_not_shorten_it(shape):
-    rng = np.random.default_rng(5)
-
     def ragged(corner, number, mask, label, score):
-        inside = np.zeros_like(mask)
+        inside, rng = np.zeros_like(mask), np.random.default_rng([5, *corner])
         inside[2:62, 2:62] = mask[2:62, 2:62] & (rng.random((60, 60)) < 0.85)
         return inside, label, score
 

@@ -20,7 +20,7 @@ from companion.micrographs.check import check_dataset
 from companion.micrographs.coco import read_coco
 from companion.micrographs.cutting import cut_patches, describe
 from companion.micrographs.dataset import load_dataset
-from companion.micrographs.outlines import outline_problem, segmentation_mask
+from companion.micrographs.outlines import segmentation_mask
 from companion.micrographs.patches import load_patches
 
 
@@ -28,14 +28,13 @@ def square(x: float, y: float, side: float) -> list[list[float]]:
     return [[x, y, x + side, y, x + side, y + side, x, y + side]]
 
 
-def make_dataset(folder, n: int = 3, size: int = 64, dtype=np.uint8, **changes):
+def make_dataset(folder, n: int = 3, size: int = 64, **changes):
     """`n` noise images; the first has two overlapping squares and a run-length mask, the rest one square."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     images, annotations = [], []
     for k in range(1, n + 1):
-        top = 255 if dtype == np.uint8 else 4000
-        Image.fromarray(rng.integers(0, top, (size, size)).astype(dtype)).save(folder / "images" / f"m{k}.png")
+        Image.fromarray(rng.integers(0, 255, (size, size)).astype(np.uint8)).save(folder / "images" / f"m{k}.png")
         images.append({"id": k, "file_name": f"m{k}.png", "width": size, "height": size, "pixel_size_nm": 0.5,
                        "film": "a" if k % 2 else "b"})  # fmt: skip
         annotations.append({"id": 10 * k, "image_id": k, "category_id": 7, "segmentation": square(4, 4, 10),
@@ -87,13 +86,6 @@ def test_run_lengths_several_polygons_and_no_annotations(tmp_path):
     assert truth.ids.max() == 0 and truth.overlap_share == 0 and truth.codes.tolist() == [0]
 
 
-def test_16_bit_is_scaled_by_percentiles(tmp_path):
-    make_dataset(tmp_path, dtype=np.uint16)
-    pixels = load_dataset(tmp_path).micrographs[0].read()
-    assert pixels.dtype == np.uint8 and pixels.min() == 0 and pixels.max() == 255
-    assert 0.001 < (pixels == 0).mean() < 0.02
-
-
 def test_more_than_255_instances_need_16_bit_ids(tmp_path):
     many = [(3, square(4 * (k % 30), 4 * (k // 30), 3)) for k in range(300)]
     dataset = annotated(tmp_path, many, size=128)
@@ -109,8 +101,14 @@ def test_every_problem_is_reported_at_once(tmp_path):
         ({"segmentation": square(60, 4, 10)}, "annotation 51: a polygon reaches outside the 64 x 64 px image"),
         ({"segmentation": []}, "annotation 52: segmentation should be run lengths, or polygons"),
         ({"segmentation": [[1, 2, 3, 4]]}, "annotation 53: segmentation should be"),
-        ({"segmentation": {"size": [9, 9], "counts": "1"}}, "annotation 54: its run lengths are not those of 64 x 64"),
-        ({"segmentation": {"size": [64, 64], "counts": [5, 5]}}, "annotation 55: its run lengths are not those of"),
+        (
+            {"segmentation": {"size": [9, 9], "counts": "1"}},
+            "annotation 54: its run lengths are of 9 x 9 px, not 64 x 64",
+        ),
+        (
+            {"segmentation": {"size": [64, 64], "counts": [5, 5]}},
+            "annotation 55: its run lengths are not counts that add up",
+        ),
         ({"image_id": 50}, "annotation 56: image_id 50 is not among the images"),
     ]
     document["annotations"] += [{"id": 50 + k, **good, **change} for k, (change, _) in enumerate(bad)]
@@ -131,7 +129,7 @@ def test_every_problem_is_reported_at_once(tmp_path):
 
 
 def test_what_is_not_coco_is_said_to_be_so(tmp_path):
-    with pytest.raises(CompanionError, match=r"is not a readable JSON file: .*No such file"):
+    with pytest.raises(CompanionError, match=r"annotations.json does not exist; one JSON file"):
         load_dataset(tmp_path)
     for content in ("[]", '{"images": []}', '{"images": [], "annotations": {}, "categories": []}'):
         (tmp_path / "annotations.json").write_text(content)
@@ -146,7 +144,7 @@ def test_what_is_not_coco_is_said_to_be_so(tmp_path):
     (tmp_path / "annotations.json").write_text(json.dumps(document))
     with pytest.raises(CompanionError) as caught:
         read_coco(tmp_path / "annotations.json")
-    for part in ("images.4.id: ", "categories.0.id: ", "categories.1: "):
+    for part in ("images, entry 5, id: ", "categories, entry 1, id: ", "categories, entry 2: "):
         assert part in str(caught.value)
 
 
@@ -235,8 +233,3 @@ def test_label_maps_give_every_pixel_the_class_of_its_instance(patches):
         np.testing.assert_array_equal(maps[patch], expected)
     np.testing.assert_array_equal(patches.label_maps(np.array([7, 2])), maps[[7, 2]])
     assert patches.label_maps(slice(0, 0)).shape == (0, 64, 64)
-
-
-@pytest.mark.parametrize("counts", ["0000", "PP", "\x00"])
-def test_damaged_compressed_run_lengths_are_told(counts):
-    assert "run lengths" in outline_problem({"size": [64, 64], "counts": counts}, 64, 64)

@@ -13,7 +13,7 @@ from PIL import Image
 from test_micrographs_importers import CLASSES, OTHER, SQUARE, images, labels_of, truths, written  # noqa: F401
 
 from companion.errors import CompanionError
-from companion.micrographs.images import data_bar, read_grey, read_label_map, to_uint8
+from companion.micrographs.images import data_bar, read_grey, read_label_map, read_micrograph, to_uint8
 from companion.micrographs.importers import import_dataset
 from companion.micrographs.outlines import outline_problem
 
@@ -57,6 +57,26 @@ def test_signed_and_float_pictures_previews_stacks_and_damage(tmp_path):
         read_grey(tmp_path / "a.dm3")
 
 
+def test_the_one_picture_of_a_microscope_s_file_is_read_with_its_scale(tmp_path, monkeypatch):
+    reader = pytest.importorskip("rsciio.mrc")
+
+    def signal(data, *units):
+        axes = [{"size": n, "scale": 0.25, "units": unit} for n, unit in zip(data.shape, units, strict=True)]
+        return {"data": data, "axes": axes, "metadata": {"General": {"title": "HAADF"}}}
+
+    picture, other = signal(GREY.astype(np.int32), "Å", "Å"), signal(GREY * 1j, "1/nm", "1/nm")
+    spectra, lost = signal(GREY, "nm", "eV"), signal(GREY, "m", "m")
+    (tmp_path / "a.mrc").touch()
+    held = []
+    monkeypatch.setattr(reader, "file_reader", lambda path: held)
+    for held[:], scale in (([picture, other, spectra], 0.025), ([lost], None)):  # a diffraction pattern
+        read = read_micrograph(tmp_path / "a.mrc")
+        assert (read.pixels == GREY).all() and read.pixel_size_nm == scale
+    for held[:] in ([spectra], [picture, lost], [signal(np.stack([GREY, GREY]), "", "nm", "nm")]):
+        with pytest.raises(CompanionError, match=r"a.mrc holds HAADF .*: save the one grey picture"):
+            read_micrograph(tmp_path / "a.mrc")
+
+
 def test_the_pixel_size_of_a_file_counts_and_a_contradiction_is_named(tmp_path):
     pictures = tmp_path / "pictures"
     pictures.mkdir()
@@ -97,13 +117,13 @@ def test_a_data_bar_is_noted_and_cropped_with_its_labels(tmp_path):
 
 def test_outlines_that_leave_the_image_by_up_to_a_tenth_are_cut_off():
     square = [4.0, 4, 24, 4, 24, 24, 4, 24]
-    for shift, said in ((-5, ""), (-7, "15%"), (-40, "100%"), (1e9, "100%")):
-        assert said in outline_problem([[v + shift * (k % 2 == 0) for k, v in enumerate(square)]], 64, 64)
-        assert bool(said) == bool(outline_problem([[v + shift * (k % 2 == 0) for k, v in enumerate(square)]], 64, 64))
+    for shift, share in ((-5, ""), (-7, "15%"), (-40, "100%"), (1e9, "100%")):
+        said = outline_problem([[v + shift * (k % 2 == 0) for k, v in enumerate(square)]], 64, 64)
+        assert share in said and bool(share) == bool(said)
 
 
 def test_a_path_beats_a_bare_name_and_one_that_fits_two_files_is_refused(tmp_path):
-    for k, name in enumerate(("a.png", "batch2/a.png", "batch3/ä b.png")):
+    for k, name in enumerate(("a.png", "batch2/a.png", "batch3/ä b.png", "x/c.png", "y/c.png")):
         (tmp_path / "p" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(GREY + k).save(tmp_path / "p" / name)
     (tmp_path / "p" / "._a.png").write_bytes(b"a Mac's")
@@ -112,7 +132,10 @@ def test_a_path_beats_a_bare_name_and_one_that_fits_two_files_is_refused(tmp_pat
     labels = written(tmp_path / "v.json", {n: {"filename": n, "regions": [CIRCLE]} for n in names})
     made = import_dataset("via", tmp_path / "p", labels, ["loop"], 1, tmp_path / "out")
     assert made.files == list(names.values()) and made.micrographs[0].read()[0, 0] == GREY[0, 0] + 1
-    for name, said in (("x/a.png", r"a.png and batch2/a.png could be meant"), ("a.jpg", r"did you mean a.png\?")):
+    for name, said in (
+        ("c.png", r"x/c.png and y/c.png could be meant"), ("a.jpg", r"did you mean a.png\?"),
+        ("batch1/ä b.png", r"missing from .*did you mean batch3/ä b.png\?"),
+    ):  # fmt: skip
         labels = written(tmp_path / "v.json", {"x": {"filename": name, "regions": [CIRCLE]}})
         with pytest.raises(CompanionError, match=said):
             import_dataset("via", tmp_path / "p", labels, ["loop"], 1, tmp_path / "none")

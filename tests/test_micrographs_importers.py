@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from companion.errors import CompanionError
+from companion.evaluation.formats import read_truth
 from companion.micrographs.formats import FORMATS
 from companion.micrographs.importers import fitting_size, import_dataset, parse_merge
 
@@ -122,6 +123,9 @@ def test_every_format_gives_the_same_data_set(format, images, tmp_path):
                            tmp_path / "again")  # fmt: skip
     assert [m.annotations for m in again.micrographs] == [m.annotations for m in dataset.micrographs]
     assert (again.classes, again.files) == (dataset.classes, dataset.files)
+    truth = read_truth(tmp_path / "again")  # and `companion evaluate` takes it
+    assert truth.table[["x1", "y1", "x2", "y2"]].values.tolist() == [[10, 10, 20, 20], [40, 10, 50, 20]]
+    assert [image["file_name"] for image in truth.images.values()] == dataset.files
     assert {a["category_id"] for m in again.micrographs for a in m.annotations} == (
         {3, 1} if format == "coco" else set(range(1, len(classes) + 1)))  # fmt: skip
 
@@ -170,7 +174,6 @@ def test_every_problem_of_a_folder_at_once(images, tmp_path):
     for part in (
         "5 problem(s), nothing imported", "z.txt: there is no image of that name",
         "a_70kx.txt, line 3: 'loop 1 2' is not a class and x, y pairs", "a_70kx.png, instance 1: its class 7 is not",
-        
         "a_70kx.txt, line 2: '0 0.1 0.1' is not a class and x, y pairs",
         "annotation 2: a polygon reaches outside the 64 x 48 px image",
     ):  # fmt: skip
@@ -201,7 +204,9 @@ def test_via_shapes_and_their_problems(images, tmp_path):
     assert ids[34, 30] == 1 and ids[24, 38] == 0
     entry["regions"] = [region({"name": "rect", "x": 1}), region(circle, "spot"), region({"name": "circle", "cx": 3})]
     labels = written(tmp_path / "via.json", {"a": entry})
-    said = r"(?s)3 problem.*region 1: only polygon.*region 3: only polygon.*instance 1: its class \['spot'\] is not one"
+    said = (
+        r"(?s)3 problem.*region 1, rect: only polygon.*region 3, circle: only.*instance 1: its class \['spot'\] is not"
+    )
     with pytest.raises(CompanionError, match=said):
         import_dataset("via", images, labels, CLASSES, 1, tmp_path / "again")
 

@@ -5,35 +5,29 @@ Predictions are tables (parquet, CSV) or COCO results, alone or in a mapping wit
 
 from __future__ import annotations
 
-import json
-import re
-import unicodedata
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pycocotools import mask as coco
 
 from companion.errors import CompanionError, nearest, problems
-from companion.micrographs.coco import read_coco
+from companion.micrographs.coco import Box, Entry, Segmentation, Whole, read_coco, read_json, validated
 from companion.micrographs.dataset import ANNOTATIONS
-from companion.micrographs.outlines import lengths
+from companion.micrographs.outlines import outline_problem
 from companion.micrographs.patches import Patches, load_patches
+from companion.micrographs.pictures import Names
 
 BOX = ["x1", "y1", "x2", "y2"]
 PREDICTION_COLUMNS = ["patch", *BOX, "score", "label"]
 ROUNDING = 1e-6  # by which a score may exceed 1: sums of float32 do
 LISTS = ("annotations", "predictions", "results", "detections")  # where a mapping has its results
-_EXPECTED = (
-    "predictions should be a table (parquet or CSV), or COCO results (JSON, detectron2's coco_instances_results.json): "
-    f"a list, or a mapping that has it under {', '.join(LISTS)}"
-)
+_JSON = f"COCO results: a list, or a mapping that has it under {', '.join(LISTS)}"
+_EXPECTED = f"predictions should be parquet, CSV or JSON, as detectron2's coco_instances_results.json: {_JSON}"
 
 
 @dataclass(frozen=True)
@@ -46,31 +40,29 @@ class Truth:
     images: Mapping[int, Mapping[str, Any]] = field(default_factory=dict, repr=False)  # COCO's entries, by image id
 
 
-class _Entry(BaseModel):
-    model_config = ConfigDict(strict=True, allow_inf_nan=False)
-
-
-class _Image(_Entry):
+class _Image(Entry):
     id: int | str
     file_name: str
 
 
-class _Category(_Entry):
-    id: int
+class _Category(Entry):
+    id: Whole
     name: str
 
 
-class _Annotation(_Entry):
+class _Result(Entry):
     image_id: int | str | None = None
     file_name: str | None = None
-    category_id: int
-    bbox: list[float] | None = Field(None, min_length=4, max_length=4)
-    segmentation: Any = None
-    score: float = 1.0
-
-
-class _Result(_Annotation):
+    category_id: Whole
+    bbox: Box | None = None
+    segmentation: Segmentation = None
     score: float
+
+
+class _Results(Entry):
+    images: list[_Image] | None = None
+    categories: list[_Category] | None = None
+    results: list[_Result]
 
 
 def read_truth(path: Path) -> Truth:
@@ -87,7 +79,8 @@ def read_truth(path: Path) -> Truth:
     images = {image["id"]: image for image in document["images"]}
     found = [] if images else ["there are no images to score"]
     found += [f"the id {number} does not fit 64 bits" for number in (*names, *images) if abs(number) >= 2**63]
-    given = _given(_valid(_Annotation, document["annotations"], path))
+    wanted = ("image_id", "category_id", "bbox", "segmentation")  # a score says nothing of a truth
+    given = _given([{key: one.get(key) for key in wanted} for one in document["annotations"]], {}, {})
     truth = Truth(given, list(images), names, images)
     return replace(truth, table=_usable(given, truth, path, found).rename(columns={"label": "class"}))
 
@@ -113,29 +106,23 @@ def read_predictions(path: Path, truth: Truth) -> pd.DataFrame:
 
 
 def _results(path: Path) -> pd.DataFrame:
-    try:
-        items, files, names = json.loads(path.read_text(encoding="utf-8-sig")), {}, {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise CompanionError(f"{path} is not JSON: {error}; {_EXPECTED}") from None
-    if isinstance(items, dict):
-        if len(keys := [key for key in LISTS if isinstance(items.get(key), list)]) != 1:
-            raise CompanionError(f"{path} is a mapping of {', '.join(items):.80}; {_EXPECTED}")
-        images, categories = (
-            _valid(model, items.get(key) or [], f"{path}, {key}")
-            for model, key in ((_Image, "images"), (_Category, "categories"))
-        )
-        files, names = {one.id: one.file_name for one in images}, {one.id: one.name for one in categories}
-        items = items[keys[0]]
-    return _given(_valid(_Result, items, path), files, names)
+    content = read_json(path)
+    if isinstance(content, dict):
+        if len(keys := [key for key in LISTS if isinstance(content.get(key), list)]) != 1:
+            raise CompanionError(f"{path} is a mapping of {', '.join(content):.80}; {_EXPECTED}")
+        content["results"] = content.pop(keys[0])
+    whole = content if isinstance(content, dict) else {"results": content}
+    content = validated(_Results, whole, path, _JSON)
+    files = {image["id"]: image["file_name"] for image in content.get("images") or []}
+    names = {category["id"]: category["name"] for category in content.get("categories") or []}
+    return _given(content["results"], files, names)
 
 
 def _columns(path: Path) -> pd.DataFrame:
     try:
         table = pd.read_csv(path, encoding="utf-8-sig") if path.suffix.lower() == ".csv" else pd.read_parquet(path)
     except Exception as error:  # a damaged file ends in whatever error its reader has
-        raise CompanionError(
-            f"{path} is not a readable {path.suffix[1:].lower()} file ({error}); {_EXPECTED}"
-        ) from None
+        raise CompanionError(f"{path} is not a readable {path.suffix[1:].lower()} file: {error}") from None
     other = {"image": "patch", "class": "label"}
     table = table.rename(columns={name: own for name, own in other.items() if own not in table})
     if missing := [column for column in PREDICTION_COLUMNS if column not in table]:
@@ -154,67 +141,50 @@ def _columns(path: Path) -> pd.DataFrame:
     return table
 
 
-def _valid(model: type[BaseModel], items: Any, what: Path | str) -> list[Any]:
-    """Entries of a JSON list; everything that is not as `model` says in one error, each kind once."""
-    try:
-        return TypeAdapter(list[model]).validate_python(items)  # type: ignore[valid-type]
-    except ValidationError as error:
-        kinds = defaultdict(list)
-        for item in error.errors():
-            kinds[item["loc"][1:2], item["msg"].partition(" or instance")[0]].append((item["loc"], item["input"]))
-    found = []
-    for (named, said), ((loc, given), *more) in kinds.items():
-        line = (
-            f"entry {loc[0] + 1}: {' '.join(map(str, named))} {given!r:.60}: {said}" if loc else f"{said}; {_EXPECTED}"
-        )
-        found.append(line + f" (and {len(more)} more of this kind)" * bool(more))
-    raise problems(f"{what}: entries that cannot be used", found)
-
-
-def _given(
-    items: Sequence[Any], files: Mapping[Any, str] | None = None, names: Mapping[int, str] | None = None
-) -> pd.DataFrame:
-    """COCO annotations as rows, with images and classes by name where the file has `files` and `names` of their ids.
+def _given(items: Sequence[Mapping[str, Any]], files: Mapping[Any, str], names: Mapping[int, str]) -> pd.DataFrame:
+    """COCO annotations as rows, with images and classes by name where there are `files` and `names` of their ids.
 
     The box of what has none is NaN; its segmentation is in a column of that name.
     """
-    boxes = np.array([item.bbox or [np.nan] * 4 for item in items], dtype=float).reshape(-1, 4)
+    boxes = np.array([item.get("bbox") or [np.nan] * 4 for item in items], dtype=float).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]  # COCO writes width and height
     columns = {
-        "patch": [item.file_name or (files or {}).get(item.image_id, item.image_id) for item in items],
-        "label": [(names or {}).get(item.category_id, item.category_id) for item in items],
-        "segmentation": [item.segmentation for item in items],
-    }
-    table = pd.DataFrame(boxes, columns=BOX).assign(score=np.array([item.score for item in items], dtype=float))
+        "patch": [item.get("file_name") or files.get(k := item.get("image_id"), k) for item in items],
+        "label": [names.get(k := item["category_id"], k) for item in items],
+        "segmentation": [item.get("segmentation") for item in items],
+    }  # fmt: skip
+    table = pd.DataFrame(boxes, columns=BOX).assign(score=np.array([item.get("score", 1.0) for item in items], float))
     return table.assign(**{name: pd.Series(values, dtype=object) for name, values in columns.items()})
 
 
 def _usable(table: pd.DataFrame, truth: Truth, path: Path, found: list[str]) -> pd.DataFrame:
     """Rows with the ids and codes of `truth`, or one error that lists what is wrong, after what was `found` before."""
-    files = {number: image["file_name"] for number, image in truth.images.items()}
-    codes = {name: [code] for code, name in truth.classes.items()}
+    files = {image["file_name"]: number for number, image in truth.images.items()}
+    codes = {name: code for code, name in truth.classes.items()}
+    whole, bare = Names(files), Names(files, bare=True)  # some tools leave suffixes out, and pictures are converted
     masks, boxes = table.get("segmentation"), table[BOX].to_numpy(dtype=float, copy=True)
     table = table[PREDICTION_COLUMNS].copy()
-    for column, known, names, meaning, what in (
-        ("patch", truth.patches, files.values(), lambda name: _named(name, files), "patch (image)"),
-        ("label", truth.classes, codes, lambda name: codes.get(name, []), "class"),
+    for column, numbers, named, meant, what in (
+        ("patch", truth.patches, files, lambda name: whole.meant(name) or bare.meant(name), "patch (image)"),
+        ("label", truth.classes, codes, lambda name: [name] * (name in codes), "class"),
     ):
-        ids = {key: [number] for number in known for key in (number, str(number))}
-        fitting = {given: (isinstance(given, str) and meaning(given)) or ids.get(given, [])
-                   for given in table[column].drop_duplicates()}  # fmt: skip
-        for given, numbers in fitting.items():
-            if len(numbers) > 1:
-                found.append(f"{what} {given!r} could be {' or '.join(files[n] for n in numbers):.100}")
-            elif not numbers:
-                named = isinstance(given, str) and names
-                right = nearest(given, names) if named else f"the truths have {', '.join(map(str, known)):.60}"
+        known = {given: number for number in numbers for given in (number, str(number))}
+        for given in table[column].drop_duplicates():
+            names = meant(given) if isinstance(given, str) else []
+            if len(names) > 1:
+                found.append(f"{what} {given!r} could be {' or '.join(names):.100}")
+            elif names:
+                known[given] = named[names[0]]
+            elif given not in known:
+                by_name = isinstance(given, str) and named
+                right = nearest(given, named) if by_name else f"the truths have {', '.join(map(str, numbers)):.60}"
                 guess = "; if classes are counted from 0 here, add 1" * (column == "label" and given == 0)
                 found.append(f"unknown {what} {given!r:.80}: {right:.100}{guess}")
-        table[column] = [next(iter(fitting[given]), -1) for given in table[column]]
+        table[column] = table[column].map(lambda given, known=known: known.get(given, -1))
     for n in np.flatnonzero(np.isnan(boxes[:, 0])):  # only COCO annotations may lack a box
         try:
             boxes[n] = segmentation_box(masks[n], truth.images.get(table["patch"].iloc[n], {}))
-        except (ArithmeticError, KeyError, TypeError, ValueError) as error:
+        except ValueError as error:
             found.append(f"entry {n + 1}: it has no bbox, and its segmentation cannot be used: {error}")
     wrong = ~np.isfinite(boxes).all(axis=1) | (boxes[:, 2:] < boxes[:, :2]).any(axis=1)  # an empty box is a box
     for n in np.flatnonzero(wrong & ~np.isnan(boxes[:, 0])):
@@ -229,56 +199,19 @@ def _usable(table: pd.DataFrame, truth: Truth, path: Path, found: list[str]) -> 
     return table.astype({"patch": "int64", "label": "int64"})
 
 
-def _named(name: str, files: Mapping[int, str]) -> list[int]:
-    """Ids of the `files` that a name may mean: of the two one is the end of the other, folder by folder.
-
-    The longest such end counts, best the whole name. Where there is none, names are compared without suffix: some tools
-    leave it out, and pictures are converted.
-    """
-    for bare in (False, True):
-        own, ranks = _parts(name, bare), {}
-        for number, file in files.items():
-            parts = _parts(file, bare)
-            n = min(len(own), len(parts))
-            if own[-n:] == parts[-n:]:
-                ranks[number] = (n, len(own) == len(parts))
-        if ranks:
-            return [number for number, rank in ranks.items() if rank == max(ranks.values())]
-    return []
-
-
-@cache
-def _parts(name: str, bare: bool) -> list[str]:
-    """Folders and name, parted by either slash; `bare` without the suffix of a picture."""
-    text = unicodedata.normalize("NFC", name).replace("\\", "/")
-    text = re.sub(r"\.(png|tiff?|jpe?g|bmp)$", "", text, flags=re.IGNORECASE) if bare else text
-    return [part for part in text.split("/") if part not in ("", ".")] or [""]
-
-
-def segmentation_box(segmentation: Any, image: Mapping[str, Any]) -> tuple[float, ...]:
+def segmentation_box(given: Any, image: Mapping[str, Any]) -> tuple[float, ...]:
     """Box (x1, y1, x2, y2), px, of COCO polygons or run lengths, compressed or not; of no pixels (0, 0, 0, 0).
 
-    What is neither, is damaged, or has not the height and width that `image`, a COCO entry, may say, raises an
-    ArithmeticError, KeyError, TypeError or ValueError.
+    What is neither, is damaged, or has not the height and width that `image`, a COCO entry, may say, is a ValueError.
     """
-    if isinstance(segmentation, Mapping):
-        (height, width), counts = segmentation["size"], segmentation["counts"]
-        if (height, width) != (image.get("height") or height, image.get("width") or width):
-            raise ValueError(f"they are of {width} x {height} px, not {image['width']} x {image['height']}")
-        counts = lengths(counts) if isinstance(counts, str) else [n if n == int(n) else -1 for n in counts]
-        if min(counts, default=0) < 0 or sum(counts) != height * width:
-            raise ValueError(f"its run lengths are not counts that add up to {width} x {height} px")
-        ends = np.cumsum([0, *counts])
-        starts, ends = ends[1:-1:2], ends[2::2]  # column by column, background first
-        starts, ends = starts[ends > starts], ends[ends > starts]
-        if not len(starts):
-            return 0, 0, 0, 0
-        x1, x2 = starts // height, (ends - 1) // height
-        whole = (x2 > x1).any()  # a run from one column into the next touches both borders
-        rows = (0, height) if whole else ((starts % height).min(), ((ends - 1) % height).max() + 1)
-        return x1.min(), rows[0], x2.max() + 1, rows[1]
-    rings = [np.asarray(ring, dtype=float) for ring in segmentation or [[]]]
-    if any(ring.ndim != 1 or len(ring) < 6 or len(ring) % 2 for ring in rings):
+    if isinstance(given, Mapping):
+        height, width = given["size"]
+        if problem := outline_problem(given, image.get("height") or height, image.get("width") or width):
+            raise ValueError(problem)
+        run_lengths = coco.frPyObjects(given, height, width) if isinstance(given["counts"], list) else given
+        x, y, w, h = coco.toBbox(run_lengths).tolist()
+        return x, y, x + w, y + h
+    if not given or any(len(ring) < 6 or len(ring) % 2 for ring in given):
         raise ValueError("it should be run lengths, or polygons of three or more x, y pairs")
-    points = np.concatenate(rings).reshape(-1, 2)
+    points = np.concatenate([np.reshape(ring, (-1, 2)) for ring in given])
     return *points.min(axis=0), *points.max(axis=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -39,8 +39,17 @@ def _rings(value: Any) -> Any:
     return [value] if isinstance(value, list) and value and isinstance(value[0], (int, float)) else value
 
 
+def _without_odd_box(value: Any) -> Any:
+    """Boxes of annotations repeat what outlines say, and tools that have none leave odd things there."""
+    if not isinstance(value, dict) or "bbox" not in value:
+        return value
+    four = isinstance(box := value["bbox"], list) and len(box) == 4
+    return value if four and all(type(v) in (int, float) and abs(v) <= 1e7 for v in box) else {**value, "bbox": None}
+
+
 Whole = Annotated[int, BeforeValidator(_whole)]
 Ring = list[Annotated[float, Field(ge=-1e7, le=1e7)]]  # x1, y1, x2, y2, ... px
+Box = Annotated[list[Annotated[int | float, Field(ge=-1e7, le=1e7)]], Field(min_length=4, max_length=4)]  # x, y, w, h
 
 
 class Entry(BaseModel):
@@ -88,13 +97,13 @@ class _Coco(Entry):
     info: _Info
     images: Annotated[list[_Image], AfterValidator(_unique)]
     categories: Annotated[list[_Category], AfterValidator(_unique)]
-    annotations: list[_Annotation]
+    annotations: list[Annotated[_Annotation, BeforeValidator(_without_odd_box)]]
 
 
 def read_json(path: Path) -> Any:
     """What a JSON file holds, in UTF-8 or 16, with or without a byte-order mark."""
-    if path.is_dir():
-        raise CompanionError(f"{path} is a folder; one JSON file is needed")
+    if not path.is_file():
+        raise CompanionError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; one JSON file is needed")
     try:
         return json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
@@ -107,17 +116,20 @@ def validated(model: type[T], content: Any, path: Path, what: str) -> Any:
         adapter = TypeAdapter(model)
         return adapter.dump_python(adapter.validate_python(content), exclude_unset=True, warnings=False)
     except ValidationError as error:
-        found = {}
+        kinds, seen = defaultdict(list), set()
         for item in error.errors(include_url=False):
             place = item["loc"][:3]  # deeper, every kind that an entry could be of says why it is not
-            shown = f" (given: {item['input']!r:.60})" * (item["type"] not in ("missing", "value_error"))
-            label = ".".join(map(str, place)) or "the whole"
-            found.setdefault(place, f"{label}: {item['msg'].removeprefix('Value error, ')}{shown}")
+            if place not in seen:
+                seen.add(place)
+                label = ", ".join(f"entry {step + 1}" if isinstance(step, int) else step for step in place)
+                shown = f" (given: {item['input']!r:.60})" * (item["type"] not in ("missing", "value_error"))
+                said = item["msg"].removeprefix("Value error, ").partition(" or instance of")[0]
+                said = f"{label or 'the whole'}: {said}{shown}"
+                kinds[tuple(step for step in place if isinstance(step, str)), item["msg"]].append(said)
+        found = [line + f" (and {len(more)} more of this kind)" * bool(more) for line, *more in kinds.values()]
     looks = {"shapes": "labelme", "_via_img_metadata": "via", "metadata": "via"}
-    other = next(
-        (f" (is it --format {of}?)" for key, of in looks.items() if isinstance(content, dict) and key in content), ""
-    )
-    raise problems(f"{path} is not {what}{other}:", found.values())
+    other = [f" (is it --format {looks[key]}?)" for key in looks if isinstance(content, dict) and key in content]
+    raise problems(f"{path} is not {what}{''.join(other[:1])}:", found)
 
 
 def read_coco(path: Path) -> dict[str, Any]:

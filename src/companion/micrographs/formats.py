@@ -1,15 +1,14 @@
-"""Annotation formats of other tools in one JSON file. Each reader gives, image by image, its entry and its instances.
+"""Annotation formats of other tools. Each reader gives, image by image, its entry and its instances.
 
 An entry is a dict with file_name and whatever else a COCO image has; ``relative`` says that its outlines are shares of
 width and height. An instance is the class as the file says it (a name, or a number from 0) and a COCO annotation: its
-segmentation, polygons or run lengths, and whatever else the file says. What cannot be read is appended to `found`, a
-line each, what was done about something to `notes`.
+segmentation, polygons or run lengths, and whatever else the file says.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,26 +16,35 @@ from typing import Any
 import numpy as np
 
 from companion.errors import CompanionError
-from companion.micrographs import labelfiles
 from companion.micrographs.coco import Entry, Segmentation, Whole, read_json, validated
-from companion.micrographs.pictures import Notes, Pictures
+from companion.micrographs.labelmaps import instances, labelmap
+from companion.micrographs.pictures import Rows, Source
 
-Rows = Iterator[tuple[dict[str, Any], list[tuple[Any, dict[str, Any]]]]]
+AREAS = "only polygons, circles and ellipses, with all their numbers, say which pixels"
 
 
-def coco(
-    document: dict[str, Any], pictures: Pictures, classes: tuple[str, ...], found: list[str], notes: Notes
-) -> Rows:
-    """COCO instances, as `read_coco` gives them; images and annotations keep their ids."""
-    own, names = defaultdict(list), {category["id"]: category["name"] for category in document["categories"]}
-    for annotation in document["annotations"]:
+def coco(source: Source) -> Rows:
+    """COCO instances; images and annotations keep their ids."""
+    own, names = defaultdict(list), {c["id"]: c["name"] for c in source.document["categories"]}
+    for annotation in source.document["annotations"]:
         named = names.get(annotation["category_id"], f"category_id {annotation['category_id']}")
         own[annotation.pop("image_id")].append((named, annotation))
         if annotation.get("iscrowd"):  # CVAT marks every brush mask so
-            notes["marked as a crowd, taken as one instance"].append(f"annotation {annotation.get('id')}")
-    for image in document["images"]:
+            source.notes["marked as a crowd, taken as one instance"].append(f"annotation {annotation.get('id')}")
+    for image in source.document["images"]:
         yield image, own.pop(image["id"], [])
-    found += [f"image_id {image} of {len(lost)} annotation(s) is not among the images" for image, lost in own.items()]
+    source.found += [f"image_id {k} of {len(lost)} annotation(s) is not among the images" for k, lost in own.items()]
+
+
+def _outline(kind: str, x: Any, y: Any, rx: Any = 0, ry: Any = 0, turn: Any = 0) -> dict[str, Any]:
+    """Segmentation of a polygon of corners x, y, or of an ellipse of centre x, y, half axes and a turn in radians."""
+    if kind in ("circle", "ellipse"):
+        around, turn = np.deg2rad(np.arange(0, 360, 10)), float(turn)
+        u, v = float(rx) * np.cos(around), float(ry) * np.sin(around)
+        x, y = float(x) + u * np.cos(turn) - v * np.sin(turn), float(y) + u * np.sin(turn) + v * np.cos(turn)
+    elif kind != "polygon":
+        raise ValueError(kind)
+    return {"segmentation": [np.stack([x, y], axis=1).astype(float).ravel().tolist()]}
 
 
 class _Region(Entry):
@@ -49,43 +57,33 @@ class _ViaImage(Entry):
     regions: list[_Region] | dict[str, _Region] | None = None
 
 
-def via(labels: Path, pictures: Pictures, classes: tuple[str, ...], found: list[str], notes: Notes) -> Rows:
+def via(source: Source) -> Rows:
     """VGG Image Annotator 2 or 3, annotations or whole project; the class is a region attribute's value.
 
     With one class, regions without an attribute are of it.
     """
-    content = read_json(labels)
+    content, classes = read_json(source.labels), source.classes
     if isinstance(content, dict) and {"file", "metadata"} <= content.keys():
-        content = _as_via2(content, labels)
+        content = _as_via2(content, source.labels)
     if isinstance(content, dict):
         content = content.get("_via_img_metadata", content)
-    for entry in validated(dict[str, _ViaImage], content, labels, "a VIA file").values():
+    for entry in validated(dict[str, _ViaImage], content, source.labels, "a VIA file").values():
         instances, regions = [], entry.get("regions") or []
         for number, region in enumerate(regions.values() if isinstance(regions, dict) else regions, start=1):
             # An attribute is a text, or a mapping of boxes to whether they are ticked.
             said = [name for v in (region.get("region_attributes") or {}).values()
                     for name in ([name for name, on in v.items() if on] if isinstance(v, dict) else [v])]  # fmt: skip
             named = [name for name in classes if name in said] or list(classes[:1]) * (len(classes) == 1 and not said)
+            shape = region["shape_attributes"]
+            x, y = (shape.get(f"all_points_{axis}", shape.get(f"c{axis}")) for axis in "xy")
+            half = [shape.get(f"r{axis}", shape.get("r")) for axis in "xy"]
             try:
-                outline = {"segmentation": [_via_polygon(region["shape_attributes"])]}
-            except (ArithmeticError, KeyError, TypeError, ValueError):
-                shape = "only polygon, circle and ellipse say which pixels; a polyline is open"
-                found.append(f"{entry['filename']}, region {number}: {shape}")
+                outline = _outline(str(shape.get("name")), x, y, *half, shape.get("theta", 0))
+            except (ArithmeticError, TypeError, ValueError):
+                source.found.append(f"{entry['filename']}, region {number}, {shape.get('name')}: {AREAS}")
             else:
                 instances.append((named[0] if len(named) == 1 else str(said), outline))
         yield {"file_name": entry["filename"]}, instances
-
-
-def _via_polygon(shape: dict[str, Any]) -> list[float]:
-    if shape["name"] == "polygon":
-        return np.stack([shape["all_points_x"], shape["all_points_y"]], axis=1).astype(float).ravel().tolist()
-    if shape["name"] not in ("circle", "ellipse"):
-        raise ValueError
-    around, turn = np.deg2rad(np.arange(0, 360, 10)), float(shape.get("theta", 0))
-    x, y = float(shape.get("rx", shape.get("r"))), float(shape.get("ry", shape.get("r")))
-    x, y = x * np.cos(around), y * np.sin(around)
-    xs = float(shape["cx"]) + x * np.cos(turn) - y * np.sin(turn)
-    return np.stack([xs, float(shape["cy"]) + x * np.sin(turn) + y * np.cos(turn)], axis=1).ravel().tolist()
 
 
 def _as_via2(project: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -96,14 +94,103 @@ def _as_via2(project: dict[str, Any], path: Path) -> dict[str, Any]:
         for mark in project["metadata"].values():
             kind, *xy = mark["xy"] or [0]  # what concerns the whole image has no shape
             shown = ((project.get("view") or {}).get(mark["vid"]) or {}).get("fid_list") or [mark["vid"]]
-            shape = {3: ("circle", "cx", "cy", "r"), 4: ("ellipse", "cx", "cy", "rx", "ry")}.get(kind, ("polygon",))
-            outline = dict(zip(shape[1:], xy, strict=False)) | {"all_points_x": xy[::2], "all_points_y": xy[1::2]}
+            name = {3: "circle", 4: "ellipse", 6: "polyline", 7: "polygon"}.get(kind, f"shape {kind}")
+            keys = {3: ("cx", "cy", "r"), 4: ("cx", "cy", "rx", "ry")}.get(kind)
+            shape = dict(zip(keys, xy, strict=False)) if keys else {"all_points_x": xy[::2], "all_points_y": xy[1::2]}
             said = {k: options.get(k, {}).get(str(v), v) for k, v in mark["av"].items()}
-            outline["name"] = shape[0] if kind in (3, 4, 7) else "open"
-            images[shown[0]]["regions"] += [{"shape_attributes": outline, "region_attributes": said}] * bool(kind)
+            region = {"shape_attributes": {"name": name, **shape}, "region_attributes": said}
+            images[shown[0]]["regions"] += [region] * bool(kind)
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise CompanionError(f"{path} is not a VIA 3 project: {error!r}") from None
     return images
+
+
+class _Shape(Entry):
+    label: str
+    points: list[list[float]]
+    shape_type: str = "polygon"
+    group_id: Any = None
+
+
+class _LabelMe(Entry):
+    shapes: list[_Shape] | None = None
+    imageHeight: Whole | None = None  # noqa: N815
+    imageWidth: Whole | None = None  # noqa: N815
+
+
+def labelme(source: Source) -> Rows:
+    """LabelMe: a JSON file per micrograph; shapes of one label and group are one instance."""
+    for name, path in source.optional(".json"):
+        content = validated(_LabelMe, read_json(path), path, "a LabelMe file") if path else {}
+        groups = defaultdict(list)
+        for number, shape in enumerate(content.get("shapes") or [], start=1):
+            group = (shape["label"], str(shape.get("group_id") or f"alone {number}"))
+            kind, half = shape.get("shape_type", "polygon"), ()
+            try:
+                x, y = np.reshape(shape["points"], (-1, 2)).T
+                if kind == "circle":  # its centre, and a point on it
+                    (x, edge), (y, side) = x, y
+                    half = [np.hypot(edge - x, side - y)] * 2
+                groups[group] += _outline(kind, x, y, *half)["segmentation"]
+            except ValueError:
+                source.found.append(f"{path.name}, shape {number}, {kind}: {AREAS}")
+        instances = [(said, {"segmentation": rings}) for (said, _), rings in groups.items()]
+        yield {"file_name": name, "height": content.get("imageHeight"), "width": content.get("imageWidth")}, instances
+
+
+def imagej(source: Source) -> Rows:
+    """ImageJ: per micrograph a .zip of the ROI Manager or a .roi; of several classes a ROI's name begins with one."""
+    from roifile import ROI_TYPE, ImagejRoi
+
+    areas = (ROI_TYPE.POLYGON, ROI_TYPE.OVAL, ROI_TYPE.FREEHAND, ROI_TYPE.TRACED)
+    for name, path in source.optional(".zip", ".roi"):
+        instances, read = [], []
+        try:
+            read = ImagejRoi.fromfile(path) if path else []
+        except Exception as error:  # a damaged file fails in many ways
+            source.found.append(f"{path.name} holds no ImageJ ROIs: {error}")
+        for number, roi in enumerate(read if isinstance(read, list) else [read], start=1):
+            said = [k for k in source.classes
+                    if len(source.classes) == 1 or roi.name.casefold().startswith(k.casefold())]  # fmt: skip
+            rings = roi.coordinates(multi=True) if roi.composite else [roi.coordinates()]
+            if roi.roitype not in areas and not roi.composite:
+                known = f"{roi.roitype.name} does not say which pixels"
+                source.found.append(f"{path.name}, ROI {number} ({roi.name}): {known}")
+                continue
+            if len(rings) > 1:
+                source.notes["ROIs of several outlines, whose holes are filled"].append(f"{path.name}, ROI {number}")
+            outline = [np.asarray(ring, dtype=float).ravel().tolist() for ring in rings]
+            instances.append((max(said, key=len, default=roi.name), {"segmentation": outline}))
+        yield {"file_name": name}, instances
+
+
+def yolo(source: Source, boxes: bool = False) -> Rows:
+    """YOLO: per micrograph a text file of lines ``class x1 y1 x2 y2 ...``, shares of width and height, or of lines
+    ``class x y width height`` of boxes, by their centres, which become rectangles. Classes count from 0.
+    """
+    for name, path in source.optional(".txt"):
+        instances, lines = [], path.read_text("utf-8-sig", "replace").splitlines() if path else []
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                code, *ring = map(float, line.split())
+                if not np.all(np.abs([code, *ring]) < 1e6) or code % 1 or len(ring) % 2 or len(ring) < 4:
+                    raise ValueError
+            except ValueError:
+                said = "is not a class and x, y pairs" + " (is its last number a score?)" * (len(line.split()) > 5)
+                source.found.append(f"{path.name}, line {number}: '{line[:60]}' {said}")
+                continue
+            if boxes != (len(ring) == 4):
+                other = "an outline: --format yolo-seg" if boxes else "a box, without an outline: --format yolo-boxes"
+                source.found.append(f"{path.name}, line {number} is {other}?")
+                continue
+            if boxes:
+                (x, y), (w, h) = ring[:2], np.divide(ring[2:], 2)
+                ring = [x - w, y - h, x + w, y - h, x + w, y + h, x - w, y + h]
+                source.notes["boxes, taken as rectangles: masks learnt from them are rectangles"].append(path.name)
+            instances.append((int(code), {"segmentation": [ring]}))
+        yield {"file_name": name, "relative": True}, instances
 
 
 class _Defect(Entry):
@@ -119,9 +206,9 @@ class _Detectron2(Entry):
     annotations: list[_Defect] | None = None
 
 
-def detectron2(labels: Path, pictures: Pictures, classes: tuple[str, ...], found: list[str], notes: Notes) -> Rows:
+def detectron2(source: Source) -> Rows:
     """A JSON list of detectron2's standard dicts; classes count from 0; image ids that are numbers are kept."""
-    entries = validated(list[_Detectron2], read_json(labels), labels, "a list of detectron2's dicts")
+    entries = validated(list[_Detectron2], read_json(source.labels), source.labels, "a list of detectron2's dicts")
     ids = [entry.get("image_id") for entry in entries]
     numbered = all(type(k) is int for k in ids) and len(set(ids)) == len(ids)
     for entry in entries:
@@ -131,8 +218,7 @@ def detectron2(labels: Path, pictures: Pictures, classes: tuple[str, ...], found
         yield image, [(a["category_id"], {"segmentation": a.get("segmentation")}) for a in instances]
 
 
-FORMATS: dict[str, Callable[[Any, Pictures, tuple[str, ...], list[str], Notes], Rows]] = {
-    "coco": coco, "labelmap": labelfiles.labelmap, "instances": labelfiles.instances, "yolo-seg": labelfiles.yolo,
-    "yolo-boxes": partial(labelfiles.yolo, boxes=True), "via": via, "labelme": labelfiles.labelme,
-    "imagej": labelfiles.imagej, "detectron2": detectron2,
+FORMATS: dict[str, Callable[[Source], Rows]] = {
+    "coco": coco, "labelmap": labelmap, "instances": instances, "yolo-seg": yolo,
+    "yolo-boxes": partial(yolo, boxes=True), "via": via, "labelme": labelme, "imagej": imagej, "detectron2": detectron2,
 }  # fmt: skip

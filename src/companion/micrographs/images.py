@@ -26,6 +26,7 @@ MICROSCOPES = {".dm3": "digitalmicrograph", ".dm4": "digitalmicrograph", ".mrc":
                ".hspy": "hspy"}  # fmt: skip
 IMAGE_SUFFIXES = (*SUFFIXES, ".jpg", ".jpeg", ".bmp", *MICROSCOPES)
 MOST_PIXELS = 2**30
+MOST_NM = 1e6  # nm per px; more is a diffraction pattern whose unit got lost
 NM = {"pm": 1e-3, "å": 0.1, "angstrom": 0.1, "nm": 1.0, "nanometer": 1.0, "µm": 1e3, "um": 1e3, "micron": 1e3,
       "\\u00b5m": 1e3, "mm": 1e6, "cm": 1e7, "m": 1e9}  # fmt: skip
 Grey = NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.float32]
@@ -121,7 +122,7 @@ def _decoded(path: Path) -> tuple[NDArray, NDArray[np.uint8] | None, float | Non
     except Exception as error:  # decoders fail in as many ways as files can be damaged
         way = f"; if Fiji opens this {suffix} file, save it as TIFF there" if read is _microscope else ""
         raise CompanionError(f"{path} is not a readable image: {str(error) or type(error).__name__}{way}") from None
-    size = size if size and np.isfinite(size) and size > 0 else None
+    size = size if size and 0 < size < MOST_NM else None
     if pixels.dtype == bool:
         pixels = pixels * np.uint8(255)
     if pixels.ndim == 3 and pixels.shape[2] in (2, 4):  # the last is transparency
@@ -216,8 +217,13 @@ def _microscope(path: Path) -> tuple[NDArray, None, float | None]:
             "TIFF (Fiji, Digital Micrograph)"
         ) from None
     signals = reader.file_reader(str(path))
-    pixels = np.squeeze(np.asarray(signals[0]["data"]))
-    if len(signals) > 1 or pixels.ndim > 2:
-        _one(path, max(len(signals), len(pixels)), 1, 1)
-    axis = signals[0]["axes"][-1]
-    return pixels, None, float(axis["scale"]) * NM.get(str(axis["units"]).replace("μ", "µ").lower(), np.nan)
+    # Transforms, plots and spectra lie beside the picture (Velox, Digital Micrograph); axes of these differ in kind.
+    grey = [s for s in signals if (data := np.squeeze(s["data"])).ndim == 2 and data.dtype.kind in "biuf"
+            and len({(a.get("navigate"), a.get("units")) for a in s["axes"] if a["size"] > 1}) < 2]  # fmt: skip
+    if len(grey) != 1:
+        titles = [s["metadata"].get("General", {}).get("title") or "data" for s in signals]
+        held = ", ".join(f"{title} {np.shape(s['data'])}" for title, s in zip(titles, signals, strict=True))
+        raise CompanionError(f"{path} holds {held:.200}: save the one grey picture that counts as TIFF")
+    axis = grey[0]["axes"][-1]
+    unit = str(axis.get("units")).replace("μ", "µ").lower()
+    return np.squeeze(grey[0]["data"]), None, float(axis["scale"]) * NM.get(unit, np.nan)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +14,12 @@ import pandas as pd
 
 from companion.errors import CompanionError, nearest, problems
 from companion.geometry import box_of
-from companion.micrographs import outlines
 from companion.micrographs.coco import read_coco
 from companion.micrographs.dataset import ANNOTATIONS, DataSet, load_dataset
 from companion.micrographs.formats import FORMATS
 from companion.micrographs.images import IMAGE_SUFFIXES, SUFFIXES, read_micrograph, write_grey
-from companion.micrographs.outlines import outline_problem, run_lengths, segmentation_mask
-from companion.micrographs.pictures import Notes, Pictures, folded
+from companion.micrographs.outlines import leaves, outline_problem, run_lengths, segmentation_mask
+from companion.micrographs.pictures import Pictures, Source, folded
 from companion.provenance import atomic_folder, write_json
 
 
@@ -56,21 +54,21 @@ def import_dataset(
         raise CompanionError(f"no folder of images {images}, or no annotations at {labels}")
     if out.exists():
         raise CompanionError(f"{out} exists already; give a new folder")
-    pictures = Pictures(images, labels)
-    if not pictures.files:
+    source = Source(labels, Pictures(images, labels))
+    found, notes, listed = source.found, source.notes, {}
+    known = {"name": out.name, "source": f"{labels.name} ({format})"}
+    if not source.pictures.files:
         raise CompanionError(f"{images} holds no picture ({', '.join(IMAGE_SUFFIXES)})")
-    found: list[str] = []
-    notes: Notes = defaultdict(list)
-    source, known, listed = labels, {"name": out.name, "source": f"{labels.name} ({format})"}, {}
     if format == "coco":
-        source = read_coco(labels)
-        listed = {category["name"]: category for category in source["categories"]}
-        known |= source["info"].get("dataset_card", {})
+        source.document = read_coco(labels)
+        listed = {category["name"]: category for category in source.document["categories"]}
+        known |= source.document["info"].get("dataset_card", {})
     elif not classes:
         raise CompanionError(f"format {format} needs the names of the classes, in order")
     merged = list(dict.fromkeys(merge.get(name, name) for name in listed))  # in order of the first of each
-    none = _no_classes(source, notes) if format == "coco" and not classes else set()
-    chosen = tuple(classes or [name for name in merged if name not in none])
+    none = _no_classes(source.document) if listed and not classes else []
+    notes["categories that are no classes, left out"] += none
+    source.classes = chosen = tuple(classes or [name for name in merged if name not in none])
     ids = {name: 1 + k for k, name in enumerate(chosen)}  # of a COCO file its own, of merged ones the first
     ids |= {merge.get(name, name): c["id"] for name, c in reversed(listed.items()) if merge.get(name, name) in ids}
     codes = {given: ids[name] for k, name in enumerate(chosen) for given in (name, k)}  # by name, and number from 0
@@ -78,27 +76,28 @@ def import_dataset(
     found += [f"class '{name}' is not among those of {labels.name}; {nearest(name, valid)}"
               for names, valid in ((merge, listed), (chosen, merged)) if valid
               for name in names if name not in valid]  # fmt: skip
-    place, entries, annotations, sizes = _Placed(pictures, crop_bottom, notes), [], [], pixel_sizes(pixel_size_nm)
+    entries, annotations, sizes = [], [], pixel_sizes(pixel_size_nm)
     with atomic_folder(out) as temporary:
-        for number, (image, instances) in enumerate(FORMATS[format](source, pictures, chosen, found, notes), start=1):
+        for number, (image, instances) in enumerate(FORMATS[format](source), start=1):
             named, relative = image["file_name"], image.pop("relative", False)
             found += [f"{named}, instance {k}: its class {given} is not one of {list(chosen)}"
                       for k, (given, _) in enumerate(instances, start=1)
                       if given not in codes and given not in listed]  # fmt: skip
             try:
-                entries.append({"id": number, **image, **place.copied(image, temporary / "images", sizes)})
+                copy, whole = _copied(image, source, temporary / "images", sizes, crop_bottom)
             except CompanionError as error:
                 found.append(f"{named}: {error}")
                 continue
+            entries.append({"id": number, **image, **copy})
             for k, (given, annotation) in enumerate(instances, start=1):
                 if given in codes:
+                    own = {"image_id": entries[-1]["id"], "category_id": codes[given], "iscrowd": 0}
                     try:
-                        fitted = place.fitted(annotation, named, relative)
+                        fitted = _fitted(annotation, copy, whole, relative, named, notes)
                     except CompanionError as error:
                         found.append(f"{named}, annotation {annotation.get('id', k)}: {error}")
                     else:
-                        own = {"image_id": entries[-1]["id"], "category_id": codes[given], "iscrowd": 0}
-                        annotations += [{**annotation, **own, **part} for part in fitted]
+                        annotations += [{**annotation, **own, **fitted}] * bool(fitted)
         if len({annotation.get("id") for annotation in annotations}) < len(annotations):
             notes["ids of annotations used twice, all new"] += [labels.name] * any("id" in a for a in annotations)
             annotations = [{**annotation, "id": k} for k, annotation in enumerate(annotations, start=1)]
@@ -107,9 +106,9 @@ def import_dataset(
         if found := list(dict.fromkeys(found)):
             raise problems(f"{labels}: {len(found)} problem(s), nothing imported", found)
         told = [f"{what}: {len(w)} ({', '.join(w[:3])}{', ...' * (len(w) > 3)})" for what, w in notes.items() if w]
-        card = {**known, **(card or {}), "notes": told}
         document = {
-            "info": {"dataset_card": card}, "images": entries, "annotations": annotations,
+            "info": {"dataset_card": {**known, **(card or {}), "notes": told}}, "images": entries,
+            "annotations": annotations,
             "categories": [{**listed.get(name, {}), "id": ids[name], "name": name} for name in chosen],
         }  # fmt: skip
         write_json(temporary / ANNOTATIONS, document)
@@ -118,80 +117,79 @@ def import_dataset(
     return replace(made, folder=out, micrographs=tuple(there))
 
 
-def _no_classes(source: Mapping[str, Any], notes: Notes) -> set[str]:
+def _no_classes(document: Mapping[str, Any]) -> list[str]:
     """Categories of a COCO file without an annotation that only group others (Roboflow) or stand for background."""
-    used = {annotation["category_id"] for annotation in source["annotations"]}
-    groups = {str(category.get("supercategory")) for category in source["categories"]}
-    none = {c["name"] for c in source["categories"] if c["id"] not in used
-            and (c["name"] in groups or c["name"].strip("_").casefold() in ("background", "ignore"))}  # fmt: skip
-    notes["categories that are no classes, left out"] += sorted(none)
-    return none
+    used = {annotation["category_id"] for annotation in document["annotations"]}
+    groups = {str(category.get("supercategory")) for category in document["categories"]}
+    return sorted(c["name"] for c in document["categories"] if c["id"] not in used
+                  and (c["name"] in groups or c["name"].strip("_").casefold() in ("background", "ignore")))  # fmt: skip
 
 
-class _Placed:
-    """Micrographs copied, one at a time, and outlines fitted to the last of them."""
+def _copied(
+    image: Mapping[str, Any], source: Source, target: Path, sizes: Callable[[str, str], float | None] | None,
+    crop_bottom: int | str,
+) -> tuple[dict[str, Any], int]:  # fmt: skip
+    """Copies an image, as PNG (float32: TIFF) unless it is PNG or TIFF already.
 
-    def __init__(self, pictures: Pictures, crop_bottom: int | str, notes: Notes) -> None:
-        self.pictures, self.crop_bottom, self.notes = pictures, crop_bottom, notes
+    Returns
+    -------
+    What its entry says then, and its height before rows were cropped, px
+    """
+    name = source.pictures.find(image["file_name"])
+    path = source.pictures.files[name]
+    picture = read_micrograph(path, crop_bottom)
+    height, width = picture.pixels.shape
+    whole = height + picture.cropped
+    for note in picture.notes:
+        source.notes[note].append(name)
+    for side, real in (("height", whole), ("width", width)):
+        if image.get(side) and image[side] != real:
+            raise CompanionError(f"is {width} x {whole} px, its labels are of {side} {image[side]} px")
+    copy, kept = target / name, path.suffix.lower() in SUFFIXES and not picture.cropped
+    if not kept:
+        copy = copy.with_suffix(".tif" if picture.pixels.dtype == np.float32 else ".png")
+    if copy.exists():
+        raise CompanionError(f"another image becomes {copy.name}, too")
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(path, copy) if kept else write_grey(copy, picture.pixels)
+    said = sizes(image["file_name"], name) if sizes else image.get("pixel_size_nm") or picture.pixel_size_nm
+    if not said or not 0 < said < np.inf:
+        raise CompanionError(f"pixel_size_nm should be a positive number of nm per px (--pixel-size-nm), is {said}")
+    if picture.pixel_size_nm and abs(said / picture.pixel_size_nm - 1) > 0.01:
+        source.notes[f"the file says {picture.pixel_size_nm:.4g} nm per px, {said:g} is taken"].append(name)
+    named = copy.relative_to(target).as_posix()
+    entry = {"file_name": named, "height": height, "width": width, "pixel_size_nm": said}
+    return entry | ({"source_name": image["file_name"]} if image["file_name"] != named else {}), whole
 
-    def copied(
-        self, image: Mapping[str, Any], target: Path, sizes: Callable[[str, str], float] | None
-    ) -> dict[str, Any]:
-        """Copies an image, as PNG (float32: TIFF) unless it is PNG or TIFF already; what its entry says then."""
-        name = self.pictures.find(image["file_name"])
-        source = self.pictures.files[name]
-        picture = read_micrograph(source, self.crop_bottom)
-        height, width = picture.pixels.shape
-        self.height, self.width, self.whole = height, width, height + picture.cropped
-        for note in picture.notes:
-            self.notes[note].append(name)
-        for side, real in (("height", self.whole), ("width", width)):
-            if image.get(side) and image[side] != real:
-                raise CompanionError(f"is {width} x {self.whole} px, its labels are of {side} {image[side]} px")
-        copy, kept = target / name, source.suffix.lower() in SUFFIXES and not picture.cropped
-        if not kept:
-            copy = copy.with_suffix(".tif" if picture.pixels.dtype == np.float32 else ".png")
-        if copy.exists():
-            raise CompanionError(f"another image becomes {copy.name}, too")
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, copy) if kept else write_grey(copy, picture.pixels)
-        said = sizes(image["file_name"], name) if sizes else image.get("pixel_size_nm") or picture.pixel_size_nm
-        if not said or not 0 < said < np.inf:
-            raise CompanionError(f"pixel_size_nm should be a positive number of nm per px (--pixel-size-nm), is {said}")
-        if picture.pixel_size_nm and abs(said / picture.pixel_size_nm - 1) > 0.01:
-            self.notes[f"the file says {picture.pixel_size_nm:.4g} nm per px, {said:g} is taken"].append(name)
-        named = copy.relative_to(target).as_posix()
-        return {
-            "file_name": named, "height": height, "width": width, "pixel_size_nm": said,
-            **({"source_name": image["file_name"]} if image["file_name"] != named else {}),
-        }  # fmt: skip
 
-    def fitted(self, annotation: Mapping[str, Any], named: str, relative: bool) -> list[dict[str, Any]]:
-        """Segmentation, box and area (px) of an instance inside the last image; nothing where no pixel is left."""
-        given = annotation.get("segmentation")
-        if isinstance(given, list):
-            sides = (self.width, self.whole) if relative else (1, 1)
-            rings = [ring for ring in given if len(ring) > 4 or len(given) == 1]
-            self.notes["rings of fewer than three points, left out"] += [named] * (len(given) - len(rings))
-            given = [(np.reshape(r, (-1, 2)) * sides).ravel().tolist() if len(r) % 2 == 0 else r for r in rings]
-        if problem := outline_problem(given, self.whole, self.width):
-            raise CompanionError(problem)
-        mask, (rows, columns) = segmentation_mask(given, self.whole, self.width)
-        mask = mask[: max(self.height - rows.start, 0)]
-        if not mask.any():
-            self.notes["outlines without a pixel, left out"].append(named)
-            return []
-        if isinstance(given, list) and outlines.leaves(given, self.height, self.width):
-            self.notes["outlines cut off at the border"].append(named)
-            given = {}
-        if isinstance(given, dict):
-            given = run_lengths(mask, (rows, columns), self.height, self.width)
-        x1, y1, x2, y2 = box_of(mask)
-        box, own = [columns.start + x1, rows.start + y1, x2 - x1, y2 - y1], annotation.get("bbox")
-        # A file's own box, of fractions of a pixel, stays where it is one of this outline.
-        if isinstance(own, list) and len(own) == 4 and all(type(value) in (int, float) for value in own):
-            box = own if max(abs(a - b) for a, b in zip(own, box, strict=True)) <= 2 else box
-        return [{"segmentation": given, "bbox": box, "area": int(mask.sum())}]
+def _fitted(
+    annotation: Mapping[str, Any], image: Mapping[str, Any], whole: int, relative: bool, named: str,
+    notes: dict[str, list[str]],
+) -> dict[str, Any]:  # fmt: skip
+    """Segmentation, box and area (px) of an instance inside an image; nothing where no pixel is left."""
+    given, height, width = annotation.get("segmentation"), image["height"], image["width"]
+    if isinstance(given, list):
+        sides = (width, whole) if relative else (1, 1)
+        rings = [ring for ring in given if len(ring) > 4 or len(given) == 1]
+        notes["rings of fewer than three points, left out"] += [named] * (len(given) - len(rings))
+        given = [(np.reshape(r, (-1, 2)) * sides).ravel().tolist() if len(r) % 2 == 0 else r for r in rings]
+    if problem := outline_problem(given, whole, width):
+        raise CompanionError(problem)
+    mask, (rows, columns) = segmentation_mask(given, whole, width)
+    mask = mask[: max(height - rows.start, 0)]
+    if not mask.any():
+        notes["outlines without a pixel, left out"].append(named)
+        return {}
+    if isinstance(given, list) and leaves(given, height, width):
+        notes["outlines cut off at the border"].append(named)
+        given = {}
+    if isinstance(given, dict):
+        given = run_lengths(mask, (rows, columns), height, width)
+    x1, y1, x2, y2 = box_of(mask)
+    box, own = [columns.start + x1, rows.start + y1, x2 - x1, y2 - y1], annotation.get("bbox")
+    # A file's own box, of fractions of a pixel, stays where it is one of this outline.
+    box = own if own and max(abs(a - b) for a, b in zip(own, box, strict=True)) <= 2 else box
+    return {"segmentation": given, "bbox": box, "area": int(mask.sum())}
 
 
 def parse_merge(text: str) -> dict[str, str]:

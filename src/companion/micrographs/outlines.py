@@ -45,22 +45,23 @@ def outline_problem(given: Any, height: int, width: int) -> str:
             counts = lengths(given["counts"]) if isinstance(given["counts"], str) else given["counts"]
         except ValueError as error:
             return str(error)
-        fits = given["size"] == [height, width] and min(counts, default=0) >= 0 and sum(counts) == height * width
-        return "" if fits else f"its run lengths are not those of {width} x {height} px"
+        if given["size"] != [height, width]:
+            return f"its run lengths are of {given['size'][1]} x {given['size'][0]} px, not {width} x {height}"
+        right = min(counts, default=0) >= 0 and sum(counts) == height * width
+        return "" if right else f"its run lengths are not counts that add up to {width} x {height} px"
     if not given or any(len(ring) < 6 or len(ring) % 2 or not np.isfinite(ring).all() for ring in given):
         return "segmentation should be run lengths, or polygons of three or more x, y pairs (no box alone)"
     share = 0.0
     if leaves(given, height, width):
-        margin = (
-            int(max(np.abs(ring).max() for ring in given)) + 1
-        )  # an outline as far away as a whole image is none of it
+        margin = int(max(np.abs(ring).max() for ring in given)) + 1
+        # An outline as far away as a whole image is none of it.
         moved = [(np.asarray(ring) + margin).tolist() for ring in given] if margin < 2 * max(height, width) else []
         whole = _area(moved, height + 2 * margin, width + 2 * margin) if moved else 0
         share = 1 - _area(given, height, width) / whole if whole else 1.0
-    return "" if share <= OUTSIDE_SHARE else (
-        f"a polygon reaches outside the {width} x {height} px image with {share:.0%} of its area (up to "
-        f"{OUTSIDE_SHARE:.0%} is cut off)"
-    )  # fmt: skip
+    if share <= OUTSIDE_SHARE:
+        return ""
+    said = f"a polygon reaches outside the {width} x {height} px image with {share:.0%} of its area"
+    return f"{said} (up to {OUTSIDE_SHARE:.0%} is cut off): redraw it, or is it another image's?"
 
 
 def leaves(rings: Sequence[Sequence[float]], height: int, width: int) -> bool:
@@ -79,13 +80,8 @@ def run_lengths(mask: NDArray[np.bool_], window: Window, height: int, width: int
     pixels = (columns + window[1].start) * height + rows + window[0].start  # down the columns
     gaps = np.flatnonzero(np.diff(pixels) != 1)
     ends = np.stack([pixels[np.r_[0, gaps + 1]], pixels[np.r_[gaps, -1]] + 1], axis=1).ravel()
-    counts = np.diff(np.r_[0, ends, height * width]).tolist()
-    return {
-        "size": [height, width],
-        "counts": coco.frPyObjects({"size": [height, width], "counts": counts}, height, width)["counts"].decode(
-            "ascii"
-        ),
-    }
+    plain = {"size": [height, width], "counts": np.diff(np.r_[0, ends, height * width]).tolist()}
+    return {**plain, "counts": coco.frPyObjects(plain, height, width)["counts"].decode("ascii")}
 
 
 def segmentation_mask(segmentation: Any, height: int, width: int) -> tuple[NDArray[np.bool_], Window]:

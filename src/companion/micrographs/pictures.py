@@ -6,19 +6,50 @@ import difflib
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 from companion.errors import CompanionError
 from companion.micrographs.images import IMAGE_SUFFIXES
 
-Notes = dict[str, list[str]]  # what was noticed -> where
-
 
 def folded(name: str) -> str:
     """A file name as far as it tells: one Unicode form, lower case, forward slashes."""
     return unicodedata.normalize("NFC", name).casefold().replace("\\", "/")
+
+
+class Names:
+    """File names below some folder, found by names that other files give them.
+
+    Two names mean one file where one is the end of the other, folder by folder; the longest such end counts, best the
+    whole name. `bare` names are compared without their suffix.
+    """
+
+    def __init__(self, names: Iterable[str], bare: bool = False) -> None:
+        self.bare, self.by_last = bare, defaultdict(dict)
+        for name in names:
+            parts = self._parts(name)
+            self.by_last[parts[-1]][name] = parts
+
+    def meant(self, given: str) -> list[str]:
+        """The names that `given` may mean: none, one, or several that fit equally well."""
+        own, ranks = self._parts(given), {}
+        if given in (alike := self.by_last.get(own[-1], {})):
+            return [given]
+        for name, parts in alike.items():
+            n = min(len(own), len(parts))
+            if own[-n:] == parts[-n:]:
+                ranks.setdefault((n, len(own) == len(parts)), []).append(name)
+        return ranks[max(ranks)] if ranks else []
+
+    def _parts(self, name: str) -> list[str]:
+        parts = [part for part in folded(name).split("/") if part not in ("", ".", "..")] or [""]
+        if self.bare:
+            parts[-1] = re.sub(r"\.(png|tiff?|jpe?g|bmp)$", "", parts[-1])
+        return parts
 
 
 class Pictures:
@@ -34,64 +65,72 @@ class Pictures:
         paths = [path for path in _visible(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
         paths = [path for path in paths if not (skipped and path.is_relative_to(skipped))]
         self.files = {path.relative_to(folder).as_posix(): path for path in paths}
-        self._ending: dict[str, list[str]] = defaultdict(list)
-        for name in self.files:
-            parts = folded(name).split("/")
-            for k in range(len(parts)):
-                self._ending["/".join(parts[k:])].append(name)
+        self._names = Names(self.files)
 
     def find(self, given: str) -> str:
-        """The file that a label file names: of what it says as much of the path as there is here decides."""
-        if given in self.files:
-            return given
-        text = unquote(given.partition("?d=")[2] or given)  # Label Studio's local files
-        parts = [part for part in re.split(r"[\\/]", folded(text)) if part not in ("", ".", "..")]
-        for wanted in ("/".join(parts[k:]) for k in range(len(parts))):
-            if len(found := self._ending.get(wanted, [])) == 1:
-                return found[0]
-            if found:
-                exact = [name for name in found if folded(name) == folded(given)]
-                if len(exact) == 1:
-                    return exact[0]
-                raise CompanionError(f"{' and '.join(found[:3])} could be meant; give the path below {self.folder}")
-        close = difflib.get_close_matches(parts[-1] if parts else "", self._ending, n=1)
-        there = f"did you mean {self._ending[close[0]][0]}?" if close else f"{len(self.files)} pictures are there"
+        """The name of the file that a label file names, see `Names`."""
+        local = unquote(given.partition("?d=")[2] or given)  # Label Studio's local files
+        found = self._names.meant(local) or self._names.meant(given)
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise CompanionError(f"{' and '.join(found[:3])} could be meant; give the path below {self.folder}")
+        close = difflib.get_close_matches(folded(given).rpartition("/")[2], self._names.by_last, n=1)
+        near = [name for last in close for name in self._names.by_last[last]]
+        there = f"did you mean {near[0]}?" if near else f"{len(self.files)} pictures are there"
         raise CompanionError(f"missing from {self.folder} ({there})")
 
-    def pairs(
-        self, labels: Path, suffixes: tuple[str, ...], found: list[str], notes: Notes
-    ) -> Iterator[tuple[str, Path | None]]:
+
+Rows = Iterator[tuple[dict[str, Any], list[tuple[Any, dict[str, Any]]]]]  # see `formats`
+
+
+@dataclass
+class Source:
+    """What is imported, and what is said of it."""
+
+    labels: Path  # a file, or a folder with one per micrograph
+    pictures: Pictures
+    classes: tuple[str, ...] = ()
+    document: dict[str, Any] = field(default_factory=dict)  # of a COCO file, see `read_coco`
+    found: list[str] = field(default_factory=list)  # problems, a line each
+    notes: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # what was noticed -> where
+
+    def pairs(self, *suffixes: str) -> Iterator[tuple[str, Path | None]]:
         """Names of pictures with the label file of the same name but for the suffix, if any, below the folder `labels`.
 
         Two of one name are problems, and label files without a picture, unless both lie in one folder, where other
         files are usual. Where no picture has a label file, the folder is the wrong one.
         """
+        labels, folder = self.labels, self.pictures.folder
         if not labels.is_dir():
             raise CompanionError(f"{labels} is not a folder; one with a {suffixes[0]} file per micrograph is needed")
         files = [path for path in _visible(labels) if path.suffix.lower() in suffixes]
         partners, names = defaultdict(list), defaultdict(list)
         for path in files:
             partners[_stem(path.relative_to(labels).as_posix())].append(path)
-        for name in self.files:
+        for name in self.pictures.files:
             names[_stem(name)].append(name)
         if not partners.keys() & names.keys():
             bare = {Path(name).name for name in names}
             near = sorted({str(path.parent) for path in files if _stem(path.name) in bare})
             raise CompanionError(
-                f"{labels} holds no {' or '.join(suffixes)} file with the name of any of {len(self.files)} pictures "
-                f"in {self.folder}" + f"; {', '.join(near[:3])} does: give both folders of one level" * bool(near)
+                f"{labels} holds no {' or '.join(suffixes)} file with the name of any of {len(self.pictures.files)} "
+                f"pictures in {folder}" + f"; {', '.join(near[:3])} does: give both folders of one level" * bool(near)
             )
-        found += [f"{' and '.join(own)} share one name and would share their labels: keep one"
-                  for own in names.values() if len(own) > 1]  # fmt: skip
-        found += [f"{' and '.join(path.name for path in own)} are two label files of one micrograph: keep one"
-                  for own in partners.values() if len(own) > 1]  # fmt: skip
-        for key in partners.keys() - names.keys() - {"classes"}:
-            said = f"{partners[key][0].name}: there is no image of that name"
-            if labels == self.folder:
-                notes["passed over"].append(said)
-            else:
-                found.append(said)
+        self.found += [f"{' and '.join(own)} share one name and would share their labels: keep one"
+                       for own in names.values() if len(own) > 1]  # fmt: skip
+        self.found += [f"{' and '.join(path.name for path in own)} are two label files of one micrograph: keep one"
+                       for own in partners.values() if len(own) > 1]  # fmt: skip
+        alone = sorted(partners.keys() - names.keys() - {"classes"})
+        said = [f"{partners[key][0].name}: there is no image of that name" for key in alone]
+        (self.notes["passed over"] if labels == folder else self.found).extend(said)
         yield from ((own[0], partners[key][0] if key in partners else None) for key, own in names.items())
+
+    def optional(self, *suffixes: str) -> Iterator[tuple[str, Path | None]]:
+        """The same, where a micrograph without a label file is an empty one."""
+        for name, path in self.pairs(*suffixes):
+            self.notes["without a label file, taken as empty"] += [name] * (path is None)
+            yield name, path
 
 
 def _stem(name: str) -> str:

@@ -98,17 +98,16 @@ def test_students_get_no_solutions_and_little_to_carry(student: Path, tmp_path: 
     assert not re.findall("BEGIN SOLUTION|Build: one way|the check refuses|typical mistake", texts)
 
 
-def test_slides_need_no_network_and_no_figure_that_was_not_drawn(student: Path, tmp_path: Path) -> None:
-    drawn, source = {"07_thresholds": TREE / "thresholds"}, tmp_path / "source"
-    shutil.copytree(course.SOURCE / "slides", source)
-    (source / "index.md").write_text("# Title\n\n## One\n\n![curves](07_thresholds/fig3.png)\n", encoding="utf-8")
-    course.write_slides(source, drawn, tmp_path / "slides")
-    page = (tmp_path / "slides" / "index.html").read_text(encoding="utf-8")
+def test_slides_need_no_network_a_picture_per_idea_and_no_figure_that_was_not_drawn(student, tmp_path) -> None:
+    slides, figures = course.SOURCE / "slides", course.shown(course.load_profile("smoke"), TREE)
+    course.write_slides(slides, figures, tmp_path / "made")
+    page = (tmp_path / "made" / "index.html").read_text(encoding="utf-8")
     linked = [link.split("?")[0] for link in re.findall(r"(?:src|href)=\"([^\"]+)\"", page)]
-    assert len(linked) > 5 and all((tmp_path / "slides" / link).is_file() for link in linked)
-    (source / "index.md").write_text("# Title\n\n![no such](07_thresholds/fig9.png)\n", encoding="utf-8")
-    with pytest.raises(CompanionError, match=r"07_thresholds/fig9.png"):
-        course.write_slides(source, drawn, tmp_path / "none")
+    assert all((tmp_path / "made" / link).is_file() for link in linked)
+    assert page.count("<img") == page.count("<h2>") == page.count('class="notes"') - 1 > 15  # the title has no picture
+    (tmp_path / "figures").mkdir()
+    with pytest.raises(CompanionError, match=r"07_thresholds/fig3.png"):
+        course.write_slides(slides, figures | {"07_thresholds": tmp_path}, tmp_path / "none")
 
 
 @pytest.mark.parametrize("name", [path.stem for path in pages.FILES])

@@ -9,7 +9,7 @@ import re
 import sys
 import time
 from contextlib import suppress
-from importlib import metadata, util
+from importlib import util
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -114,6 +114,8 @@ def main():
         use_this_folder()
     except RuntimeError as error:
         sys.exit(str(error))
+    from importlib import metadata
+
     import psutil
 
     free = psutil.virtual_memory().available / 2**30

@@ -97,5 +97,5 @@ def for_jupyter(text: str) -> str:
     def cited(keys: re.Match[str]) -> str:
         return "[" + re.sub(r"([a-z]+)(\d{4})\w*", lambda key: f"{key[1].title()} {key[2]}", keys[1]) + "]"
 
-    text = re.sub(r"\{cite\}`([^`]+)`", cited, text)
+    text = re.sub(r"\{cite\}`([^`]+)`", cited, re.sub(r"(?<=\d|[a-z]),(?=[a-z]+\d{4})", ", ", text))
     return "" if "{raw}" in text else re.sub(r"\[([^\]]+)\]\(\.\./[^)]+\)", r"\1", text)

@@ -13,6 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial.distance import cdist
 
 from companion.config import load_profile
 from companion.masks.plots import color_mask
@@ -59,18 +60,14 @@ def windows(images: NDArray, masks: NDArray) -> NDArray[np.float32]:
     return np.concatenate(both, axis=1).astype(np.float32)
 
 
-def squared_distances(a: NDArray, b: NDArray) -> NDArray:
-    """Between all rows of a [n, D] and of b [m, D]: [n, m]."""
-    return (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1) - 2 * a @ b.T
-
-
 def best_guess(noisy: NDArray, mask: NDArray, sigma: float, known: NDArray) -> NDArray:
     """The mean of what may be under the noise, pixel by pixel: known windows, weighted by how well they fit [S, S]."""
     half = WINDOW**2
     seen = windows(noisy[None], mask[None])
     guess = np.empty(len(seen), np.float32)
     for some in np.array_split(np.arange(len(seen)), 16):
-        of_picture, of_mask = (squared_distances(seen[some, part], known[:, part]) for part in np.s_[:half, half:])
+        parts = np.s_[:half, half:]
+        of_picture, of_mask = (cdist(seen[some, part], known[:, part], "sqeuclidean") for part in parts)
         fit = -(of_picture / (2 * sigma**2) + of_mask)
         weight = np.exp(fit - fit.max(axis=1, keepdims=True))
         guess[some] = weight @ known[:, half // 2] / weight.sum(axis=1)

@@ -1,4 +1,4 @@
-"""What the course says of a page, on the page: from book/course/<NN>.yaml, as the zip for students has it."""
+"""What the course says of a page: from book/course/<NN>.yaml, for the book and for the zip for students."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def add_course(notebook: nbformat.NotebookNode, name: str) -> None:
     course = course_of(name)
     number = next(k for k, cell in enumerate(notebook.cells) if cell.source.startswith(WHERE_OUTPUT_WENT))
     notebook.cells.insert(number, new_markdown_cell(question(course["question"], int(name[:2])), id="question"))
-    notebook.cells.insert(3, new_markdown_cell(objectives(course), id="objectives"))
+    text = f":::{{admonition}} After this page you can\n:class: tip companion-objectives\n\n{objectives(course)}\n:::"
+    notebook.cells.insert(3, new_markdown_cell(text, id="objectives"))
 
 
 def objectives(course: dict[str, Any]) -> str:
-    """MyST: what one can do after the page, what one should know before it, and how long it takes in a room."""
+    """Markdown: what one can do after the page, what one should know before it, and how long it takes in a room."""
     can = "\n".join(f"- {objective}" for objective in course["objectives"])
-    before = f"**Before you start:** {course['before']}. **In a course:** {course['minutes']} minutes."
-    return f":::{{admonition}} After this page you can\n:class: tip companion-objectives\n\n{can}\n\n{before}\n:::"
+    return f"{can}\n\n**Before you start:** {course['before']}. **In a course:** {course['minutes']} minutes."
 
 
 def question(asked: dict[str, Any], turn: int) -> str:

@@ -112,7 +112,7 @@ def evaluate(
 
 @app.command()
 def predict(
-    weights: Annotated[Path, typer.Argument(help="weights.safetensors of a detector stage")],
+    weights: Annotated[Path, typer.Argument(help="weights.safetensors of a detector stage, or loops_316L (see weights/)")],
     images: Annotated[list[Path], typer.Argument(help="micrographs of any size, or folders of them")],
     out: Annotated[Path, typer.Option(help="folder for defects.csv, defects.json, overlays, ROIs")] = Path("defects"),
     pixel_size_nm: Annotated[float | None, typer.Option(min=0, help="nm per px; without it sizes are in px")] = None,
@@ -120,6 +120,7 @@ def predict(
     crop_bottom: Annotated[str, typer.Option(help="rows to leave out at the bottom, px; auto: data bars")] = "0",
 ) -> None:
     """Find the defects of micrographs with a trained detector: table, COCO JSON, overlays and ImageJ outlines."""
+    from companion import layout
     from companion.config.sections import Device
     from companion.detection import tiling
     from companion.device import open_device
@@ -128,6 +129,8 @@ def predict(
     use_style()
     settings = {"pixel_size_nm": pixel_size_nm, "confidence": confidence, "crop_bottom": _rows(crop_bottom)}
     settings["say"] = lambda line: print(line, file=sys.stderr)
+    shipped = layout.root() / "weights" / f"detector_{weights}.safetensors"
+    weights = shipped if shipped.is_file() else weights
     table, written = tiling.predict_micrographs(weights, images, open_device(Device()), out, **settings)
     print(f"{len(table)} defects: {', '.join(str(path) for path in written)}")
 

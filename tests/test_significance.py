@@ -202,13 +202,14 @@ def test_figures_of_every_arm_and_of_one_class():
 
 
 def test_the_picture_is_of_a_typical_patch():
-    patches = ellipse_patches(12)
-    numbers = np.bincount(patches.table["patch"], minlength=12)
-    typical = plots.typical_patch(patches)
-    assert numbers[typical] >= numbers.mean() > numbers[:typical].max(initial=0)
-    masks = patches.label_maps(np.array([typical, 0]))
-    found = patches.of(typical).rename(columns={"class": "label"})
-    figure = plots.strip(masks, patches.images[[typical, 0]], found, {1: "a", 2: "b", 3: "c"}, "phantom")
+    masks = np.zeros((5, 8, 8), dtype=np.uint8)
+    masks[:, :2], masks[:4, 2:4] = 1, 2  # the last has one class
+    images = np.tile(np.array([100, 110], np.uint8), (5, 8, 4))
+    images[:, :4] -= np.array([30, 10, 50, 20, 5], np.uint8)[:, None, None]
+    assert plots.typical(images, masks) == 0  # of 10, 20, 30, 50
+    found = ellipse_patches(1).table.rename(columns={"class": "label"})
+    pictures = {"phantom": images[0], "its mask": masks[0], "generated": images[1], "detected": images[0]}
+    figure = plots.strip(pictures, found, {1: "a", 2: "b", 3: "c"}, "phantom")
     assert len(figure.axes) == 4 and len(figure.axes[3].patches) == len(found)
 
 

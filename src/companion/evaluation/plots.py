@@ -18,8 +18,7 @@ from companion.config.arms import ARMS
 from companion.evaluation.errors import ERRORS, MISSED
 from companion.evaluation.formats import BOX
 from companion.evaluation.wording import CONDITION, F1, condition_name
-from companion.masks.plots import color_mask, image_rows
-from companion.micrographs.patches import Patches
+from companion.masks.plots import image_rows
 from companion.plots import CLASS_COLORS
 
 COLORS = {name: arm.colour for name, arm in ARMS.items()}
@@ -276,25 +275,27 @@ def close_ups(
     return figure
 
 
-def typical_patch(patches: Patches) -> int:
-    """The first patch with the average number of defects or more, so that nobody picks the picture."""
-    numbers = np.bincount(patches.table["patch"], minlength=len(patches))
-    return int(np.argmax(numbers >= numbers.mean()))
+def typical(images: ArrayLike, label_maps: NDArray[np.uint8]) -> int:
+    """The number of a patch to show, of uint8 [P, S, S] and class codes [P, S, S], so that nobody picks it.
+
+    Of the patches with the most classes the one whose defects have the median contrast (grey level around them less
+    that inside, by the spread around them).
+    """
+    images, many = np.asarray(images, dtype=float), [len(np.unique(codes[codes > 0])) for codes in label_maps]
+    contrast = {
+        k: (image[codes == 0].mean() - image[codes > 0].mean()) / image[codes == 0].std()
+        for k, (image, codes) in enumerate(zip(images, label_maps, strict=True)) if many[k] == max(many)
+    }  # fmt: skip
+    return sorted(contrast, key=contrast.get)[len(contrast) // 2]
 
 
 def strip(
-    labels: Sequence[NDArray], images: Sequence[NDArray], found: pd.DataFrame, classes: Mapping[int, str], note: str
-) -> Figure:
-    """The method in four pictures: mask of a micrograph, simulated mask, generated image, detections on a test patch.
-
-    `labels` are the two masks, uint8 [S, S] class codes; `images` generated image and test patch, uint8 [S, S]; `found`
-    detections on it: x1, y1, x2, y2 (px), label; `classes` the names by code.
-    """
-    titles = ("mask of a labelled micrograph", "simulated mask", "image generated from it",
-              "detections on a held-out patch")  # fmt: skip
-    pictures = {"": [*map(color_mask, labels), *images]}
-    figure = image_rows(pictures, f"From a mask to a detector\n{note}", titles, list(classes.values()), side=1.7)
+    pictures: Mapping[str, NDArray], found: pd.DataFrame, classes: Mapping[int, str], note: str
+) -> Figure:  # fmt: skip
+    """The method in pictures of one patch by title, [S, S] grey levels or [S, S, 3] colours; on the last the boxes of
+    `found` (x1, y1, x2, y2 in px, label); `classes` the names by code."""
+    figure = image_rows({"": [*pictures.values()]}, note, [*pictures], list(classes.values()), side=1.7)
     for axes in figure.axes:
-        axes.set_title(textwrap.fill(axes.get_title(), 24), fontsize=8)
-    draw_boxes(figure.axes[3], found[BOX], found["label"].map(class_color))
+        axes.title.set_fontsize(9)
+    draw_boxes(figure.axes[-1], found[BOX], found["label"].map(class_color))
     return figure

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from companion.config import Profile
 from companion.evaluation.significance import headline_measure, paired_scores, paired_tests
 from companion.evaluation.thresholds import headline
-from companion.evaluation.verdicts import PAPER_GAIN
+from companion.evaluation.verdicts import PAPER_GAIN, several
 from companion.evaluation.wording import CONDITION, with_interval
 from companion.plots import CLASS_COLORS, data_name, data_note, save, use_style
 
@@ -87,7 +87,7 @@ def sentence(found: Change, tests: pd.DataFrame, data: str) -> tuple[str, str]:
     if not np.isfinite(found.high):
         answer = f"Not known, on {data}: too few pairs of runs for an interval of the change in {name}."
     by = [f"{said.count(way)} {how}" for way, how in (("better", "gained"), ("worse", "lost"), (SAME, "neither"))]
-    return answer, f"Mean of {len(said)} condition(s), a split and an N each; by themselves {', '.join(by)}."
+    return answer, f"Mean of {several(len(said), 'condition')}, a split and an N each; by themselves {', '.join(by)}."
 
 
 def draw(pairs: pd.DataFrame, tests: pd.DataFrame, note: str) -> Figure:

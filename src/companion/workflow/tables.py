@@ -65,15 +65,13 @@ def table(html: str, caption: str = "", leave_out: Sequence[str] = ()) -> str:
             name = f"{name[:-4]} interval".strip("_ ")
         shown.append([name, *texts])
     names = [re.sub(r"(?<!F1)_(?=\w)", " ", said(name)) for name, *_ in shown]
-    style = re.search(r'<table[^>]*class="(?!dataframe)([^"]*)"', html)
     lines = ["".join(f"<th>{escape(name)}</th>" if name else "<td></td>" for name in names)]
     for texts in zip(*(column[1:] for column in shown), strict=True):
         lines.append("".join(
-            f'<td data-label="{escape(name)}"{"" if re.match(r"-?[0-9]|$", text) else " class=words"}>'
-            f"{escape(said(text))}</td>" for name, text in zip(names, texts, strict=True)
+            f"<td{'' if re.match(r'-?[0-9]|$', text) else ' class=words'}>{escape(said(text))}</td>" for text in texts
         ))  # fmt: skip
     first, *others = (f"<tr>{line}</tr>" for line in lines)
-    return (f'<table class="{style[1] if style else "tidy"}"><caption>{escape(caption)}</caption>'
+    return (f'<table class="tidy"><caption>{escape(caption)}</caption>'
             f"<thead>{first}</thead><tbody>{''.join(others)}</tbody></table>")  # fmt: skip
 
 

@@ -281,7 +281,8 @@
   }
 
   function fit() {
-    document.querySelectorAll(".bd-article .cell_output img:not(.touch img)").forEach(whole);
+    const small = innerWidth < 577 ? ", .bd-article figure img:not(.touch img)" : "";
+    document.querySelectorAll(`.bd-article .cell_output img:not(.touch img)${small}`).forEach(whole);
     scrolled();
   }
 

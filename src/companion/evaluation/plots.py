@@ -15,7 +15,6 @@ from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike, NDArray
 
 from companion.config.arms import ARMS
-from companion.evaluation.errors import ERRORS, MISSED
 from companion.evaluation.formats import BOX
 from companion.evaluation.wording import CONDITION, F1, condition_name
 from companion.masks.plots import image_rows
@@ -249,32 +248,6 @@ def error_kinds(counts: pd.DataFrame, note: str) -> Figure:
     return figure
 
 
-def close_ups(
-    images: NDArray[np.uint8], predictions: pd.DataFrame, truths: pd.DataFrame, note: str, each: int = 6
-) -> Figure:
-    """Close-ups of errors, a row of `each` for each kind: the largest misses, and wrong predictions by falling score.
-
-    `images` uint8 [P, S, S] are every patch; `predictions` and `truths` of one run, as `errors.audit_runs` gives them.
-    """
-    kinds = [kind for kind in ERRORS if kind in {*predictions["error"], *truths["error"]}]
-    figure, grid = plt.subplots(max(1, len(kinds)), each, figsize=(WIDTH, 1.5 * len(kinds) + 0.5), squeeze=False)
-    for axes in grid.flat:
-        axes.set_axis_off()
-    for line, kind in zip(grid, kinds, strict=False):
-        table, order = (truths, "size_px") if kind == MISSED else (predictions, "score")
-        shown = table[table["error"] == kind].nlargest(each, order)
-        line[0].text(-0.1, 0.5, kind, rotation=90, ha="right", va="center", transform=line[0].transAxes)
-        for axes, error in zip(line, shown.itertuples(), strict=False):
-            axes.imshow(images[error.patch], vmin=0, vmax=255)
-            draw_boxes(axes, [(error.x1, error.y1, error.x2, error.y2)], [CLASS_COLORS[5]])
-            x, y, half = (error.x1 + error.x2) / 2, (error.y1 + error.y2) / 2, max(16, 0.8 * error.size_px)
-            axes.set(xlim=(x - half, x + half), ylim=(y + half, y - half))
-            what = f"{error.size_px:.0f} px" if kind == MISSED else f"score {error.score:.2f}"
-            axes.set_title(f"{shown.loc[error.Index, 'class']}\n{what}", fontsize=8)
-    figure.suptitle(note, fontsize=9)
-    return figure
-
-
 def typical(images: ArrayLike, label_maps: NDArray[np.uint8]) -> int:
     """The number of a patch to show, of uint8 [P, S, S] and class codes [P, S, S], so that nobody picks it.
 
@@ -295,7 +268,9 @@ def strip(
     """The method in pictures of one patch by title, [S, S] grey levels or [S, S, 3] colours; on the last the boxes of
     `found` (x1, y1, x2, y2 in px, label); `classes` the names by code."""
     figure = image_rows({"": [*pictures.values()]}, note, [*pictures], list(classes.values()), side=1.7)
+    shown = np.percentile(next(iter(pictures.values())), [0.5, 99.5])  # the same grey levels in all
     for axes in figure.axes:
         axes.title.set_fontsize(9)
+        axes.images[0].set_clim(*shown)
     draw_boxes(figure.axes[-1], found[BOX], found["label"].map(class_color))
     return figure

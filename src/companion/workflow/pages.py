@@ -89,7 +89,7 @@ def claim_cards(claims: Iterable[Mapping[str, Any]], folder: str = "executed/", 
         name, t = c["id"], {key: html.escape(said(str(value))) for key, value in c.items()}
         known, link = verdict_chip(c["verdict"]), f"{folder}{c['notebook']}.html"
         lines = {"paper": t["paper"], "this run": t["ours"]}
-        more = f'<a href="{folder}11_claims.html#claim-{name}" aria-label="{name} in full">why</a>'
+        more = f'<a href="{folder}11_claims.html#claim-{name}" aria-label="why: {name} in full">why</a>'
         if whole:
             lines["paper"] += f" ({t['where']})"
             lines |= {"because": t["reason"], "read otherwise": t["sensitivity"]}

@@ -77,6 +77,7 @@ def table(html: str, caption: str = "", leave_out: Sequence[str] = ()) -> str:
 
 def said(text: str) -> str:
     """A text with names of columns as the book spells them, e.g. F1HM and F1_detect; names of files stay."""
+    text = re.sub(r"\b(ap50|f1_class)_(\d)\b", lambda of: f"{'AP50' if of[1] == 'ap50' else 'F1'}, class {of[2]}", text)
     return re.sub(r"(?<![`/.])\b\w+\b(?![`/.]\w)", lambda found: WORDS.get(found[0], found[0]), text)
 
 

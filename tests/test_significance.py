@@ -160,17 +160,6 @@ def test_every_run_is_read_at_three_choices_and_on_both_sides():
     assert set(headline(chosen[chosen["choice"] != VALIDATED])["choice"]) == {BEST}
 
 
-def test_a_sign_that_depends_on_the_choice_of_the_threshold_is_said():
-    tests = pd.DataFrame({
-        "arm": "EXP+GEN", "measure": "f1_hm", "against": "labels", "split": "1", "n_train": 10,
-        "choice": [VALIDATED, BEST, FIXED], "gain": [0.006, 0.008, -0.029],
-    })  # fmt: skip
-    (said,) = significance.sign_by_choice(tests, "f1_hm")
-    assert "N = 10" in said and "depends on the threshold: +0.006" in said and "-0.029 (fixed)" in said
-    same = significance.sign_by_choice(tests.assign(gain=[0.006, 0.008, np.nan]), "f1_hm")
-    assert same == ["Against labels the sign of the gain is the same for every choice of the threshold."]
-
-
 def test_what_is_significant_is_said_whatever_its_sign():
     found = at(scores(seeds=(1, 2, 3, 4), sizes=(50,), noise=0.001))
     lost = found.assign(f1_detect=found["f1_detect"].where(found["arm"] == "EXP", found["f1_detect"] - 0.1))
@@ -191,7 +180,7 @@ def test_figures_of_every_arm_and_of_one_class():
         tests = paired_tests(pairs)
         names = [text.get_text() for text in plots.sizes(chosen, tests, measure, "").legends[0].get_texts()]
         assert names == list(ARMS)
-        axes = plots.paired_differences(pairs, tests, measure, "phantom").axes[0]
+        axes = plots.paired_differences(pairs, tests, [measure], "phantom").axes[0]
         assert [t.get_text() for t in axes.get_yticklabels()][:2] == [
             "split 1, N = 10: EXP+GEN minus EXP", "split 1, N = 10: EXP+GEN2 minus EXP",
         ]  # fmt: skip

@@ -16,13 +16,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from companion.config.arms import ARMS
 from companion.evaluation.formats import BOX
-from companion.evaluation.wording import CONDITION, F1, condition_name
+from companion.evaluation.verdicts import PAPER_GAIN
+from companion.evaluation.wording import CONDITION, F1, NAMES, condition_name
 from companion.masks.plots import image_rows
 from companion.plots import CLASS_COLORS
 
 COLORS = {name: arm.colour for name, arm in ARMS.items()}
 LOOKS = {name: (arm.colour, arm.marker) for name, arm in ARMS.items()}
-NAMES = {"f1_detect": "F1_detect", "f1_class": "F1_class", "f1_hm": "F1HM", "map50": "mAP50"}  # as text spells them
 WIDTH = 7.1  # inches: the column of a page, so that text keeps its size there
 Looks = Mapping[str, tuple[str, str]]  # colour and marker by name, in the order in which they are drawn
 
@@ -200,20 +200,33 @@ def waterfall(steps: pd.DataFrame, note: str) -> Figure:
     return figure
 
 
-def paired_differences(pairs: pd.DataFrame, tests: pd.DataFrame, measure: str, note: str) -> Figure:
-    """Every pair's difference as a dot, the mean with its interval beside it, a row per split, N and arm."""
+def paired_differences(
+    pairs: pd.DataFrame, tests: pd.DataFrame, measures: Sequence[str], note: str, width: float = 6.4
+) -> Figure:
+    """Every pair's difference as a dot, the mean with its interval beside it: a panel per measure, a row per split, N
+    and, of several, arm. Grey: the paper's gain in F1HM. `width` in inches."""
     order = {arm: k for k, arm in enumerate(ARMS)}
-    rows = tests[tests["measure"] == measure].sort_values([*CONDITION, "arm"], key=lambda c: c.replace(order))
-    pairs, rows = (
-        table.assign(place="split " + table["split"] + ", N = " + table["n_train"].astype(str) + ": " + table["arm"]
-                     + " minus " + table["baseline"]) for table in (pairs[pairs["measure"] == measure], rows)
+    tests = tests[tests["measure"].isin(measures)].sort_values([*CONDITION, "arm"], key=lambda c: c.replace(order))
+    compared = list(dict.fromkeys(tests["arm"] + " minus " + tests["baseline"]))
+    rows, dots = (
+        table.assign(place="split " + table["split"] + ", N = " + table["n_train"].astype(str) + (
+            ": " + table["arm"] + " minus " + table["baseline"] if len(compared) > 1 else ""))
+        for table in (tests, pairs)
     )  # fmt: skip
-    figure, axes = plt.subplots(figsize=(6.4, 1.2 + 0.3 * len(rows)))
-    intervals(axes, rows, "place", "gain", "measure", {measure: ("#0072B2", "D")}, "y")
-    axes.plot(pairs["difference"], pairs["place"].map(list(rows["place"]).index) - 0.25, ".", color="#555555", ms=4)
-    axes.axvline(0, color="black", lw=0.8)
-    axes.set(xlabel=f"difference in {NAMES[measure]}")
-    figure.suptitle(f"Differences: dots are pairs of runs, markers means with intervals\n{note}", fontsize=9)
+    size = width, 0.8 + len(measures) * (0.4 + 0.17 * rows["place"].nunique())
+    figure, panels = plt.subplots(len(measures), figsize=size, sharex=True, squeeze=False)
+    for axes, measure in zip(panels.flat, measures, strict=True):
+        own, single = (table[table["measure"] == measure] for table in (rows, dots))
+        intervals(axes, own, "place", "gain", "measure", {measure: ("#0072B2", "D")}, "y")
+        axes.plot(
+            single["difference"], single["place"].map(list(own["place"]).index) - 0.25, ".", color="#555555", ms=4
+        )
+        axes.axvline(0, color="black", lw=0.8)
+        if measure == "f1_hm":
+            axes.axvspan(0, PAPER_GAIN, color="#999999", alpha=0.35, lw=0)
+        axes.set_title(NAMES[measure], loc="left", fontweight="bold")
+    panels[-1, 0].set_xlabel("difference" + f", {compared[0]}" * (len(compared) == 1))
+    figure.suptitle(note, fontsize=9)
     return figure
 
 

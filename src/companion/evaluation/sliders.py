@@ -23,10 +23,10 @@ from PIL import Image, ImageOps
 
 from companion.evaluation.formats import BOX
 from companion.evaluation.matching import Matching, kept, match, match_once, score_order
-from companion.evaluation.plots import NAMES, class_color
+from companion.evaluation.plots import class_color
 from companion.evaluation.runs import Run
 from companion.evaluation.significance import paired_t
-from companion.evaluation.wording import CONDITION, condition_name
+from companion.evaluation.wording import CONDITION, NAMES, condition_name
 from companion.geometry import box_iou
 
 COLUMNS = ["tp", "fp", "fn", "f1_detect", "f1_class", "f1_hm"]
@@ -180,8 +180,8 @@ def same_masks(figure: Path) -> list[dict[str, Image.Image]]:
     """
     text = figure.read_text(encoding="utf-8") if figure.is_file() else ""
     names = ["labelled", "mask", "generated", *["painted"] * ("painted" in text)]
-    columns = zip(*pictures(figure, len(names) + 2)[: len(names)], strict=True) if "same masks" in text else ()
-    return [dict(zip(names, column, strict=True)) for column in columns]
+    rows = pictures(figure, len(names) + 2) if "same masks" in text else []
+    return [dict(zip(names, column, strict=False)) for column in zip(*rows, strict=True)]
 
 
 def swipe(piles: Mapping[str, Mapping[str, Image.Image]], label: str) -> str:

@@ -13,7 +13,6 @@ import yaml
 
 from companion import layout
 from companion.config import Profile
-from companion.errors import CompanionError
 from companion.plots import data_name
 from companion.provenance import write_text
 from companion.workflow import answer
@@ -87,7 +86,7 @@ def claim_cards(claims: Iterable[Mapping[str, Any]], folder: str = "executed/", 
     cards = []
     for c in claims:
         name, t = c["id"], {key: html.escape(said(str(value))) for key, value in c.items()}
-        known, link = verdict_chip(c["verdict"]), f"{folder}{c['notebook']}.html"
+        chip, link = t["verdict"].replace(" ", "-"), f"{folder}{c['notebook']}.html"
         lines = {"paper": t["paper"], "this run": t["ours"]}
         more = f'<a href="{folder}11_claims.html#claim-{name}" aria-label="why: {name} in full">why</a>'
         if whole:
@@ -97,7 +96,8 @@ def claim_cards(claims: Iterable[Mapping[str, Any]], folder: str = "executed/", 
                     f'<a href="{link}">The values behind {name}: notebook {c["notebook"][:2]}</a>')  # fmt: skip
         rows = "".join(f"<dt>{key}</dt><dd>{value}</dd>" for key, value in lines.items())
         anchor = f' id="claim-{name}"' if whole else ""
-        cards.append(f'<article class="claim"{anchor}><p><b>{name}</b> {known}</p><p>{t["claim"]}</p><dl>{rows}</dl>'
+        cards.append(f'<article class="claim"{anchor}><p><b>{name}</b> <span class="verdict verdict-{chip}">'
+                     f'{t["verdict"]}</span></p><p>{t["claim"]}</p><dl>{rows}</dl>'
                      f"{more}</article>")  # fmt: skip
     return f'<div class="claims-cards">{"".join(cards)}</div>\n'
 
@@ -143,13 +143,6 @@ def badge(stamp: Mapping[str, Any], reasons: list[str]) -> str:
     state = "stale" if reasons else "fresh"
     why = f'<div class="stamp-why">Stale because: {html.escape("; ".join(reasons))}</div>' if reasons else ""
     return f'<div class="stamp stamp-{state}">{chips}<span class="state">{state}</span></div>{why}'
-
-
-def verdict_chip(verdict: str) -> str:
-    """HTML chip of a verdict of the claims table."""
-    if verdict not in VERDICTS:
-        raise CompanionError(f"verdict {verdict!r} is none of {', '.join(VERDICTS)}")
-    return f'<span class="verdict verdict-{verdict.replace(" ", "-")}">{verdict}</span>'
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -12,10 +12,11 @@ from html import escape, unescape
 
 from nbformat import NotebookNode
 
-WORDS = {  # columns of the result files, as text says them
-    "n_train": "N", "f1_hm": "F1HM", "f1_detect": "F1_detect", "f1_class": "F1_class", "map50": "mAP50", "tp": "TP",
-    "fp": "FP", "fn": "FN", "p_holm": "p, Holm", "p_sign_flip": "p, sign flip", "p_equivalence": "p, equivalence",
-    "hedges_g": "Hedges g", "auc": "AUC", "c2st_auc": "classifier AUC", "kid": "KID", "cmmd": "CMMD",
+from companion.evaluation.wording import NAMES
+
+WORDS = NAMES | {  # columns of the result files, as text says them
+    "n_train": "N", "tp": "TP", "fp": "FP", "fn": "FN", "p_holm": "p, Holm", "p_sign_flip": "p, sign flip",
+    "p_equivalence": "p, equivalence", "hedges_g": "Hedges g", "auc": "AUC", "c2st_auc": "classifier AUC", "kid": "KID", "cmmd": "CMMD",
 }  # fmt: skip
 CELL = re.compile(r"<t[hd]([^>]*)>(.*?)</t[hd]>", re.DOTALL)
 

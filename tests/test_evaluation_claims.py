@@ -67,11 +67,9 @@ def test_twelve_claims_with_their_rules_and_nothing_to_judge_them_by():
 def test_a_card_says_which_other_reading_changes_a_verdict():
     read = {"headline": "abb", "at A": "aab", "at B": "abc", "at C": "aac"}
     said = sensitivity({way: pd.DataFrame({"verdict": list(verdicts)}) for way, verdicts in read.items()})
-    assert said == ["Same verdict at A, at B and at C", "Same verdict at B; at A: a; at C: a",
+    assert said == ["Same verdict at A, at B, at C", "Same verdict at B; at A: a; at C: a",
                     "Same verdict at A; at B: c; at C: c"]  # fmt: skip
-    assert sensitivity({"headline": pd.DataFrame({"verdict": ["a"]}), "at A": pd.DataFrame({"verdict": ["b"]})}) == [
-        "At A: b"
-    ]
+    assert sensitivity({"headline": pd.DataFrame({"verdict": ["a"]})}) == ["This run can be read in one way alone"]
 
 
 # --- images -------------------------------------------------------------------------------------------------

@@ -129,8 +129,7 @@ def sensitivity(judged: Mapping[str, pd.DataFrame]) -> list[str]:
     said = []
     for k, verdict in enumerate(own["verdict"]):
         same = [way for way, table in others if table["verdict"][k] == verdict]
-        parts = ["same verdict " + " and ".join([", ".join(same[:-1]), same[-1]][len(same) < 2 :])] if same else []
+        parts = [f"Same verdict {', '.join(same)}"] if same else []
         parts += [f"{way}: {table['verdict'][k]}" for way, table in others if way not in same]
-        text = "; ".join(parts) or "this run can be read in one way alone"
-        said.append(text[0].upper() + text[1:])
+        said.append("; ".join(parts) or "This run can be read in one way alone")
     return said

@@ -32,11 +32,6 @@ def class_color(code: int) -> str:
     return CLASS_COLORS[(int(code) - 1) % len(CLASS_COLORS)]
 
 
-def arms_in(table: pd.DataFrame) -> list[str]:
-    """The arms that occur in a table, in the order of the registry."""
-    return [arm for arm in ARMS if (table["arm"] == arm).any()]
-
-
 def defined_measures(scores: pd.DataFrame) -> list[str]:
     """The F1 measures that are defined somewhere in a table."""
     return [name for name in F1 if scores[name].notna().any()]
@@ -90,7 +85,7 @@ def arm_panels(
 ) -> tuple[Figure, list[Axes]]:
     """Scores `y` of the arms at every `x`, a panel for each table of runs: means, bars from lowest to highest seed."""
     every = pd.concat(panels)
-    places, arms = every[x].drop_duplicates().tolist(), arms_in(every)
+    places, arms = every[x].drop_duplicates().tolist(), [arm for arm in ARMS if arm in set(every["arm"])]
     lines = len(panels) if len(arms) * len(places) * len(panels) > 30 else 1  # too many to stand side by side
     size = WIDTH, 1 + 2.4 * lines
     figure, grid = plt.subplots(lines, len(panels) // lines, figsize=size, squeeze=False, sharey=True)
@@ -137,19 +132,6 @@ def score_curves(scores: pd.DataFrame, iou: float, arms: Sequence[str], note: st
                      xlabel="confidence threshold")  # fmt: skip
     legend_below(figure, grid[0][0])
     figure.suptitle(f"Scores at box IoU ≥ {iou:g}; bold: mean of seeds, band: lowest to highest\n{note}", fontsize=9)
-    return figure
-
-
-def gains(tests: pd.DataFrame, note: str) -> Figure:
-    """Detection beside classification gain of EXP+GEN by N, a panel per split, with intervals (Fig 4)."""
-    looks = {"F1_detect": ("#0072B2", "o"), "F1_class": ("#CC79A7", "D")}
-    named = tests.assign(measure=tests["measure"].map(NAMES), split="split " + tests["split"])
-    rows = named[(named["arm"] == "EXP+GEN") & named["measure"].isin(list(looks))].dropna(subset="gain")
-    title = f"Gain of EXP+GEN over EXP: where it comes from\n{note}"
-    figure, panels = interval_panels(rows, "split", "n_train", "gain", "measure", looks, title)
-    for axes in panels:
-        axes.axhline(0, color="black", lw=0.8)
-        axes.set(xlabel="N")
     return figure
 
 
@@ -248,11 +230,11 @@ def quality_by_size(quality: pd.DataFrame, note: str) -> Figure:
 
 def error_kinds(counts: pd.DataFrame, note: str) -> Figure:
     """Errors of each kind per defect in one condition, a panel per side: bars are means of seeds, dots single runs."""
-    sides = dict(list(counts.groupby("against", sort=False)))
+    sides, arms = dict(list(counts.groupby("against", sort=False))), [a for a in ARMS if a in set(counts["arm"])]
     size = (6.8, 0.9 + 2.3 * len(sides))
     figure, panels = plt.subplots(len(sides), figsize=size, sharex=True, sharey=True, squeeze=False)
     for axes, (side, own) in zip(panels.flat, sides.items(), strict=True):
-        look = {"data": own, "x": "error", "y": "per_truth", "hue": "arm", "hue_order": arms_in(counts), "ax": axes}
+        look = {"data": own, "x": "error", "y": "per_truth", "hue": "arm", "hue_order": arms, "ax": axes}
         sns.barplot(**look, palette=COLORS, errorbar=None, alpha=0.5)
         sns.stripplot(**look, palette=COLORS, dodge=True, jitter=False, size=3, legend=False)
         axes.set(xlabel="", ylabel=f"errors per defect\nof the {side}")
@@ -264,15 +246,11 @@ def error_kinds(counts: pd.DataFrame, note: str) -> Figure:
 def typical(images: ArrayLike, label_maps: NDArray[np.uint8]) -> int:
     """The number of a patch to show, of uint8 [P, S, S] and class codes [P, S, S], so that nobody picks it.
 
-    Of the patches with the most classes the one whose defects have the median contrast (grey level around them less
-    that inside, by the spread around them).
+    Of the patches with the most classes the one with the median contrast (standard deviation of the grey level).
     """
-    images, many = np.asarray(images, dtype=float), [len(np.unique(codes[codes > 0])) for codes in label_maps]
-    contrast = {
-        k: (image[codes == 0].mean() - image[codes > 0].mean()) / image[codes == 0].std()
-        for k, (image, codes) in enumerate(zip(images, label_maps, strict=True)) if many[k] == max(many)
-    }  # fmt: skip
-    return sorted(contrast, key=contrast.get)[len(contrast) // 2]
+    many = np.array([len(np.unique(codes[codes > 0])) for codes in label_maps])
+    most = np.flatnonzero(many == many.max())
+    return int(most[np.argsort(np.asarray(images)[most].std(axis=(1, 2)))][len(most) // 2])
 
 
 def strip(
@@ -280,10 +258,9 @@ def strip(
 ) -> Figure:  # fmt: skip
     """The method in pictures of one patch by title, [S, S] grey levels or [S, S, 3] colours; on the last the boxes of
     `found` (x1, y1, x2, y2 in px, label); `classes` the names by code."""
-    figure = image_rows({"": [*pictures.values()]}, note, [*pictures], list(classes.values()), side=1.7)
+    figure = image_rows({"": [*pictures.values()]}, note, [*pictures], list(classes.values()), side=2)
     shown = np.percentile(next(iter(pictures.values())), [0.5, 99.5])  # the same grey levels in all
     for axes in figure.axes:
-        axes.title.set_fontsize(9)
         axes.images[0].set_clim(*shown)
     draw_boxes(figure.axes[-1], found[BOX], found["label"].map(class_color))
     return figure

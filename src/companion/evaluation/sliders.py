@@ -203,11 +203,8 @@ def wiped(figures: Path) -> str:
 def edited(figures: Path) -> str:
     """The image of a mask below that of the mask with its largest defect moved, and removed, of the same noise."""
     masks, images = pictures(figures / "edited.svg", 2)
-    piles = {
-        name: {"mask": masks[k], "as simulated": images[0], name: images[k]}
-        for k, name in enumerate(("moved", "removed")[: len(images)], 1)
-    }
-    return swipe(piles, "defect")
+    edits = enumerate(("moved", "removed")[: len(images)], 1)
+    return swipe({name: {"mask": masks[k], "as simulated": images[0], name: images[k]} for k, name in edits}, "defect")
 
 
 def learning_curve(worth: pd.DataFrame, curve: pd.DataFrame, said: Sequence[str], measure: str, level: float) -> str:

@@ -94,9 +94,7 @@ def largest_gain(e: Evidence) -> Finding:
     wider = stats.t.isf(alpha / 2 / len(rows), n - 1) / stats.t.isf(alpha / 2, n - 1) if n > 1 else np.nan
     half = (row["high"] - row["low"]) / 2 * wider
     low, high, gained, lost = gain - half, gain + half, int((rows["low"] > 0).sum()), int((rows["high"] < 0).sum())
-    reason = (
-        f"split {row['split']}, N={row['n_train']}; of {several(len(rows), 'condition')} {gained} gained, {lost} lost"
-    )
+    reason = f"split {row['split']}, N={row['n_train']}; of {several(len(rows), 'condition')} {gained} won, {lost} lost"
     verdict: Verdict = "partly" if lost or not low <= PAPER_GAIN <= high else "reproduced"
     if lost and lost >= gained:
         verdict = "not reproduced"

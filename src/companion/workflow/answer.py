@@ -106,8 +106,8 @@ def first_page(folder: Path, P: Profile, chosen: Path, on_real: Path | None) -> 
     picture = (
         "::::{div} first-screen\n:::{figure} executed/figures/change.png\n"
         f":alt: Change by generated images; {'; '.join(each)}.\n\n"
-        "Dots: pairs of detectors of one seed. Diamonds: means with intervals. Grey: the paper's gain in F1HM. Read from "
-        "{download}`chosen.parquet <executed/files/07_thresholds/chosen.parquet>`.\n"
+        "Dots: pairs of detectors of one seed. Diamonds: means with intervals. Grey: the paper's gain in F1HM. Read "
+        "from {download}`chosen.parquet <executed/files/07_thresholds/chosen.parquet>`.\n"
         f":::\n\n{numbers(found, measure, real(on_real), level)}\n::::\n"
     )
     return f'<p class="answer">{html.escape(answer)} <small>{html.escape(more)}</small></p>\n', picture

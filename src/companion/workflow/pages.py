@@ -78,11 +78,8 @@ def data_notice(dataset: str, profile: str) -> str:
 
 
 def claim_cards(claims: Iterable[Mapping[str, Any]], folder: str = "executed/", whole: bool = False) -> str:
-    """HTML cards of claims: verdict, the paper, this run; as a `whole` also why, the rule, and whether another
-    threshold or the exact truth would change the verdict.
-
-    `folder` is where the pages of the notebooks lie, seen from the page that shows the cards.
-    """
+    """HTML cards of claims: verdict, the paper, this run; as a `whole` also why, the rule, and whether other thresholds
+    or the exact truth change the verdict. `folder` is where notebooks' pages lie, seen from the page of the cards."""
     cards = []
     for c in claims:
         name, t = c["id"], {key: html.escape(said(str(value))) for key, value in c.items()}

@@ -16,7 +16,7 @@ from companion.evaluation.wording import NAMES
 
 WORDS = NAMES | {  # columns of the result files, as text says them
     "n_train": "N", "tp": "TP", "fp": "FP", "fn": "FN", "p_holm": "p, Holm", "p_sign_flip": "p, sign flip",
-    "p_equivalence": "p, equivalence", "hedges_g": "Hedges g", "auc": "AUC", "c2st_auc": "classifier AUC", "kid": "KID", "cmmd": "CMMD",
+    "hedges_g": "Hedges g", "auc": "AUC", "c2st_auc": "classifier AUC", "kid": "KID", "cmmd": "CMMD",
 }  # fmt: skip
 CELL = re.compile(r"<t[hd]([^>]*)>(.*?)</t[hd]>", re.DOTALL)
 

@@ -12,7 +12,7 @@ from scipy import stats
 from companion.config.phantom import Phantom
 from companion.diffusion import quality as judging
 from companion.evaluation import plots, verdicts
-from companion.evaluation.claims import CLAIMS, judge_claims
+from companion.evaluation.claims import CLAIMS, judge_claims, sensitivity
 from companion.evaluation.significance import paired_scores, paired_tests
 from companion.evaluation.verdicts import ABOUT, QUALITY, Evidence
 from companion.evaluation.wording import NAMES
@@ -62,6 +62,14 @@ def test_twelve_claims_with_their_rules_and_nothing_to_judge_them_by():
     assert table["id"].tolist() == [f"C{k}" for k in range(1, 13)]
     assert set(table["verdict"]) == {"not attempted", "cannot be compared"} and table["reason"].ne("").all()
     assert all("eproduced" in claim.rule and claim.rule.endswith(".") for claim in CLAIMS)
+
+
+def test_a_card_says_which_other_reading_changes_a_verdict():
+    read = {"headline": "abb", "at A": "aab", "at B": "abc", "at C": "aac"}
+    said = sensitivity({way: pd.DataFrame({"verdict": list(verdicts)}) for way, verdicts in read.items()})
+    assert said == ["Same verdict at A, at B, at C", "Same verdict at B; at A: a; at C: a",
+                    "Same verdict at A; at B: c; at C: c"]  # fmt: skip
+    assert sensitivity({"headline": pd.DataFrame({"verdict": ["a"]})}) == ["This run can be read in one way alone"]
 
 
 # --- images -------------------------------------------------------------------------------------------------

@@ -110,14 +110,16 @@ def test_without_phantom_or_generated_patches_there_is_less_of_a_waterfall():
 
 def test_a_generated_set_is_worth_as_many_micrographs_as_the_curve_says():
     levels = {10: {"EXP": 0.6, "EXP+GEN": 0.65}, 40: {"EXP": 0.7, "EXP+GEN": 0.69}, 90: {"EXP": 0.8, "EXP+GEN": 0.9}}
-    found = worth.in_micrographs(table(levels).assign(resample=0), "f1_hm", RNG(0), 50, 0.95).set_index("n_train")
+    gained, curve = worth.in_micrographs(table(levels).assign(resample=0), "f1_hm", RNG(0), 50, 0.95)
+    found, half_way = gained.set_index("n_train"), curve.iloc[worth.STEPS // 4]
+    assert half_way[["score", "equivalent"]].tolist() == pytest.approx([0.65, 20])
     assert found["equivalent"].tolist() == pytest.approx([20, 10 * 4**0.9, 90])  # half way from log 10 to log 40
     assert found["worth"].tolist() == pytest.approx([10, 10 * 4**0.9 - 40, 0])
     assert np.allclose(found[["low", "high"]], found[["equivalent"]])  # nothing varies
     first, _, last = worth.said(found.reset_index(), [10, 40, 90])
     assert "with 20 labelled micrographs" in first and "worth +10." in first and "90 or more" in last
     assert last.endswith("worth +0 or more.")
-    one = worth.in_micrographs(table({10: levels[10]}).assign(resample=0), "f1_hm", RNG(0), 9, 0.95)
+    one, _ = worth.in_micrographs(table({10: levels[10]}).assign(resample=0), "f1_hm", RNG(0), 9, 0.95)
     assert one.empty and "two N or more" in worth.said(one, [10])[0]
 
 
@@ -125,14 +127,14 @@ def test_its_interval_is_that_of_seeds_and_of_test_micrographs():
     levels = {10: {"EXP": 0.6, "EXP+GEN": 0.65}, 40: {"EXP": 0.7, "EXP+GEN": 0.7}}
     seeds = table(levels).assign(resample=0)
     lucky = (seeds["arm"] == "EXP+GEN") & (seeds["seed"] == 1)
-    by_seed = worth.in_micrographs(seeds.assign(f1_hm=seeds["f1_hm"] + 0.02 * lucky), "f1_hm", RNG(0), 200, 0.95)
+    by_seed, _ = worth.in_micrographs(seeds.assign(f1_hm=seeds["f1_hm"] + 0.02 * lucky), "f1_hm", RNG(0), 200, 0.95)
     assert by_seed["low"][0] == pytest.approx(20) and by_seed["high"][0] > by_seed["equivalent"][0] > 20
     other = seeds.assign(resample=1, f1_hm=seeds["f1_hm"] + 0.03 * (seeds["arm"] == "EXP+GEN"))
     both = pd.concat([seeds, other])  # the only sample of micrographs gives 0.68
-    by_micrograph = worth.in_micrographs(both, "f1_hm", RNG(0), 20, 0.95)
+    by_micrograph, _ = worth.in_micrographs(both, "f1_hm", RNG(0), 20, 0.95)
     assert by_micrograph["equivalent"][0] == pytest.approx(20) and by_micrograph["low"][0] > 25
     falls = table({10: {"EXP": 0.7, "EXP+GEN": 0.7}, 40: {"EXP": 0.6, "EXP+GEN": 0.6}}).assign(resample=0)
-    assert worth.in_micrographs(falls, "f1_hm", RNG(0), 5, 0.95)["equivalent"].between(10, 40).all()
+    assert worth.in_micrographs(falls, "f1_hm", RNG(0), 5, 0.95)[0]["equivalent"].between(10, 40).all()
 
 
 def test_labels_are_scored_against_the_truth_they_miss(tmp_path):

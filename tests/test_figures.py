@@ -10,14 +10,10 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ellipse_patches
 from matplotlib.collections import PolyCollection
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-from test_evaluation_errors import CHOSEN, run_of
-from test_scores import noisy
 
 from companion.evaluation import plots
-from companion.evaluation.errors import audit_runs
 from companion.evaluation.wording import at_condition, condition_name
 from companion.plots import captioned
 from companion.workflow import tables
@@ -50,19 +46,6 @@ def test_bands_reach_from_the_lowest_to_the_highest_seed():
     assert np.allclose([corners[:, 1].min(), corners[:, 1].max()], [0.5, 0.6])
     assert corners[:, 0].max() == 0.5  # where a seed is undefined there is no band
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["EXP", "EXP+GEN"]
-
-
-def test_close_ups_show_the_largest_misses_and_the_most_confident_errors():
-    patches = ellipse_patches(30, seed=1)
-    predictions, truths = audit_runs([run_of(patches, noisy(patches, 2, extra=2))], CHOSEN, 0.5)
-    figure = plots.close_ups(patches.images, predictions, truths, "phantom", each=3)
-    grid = np.reshape(figure.axes, (-1, 3))  # a row for each kind that occurs
-    kinds = [line[0].texts[0].get_text() for line in grid]
-    assert set(kinds) == {*predictions["error"], "missed"} - {"correct"}
-    missed = truths[truths["error"] == "missed"].nlargest(3, "size_px")
-    assert [axes.get_title().splitlines()[0] for axes in grid[-1]] == missed["class"].tolist()
-    background = predictions.loc[predictions["error"] == "background", "score"].max()
-    assert grid[kinds.index("background"), 0].get_title().endswith(f"score {background:.2f}")
 
 
 def test_a_caption_stands_above_numbers_that_are_rounded_and_gaps_that_are_empty():

@@ -10,7 +10,7 @@ import pytest
 from conftest import ellipse_patches
 from test_book import ROOT, browser  # noqa: F401 (a fixture)
 
-from companion.evaluation import sliders
+from companion.evaluation import sliders, worth
 from companion.evaluation.runs import Run, count_runs, tabulate_runs
 from companion.evaluation.significance import paired_t
 from companion.masks.plots import color_mask, image_rows
@@ -92,18 +92,20 @@ def test_pairs_that_are_left_out_change_mean_interval_and_p(opened) -> None:
 
 
 @pytest.mark.slow
-def test_one_picture_is_wiped_over_the_next(opened, tmp_path: Path) -> None:
+def test_one_picture_is_wiped_over_the_next_and_none_stands_on_its_head(opened, tmp_path: Path) -> None:
     use_style()
     names = ["labelled", "mask", "the same masks,\ngenerated", "the same masks,\npainted", "simulated", "generated"]
     masks = color_mask(np.ones((2, 8, 8), np.uint8))
     rows = {name: masks if k in (1, 4) else np.full((2, 8, 8), 40 * k, np.uint8) for k, name in enumerate(names)}
+    rows["labelled"][:, :4] = 250  # bright above
     save(image_rows(rows, "x"), tmp_path, "fig2")
-    html = sliders.swipe(tmp_path / "figures" / "fig2.svg")
+    save(image_rows({"mask": masks[[0, 1, 1]], "image": np.zeros((3, 8, 8), np.uint8)}, "x"), tmp_path, "edited")
+    labelled = np.asarray(sliders.same_masks(tmp_path / "figures" / "fig2.svg")[0]["labelled"].convert("L"))
+    assert labelled[:4].mean() > 200 > 50 > labelled[-4:].mean()
+    html = sliders.wiped(tmp_path / "figures")
     page = opened(html)
-    slider, pile = page.get_by_role("slider"), page.locator(".pile")
-    assert (
-        page.locator(".pile img").count() == 3 and page.get_by_label("mask", exact=True).locator("option").count() == 2
-    )
+    slider, pile, which = page.get_by_role("slider"), page.locator(".pile"), page.get_by_label("mask", exact=True)
+    assert page.locator(".pile img").count() == 3 and which.locator("option").count() == 2
     slider.press("Home")
     assert slider.get_attribute("aria-valuetext") == "labelled"
     slider.press("End")
@@ -114,7 +116,32 @@ def test_one_picture_is_wiped_over_the_next(opened, tmp_path: Path) -> None:
     shown = page.evaluate("[...document.querySelectorAll('.pile img')].map(i => i.alt + i.style.clipPath)")
     assert shown == ["paintednone", "generatedinset(0px 0px 0px 50%)", "labelledinset(0px 100% 0px 0px)"]
     assert opened(html, java_script_enabled=False).locator("figure").count() == 8
-    assert sliders.swipe(tmp_path / "none.svg") == ""
+    page = opened(sliders.edited(tmp_path / "figures"))
+    page.get_by_label("defect", exact=True).select_option("removed")
+    page.get_by_role("slider").press("End")
+    assert page.get_by_role("slider").get_attribute("aria-valuetext") == "removed"
+    assert sliders.wiped(tmp_path / "none") == sliders.edited(tmp_path / "none") == ""
+
+
+@pytest.mark.slow
+def test_a_score_has_a_price_in_labelled_micrographs(opened) -> None:
+    rows = [("1", n, arm, seed, 0.1 * np.log10(n) + 0.5 + 0.02 * (arm == "EXP+GEN") + 0.01 * seed, 0)
+            for n in (10, 50, 100) for arm in ("EXP", "EXP+GEN") for seed in (1, 2)]  # fmt: skip
+    scores = pd.DataFrame(rows, columns=["split", "n_train", "arm", "seed", "f1_hm", "resample"])
+    gained, curve = worth.in_micrographs(scores, "f1_hm", np.random.default_rng(0), 50, 0.95)
+    html = sliders.learning_curve(gained, curve, worth.said(gained, [10, 50, 100]), "f1_hm", 0.95)
+    page = opened(html)
+    said, slider, now = page.locator("p[aria-live]"), page.get_by_role("slider"), page.locator("circle.mean")
+    assert "N = 10: EXP+GEN scores as EXP would with 16" in said.text_content()
+    page.get_by_label("EXP+GEN at N =").select_option("50")
+    assert "N = 50" in said.text_content() and float(now.get_attribute("cx")) > 200
+    slider.press("Home")
+    assert slider.get_attribute("aria-valuetext") == said.text_content() and "with 10 labelled" in said.text_content()
+    slider.press("End")
+    assert "with 100 labelled" in said.text_content() and now.get_attribute("cx") == "290"
+    still = opened(html, java_script_enabled=False)
+    assert still.locator("circle").count() == 4 and "N = 100" in still.locator("p").text_content()
+    assert sliders.learning_curve(gained[:0], curve[:0], [], "f1_hm", 0.95) == ""
 
 
 @pytest.mark.slow

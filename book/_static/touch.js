@@ -158,12 +158,12 @@
   }
 
   /* Page 05: one picture wiped over the next. */
-  function swipe(root, masks) {
-    const names = Object.keys(masks[0]).filter((name) => name !== "mask"), last = names.length - 1;
-    const which = select("mask", masks.map((_, k) => [k, k + 1]), show);
-    const at = slider(names.join(" – "), last, 0.5, wipe, 0.05);
+  function swipe(root, { label, piles }) {
+    const names = piles.map(([, pile]) => Object.keys(pile).filter((name) => name !== "mask")), last = names[0].length - 1;
+    const which = select(label, piles.map(([name], k) => [k, name]), show);
+    const at = slider("", last, 0.5, wipe, 0.05), named = at.row.querySelector("label");
     const pile = element("div", { class: "pile" }), mask = element("img", { alt: "the mask" });
-    const layers = names.map(() => element("img", { alt: "", draggable: "false" }));
+    const layers = names[0].map(() => element("img", { alt: "", draggable: "false" }));
     const put = (event) => {
       const frame = pile.getBoundingClientRect();
       const part = Math.max(0, Math.min(1, (event.clientX - frame.left) / frame.width));
@@ -175,18 +175,20 @@
     pile.addEventListener("pointermove", (event) => { if (event.buttons) put(event); });
 
     function show() {
-      const own = masks[+which.node.value];
-      names.forEach((name, k) => { layers[k].src = own[name]; layers[k].alt = name; });
+      const own = piles[+which.node.value][1], here = names[+which.node.value];
+      here.forEach((name, k) => { layers[k].src = own[name]; layers[k].alt = name; });
       mask.src = own.mask;
+      named.textContent = here.join(" – ");
       wipe();
     }
     function wipe() {
+      const here = names[+which.node.value];
       const value = +at.node.value, from = Math.min(last - 1, Math.floor(value)), part = value - from;
       layers.forEach((layer, k) => {
         layer.style.clipPath = k < from ? "inset(0 100% 0 0)" : k === from ? `inset(0 0 0 ${100 * part}%)` : "none";
       });
-      const text = part === 0 ? names[from] : part === 1 ? names[from + 1]
-        : `left ${Math.round(100 * part)} % ${names[from + 1]}, right ${names[from]}`;
+      const text = part === 0 ? here[from] : part === 1 ? here[from + 1]
+        : `left ${Math.round(100 * part)} % ${here[from + 1]}, right ${here[from]}`;
       at.told.textContent = text;
       at.node.setAttribute("aria-valuetext", text);
     }
@@ -196,6 +198,25 @@
         element("figure", {}, pile, element("figcaption", {}, "drag across the picture, or move the slider"))),
       element("div", { class: "controls" }, at.row));
     show();
+  }
+
+  /* Page 08: what a score costs in labelled micrographs. */
+  function curve(root, [arms, scores]) {
+    const told = root.querySelector("p"), interval = root.querySelector(".interval"), mean = root.querySelector(".mean");
+    const show = ({ text, at: [x, low, high, y] }) => {
+      for (const [key, value] of Object.entries({ x1: low, x2: high, y1: y, y2: y })) interval.setAttribute(key, value);
+      mean.setAttribute("cx", x);
+      mean.setAttribute("cy", y);
+      told.textContent = text;
+    };
+    const arm = select("EXP+GEN at N =", arms.map(({ n }, k) => [k, n]), () => show(arms[+arm.node.value]));
+    const at = slider("a score of EXP", scores.length - 1, scores.length >> 1, () => {
+      show(scores[+at.node.value]);
+      at.node.setAttribute("aria-valuetext", told.textContent);
+    }, 1);
+    root.querySelector("svg").before(element("div", { class: "controls" }, arm.row, at.row));
+    at.node.setAttribute("aria-valuetext", scores[scores.length >> 1].text);
+    show(arms[0]);
   }
 
   /* Page 12: the defects behind each number. */
@@ -225,7 +246,7 @@
     if (first) first.click();
   }
 
-  const kinds = { thresholds, draws, swipe, confusion };
+  const kinds = { thresholds, draws, swipe, curve, confusion };
 
   /* What can be scrolled sideways can be scrolled with the keyboard, and has a name. */
   function scrolled() {
@@ -260,7 +281,8 @@
   }
 
   function fit() {
-    document.querySelectorAll(".bd-article .cell_output img:not(.touch img)").forEach(whole);
+    const small = innerWidth < 577 ? ", .bd-article figure img:not(.touch img)" : "";
+    document.querySelectorAll(`.bd-article .cell_output img:not(.touch img)${small}`).forEach(whole);
     scrolled();
   }
 

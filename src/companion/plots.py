@@ -11,12 +11,14 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.text import Text
 from pandas.io.formats.style import Styler
 
 from companion.provenance import atomic, hash_value
 
 # Okabe and Ito (2008): told apart with every common form of colour vision. Classes; arms have theirs in config.arms.
 CLASS_COLORS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#0072B2", "#D55E00", "#F0E442")
+COLUMN = 7.2  # inches of a page's column, at the resolution of its figures
 
 
 def use_style() -> None:
@@ -37,7 +39,15 @@ def class_legend(figure: Figure, classes: Sequence[str]) -> None:
 
 
 def save(figure: Figure, folder: Path, name: str) -> Figure:
-    """Write `name`.svg and `name`.png into ``folder/figures``; equal figures give equal bytes."""
+    """Write `name`.svg and `name`.png into ``folder/figures``; equal figures give equal bytes.
+
+    A figure that is wider than a page's column is shown smaller: no text of it falls below 8 pt there.
+    """
+    if (least := 8 * figure.get_figwidth() / COLUMN) > 8:
+        for axes in figure.axes:
+            axes.tick_params(labelsize=max(9, least))
+        for text in figure.findobj(Text):
+            text.set_fontsize(max(text.get_fontsize(), least))
     for suffix, metadata in ((".svg", {"Date": None}), (".png", {"Software": None})):
         with atomic(folder / "figures" / f"{name}{suffix}") as temporary:
             figure.savefig(temporary, metadata=metadata)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -118,3 +118,18 @@ def judge_claims(e: Evidence) -> pd.DataFrame:
     rows = pd.DataFrame([claim._asdict() | claim.judge(e)._asdict() for claim in CLAIMS])
     columns = ["id", "claim", "paper", "where", "rule", "verdict", "reason", "ours", "notebook"]
     return rows[columns]
+
+
+def sensitivity(judged: Mapping[str, pd.DataFrame]) -> list[str]:
+    """A sentence for each claim: by which other way of reading the same runs its verdict is the same, and else what.
+
+    `judged` are tables of `judge_claims` by the way of reading, e.g. "at 0.5"; the first is what the verdict is of.
+    """
+    (_, own), *others = judged.items()
+    said = []
+    for k, verdict in enumerate(own["verdict"]):
+        same = [way for way, table in others if table["verdict"][k] == verdict]
+        parts = [f"Same verdict {', '.join(same)}"] if same else []
+        parts += [f"{way}: {table['verdict'][k]}" for way, table in others if way not in same]
+        said.append("; ".join(parts) or "This run can be read in one way alone")
+    return said

@@ -15,16 +15,14 @@ from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike, NDArray
 
 from companion.config.arms import ARMS
-from companion.evaluation.errors import ERRORS, MISSED
 from companion.evaluation.formats import BOX
-from companion.evaluation.wording import CONDITION, F1, condition_name
-from companion.masks.plots import color_mask, image_rows
-from companion.micrographs.patches import Patches
+from companion.evaluation.verdicts import PAPER_GAIN
+from companion.evaluation.wording import CONDITION, F1, NAMES, condition_name
+from companion.masks.plots import image_rows
 from companion.plots import CLASS_COLORS
 
 COLORS = {name: arm.colour for name, arm in ARMS.items()}
 LOOKS = {name: (arm.colour, arm.marker) for name, arm in ARMS.items()}
-NAMES = {"f1_detect": "F1_detect", "f1_class": "F1_class", "f1_hm": "F1HM", "map50": "mAP50"}  # as text spells them
 WIDTH = 7.1  # inches: the column of a page, so that text keeps its size there
 Looks = Mapping[str, tuple[str, str]]  # colour and marker by name, in the order in which they are drawn
 
@@ -32,11 +30,6 @@ Looks = Mapping[str, tuple[str, str]]  # colour and marker by name, in the order
 def class_color(code: int) -> str:
     """Colour of a class, by its code 1, 2, ..."""
     return CLASS_COLORS[(int(code) - 1) % len(CLASS_COLORS)]
-
-
-def arms_in(table: pd.DataFrame) -> list[str]:
-    """The arms that occur in a table, in the order of the registry."""
-    return [arm for arm in ARMS if (table["arm"] == arm).any()]
 
 
 def defined_measures(scores: pd.DataFrame) -> list[str]:
@@ -92,7 +85,7 @@ def arm_panels(
 ) -> tuple[Figure, list[Axes]]:
     """Scores `y` of the arms at every `x`, a panel for each table of runs: means, bars from lowest to highest seed."""
     every = pd.concat(panels)
-    places, arms = every[x].drop_duplicates().tolist(), arms_in(every)
+    places, arms = every[x].drop_duplicates().tolist(), [arm for arm in ARMS if arm in set(every["arm"])]
     lines = len(panels) if len(arms) * len(places) * len(panels) > 30 else 1  # too many to stand side by side
     size = WIDTH, 1 + 2.4 * lines
     figure, grid = plt.subplots(lines, len(panels) // lines, figsize=size, squeeze=False, sharey=True)
@@ -139,19 +132,6 @@ def score_curves(scores: pd.DataFrame, iou: float, arms: Sequence[str], note: st
                      xlabel="confidence threshold")  # fmt: skip
     legend_below(figure, grid[0][0])
     figure.suptitle(f"Scores at box IoU ≥ {iou:g}; bold: mean of seeds, band: lowest to highest\n{note}", fontsize=9)
-    return figure
-
-
-def gains(tests: pd.DataFrame, note: str) -> Figure:
-    """Detection beside classification gain of EXP+GEN by N, a panel per split, with intervals (Fig 4)."""
-    looks = {"F1_detect": ("#0072B2", "o"), "F1_class": ("#CC79A7", "D")}
-    named = tests.assign(measure=tests["measure"].map(NAMES), split="split " + tests["split"])
-    rows = named[(named["arm"] == "EXP+GEN") & named["measure"].isin(list(looks))].dropna(subset="gain")
-    title = f"Gain of EXP+GEN over EXP: where it comes from\n{note}"
-    figure, panels = interval_panels(rows, "split", "n_train", "gain", "measure", looks, title)
-    for axes in panels:
-        axes.axhline(0, color="black", lw=0.8)
-        axes.set(xlabel="N")
     return figure
 
 
@@ -202,20 +182,33 @@ def waterfall(steps: pd.DataFrame, note: str) -> Figure:
     return figure
 
 
-def paired_differences(pairs: pd.DataFrame, tests: pd.DataFrame, measure: str, note: str) -> Figure:
-    """Every pair's difference as a dot, the mean with its interval beside it, a row per split, N and arm."""
+def paired_differences(
+    pairs: pd.DataFrame, tests: pd.DataFrame, measures: Sequence[str], note: str, width: float = 6.4
+) -> Figure:
+    """Every pair's difference as a dot, the mean with its interval beside it: a panel per measure, a row per split, N
+    and, of several, arm. Grey: the paper's gain in F1HM. `width` in inches."""
     order = {arm: k for k, arm in enumerate(ARMS)}
-    rows = tests[tests["measure"] == measure].sort_values([*CONDITION, "arm"], key=lambda c: c.replace(order))
-    pairs, rows = (
-        table.assign(place="split " + table["split"] + ", N = " + table["n_train"].astype(str) + ": " + table["arm"]
-                     + " minus " + table["baseline"]) for table in (pairs[pairs["measure"] == measure], rows)
+    tests = tests[tests["measure"].isin(measures)].sort_values([*CONDITION, "arm"], key=lambda c: c.replace(order))
+    compared = list(dict.fromkeys(tests["arm"] + " minus " + tests["baseline"]))
+    rows, dots = (
+        table.assign(place="split " + table["split"] + ", N = " + table["n_train"].astype(str) + (
+            ": " + table["arm"] + " minus " + table["baseline"] if len(compared) > 1 else ""))
+        for table in (tests, pairs)
     )  # fmt: skip
-    figure, axes = plt.subplots(figsize=(6.4, 1.2 + 0.3 * len(rows)))
-    intervals(axes, rows, "place", "gain", "measure", {measure: ("#0072B2", "D")}, "y")
-    axes.plot(pairs["difference"], pairs["place"].map(list(rows["place"]).index) - 0.25, ".", color="#555555", ms=4)
-    axes.axvline(0, color="black", lw=0.8)
-    axes.set(xlabel=f"difference in {NAMES[measure]}")
-    figure.suptitle(f"Differences: dots are pairs of runs, markers means with intervals\n{note}", fontsize=9)
+    size = width, 0.8 + len(measures) * (0.4 + 0.17 * rows["place"].nunique())
+    figure, panels = plt.subplots(len(measures), figsize=size, sharex=True, squeeze=False)
+    for axes, measure in zip(panels.flat, measures, strict=True):
+        own, single = (table[table["measure"] == measure] for table in (rows, dots))
+        intervals(axes, own, "place", "gain", "measure", {measure: ("#0072B2", "D")}, "y")
+        axes.plot(
+            single["difference"], single["place"].map(list(own["place"]).index) - 0.25, ".", color="#555555", ms=4
+        )
+        axes.axvline(0, color="black", lw=0.8)
+        if measure == "f1_hm":
+            axes.axvspan(0, PAPER_GAIN, color="#999999", alpha=0.35, lw=0)
+        axes.set_title(NAMES[measure], loc="left", fontweight="bold")
+    panels[-1, 0].set_xlabel("difference" + f", {compared[0]}" * (len(compared) == 1))
+    figure.suptitle(note, fontsize=9)
     return figure
 
 
@@ -237,11 +230,11 @@ def quality_by_size(quality: pd.DataFrame, note: str) -> Figure:
 
 def error_kinds(counts: pd.DataFrame, note: str) -> Figure:
     """Errors of each kind per defect in one condition, a panel per side: bars are means of seeds, dots single runs."""
-    sides = dict(list(counts.groupby("against", sort=False)))
+    sides, arms = dict(list(counts.groupby("against", sort=False))), [a for a in ARMS if a in set(counts["arm"])]
     size = (6.8, 0.9 + 2.3 * len(sides))
     figure, panels = plt.subplots(len(sides), figsize=size, sharex=True, sharey=True, squeeze=False)
     for axes, (side, own) in zip(panels.flat, sides.items(), strict=True):
-        look = {"data": own, "x": "error", "y": "per_truth", "hue": "arm", "hue_order": arms_in(counts), "ax": axes}
+        look = {"data": own, "x": "error", "y": "per_truth", "hue": "arm", "hue_order": arms, "ax": axes}
         sns.barplot(**look, palette=COLORS, errorbar=None, alpha=0.5)
         sns.stripplot(**look, palette=COLORS, dodge=True, jitter=False, size=3, legend=False)
         axes.set(xlabel="", ylabel=f"errors per defect\nof the {side}")
@@ -250,51 +243,24 @@ def error_kinds(counts: pd.DataFrame, note: str) -> Figure:
     return figure
 
 
-def close_ups(
-    images: NDArray[np.uint8], predictions: pd.DataFrame, truths: pd.DataFrame, note: str, each: int = 6
-) -> Figure:
-    """Close-ups of errors, a row of `each` for each kind: the largest misses, and wrong predictions by falling score.
+def typical(images: ArrayLike, label_maps: NDArray[np.uint8]) -> int:
+    """The number of a patch to show, of uint8 [P, S, S] and class codes [P, S, S], so that nobody picks it.
 
-    `images` uint8 [P, S, S] are every patch; `predictions` and `truths` of one run, as `errors.audit_runs` gives them.
+    Of the patches with the most classes the one with the median contrast (standard deviation of the grey level).
     """
-    kinds = [kind for kind in ERRORS if kind in {*predictions["error"], *truths["error"]}]
-    figure, grid = plt.subplots(max(1, len(kinds)), each, figsize=(WIDTH, 1.5 * len(kinds) + 0.5), squeeze=False)
-    for axes in grid.flat:
-        axes.set_axis_off()
-    for line, kind in zip(grid, kinds, strict=False):
-        table, order = (truths, "size_px") if kind == MISSED else (predictions, "score")
-        shown = table[table["error"] == kind].nlargest(each, order)
-        line[0].text(-0.1, 0.5, kind, rotation=90, ha="right", va="center", transform=line[0].transAxes)
-        for axes, error in zip(line, shown.itertuples(), strict=False):
-            axes.imshow(images[error.patch], vmin=0, vmax=255)
-            draw_boxes(axes, [(error.x1, error.y1, error.x2, error.y2)], [CLASS_COLORS[5]])
-            x, y, half = (error.x1 + error.x2) / 2, (error.y1 + error.y2) / 2, max(16, 0.8 * error.size_px)
-            axes.set(xlim=(x - half, x + half), ylim=(y + half, y - half))
-            what = f"{error.size_px:.0f} px" if kind == MISSED else f"score {error.score:.2f}"
-            axes.set_title(f"{shown.loc[error.Index, 'class']}\n{what}", fontsize=8)
-    figure.suptitle(note, fontsize=9)
-    return figure
-
-
-def typical_patch(patches: Patches) -> int:
-    """The first patch with the average number of defects or more, so that nobody picks the picture."""
-    numbers = np.bincount(patches.table["patch"], minlength=len(patches))
-    return int(np.argmax(numbers >= numbers.mean()))
+    many = np.array([len(np.unique(codes[codes > 0])) for codes in label_maps])
+    most = np.flatnonzero(many == many.max())
+    return int(most[np.argsort(np.asarray(images)[most].std(axis=(1, 2)))][len(most) // 2])
 
 
 def strip(
-    labels: Sequence[NDArray], images: Sequence[NDArray], found: pd.DataFrame, classes: Mapping[int, str], note: str
-) -> Figure:
-    """The method in four pictures: mask of a micrograph, simulated mask, generated image, detections on a test patch.
-
-    `labels` are the two masks, uint8 [S, S] class codes; `images` generated image and test patch, uint8 [S, S]; `found`
-    detections on it: x1, y1, x2, y2 (px), label; `classes` the names by code.
-    """
-    titles = ("mask of a labelled micrograph", "simulated mask", "image generated from it",
-              "detections on a held-out patch")  # fmt: skip
-    pictures = {"": [*map(color_mask, labels), *images]}
-    figure = image_rows(pictures, f"From a mask to a detector\n{note}", titles, list(classes.values()), side=1.7)
+    pictures: Mapping[str, NDArray], found: pd.DataFrame, classes: Mapping[int, str], note: str
+) -> Figure:  # fmt: skip
+    """The method in pictures of one patch by title, [S, S] grey levels or [S, S, 3] colours; on the last the boxes of
+    `found` (x1, y1, x2, y2 in px, label); `classes` the names by code."""
+    figure = image_rows({"": [*pictures.values()]}, note, [*pictures], list(classes.values()), side=2)
+    shown = np.percentile(next(iter(pictures.values())), [0.5, 99.5])  # the same grey levels in all
     for axes in figure.axes:
-        axes.set_title(textwrap.fill(axes.get_title(), 24), fontsize=8)
-    draw_boxes(figure.axes[3], found[BOX], found["label"].map(class_color))
+        axes.images[0].set_clim(*shown)
+    draw_boxes(figure.axes[-1], found[BOX], found["label"].map(class_color))
     return figure

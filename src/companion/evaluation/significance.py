@@ -20,14 +20,13 @@ from numpy.typing import ArrayLike, NDArray
 from companion.config.arms import ARMS
 from companion.evaluation.runs import Run
 from companion.evaluation.scores import Counts, pooled
-from companion.evaluation.wording import ARM, CONDITION, F1, NAMES, READ, RUN, p_value, with_interval
+from companion.evaluation.wording import ARM, F1, NAMES, READ, RUN, p_value, with_interval
 from companion.seeds import Seeds
 from companion.stats import cluster_weights
 
 COMPARED = [*READ, *ARM, "baseline", "measure"]
 GAIN_COLUMNS = [*COMPARED, "base", "score", "gain", "low", "high", "n", "share_of_left"]
-TEST_COLUMNS = [*GAIN_COLUMNS, "sd", "t", "df", "p", "hedges_g", "undefined", "p_sign_flip", "smallest_p_sign_flip",
-                "p_equivalence"]  # fmt: skip
+TEST_COLUMNS = [*GAIN_COLUMNS, "sd", "t", "df", "p", "hedges_g", "undefined", "p_sign_flip", "smallest_p_sign_flip"]
 
 
 def _defined(values: ArrayLike) -> NDArray[np.float64]:
@@ -86,19 +85,6 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     return adjusted
 
 
-def equivalence(differences: ArrayLike, margin: float) -> float:
-    """p of two one-sided t-tests (Schuirmann 1987): small where a mean difference beyond ±`margin` is excluded.
-
-    A large p in a test of difference never says that there is none. NaN without two different pairs.
-    """
-    from statsmodels.stats.weightstats import ttost_paired
-
-    values = _defined(differences)
-    if len(values) < 2 or np.ptp(values) == 0:
-        return float("nan")
-    return float(ttost_paired(values, np.zeros_like(values), -margin, margin)[0])
-
-
 def headline_measure(scores: pd.DataFrame) -> tuple[str, str]:
     """The measure that a table can be read by: "f1_hm" and "", or "f1_detect" and a sentence that says why."""
     if scores["f1_hm"].notna().any():
@@ -121,8 +107,8 @@ def paired_scores(chosen: pd.DataFrame, measures: Sequence[str] = tuple(NAMES)) 
     return pairs[[*by, "base", "score", "difference"]].sort_values(by, ignore_index=True)
 
 
-def paired_tests(pairs: pd.DataFrame, level: float = 0.95, margin: float = 0.01) -> pd.DataFrame:
-    """Every arm against its baseline, in each split and N by itself; equivalence within ±`margin`.
+def paired_tests(pairs: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
+    """Every arm against its baseline, in each split and N by itself.
 
     `TEST_COLUMNS` and p_holm (family: the conditions of one arm and measure): base and score are means over the pairs,
     gain their difference, share_of_left the gain as a share of what the baseline leaves, the others as in `paired_t`.
@@ -134,7 +120,7 @@ def paired_tests(pairs: pd.DataFrame, level: float = 0.95, margin: float = 0.01)
         rows.append({
             **dict(zip(COMPARED, names, strict=True)), "base": base, "score": base + gain, "gain": gain, **test,
             "share_of_left": gain / (1 - base) if base < 1 else float("nan"), "p_sign_flip": flip[0],
-            "smallest_p_sign_flip": flip[1], "p_equivalence": equivalence(group["difference"], margin),
+            "smallest_p_sign_flip": flip[1],
         })  # fmt: skip
     table = pd.DataFrame(rows, columns=TEST_COLUMNS)
     family = table.groupby([*READ, "arm", "measure"])["p"]
@@ -150,17 +136,6 @@ def significant(tests: pd.DataFrame, level: float) -> list[str]:
         f"{with_interval(row.gain, row.low, row.high, row.n, level)}, {p_value(row.p)} (Holm {p_value(row.p_holm)})."
         for row in own[own["p"] < 1 - level].itertuples()
     ] or [f"Of {len(own)} tests of EXP+GEN against EXP none is significant."]
-
-
-def sign_by_choice(tests: pd.DataFrame, measure: str, against: str = "labels") -> list[str]:
-    """Where the sign of the gain of EXP+GEN depends on how the threshold was chosen, in words; else one sentence."""
-    own = tests[(tests["arm"] == "EXP+GEN") & (tests["measure"] == measure) & (tests["against"] == against)]
-    said = []
-    for (split, n_train), rows in own.groupby(CONDITION):
-        if len(set(np.sign(rows["gain"].dropna()))) > 1:
-            gains = ", ".join(f"{row.gain:+.3f} ({row.choice})" for row in rows.itertuples())
-            said.append(f"Split {split}, N = {n_train}: the sign of the gain depends on the threshold: {gains}.")
-    return said or [f"Against {against} the sign of the gain is the same for every choice of the threshold."]
 
 
 def resampled_scores(

@@ -11,7 +11,7 @@ import html
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from companion.evaluation.formats import BOX
 from companion.evaluation.matching import Matching, kept, match, match_once, score_order
-from companion.evaluation.plots import NAMES, class_color
+from companion.evaluation.plots import class_color
 from companion.evaluation.runs import Run
 from companion.evaluation.significance import paired_t
-from companion.evaluation.wording import CONDITION, condition_name
+from companion.evaluation.wording import CONDITION, NAMES, condition_name
 from companion.geometry import box_iou
 
 COLUMNS = ["tp", "fp", "fn", "f1_detect", "f1_class", "f1_hm"]
@@ -164,23 +164,76 @@ def _crop(images: NDArray, row: tuple) -> dict[str, Any]:
     return {"image": png(part), "name": f"patch {patch}" + (f", score {score:.2f}" if score else ""), "boxes": drawn}
 
 
-def swipe(figure: Path) -> str:
-    """The pictures of notebook 05's Fig. 2 over each other: labelled, generated and, for the phantom, painted.
+def pictures(figure: Path, rows: int) -> list[list[Image.Image]]:
+    """The pictures of a figure (SVG) that has them in `rows` rows, row by row; none where there is no such figure."""
+    text = figure.read_text(encoding="utf-8") if figure.is_file() else ""
+    found = [ImageOps.flip(Image.open(io.BytesIO(base64.b64decode(data))))  # its text holds them upside down
+             for data in re.findall(r'href="data:image/png;base64,([^"]*)"', text)]  # fmt: skip
+    across = len(found) // rows
+    return [found[k * across : (k + 1) * across] for k in range(rows)]
 
-    `figure` is the SVG, whose rows hold: labelled patches, their masks, images generated from these masks, where it is
-    known the phantom's own image of them, and more; "" without such a figure (no network drew).
+
+def same_masks(figure: Path) -> list[dict[str, Image.Image]]:
+    """Pictures of one mask each, from notebook 05's Fig. 2: labelled, mask, generated and, for the phantom, painted.
+
+    Nothing where no network drew.
     """
     text = figure.read_text(encoding="utf-8") if figure.is_file() else ""
     names = ["labelled", "mask", "generated", *["painted"] * ("painted" in text)]
-    pictures = [re.sub(r"\s", "", found) for found in re.findall(r'href="data:image/png;base64,([^"]*)"', text)]
-    across = len(pictures) // (len(names) + 2)
-    masks, static = [], ""
-    for k in range(min(SHOWN, across) if "same masks" in text else 0):
-        own = {}
-        for row, name in enumerate(names):
-            picture = Image.open(io.BytesIO(base64.b64decode(pictures[row * across + k])))
-            own[name] = png(picture.convert("RGB" if name == "mask" else "L"))
-        masks.append(own)
-        static += "".join(f'<figure><img src="{own[name]}" alt="{name}, mask {k + 1}"><figcaption>{name}</figcaption>'
-                          "</figure>" for name in names)  # fmt: skip
-    return box("swipe", masks, f'<div class="pictures">{static}</div>') if masks else ""
+    rows = pictures(figure, len(names) + 2) if "same masks" in text else []
+    return [dict(zip(names, column, strict=False)) for column in zip(*rows, strict=True)]
+
+
+def swipe(piles: Mapping[str, Mapping[str, Image.Image]], label: str) -> str:
+    """Pictures over each other, to be wiped away one by one, and the mask beside them; one pile by name is shown."""
+    data, static = [], ""
+    for name, pile in piles.items():
+        shown = {kind: png(picture.convert("RGB" if kind == "mask" else "L")) for kind, picture in pile.items()}
+        static += "".join(f'<figure><img src="{image}" alt="{kind}, {label} {name}"><figcaption>{kind}</figcaption>'
+                          "</figure>" for kind, image in shown.items())  # fmt: skip
+        data.append([name, shown])
+    return box("swipe", {"label": label, "piles": data}, f'<div class="pictures">{static}</div>') if data else ""
+
+
+def wiped(figures: Path) -> str:
+    """Labelled patches of notebook 05's Fig. 2, below what the network and the phantom draw of their masks."""
+    return swipe({str(k): pile for k, pile in enumerate(same_masks(figures / "fig2.svg")[:SHOWN], 1)}, "mask")
+
+
+def edited(figures: Path) -> str:
+    """The image of a mask below that of the mask with its largest defect moved, and removed, of the same noise."""
+    masks, images = pictures(figures / "edited.svg", 2)
+    edits = enumerate(("moved", "removed")[: len(images)], 1)
+    return swipe({name: {"mask": masks[k], "as simulated": images[0], name: images[k]} for k, name in edits}, "defect")
+
+
+def learning_curve(worth: pd.DataFrame, curve: pd.DataFrame, said: Sequence[str], measure: str, level: float) -> str:
+    """The learning curve of EXP, on which a reader picks a score, and where EXP+GEN lies on it; a picture per split.
+
+    `worth` and `curve` are those of `worth.in_micrographs`, `said` its rows in words.
+    """
+    html_ = ""
+    for split, own in curve.groupby("split"):
+        at = worth[worth["split"] == split].assign(text=[line for line in said if line.startswith(f"Split {split},")])
+        first, last = at["n_train"].min(), at["n_train"].max()
+        low, high = min(own["score"].min(), at["score"].min()), max(own["score"].max(), at["score"].max())
+        text = [f"EXP: {row.score:.3f} with {row.equivalent:.0f} labelled micrographs ({100 * level:g} % interval "
+                f"{row.low:.0f} to {row.high:.0f})." for row in own.itertuples()]  # fmt: skip
+        stops = []
+        for table in (at, own.assign(text=text, n_train=0)):
+            x = 40 + 250 * np.log(table[["equivalent", "low", "high"]].ffill(axis=1) / first) / np.log(last / first)
+            y = 130 - 110 * (table["score"] - low) / (high - low or 1.0)
+            rows = zip(table["n_train"], table["text"], x.assign(y=y).round(1).to_numpy().tolist(), strict=True)
+            stops.append([{"n": n, "text": text, "at": place} for n, text, place in rows])
+        points, now = " ".join("{0},{3}".format(*stop["at"]) for stop in stops[1]), stops[0][0]["at"]
+        marks = "".join('<circle cx="{0}" cy="{3}" r="4" class="gen"/>'.format(*stop["at"]) for stop in stops[0])
+        ends = "".join(f'<text x="{x}" y="146">{n:.0f}</text>' for x, n in ((36, first), (280, last)))
+        html_ += box("curve", stops, (
+            f'<svg viewBox="0 0 300 150" role="img" aria-label="Learning curve of EXP, split {split}"><polyline '
+            f'points="{points}" class="curve curve-0"/>{marks}<line x1="{now[1]}" x2="{now[2]}" y1="{now[3]}" '
+            f'y2="{now[3]}" class="interval"/><circle cx="{now[0]}" cy="{now[3]}" r="5" class="mean"/>'
+            f'{ends}<text x="90" y="146">labelled micrographs</text><text x="2" y="12">{NAMES[measure]}, split '
+            f'{split}; orange: EXP+GEN</text><text x="2" y="24">{high:.3f}</text><text x="2" y="133">{low:.3f}</text>'
+            f'</svg><p aria-live="polite">{" ".join(at["text"])}</p>'
+        ))  # fmt: skip
+    return html_

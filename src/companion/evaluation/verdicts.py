@@ -78,7 +78,7 @@ def image_quality(e: Evidence) -> Finding:
         verdict = "reproduced" if reached.all() else "partly"
     models, short = len(judged[[*CONDITION, "model"]].drop_duplicates()), judged.loc[~reached, "measure"].unique()
     said = ", ".join(f"{about} {100 * share:.0f} %" for about, share in shares.items())
-    reason = f"of {models} model(s); measures that some model does not reach: {'; '.join(short) or 'none'}"
+    reason = f"{several(models, 'model')}; measures that some model does not reach: {'; '.join(short) or 'none'}"
     return Finding(verdict, reason, f"reached: {said}")
 
 
@@ -94,13 +94,14 @@ def largest_gain(e: Evidence) -> Finding:
     wider = stats.t.isf(alpha / 2 / len(rows), n - 1) / stats.t.isf(alpha / 2, n - 1) if n > 1 else np.nan
     half = (row["high"] - row["low"]) / 2 * wider
     low, high, gained, lost = gain - half, gain + half, int((rows["low"] > 0).sum()), int((rows["high"] < 0).sum())
-    reason = f"split {row['split']}, N={row['n_train']}; of {len(rows)} condition(s) {gained} gained, {lost} lost"
+    reason = f"split {row['split']}, N={row['n_train']}; of {several(len(rows), 'condition')} {gained} won, {lost} lost"
     verdict: Verdict = "partly" if lost or not low <= PAPER_GAIN <= high else "reproduced"
     if lost and lost >= gained:
         verdict = "not reproduced"
     elif not half <= PAPER_GAIN or low <= 0 < PAPER_GAIN <= high:  # an undefined half width, too
         verdict = "cannot be compared"
-        reason += f"; ±{number(half)} does not tell a gain of {PAPER_GAIN} from none"
+        known = f"±{number(half)}" if np.isfinite(half) else "one pair" if n < 2 else "a gain without any spread"
+        reason += f"; {known} does not tell a gain of {PAPER_GAIN} from none"
     elif low <= 0:
         verdict = "not reproduced"
     ours = with_interval(gain, low, high, n, e.level)
@@ -121,7 +122,7 @@ def significance_at(e: Evidence, n_train: int, significant: bool) -> Finding:
     reason = f"split {row['split']}: {row['undefined'] or p_value(row['p'])}"
     verdict: Verdict = "cannot be compared"
     if n < PAPER_RUNS and not row["undefined"]:
-        reason = f"{n} pairs of runs; the paper has {PAPER_RUNS}, and fewer decide nothing"
+        reason = f"{several(n, 'pair')} of runs; the paper has {PAPER_RUNS}, and fewer decide nothing"
     elif row["p"] < 1 - e.level:
         verdict = "reproduced" if significant and gain > 0 else "not reproduced"
     elif not row["undefined"]:
@@ -144,7 +145,7 @@ def origin_of_gain(e: Evidence) -> Finding:
     if len(means) < 2:
         return Finding("not attempted", f"the claim is about two splits; this run has {', '.join(means.index)}")
     means = means.iloc[:2]
-    ours = "; ".join(f"split {m.Index}: {number(m.mean)} ± {number(m.half)}" for m in means.itertuples())
+    ours = "; ".join(f"split {m.Index}: {number(m.mean)}{_half(m.half)}" for m in means.itertuples())
     half, claimed = float(means["half"].max(skipna=False)), means["mean"].to_numpy() * [1, -1]
     right, wrong = int((claimed > means["half"]).sum()), int((claimed < -means["half"]).sum())
     reason = f"classification minus detection gain: as claimed on {right} of 2 splits, the other way on {wrong}"
@@ -194,7 +195,7 @@ def oversampling(e: Evidence) -> Finding:
     here = (e.tests["split"] == test.split) & (e.tests["n_train"] == test.n_train) & (e.tests["arm"] == "EXP+RARE")
     ranked = e.tests[here & e.tests["measure"].str.startswith("ap50_")].dropna(subset="gain")
     beside = ", ".join(f"class {row.measure[5:]} {row.gain:+.3f} ({p_value(row.p)})" for row in ranked.itertuples())
-    where = f"split {test.split}, N={test.n_train}, of {len(tests)} condition(s)"
+    where = f"split {test.split}, N={test.n_train}, of {several(len(tests), 'condition')}"
     return Finding(verdict, f"{where}: {reason}; AP50 beside it: {beside or 'undefined'}", ours)
 
 
@@ -219,7 +220,7 @@ def best_thresholds(e: Evidence) -> Finding:
     change = with_interval(moved["mean"], moved["low"], moved["high"], len(wide), e.level)
     ours = f"EXP {exp:.2f}, EXP+GEN {gen:.2f}, paired difference {change}"
     if len(wide) < PAPER_RUNS:
-        return Finding("cannot be compared", f"{len(wide)} pair(s) do not tell how far it moves", ours)
+        return Finding("cannot be compared", f"too few to tell how far it moves: {several(len(wide), 'pair')}", ours)
     if spread > 0.15:
         reason = f"it moves by ±{spread:.2f} between runs; the paper's arms differ by 0.15"
         return Finding("cannot be compared", reason, ours)
@@ -240,7 +241,7 @@ def level_at_50(e: Evidence) -> Finding:
     level, share = float(levels["mean"].mean()), float(rows["share_of_left"].mean())
     half = float(((levels["high"] - levels["low"]) / 2).mean(skipna=False))
     share_half = float(((rows["high"] - rows["low"]) / 2 / (1 - rows["base"])).mean(skipna=False))
-    ours = f"F1HM {level:.3f} ± {number(half)}, {100 * share:.1f} % of what is left, n = {int(rows['n'].sum())}"
+    ours = f"F1HM {level:.3f}{_half(half)}, {100 * share:.1f} % of what is left, n = {int(rows['n'].sum())}"
     if not (half <= WIDE and share_half <= WIDE):
         return Finding("cannot be compared", f"not known to ±{WIDE}, the paper's ranges", ours)
     in_level, in_share = max(0.70 - level, level - 0.75) <= half, max(0.03 - share, share - 0.08) <= share_half
@@ -272,6 +273,16 @@ def gpu_hours(e: Evidence) -> Finding:
         return Finding("cannot be compared", reason, ours)
     near = abs(training - 7) <= 3.5 and abs(total - 15) <= 7.5
     return Finding("reproduced" if near else "not reproduced", reason, ours)
+
+
+def _half(width: float) -> str:
+    """Half the width of a mean's interval, as it stands behind the mean."""
+    return f" ± {number(width)}" if np.isfinite(width) else " (no interval)"
+
+
+def several(n: int, what: str) -> str:
+    """A number of things: "1 pair", "3 pairs"."""
+    return f"{n} {what}{'s' * (n != 1)}"
 
 
 def _of_three(parts: dict[str, bool], ours: str) -> Finding:

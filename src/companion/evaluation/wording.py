@@ -14,10 +14,8 @@ CONDITION = ["split", "n_train"]  # columns of every table
 ARM = [*CONDITION, "arm"]
 RUN = [*ARM, "seed"]
 READ = ["choice", "against"]  # how the threshold was chosen, and what is right: columns of chosen.parquet
-F1 = {
-    "f1_detect": r"$F_{1,\mathrm{detect}}$", "f1_class": r"$F_{1,\mathrm{class}}$", "f1_hm": r"$F_{1,\mathrm{HM}}$",
-}  # fmt: skip
-NAMES = {**F1, "map50": "mAP50"}
+NAMES = {"f1_hm": "F1HM", "f1_detect": "F1_detect", "f1_class": "F1_class", "map50": "mAP50"}  # as text spells them
+F1 = ("f1_detect", "f1_class", "f1_hm")
 
 
 def at_condition(table: pd.DataFrame, condition: tuple[str, int]) -> pd.DataFrame:

@@ -13,6 +13,7 @@ from companion.evaluation.wording import CONDITION
 from companion.stats import percentile_interval
 
 FALL = ("EXP+FRESH", "EXP+RENDER", "EXP+GEN", "EXP")  # each has what the next has, and one thing more
+STEPS = 41  # scores along a learning curve
 
 
 def waterfall(chosen: pd.DataFrame, measures: Sequence[str], level: float) -> tuple[pd.DataFrame, list[str]]:
@@ -39,37 +40,45 @@ def waterfall(chosen: pd.DataFrame, measures: Sequence[str], level: float) -> tu
 
 def in_micrographs(
     scores: pd.DataFrame, measure: str, rng: np.random.Generator, resamples: int, level: float
-) -> pd.DataFrame:
-    """Where EXP+GEN at N lies on the learning curve of EXP: with how many labelled micrographs EXP scores as much.
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """With how many labelled micrographs EXP scores as much as EXP+GEN does at N, and as much as any score.
 
-    Between two N the curve is straight in the logarithm of N, and it never falls (isotonic regression). In each
-    resample detector seeds are drawn with replacement, the same for all N and both arms, on one of the samples of test
-    micrographs that `scores` holds.
+    Between two N the learning curve of EXP is straight in the logarithm of N, and it never falls (isotonic regression).
+    In each resample detector seeds are drawn with replacement, the same for all N and both arms, on one of the samples
+    of test micrographs that `scores` holds.
 
     `scores` have split, n_train, arm, seed, `measure` and resample (0: as measured), as of
-    `significance.resampled_scores`; with resample 0 alone, detector seeds are drawn alone. Columns split, n_train,
-    equivalent, low, high (micrographs, between the smallest N and the largest), worth (equivalent - n_train); of splits
-    with two N or more where both arms are defined.
+    `significance.resampled_scores`; with resample 0 alone, detector seeds are drawn alone.
+
+    Returns
+    -------
+    EXP+GEN : split, n_train, score, equivalent, low, high (micrographs, between the smallest N and the largest), worth
+        (equivalent - n_train); of splits with two N or more where both arms are defined
+    EXP : the same for scores from the curve's lower end to its upper, n_train NaN, without worth
     """
-    rows = []
-    for split, own in scores[scores["arm"].isin(["EXP", "EXP+GEN"])].groupby("split"):
+    rows, columns = [], [*CONDITION, "score", "equivalent", "low", "high"]
+    for split, own in scores[scores["arm"].isin(FALL[2:])].groupby("split"):
         wide = own.pivot(index="resample", columns=["arm", "n_train", "seed"], values=measure)
         wide = wide.loc[:, wide.loc[0].notna()].sort_index(axis=1)
         numbers, seeds = (sorted(set(wide.columns.get_level_values(name))) for name in ("n_train", "seed"))
         full = [n for n in numbers if {(a, n, s) for a in FALL[2:] for s in seeds} <= set(wide.columns)]
         if len(full) < 2:
             continue
-        curve, added = (np.stack([wide[arm, n][seeds].to_numpy() for n in full], axis=1) for arm in ("EXP", "EXP+GEN"))
+        both = (np.stack([wide[arm, n][seeds].to_numpy() for n in full], axis=1) for arm in ("EXP", "EXP+GEN"))
         picks = np.vstack([np.arange(len(seeds)), rng.integers(len(seeds), size=(resamples, len(seeds)))])
         draws = np.minimum(np.arange(len(picks)), len(wide) - 1)  # (1 + R,)
-        curve, added = (np.take_along_axis(each[draws], picks[:, None], axis=2).mean(axis=2) for each in (curve, added))
-        known = np.isfinite(curve).all(axis=1)
-        rising = np.array([isotonic_regression(exp).x for exp in np.where(known[:, None], curve, 0.0)])
-        found = np.exp([np.interp(gen, exp, np.log(full)) for exp, gen in zip(rising, added, strict=True)])
-        found[~known] = np.nan  # (1 + R, N)
-        low, high = percentile_interval(found[1:], level)
-        rows += [(split, n, found[0, k], low[k], high[k], found[0, k] - n) for k, n in enumerate(full)]
-    return pd.DataFrame(rows, columns=[*CONDITION, "equivalent", "low", "high", "worth"])
+        exp, gen = (np.take_along_axis(each[draws], picks[:, None], axis=2).mean(axis=2) for each in both)
+        known = np.isfinite(exp).all(axis=1)
+        rising = np.array([isotonic_regression(row).x for row in np.where(known[:, None], exp, 0.0)])  # (1 + R, N)
+        ends = np.broadcast_to(np.linspace(rising[0, 0], rising[0, -1], STEPS), (len(picks), STEPS))
+        for at, values in ((full, gen), ([np.nan] * STEPS, ends)):
+            found = np.exp([np.interp(row, curve, np.log(full)) for curve, row in zip(rising, values, strict=True)])
+            found[~known] = np.nan  # (1 + R, N or STEPS)
+            places = zip(at, values[0], found[0], *percentile_interval(found[1:], level), strict=True)
+            rows += [(split, *place) for place in places]
+    table = pd.DataFrame(rows, columns=columns)
+    gained = table.dropna(subset="n_train").astype({"n_train": int})
+    return gained.assign(worth=gained["equivalent"] - gained["n_train"]), table[table["n_train"].isna()]
 
 
 def said(worth: pd.DataFrame, numbers: Sequence[int]) -> list[str]:

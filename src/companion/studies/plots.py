@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from companion.evaluation import plots
+from companion.evaluation.wording import NAMES
 from companion.masks.plots import image_rows
 from companion.plots import CLASS_COLORS
 
@@ -30,7 +31,7 @@ def boxed_patches(
 
 def scores_by(table: pd.DataFrame, condition: str, measures: Sequence[str], title: str) -> Figure:
     """Scores of every detector against the truth, by the values of the column `condition`, a panel per measure."""
-    own = {plots.NAMES.get(measure, measure): table.assign(score=table[measure]) for measure in measures}
+    own = {NAMES.get(measure, measure): table.assign(score=table[measure]) for measure in measures}
     title = f"{title}\nmean over seeds, lines from the lowest to the highest"
     figure, panels = plots.arm_panels(own, condition, "score", "score against the truth", title)
     for panel in panels:
@@ -46,7 +47,7 @@ def differences(table: pd.DataFrame, condition: str, measures: Sequence[str], ti
     figure, panels = plots.interval_panels(shown, "measure", condition, "mean", "quantity", looks, title, "y")
     for panel in panels:
         panel.axvline(0, color="black", lw=0.8)
-        panel.set(title=plots.NAMES.get(panel.get_title(), panel.get_title()), xlabel=xlabel)
+        panel.set(title=NAMES.get(panel.get_title(), panel.get_title()), xlabel=xlabel)
     return figure
 
 

@@ -7,19 +7,17 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from companion.config import Profile
+from companion.evaluation.plots import paired_differences
 from companion.evaluation.significance import headline_measure, paired_scores, paired_tests
 from companion.evaluation.thresholds import headline
-from companion.evaluation.verdicts import PAPER_GAIN
-from companion.evaluation.wording import CONDITION, with_interval
-from companion.plots import CLASS_COLORS, data_name, data_note, save, use_style
+from companion.evaluation.verdicts import PAPER_GAIN, several
+from companion.evaluation.wording import CONDITION, NAMES, with_interval
+from companion.plots import data_name, data_note, save, use_style
 
-MEASURES = {"f1_hm": "F1HM", "f1_detect": "F1_detect", "f1_class": "F1_class"}
 MEANS = {"f1_hm": "finding and naming", "f1_detect": "finding defects", "f1_class": "naming their class"}
 
 SAME = "not shown to differ"
@@ -75,7 +73,7 @@ def direction(low: float, high: float) -> str:
 def sentence(found: Change, tests: pd.DataFrame, data: str) -> tuple[str, str]:
     """The answer to the book's question, and how single conditions came out; `tests` are of the same pairs."""
     own = tests[(tests["arm"] == "EXP+GEN") & (tests["measure"] == found.measure)].dropna(subset="gain")
-    name, said = MEASURES[found.measure], [direction(row.low, row.high) for row in own.itertuples()]
+    name, said = NAMES[found.measure], [direction(row.low, row.high) for row in own.itertuples()]
     if not said:
         return f"Not known: on {data} this run has no pair of arms with a defined {name}.", ""
     holds = f"it does {'not ' if found.high < PAPER_GAIN else ''}hold the paper's gain of {PAPER_GAIN}, too"
@@ -87,38 +85,7 @@ def sentence(found: Change, tests: pd.DataFrame, data: str) -> tuple[str, str]:
     if not np.isfinite(found.high):
         answer = f"Not known, on {data}: too few pairs of runs for an interval of the change in {name}."
     by = [f"{said.count(way)} {how}" for way, how in (("better", "gained"), ("worse", "lost"), (SAME, "neither"))]
-    return answer, f"Mean of {len(said)} condition(s), a split and an N each; by themselves {', '.join(by)}."
-
-
-def draw(pairs: pd.DataFrame, tests: pd.DataFrame, note: str) -> Figure:
-    """Change of each measure by N: a dot per pair of seeds, a marker with its interval per split, the paper's gain."""
-    pairs, tests = (t[(t["arm"] == "EXP+GEN") & t["measure"].isin(list(MEASURES))] for t in (pairs, tests))
-    pairs, tests = pairs.dropna(subset="difference"), tests.dropna(subset="gain")
-    measures = [name for name in MEASURES if (tests["measure"] == name).any()] or list(MEASURES)[:1]
-    numbers, splits = sorted(set(tests["n_train"])), sorted(set(tests["split"]))
-    size = (4.4, 1.0 + len(measures) * (0.42 + 0.14 * max(1, len(numbers) * len(splits))))
-    figure, panels = plt.subplots(len(measures), figsize=size, sharex=True, squeeze=False)
-    for axes, measure in zip(panels.flat, measures, strict=True):
-        axes.axvline(0, color="black", lw=1)
-        if measure == "f1_hm":
-            axes.axvspan(0, PAPER_GAIN, color="#999999", alpha=0.35, lw=0, label=f"paper: up to +{PAPER_GAIN}")
-        for k, split in enumerate(splits):
-            color, marker, aside = CLASS_COLORS[(4, 5, 2, 3)[k % 4]], "osD^"[k % 4], (k + 0.5) / len(splits) - 0.5
-            dots, means = (t[(t["measure"] == measure) & (t["split"] == split)] for t in (pairs, tests))
-            at = [table["n_train"].map(numbers.index) + 0.75 * aside for table in (dots, means)]
-            axes.plot(dots["difference"], at[0], "o", color=color, alpha=0.35, ms=4.5, mew=0)
-            bars = np.nan_to_num(means[["low", "high"]].sub(means["gain"], axis=0).abs().to_numpy(dtype=float).T)
-            look = {"fmt": marker, "color": color, "ms": 5, "capsize": 2.5, "lw": 1.4}
-            axes.errorbar(means["gain"], at[1], xerr=bars, label=f"split {split}", **look)
-        axes.set_title(f"{MEASURES[measure]} ({MEANS[measure]})", loc="left", fontweight="bold")
-        axes.set(yticks=range(len(numbers)), yticklabels=[f"N = {n}" for n in numbers])
-        axes.set_ylim(len(numbers) - 0.45, -0.55)
-        axes.grid(axis="y", visible=False)
-    far = 1.4 * max(2 * PAPER_GAIN, pairs["difference"].abs().max(), tests["gain"].abs().max())
-    panels[-1, 0].set(xlim=(-far, far), xlabel="change by generated images, EXP+GEN minus EXP")
-    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    figure.suptitle(note, fontsize=9)
-    return figure
+    return answer, f"Mean of {several(len(said), 'condition')}, a split and an N each; by themselves {', '.join(by)}."
 
 
 def first_page(folder: Path, P: Profile, chosen: Path, on_real: Path | None) -> tuple[str, str]:
@@ -126,19 +93,21 @@ def first_page(folder: Path, P: Profile, chosen: Path, on_real: Path | None) -> 
     chosen.parquet, and of the folder of the notebook on real micrographs, where it was run."""
     level = P.evaluation.confidence_level
     pairs, tests, measure = tables(chosen, level)
-    found = {name: change(pairs, name, level) for name in MEASURES}
+    found = {name: change(pairs, name, level) for name in MEANS}
     answer, more = sentence(found[measure], tests, data_name(P.dataset))
     if P.name == "smoke":
         more = f"By the rule it would read: {answer} {more}"
         answer = "Not from this run: a smoke run checks that every step works, and its numbers mean nothing."
     use_style()
-    save(draw(pairs, tests, data_note(P.dataset, P.name)), folder, "change")
-    each = (f"{MEASURES[f.measure]} {f.said(level)}, {direction(f.low, f.high)}" for f in found.values() if f.n)
+    shown = [t[t["arm"] == "EXP+GEN"] for t in (pairs.dropna(subset="difference"), tests.dropna(subset="gain"))]
+    measures = [name for name in MEANS if (shown[1]["measure"] == name).any()] or [measure]
+    save(paired_differences(*shown, measures, data_note(P.dataset, P.name), 4.4), folder, "change")
+    each = (f"{NAMES[f.measure]} {f.said(level)}, {direction(f.low, f.high)}" for f in found.values() if f.n)
     picture = (
         "::::{div} first-screen\n:::{figure} executed/figures/change.png\n"
         f":alt: Change by generated images; {'; '.join(each)}.\n\n"
-        "Dots: pairs of detectors of one seed. Markers: means with intervals. Grey: the paper's gain. Read from "
-        "{download}`chosen.parquet <executed/files/07_thresholds/chosen.parquet>`.\n"
+        "Dots: pairs of detectors of one seed. Diamonds: means with intervals. Grey: the paper's gain in F1HM. Read "
+        "from {download}`chosen.parquet <executed/files/07_thresholds/chosen.parquet>`.\n"
         f":::\n\n{numbers(found, measure, real(on_real), level)}\n::::\n"
     )
     return f'<p class="answer">{html.escape(answer)} <small>{html.escape(more)}</small></p>\n', picture
@@ -156,20 +125,20 @@ def real(folder: Path | None) -> tuple[str, str]:
     if folder is None:
         return "not run yet", "the same question on real micrographs (loops_316L, 16 TEM images of steel)"
     r = json.loads((folder / "real.json").read_text(encoding="utf-8"))
-    said = f"{MEASURES['f1_detect']} on {r['images']} real micrographs, {direction(r['low'], r['high'])}"
+    said = f"{NAMES['f1_detect']} on {r['images']} real micrographs, {direction(r['low'], r['high'])}"
     return with_interval(r["gain"], r["low"], r["high"], level=r["level"]), said
 
 
 def numbers(found: dict[str, Change], measured: str, on_real: tuple[str, str], level: float) -> str:
     """HTML of the numbers beside the picture: headline, finding or naming, real micrographs, chance of seeing it."""
     one = found[measured]
-    headline = f"{MEASURES[measured]}, {MEANS[measured]}, the headline: {direction(one.low, one.high)}"
+    headline = f"{NAMES[measured]}, {MEANS[measured]}, the headline: {direction(one.low, one.high)}"
     tiles = [(one.said(level), headline)]
     parts = [f for name, f in found.items() if name != measured and name != "f1_hm" and np.isfinite(f.gain)]
     if parts:  # the one whose change stands out most
         most = max(parts, key=lambda f: abs(f.gain) / (f.high - f.low) if f.high > f.low else 0.0)
         how = direction(most.low, most.high)
-        tiles.append((most.said(level), f"{MEASURES[most.measure]}, {MEANS[most.measure]}: {how}"))
+        tiles.append((most.said(level), f"{NAMES[most.measure]}, {MEANS[most.measure]}: {how}"))
     sure = [f"{100 * p:.0f} %" if not p >= 0.995 else "> 99 %" for p in (one.chance, one.chance_of_one)]
     chance = ["unknown" if "nan" in said else said for said in sure]
     what = f"chance that a study of this size sees a change of {PAPER_GAIN}; {chance[1]} in one condition by itself"

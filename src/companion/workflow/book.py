@@ -14,7 +14,7 @@ from nbformat.v4 import new_markdown_cell
 from companion import layout
 from companion.config import Profile, load_profile
 from companion.errors import CompanionError, problems
-from companion.evaluation.sliders import swipe
+from companion.evaluation.sliders import edited, wiped
 from companion.layout import Layout
 from companion.plots import data_name
 from companion.provenance import atomic_folder, write_text
@@ -71,8 +71,8 @@ def assemble(P: Profile, tree: Path, drawn: Path, target: Path, real: tuple[Prof
         claims, sizes = at["11_claims"], at["08_sizes_and_splits"]
         for figure in [*(claims / "figures").glob("strip.*"), *(sizes / "figures").glob("waterfall.*")]:
             shutil.copy(figure, folder / figure.name)
-        fig2 = at["05_generated_images"] / "figures" / "fig2.svg"
-        write_text(folder / "swipe.html", swipe(fig2))  # notebook 05 shows it
+        for piece in (wiped, edited):  # notebook 05 shows them
+            write_text(folder / f"{piece.__name__}.html", piece(at["05_generated_images"] / "figures"))
         pages.write_fragments(
             folder, P, claims / "claims.json", at["07_thresholds"] / "chosen.parquet", at.get(REAL), stamps
         )

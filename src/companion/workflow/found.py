@@ -55,7 +55,7 @@ def _claim(name: str) -> Callable[[Results], Found]:
     def of(r: Results) -> Found:
         c = next(row for row in r.json("11_claims", "claims")["claims"] if row["id"] == name)
         said = f"“{c['claim'][0].upper()}{c['claim'][1:]}”: {c['verdict']}"
-        return said, f"the paper {c['paper']}; here {c['ours']}", c["reason"]
+        return said, f"the paper: {c['paper']}; here: {c['ours']}", c["reason"]
 
     return of
 

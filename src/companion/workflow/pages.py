@@ -13,11 +13,11 @@ import yaml
 
 from companion import layout
 from companion.config import Profile
-from companion.errors import CompanionError
 from companion.plots import data_name
 from companion.provenance import write_text
 from companion.workflow import answer
 from companion.workflow.status import duration
+from companion.workflow.tables import said
 
 VERDICTS = ("reproduced", "partly", "not reproduced", "cannot be compared", "not attempted")
 Stamps = Sequence[tuple[Mapping[str, Any], list[str]]]  # the stamp of each stage, and why it is stale
@@ -34,11 +34,11 @@ def write_fragments(folder: Path, P: Profile, claims: Path, chosen: Path, real: 
     real : folder of the notebook on real micrographs, where it was run
     """
     rows, stamps = json.loads(claims.read_text(encoding="utf-8"))["claims"], [stamp for stamp, _ in stages]
-    said, picture = answer.first_page(folder, P, chosen, real)
+    found, picture = answer.first_page(folder, P, chosen, real)
     counts = Counter(row["verdict"] for row in rows)
     verdicts = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS)
     fragments = {
-        "answer": said, "notice": data_notice(P.dataset, P.name), "picture": picture,
+        "answer": found, "notice": data_notice(P.dataset, P.name), "picture": picture,
         "byline": byline(layout.root() / "CITATION.cff", stamps), "status": status_table(stages),
         "verdicts": f"Of {len(rows)} claims: {verdicts}.\n\n{claim_cards(rows)}",
         "faults": faults_table(layout.root() / "benchmarks" / "faults.json"),
@@ -53,10 +53,10 @@ def byline(citation: Path, stamps: Sequence[Mapping[str, Any]]) -> str:
     days = sorted(str(stamp["started"])[:10] for stamp in stamps)
     commits = ", ".join(sorted({str(s["commit"])[:10] for s in stamps if s.get("commit")})) or "none"
     authors = ", ".join(author["name"] for author in about["authors"])
-    said = [f"{authors}: {about['title']}", f"version {about['version']}", f"run of {days[-1] if days else 'no day'}",
+    parts = [f"{authors}: {about['title']}", f"version {about['version']}", f"run of {days[-1] if days else 'no day'}",
             f"commit {commits}", f"DOI: {about.get('doi', 'none yet')}"]  # fmt: skip
     cite = '<a href="#how-to-cite">how to cite</a>'
-    return f'<p class="byline">{" · ".join(map(html.escape, said))} · {cite}</p>\n'
+    return f'<p class="byline">{" · ".join(map(html.escape, parts))} · {cite}</p>\n'
 
 
 def data_notice(dataset: str, profile: str) -> str:
@@ -78,22 +78,23 @@ def data_notice(dataset: str, profile: str) -> str:
 
 
 def claim_cards(claims: Iterable[Mapping[str, Any]], folder: str = "executed/", whole: bool = False) -> str:
-    """HTML cards of claims: verdict, the paper, this run; as a `whole` also why, the rule, and the verdict at the
-    paper's own threshold. `folder` is where the pages of the notebooks lie, seen from the page that shows the cards."""
+    """HTML cards of claims: verdict, the paper, this run; as a `whole` also why, the rule, and whether other thresholds
+    or the exact truth change the verdict. `folder` is where notebooks' pages lie, seen from the page of the cards."""
     cards = []
     for c in claims:
-        name, t = c["id"], {key: html.escape(str(value)) for key, value in c.items()}
-        known, link = verdict_chip(c["verdict"]), f"{folder}{c['notebook']}.html"
+        name, t = c["id"], {key: html.escape(said(str(value))) for key, value in c.items()}
+        chip, link = t["verdict"].replace(" ", "-"), f"{folder}{c['notebook']}.html"
         lines = {"paper": t["paper"], "this run": t["ours"]}
-        more = f'<a href="{folder}11_claims.html#claim-{name}" aria-label="{name} in full">why</a>'
+        more = f'<a href="{folder}11_claims.html#claim-{name}" aria-label="why: {name} in full">why</a>'
         if whole:
             lines["paper"] += f" ({t['where']})"
-            lines |= {"because": t["reason"], "at the paper's threshold": t["at_paper_threshold"]}
+            lines |= {"because": t["reason"], "read otherwise": t["sensitivity"]}
             more = (f"<details><summary>The rule of {name}</summary><p>{t['rule']}</p></details>"
                     f'<a href="{link}">The values behind {name}: notebook {c["notebook"][:2]}</a>')  # fmt: skip
-        said = "".join(f"<dt>{key}</dt><dd>{value}</dd>" for key, value in lines.items())
+        rows = "".join(f"<dt>{key}</dt><dd>{value}</dd>" for key, value in lines.items())
         anchor = f' id="claim-{name}"' if whole else ""
-        cards.append(f'<article class="claim"{anchor}><p><b>{name}</b> {known}</p><p>{t["claim"]}</p><dl>{said}</dl>'
+        cards.append(f'<article class="claim"{anchor}><p><b>{name}</b> <span class="verdict verdict-{chip}">'
+                     f'{t["verdict"]}</span></p><p>{t["claim"]}</p><dl>{rows}</dl>'
                      f"{more}</article>")  # fmt: skip
     return f'<div class="claims-cards">{"".join(cards)}</div>\n'
 
@@ -139,13 +140,6 @@ def badge(stamp: Mapping[str, Any], reasons: list[str]) -> str:
     state = "stale" if reasons else "fresh"
     why = f'<div class="stamp-why">Stale because: {html.escape("; ".join(reasons))}</div>' if reasons else ""
     return f'<div class="stamp stamp-{state}">{chips}<span class="state">{state}</span></div>{why}'
-
-
-def verdict_chip(verdict: str) -> str:
-    """HTML chip of a verdict of the claims table."""
-    if verdict not in VERDICTS:
-        raise CompanionError(f"verdict {verdict!r} is none of {', '.join(VERDICTS)}")
-    return f'<span class="verdict verdict-{verdict.replace(" ", "-")}">{verdict}</span>'
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

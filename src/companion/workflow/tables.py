@@ -12,9 +12,10 @@ from html import escape, unescape
 
 from nbformat import NotebookNode
 
-WORDS = {  # columns of the result files, as text says them
-    "n_train": "N", "f1_hm": "F1HM", "f1_detect": "F1_detect", "f1_class": "F1_class", "map50": "mAP50", "tp": "TP",
-    "fp": "FP", "fn": "FN", "p_holm": "p, Holm", "p_sign_flip": "p, sign flip", "p_equivalence": "p, equivalence",
+from companion.evaluation.wording import NAMES
+
+WORDS = NAMES | {  # columns of the result files, as text says them
+    "n_train": "N", "tp": "TP", "fp": "FP", "fn": "FN", "p_holm": "p, Holm", "p_sign_flip": "p, sign flip",
     "hedges_g": "Hedges g", "auc": "AUC", "c2st_auc": "classifier AUC", "kid": "KID", "cmmd": "CMMD",
 }  # fmt: skip
 CELL = re.compile(r"<t[hd]([^>]*)>(.*?)</t[hd]>", re.DOTALL)
@@ -65,20 +66,19 @@ def table(html: str, caption: str = "", leave_out: Sequence[str] = ()) -> str:
             name = f"{name[:-4]} interval".strip("_ ")
         shown.append([name, *texts])
     names = [re.sub(r"(?<!F1)_(?=\w)", " ", said(name)) for name, *_ in shown]
-    style = re.search(r'<table[^>]*class="(?!dataframe)([^"]*)"', html)
     lines = ["".join(f"<th>{escape(name)}</th>" if name else "<td></td>" for name in names)]
     for texts in zip(*(column[1:] for column in shown), strict=True):
         lines.append("".join(
-            f'<td data-label="{escape(name)}"{"" if re.match(r"-?[0-9]|$", text) else " class=words"}>'
-            f"{escape(said(text))}</td>" for name, text in zip(names, texts, strict=True)
+            f"<td{'' if re.match(r'-?[0-9]|$', text) else ' class=words'}>{escape(said(text))}</td>" for text in texts
         ))  # fmt: skip
     first, *others = (f"<tr>{line}</tr>" for line in lines)
-    return (f'<table class="{style[1] if style else "tidy"}"><caption>{escape(caption)}</caption>'
+    return (f'<table class="tidy"><caption>{escape(caption)}</caption>'
             f"<thead>{first}</thead><tbody>{''.join(others)}</tbody></table>")  # fmt: skip
 
 
 def said(text: str) -> str:
     """A text with names of columns as the book spells them, e.g. F1HM and F1_detect; names of files stay."""
+    text = re.sub(r"\b(ap50|f1_class)_(\d)\b", lambda of: f"{'AP50' if of[1] == 'ap50' else 'F1'}, class {of[2]}", text)
     return re.sub(r"(?<![`/.])\b\w+\b(?![`/.]\w)", lambda found: WORDS.get(found[0], found[0]), text)
 
 

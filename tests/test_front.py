@@ -50,10 +50,11 @@ def test_the_mean_change_has_the_interval_and_the_power_of_its_pooled_spread() -
 
 def test_real_micrographs_have_a_number_where_they_were_run_and_else_none(tmp_path: Path) -> None:
     assert answer.real(None)[0] == "not run yet"
-    said = {"images": 16, "gain": 0.05, "low": 0.02, "high": 0.08, "level": 0.95}
+    said = {"images": 16, "level": 0.95, "gains": [{"arm": "EXP+GEN", "gain": 0.05, "low": 0.02, "high": 0.08}]}
     write_json(tmp_path / "real.json", said)
-    value, what = answer.real(tmp_path)
-    assert value.startswith("0.050 (95 % interval 0.020") and what == "F1_detect on 16 real micrographs, better"
+    value, what, said = answer.real(tmp_path)
+    assert "generated images raise F1_detect" in said
+    assert value.startswith("+0.050 (95 % interval 0.020") and what == "F1_detect on 16 real micrographs, better"
 
 
 def test_every_notebook_has_something_to_say_first() -> None:

@@ -98,6 +98,7 @@ def first_page(folder: Path, P: Profile, chosen: Path, on_real: Path | None) -> 
     if P.name == "smoke":
         more = f"By the rule it would read: {answer} {more}"
         answer = "Not from this run: a smoke run checks that every step works, and its numbers mean nothing."
+    value, what, beside = real(on_real)
     use_style()
     shown = [t[t["arm"] == "EXP+GEN"] for t in (pairs.dropna(subset="difference"), tests.dropna(subset="gain"))]
     measures = [name for name in MEANS if (shown[1]["measure"] == name).any()] or [measure]
@@ -108,9 +109,9 @@ def first_page(folder: Path, P: Profile, chosen: Path, on_real: Path | None) -> 
         f":alt: Change by generated images; {'; '.join(each)}.\n\n"
         "Dots: pairs of detectors of one seed. Diamonds: means with intervals. Grey: the paper's gain in F1HM. Read "
         "from {download}`chosen.parquet <executed/files/07_thresholds/chosen.parquet>`.\n"
-        f":::\n\n{numbers(found, measure, real(on_real), level)}\n::::\n"
+        f":::\n\n{numbers(found, measure, (value, what), level)}\n::::\n"
     )
-    return f'<p class="answer">{html.escape(answer)} <small>{html.escape(more)}</small></p>\n', picture
+    return f'<p class="answer">{html.escape(answer)} <small>{html.escape(more)}</small></p>\n{beside}', picture
 
 
 def tables(chosen: Path, level: float) -> tuple[pd.DataFrame, pd.DataFrame, str]:
@@ -120,13 +121,22 @@ def tables(chosen: Path, level: float) -> tuple[pd.DataFrame, pd.DataFrame, str]
     return pairs, paired_tests(pairs, level), headline_measure(table)[0]
 
 
-def real(folder: Path | None) -> tuple[str, str]:
-    """The change on real micrographs, as the notebook about them found it, and what it is; or that it was not run."""
+def real(folder: Path | None) -> tuple[str, str, str]:
+    """The change on real micrographs, as the notebook about them found it, what it is, and the answer as HTML; or that
+    it was not run."""
     if folder is None:
-        return "not run yet", "the same question on real micrographs (loops_316L, 16 TEM images of steel)"
+        return "not run yet", "the same question on real micrographs (loops_316L, 16 TEM images of steel)", ""
     r = json.loads((folder / "real.json").read_text(encoding="utf-8"))
-    said = f"{NAMES['f1_detect']} on {r['images']} real micrographs, {direction(r['low'], r['high'])}"
-    return with_interval(r["gain"], r["low"], r["high"], level=r["level"]), said
+    first, *others = r["gains"]
+    of, how = f"{r['images']} real micrographs", direction(first["low"], first["high"])
+    value, *beside = (with_interval(g["gain"], g["low"], g["high"], level=r["level"]) for g in (first, *others))
+    value, does = "+" * (first["gain"] > 0) + value.replace("-", "−"), {"better": "raise", "worse": "lower"}.get(how)
+    also = "".join(f"; {g['arm']}, without a model: {text}" for g, text in zip(others, beside, strict=True))
+    answer = (
+        f'<p class="answer">On {of}: generated images {does or "are not shown to change"} F1_detect. '
+        f'<small>{value}{also}. <a href="executed/16_real_micrographs.html">Page 16</a></small></p>\n'
+    )
+    return value, f"F1_detect on {of}, {how}", answer
 
 
 def numbers(found: dict[str, Change], measured: str, on_real: tuple[str, str], level: float) -> str:

@@ -83,15 +83,10 @@ def assemble(P: Profile, tree: Path, drawn: Path, target: Path, real: tuple[Prof
 def page(name: str, folder: Path) -> NotebookNode:
     """A notebook as a page: its text as it is now, its outputs as it was executed in `folder`.
 
-    Without papermill's own cell, progress bars and paths of one machine. Where the code has other cells by now, all of
+    Without papermill's own cell. Where the code has other cells by now, all of
     the executed copy is shown (its badge says that it is stale).
     """
-    executed = nbformat.read(folder / EXECUTED, as_version=4)
-    for cell in executed.cells:
-        cell.metadata.pop("papermill", None)
-        if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
-    executed.metadata.pop("papermill", None)
+    executed = reference_run.executed(folder / EXECUTED)
     executed.cells = [c for c in executed.cells if "injected-parameters" not in c.metadata.get("tags", [])]
     current = nbformat.read(layout.notebook(name), as_version=4)
     ran, now = ([c for c in notebook.cells if c.cell_type == "code"] for notebook in (executed, current))

@@ -18,7 +18,9 @@ from multiprocessing import get_context
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+import nbformat
 import pandas as pd
+from nbformat import NotebookNode
 
 from companion import layout
 from companion.config import Profile
@@ -79,7 +81,9 @@ def bundle(P: Profile, out: Path, purpose: Literal["book", "resume"]) -> list[Pa
     if waiting and (purpose == "book" or len(waiting) == len(states)):
         said = (f"{name}: {'; '.join(why or ['missing'])}" for name, why in waiting.items())
         raise problems(f"the run of {P.name} is not complete; `companion run {P.name}` makes it:", said)
-    pages = {folder.relative_to(tree).as_posix() for folder in shown(P, tree).values()}
+    of_real = (REAL, "05_generated_images")  # whose pictures it shows; the book has no other page of that run
+    pages = {folder.relative_to(tree).as_posix() for name, folder in shown(P, tree).items()
+             if P.name != "real" or name in of_real}  # fmt: skip
     with atomic_folder(out) as folder:
         for name in states.keys() - waiting.keys():
             _pack(tree / name, folder / P.folder / tree.name / name, purpose, name in pages, P.evaluation.confidence)
@@ -91,6 +95,8 @@ def _pack(stage: Path, target: Path, purpose: str, page: bool, least_score: floa
     stamp = read_stamp(stage) or {}
     names = [name for name in stamp["outputs"] if purpose == "resume" or _is_packed(stage, name, page)]
     _copy(stage, target, names, page or purpose == "resume")
+    if (copy := target / EXECUTED).exists():
+        nbformat.write(executed(copy), copy)
     if purpose == "resume":
         return
     for name in (name for name in names if name.startswith("predictions/")):
@@ -100,6 +106,17 @@ def _pack(stage: Path, target: Path, purpose: str, page: bool, least_score: floa
         stamp["packed"] = {**stamp.get("packed", {}), name: hash_file(target / name)}
     stamp["left_out"] = sorted(stamp["outputs"].keys() - set(names))
     write_json(target / STAMP, stamp)
+
+
+def executed(path: Path) -> NotebookNode:
+    """An executed notebook without papermill's entries, progress bars and warnings, which name folders of a machine."""
+    found = nbformat.read(path, as_version=4)
+    for cell in found.cells:
+        cell.metadata.pop("papermill", None)
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+    found.metadata.pop("papermill", None)
+    return found
 
 
 def _copy(stage: Path, target: Path, names: Iterable[str], executed: bool) -> None:
@@ -114,7 +131,7 @@ def _is_packed(stage: Path, name: str, page: bool) -> bool:
     if path.parts[0] == "test" and stage.parent.parent.name != "phantom":  # the phantom is drawn again
         return True
     if path.parts[0] == "figures":
-        return (page and path.suffix == ".png") or path.match("fig[1-5].svg") or path.match("strip.svg")
+        return page and (path.suffix == ".png" or path.match("fig[1-5].svg") or path.match("strip.svg"))
     if path.suffix not in (".json", ".parquet", ".yaml"):
         return False
     return path.name not in PER_DEFECT or any(f"{stage.name}/{name}".endswith(each) for each in READ_BY_PAGES)

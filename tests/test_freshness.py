@@ -160,3 +160,16 @@ def test_equal_arrays_have_equal_hashes_whatever_their_layout():
     assert provenance.hash_arrays(array) == provenance.hash_arrays(np.asfortranarray(array))
     assert provenance.hash_arrays(array) != provenance.hash_arrays(array.reshape(3, 2))
     assert provenance.hash_arrays(array) != provenance.hash_arrays(array.astype(np.float64))
+
+
+def test_micrographs_that_are_not_here_make_nothing_stale_and_other_ones_do(tmp_path, monkeypatch):
+    P, keys = load_profile("real"), {"split": "fold-1"}
+    provenance.write_text(tmp_path / "stage" / "made.json", "{}")
+    monkeypatch.setenv("COMPANION_DATA", str(tmp_path / "data"))
+    stamp = {"notebook": "01_micrographs", "keys": keys, **freshness.made_from("01_micrographs", P, keys, [], tmp_path)}
+    stamp["parameters"]["dataset"] = ["loops_316L", "a hash"]
+    stamp["outputs"] = freshness.outputs(tmp_path / "stage")
+    provenance.write_json(tmp_path / "stage" / freshness.STAMP, stamp)
+    assert freshness.reasons(tmp_path / "stage", P, tmp_path) == []
+    (tmp_path / "data" / "loops_316L").mkdir(parents=True)  # here, and not what the stage was made from
+    assert freshness.reasons(tmp_path / "stage", P, tmp_path) == ["parameters changed: dataset"]

@@ -147,6 +147,9 @@ def reasons(folder: Path, P: Profile, tree: Path, inputs: Sequence[str] | None =
         now = made_from(stamp["notebook"], P, stamp["keys"], stamp["inputs"] if inputs is None else inputs, tree)
     except (OSError, CompanionError) as error:  # a notebook, a size or a split that is no more
         return [str(error)]
+    before, here = (of["parameters"].get("dataset") for of in (stamp, now))
+    if isinstance(before, list) and before[0] == here:  # micrographs that are not on this machine: no other ones either
+        now["parameters"]["dataset"] = before
     now["outputs"] = outputs(folder) | {name: stamp["outputs"][name] for name in stamp.get("left_out", [])}
     for name, sha in stamp.get("packed", {}).items():  # as a bundle holds it, with less in it
         if now["outputs"].get(name) == sha:

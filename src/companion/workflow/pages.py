@@ -65,7 +65,8 @@ def data_notice(dataset: str, profile: str) -> str:
     title, data = {
         "phantom": (
             "Simulated micrographs, not the paper's data", "The **phantom** stands in for the paper's micrographs: "
-            "drawn by a program, with exact truth. All that is found about the paper is found on it; only page 16 has real ones."),
+            "drawn by a program, with exact truth. All that is found about the paper is found on it; page 16 alone "
+            "has real ones."),
         "fecral": ("The paper's data set", "**fecral**: the micrographs that the paper's authors have published."),
     }.get(name, (f"The data set {name}, not the paper's data", f"All of it is of **{name}**."))  # fmt: skip
     size = f"Profile: **{profile}** (`profiles/{profile}.yaml`)."

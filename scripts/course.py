@@ -42,11 +42,12 @@ TITLE = "companion-course"
 REFERENCE = ROOT / "results" / "reference" / "phantom"
 SCORES, RESAMPLES = ("08_sizes_and_splits", "09_significance"), 200  # of 1000: for intervals to talk about
 # What students get, by its name in the project; below `runs` what pages read of the run.
-HANDED_OUT = ("LICENSE*", "profiles/*.yaml", "weights/*", "src/companion/**/*.py", "src/companion/micrographs/*.*")
+HANDED_OUT = ("LICENSE*", "profiles/*.yaml", "weights/auto*", "src/companion/**/*.py", "src/companion/micrographs/*.*")
 READ = (
-    "split-*/micrographs/[!f]*/*", "split-*/n-*/statistics/*.parquet", "split-*/n-*/masks-*/patches/*",
+    "split-*/micrographs/t*/*", "split-*/n-*/statistics/*.parquet", "split-*/n-*/masks-*/patches/*",
     "split-*/n-*/model-1/diffusion/*.safetensors", "split-*/n-*/model-1/generated-plain/patches/*",
-    "split-*/n-*/model-1/generated-plain/quality.parquet", "split-*/n-*/EXP/seed-1/weights.safetensors",
+    "split-*/n-*/model-1/generated-plain/quality.parquet", "split-*/n-*/model-1/generated-plain/figures/fig2.svg",
+    "split-*/n-*/EXP/seed-1/weights.safetensors",
     "split-*/n-*/*/seed-*/predictions/*", "thresholds/*.parquet",
 )  # fmt: skip
 

@@ -179,7 +179,8 @@ def _real(r: Results) -> Found:
     number = f"F1_detect {first['base']:.3f} without them, {first['score']:.3f} with them, difference {said[0]}"
     more = "".join(f"{arm['arm']}, which needs no model, changes it by {text}; "
                    for arm, text in zip(others, said[1:], strict=True))  # fmt: skip
-    return finding, number, f"{more}{about['loops']} loops of one class in one steel, {len(r.P.seeds)} seeds, one model per fold"
+    few = f"{about['loops']} loops of one class in one steel, {len(r.P.seeds)} seeds, one model per fold"
+    return finding, number, more + few
 
 
 PAGES: dict[str, tuple[str, Callable[[Results], Found]]] = {  # of each notebook: main figure, what was found

@@ -157,6 +157,17 @@ def test_every_run_is_read_at_three_choices_and_on_both_sides():
     assert set(headline(chosen[chosen["choice"] != VALIDATED])["choice"]) == {BEST}
 
 
+def test_a_sign_that_depends_on_the_choice_of_the_threshold_is_said():
+    tests = pd.DataFrame({
+        "arm": "EXP+GEN", "measure": "f1_hm", "against": "labels", "split": "1", "n_train": 10,
+        "choice": [VALIDATED, BEST, FIXED], "gain": [0.006, 0.008, -0.029],
+    })  # fmt: skip
+    (said,) = significance.sign_by_choice(tests, "f1_hm")
+    assert "N = 10" in said and "depends on the threshold: +0.006" in said and "-0.029 (fixed)" in said
+    same = significance.sign_by_choice(tests.assign(gain=[0.006, 0.008, np.nan]), "f1_hm")
+    assert same == ["Against labels the sign of the gain is the same for every choice of the threshold."]
+
+
 def test_what_is_significant_is_said_whatever_its_sign():
     found = at(scores(seeds=(1, 2, 3, 4), sizes=(50,), noise=0.001))
     lost = found.assign(f1_detect=found["f1_detect"].where(found["arm"] == "EXP", found["f1_detect"] - 0.1))

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from companion.config.arms import ARMS
 from companion.evaluation.runs import Run
 from companion.evaluation.scores import Counts, pooled
-from companion.evaluation.wording import ARM, F1, NAMES, READ, RUN, p_value, with_interval
+from companion.evaluation.wording import ARM, CONDITION, F1, NAMES, READ, RUN, p_value, with_interval
 from companion.seeds import Seeds
 from companion.stats import cluster_weights
 
@@ -136,6 +136,17 @@ def significant(tests: pd.DataFrame, level: float) -> list[str]:
         f"{with_interval(row.gain, row.low, row.high, row.n, level)}, {p_value(row.p)} (Holm {p_value(row.p_holm)})."
         for row in own[own["p"] < 1 - level].itertuples()
     ] or [f"Of {len(own)} tests of EXP+GEN against EXP none is significant."]
+
+
+def sign_by_choice(tests: pd.DataFrame, measure: str, against: str = "labels") -> list[str]:
+    """Where the sign of the gain of EXP+GEN depends on how the threshold was chosen, in words; else one sentence."""
+    own = tests[(tests["arm"] == "EXP+GEN") & (tests["measure"] == measure) & (tests["against"] == against)]
+    said = []
+    for (split, n_train), rows in own.groupby(CONDITION):
+        if len(set(np.sign(rows["gain"].dropna()))) > 1:
+            gains = ", ".join(f"{row.gain:+.3f} ({row.choice})" for row in rows.itertuples())
+            said.append(f"Split {split}, N = {n_train}: the sign of the gain depends on the threshold: {gains}.")
+    return said or [f"Against {against} the sign of the gain is the same for every choice of the threshold."]
 
 
 def resampled_scores(

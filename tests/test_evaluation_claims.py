@@ -158,7 +158,7 @@ def test_sabotaged_images_are_not_reproduced_and_perfect_ones_are(tmp_path):
 
 def test_every_model_counts_and_unknown_measures_do_not():
     two = verdicts.image_quality(quality(REAL, REAL | NOTHING_DRAWN | FAR))
-    assert two.verdict == "not reproduced" and "2 model(s)" in two.reason
+    assert two.verdict == "not reproduced" and "2 models;" in two.reason
     assert verdicts.image_quality(quality(REAL | {"prettiness": (9.0, 1.0, 1.0)})).verdict == "reproduced"
     without = {name: values for name, values in REAL.items() if name not in QUALITY["follows its mask"]}
     assert verdicts.image_quality(quality(without)).verdict == "not attempted"

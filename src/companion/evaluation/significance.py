@@ -29,10 +29,6 @@ GAIN_COLUMNS = [*COMPARED, "base", "score", "gain", "low", "high", "n", "share_o
 TEST_COLUMNS = [*GAIN_COLUMNS, "sd", "t", "df", "p", "hedges_g", "undefined", "p_sign_flip", "smallest_p_sign_flip"]
 
 
-def _defined(values: ArrayLike) -> NDArray[np.float64]:
-    return np.asarray(values, dtype=float)[np.isfinite(np.asarray(values, dtype=float))]
-
-
 def paired_t(differences: ArrayLike, level: float = 0.95) -> dict[str, Any]:
     """Paired t-test (Student 1908), from the differences [n] of the pairs; undefined ones (NaN) are left out.
 
@@ -42,7 +38,7 @@ def paired_t(differences: ArrayLike, level: float = 0.95) -> dict[str, Any]:
     from scipy import stats
     from scipy.special import gamma
 
-    used = _defined(differences)
+    used = pd.Series(differences, dtype=float).dropna().to_numpy()
     n, df = len(used), len(used) - 1
     result: dict[str, Any] = dict.fromkeys(("mean", "low", "high", "sd", "t", "df", "p", "hedges_g"), float("nan"))
     result |= {"n": n, "undefined": ""} | ({"mean": float(used.mean())} if n else {})
@@ -67,7 +63,7 @@ def sign_flip(differences: ArrayLike) -> tuple[float, float]:
     """
     from scipy import stats
 
-    values = _defined(differences)
+    values = pd.Series(differences, dtype=float).dropna().to_numpy()
     if not 2 <= len(values) <= 20:
         return float("nan"), float("nan")
     test = stats.permutation_test((values,), np.mean, permutation_type="samples", n_resamples=np.inf)

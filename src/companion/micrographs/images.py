@@ -205,7 +205,7 @@ def _tiff_scale(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> float | Non
 
 def _nm(unit: Any) -> float:
     text = unit.decode("latin-1") if isinstance(unit, bytes) else str(unit)
-    return NM[text.strip("\x00 ").replace("μ", "µ").lower()]  # two signs look like a micro
+    return NM.get(text.strip("\x00 ").replace("μ", "µ").lower(), np.nan)  # two signs look like a micro
 
 
 def _microscope(path: Path) -> tuple[NDArray, None, float | None]:
@@ -225,5 +225,4 @@ def _microscope(path: Path) -> tuple[NDArray, None, float | None]:
         held = ", ".join(f"{title} {np.shape(s['data'])}" for title, s in zip(titles, signals, strict=True))
         raise CompanionError(f"{path} holds {held:.200}: save the one grey picture that counts as TIFF")
     axis = grey[0]["axes"][-1]
-    unit = str(axis.get("units")).replace("μ", "µ").lower()
-    return np.squeeze(grey[0]["data"]), None, float(axis["scale"]) * NM.get(unit, np.nan)
+    return np.squeeze(grey[0]["data"]), None, float(axis["scale"]) * _nm(axis.get("units"))

@@ -52,23 +52,34 @@ class Names:
         return parts
 
 
-class Pictures:
-    """Picture files in a folder and below it (files that begin with a dot, and those below `without`, left out).
+def picture_files(folder: Path, without: Path | None = None) -> dict[str, Path]:
+    """Picture files in a folder and below it by name from there, sorted; none that begins with a dot or is in `without`
+    (where that is another folder)."""
+    skipped = without if without and without != folder else None
+    return {path.relative_to(folder).as_posix(): path for path in _visible(folder)
+            if path.suffix.lower() in IMAGE_SUFFIXES and not (skipped and path.is_relative_to(skipped))}  # fmt: skip
 
-    Attributes
-    ----------
-    files : paths by name below the folder, sorted
-    """
 
-    def __init__(self, folder: Path, without: Path | None = None) -> None:
-        self.folder, skipped = folder, without if without and without != folder else None
-        paths = [path for path in _visible(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
-        paths = [path for path in paths if not (skipped and path.is_relative_to(skipped))]
-        self.files = {path.relative_to(folder).as_posix(): path for path in paths}
+Rows = Iterator[tuple[dict[str, Any], list[tuple[Any, dict[str, Any]]]]]  # see `formats`
+
+
+@dataclass
+class Source:
+    """What is imported, and what is said of it."""
+
+    labels: Path  # a file, or a folder with one per micrograph
+    folder: Path  # of the pictures
+    classes: tuple[str, ...] = ()
+    document: dict[str, Any] = field(default_factory=dict)  # of a COCO file, see `read_coco`
+    found: list[str] = field(default_factory=list)  # problems, a line each
+    notes: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # what was noticed -> where
+
+    def __post_init__(self) -> None:
+        self.files = picture_files(self.folder, self.labels)
         self._names = Names(self.files)
 
     def find(self, given: str) -> str:
-        """The name of the file that a label file names, see `Names`."""
+        """The name of the picture that a label file names, see `Names`."""
         local = unquote(given.partition("?d=")[2] or given)  # Label Studio's local files
         found = self._names.meant(local) or self._names.meant(given)
         if len(found) == 1:
@@ -80,42 +91,27 @@ class Pictures:
         there = f"did you mean {near[0]}?" if near else f"{len(self.files)} pictures are there"
         raise CompanionError(f"missing from {self.folder} ({there})")
 
-
-Rows = Iterator[tuple[dict[str, Any], list[tuple[Any, dict[str, Any]]]]]  # see `formats`
-
-
-@dataclass
-class Source:
-    """What is imported, and what is said of it."""
-
-    labels: Path  # a file, or a folder with one per micrograph
-    pictures: Pictures
-    classes: tuple[str, ...] = ()
-    document: dict[str, Any] = field(default_factory=dict)  # of a COCO file, see `read_coco`
-    found: list[str] = field(default_factory=list)  # problems, a line each
-    notes: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # what was noticed -> where
-
     def pairs(self, *suffixes: str) -> Iterator[tuple[str, Path | None]]:
         """Names of pictures with the label file of the same name but for the suffix, if any, below the folder `labels`.
 
         Two of one name are problems, and label files without a picture, unless both lie in one folder, where other
         files are usual. Where no picture has a label file, the folder is the wrong one.
         """
-        labels, folder = self.labels, self.pictures.folder
+        labels = self.labels
         if not labels.is_dir():
             raise CompanionError(f"{labels} is not a folder; one with a {suffixes[0]} file per micrograph is needed")
         files = [path for path in _visible(labels) if path.suffix.lower() in suffixes]
         partners, names = defaultdict(list), defaultdict(list)
         for path in files:
             partners[_stem(path.relative_to(labels).as_posix())].append(path)
-        for name in self.pictures.files:
+        for name in self.files:
             names[_stem(name)].append(name)
         if not partners.keys() & names.keys():
             bare = {Path(name).name for name in names}
             near = sorted({str(path.parent) for path in files if _stem(path.name) in bare})
             raise CompanionError(
-                f"{labels} holds no {' or '.join(suffixes)} file with the name of any of {len(self.pictures.files)} "
-                f"pictures in {folder}" + f"; {', '.join(near[:3])} does: give both folders of one level" * bool(near)
+                f"{labels} holds no {' or '.join(suffixes)} file with the name of any of {len(self.files)} pictures "
+                f"in {self.folder}" + f"; {', '.join(near[:3])} does: give both folders of one level" * bool(near)
             )
         self.found += [f"{' and '.join(own)} share one name and would share their labels: keep one"
                        for own in names.values() if len(own) > 1]  # fmt: skip
@@ -123,7 +119,7 @@ class Source:
                        for own in partners.values() if len(own) > 1]  # fmt: skip
         alone = sorted(partners.keys() - names.keys() - {"classes"})
         said = [f"{partners[key][0].name}: there is no image of that name" for key in alone]
-        (self.notes["passed over"] if labels == folder else self.found).extend(said)
+        (self.notes["passed over"] if labels == self.folder else self.found).extend(said)
         yield from ((own[0], partners[key][0] if key in partners else None) for key, own in names.items())
 
     def optional(self, *suffixes: str) -> Iterator[tuple[str, Path | None]]:

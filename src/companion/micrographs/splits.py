@@ -57,8 +57,7 @@ class Split(Section):
         """Number of micrographs by list (rows: training N = 10, ..., val, test, fresh) and nm per px (columns)."""
         lists = {f"train, N = {n}": self.train[:n] for n in sizes}
         lists |= {name: getattr(self, name) for name in LISTS[1:] if getattr(self, name)}
-        scale = {m.file_name: m.pixel_size_nm for m in dataset.micrographs}
-        counted = {name: Counter(scale[file] for file in files) for name, files in lists.items()}
+        counted = {name: Counter(dataset.micrograph(f).pixel_size_nm for f in files) for name, files in lists.items()}
         return pd.DataFrame(counted).T.fillna(0).astype(int).sort_index(axis=1).rename(columns="{:g}".format)
 
 
@@ -127,8 +126,7 @@ def _mixed(dataset: DataSet, groups: Sequence[list[str]], rng: np.random.Generat
 
 def _take(groups: Sequence[list[str]], number: int) -> tuple[list[str], list[list[str]]]:
     """Files of the first groups that fit into `number`, and the groups that are left, in their order."""
-    taken: list[str] = []
-    left: list[list[str]] = []
+    taken, left = [], []
     for files in groups:
         taken, left = (taken + files, left) if len(taken) + len(files) <= number else (taken, [*left, files])
     return taken, left
@@ -167,9 +165,8 @@ def near_duplicates(dataset: DataSet, some: Sequence[str], others: Sequence[str]
 
     A file is not its own duplicate, and of two equal lists each pair is given once.
     """
-    paths = {m.file_name: m.path for m in dataset.micrographs}
-    a, b = (np.array([_hash(paths[file], paths[file].stat().st_mtime_ns) for file in files]).reshape(-1, 64)
-            for files in (some, others))  # fmt: skip
+    a, b = (np.array([_hash(path := dataset.micrograph(file).path, path.stat().st_mtime_ns) for file in files])
+            .reshape(-1, 64) for files in (some, others))  # fmt: skip
     alike = np.argwhere((a[:, None] != b[None]).sum(axis=2) <= NEAR_DUPLICATE_BITS)
     pairs = {frozenset((some[i], others[j])): (some[i], others[j]) for i, j in alike[::-1] if some[i] != others[j]}
     return list(pairs.values())[::-1]
@@ -182,11 +179,10 @@ def _hash(path: Path, _modified: int) -> NDArray[np.bool_]:
 
 
 def _warnings(dataset: DataSet, lists: dict[str, list[str]], sizes: Sequence[int]) -> list[str]:
-    scale = {m.file_name: m.pixel_size_nm for m in dataset.micrographs}
-    tested = Counter(scale[file] for file in lists["test"])
+    trained, tested = ([dataset.micrograph(file).pixel_size_nm for file in lists[part]] for part in ("train", "test"))
     found = [
         f"{number} test micrograph(s) have {size:g} nm per px, which none of the first {n} training micrographs has"
-        for n in sorted(sizes) for size, number in tested.items() if size not in {scale[f] for f in lists["train"][:n]}
+        for n in sorted(sizes) for size, number in Counter(tested).items() if size not in trained[:n]
     ]  # fmt: skip
     for one, other in (("train", "test"), ("train", "val"), ("val", "test")):
         alike = near_duplicates(dataset, lists[one], lists[other])

@@ -18,7 +18,7 @@ from companion.errors import CompanionError, nearest, problems
 from companion.micrographs import coco
 from companion.micrographs.dataset import ANNOTATIONS
 from companion.micrographs.patches import Patches, load_patches
-from companion.micrographs.pictures import Names
+from companion.micrographs.pictures import meant
 
 BOX = ["x1", "y1", "x2", "y2"]
 NUMBERS = [*BOX, "score"]
@@ -143,24 +143,24 @@ def _usable(table: pd.DataFrame, truth: Truth, path: Path, found: list[str]) -> 
     """Rows with the ids and codes of `truth`, or one error that lists what is wrong, after what was `found` before."""
     files = {image["file_name"]: number for number, image in truth.images.items()}
     codes = {name: code for code, name in truth.classes.items()}
-    whole, bare = Names(files), Names(files, bare=True)  # some tools leave suffixes out, and pictures are converted
     read, table = table, table[PREDICTION_COLUMNS].copy()
     table[NUMBERS] = table[NUMBERS].apply(pd.to_numeric, errors="coerce")
     boxes = table[BOX].to_numpy(dtype=float, na_value=np.nan)
-    for column, numbers, named, meant, what in (
-        ("patch", truth.patches, files, lambda name: whole.meant(name) or bare.meant(name), "patch (image)"),
-        ("label", truth.classes, codes, lambda name: [name] * (name in codes), "class"),
-    ):
-        known = {given: number for number in numbers for given in (number, str(number))}
+    for column, numbers, named, what in (
+        ("patch", truth.patches, files, "patch (image)"), ("label", truth.classes, codes, "class"),
+    ):  # fmt: skip
+        known = {given: number for number in numbers for given in (number, str(number))} | named
         for given in table[column].drop_duplicates():
-            names = meant(given) if isinstance(given, str) else []
+            text, names = isinstance(given, str), []
+            if text and column == "patch":  # some tools leave suffixes out, and pictures are converted
+                names = meant(given, files) or meant(given, files, bare=True)
             if len(names) > 1:
                 found.append(f"{what} {given!r} could be {' or '.join(names):.100}")
             elif names:
                 known[given] = named[names[0]]
             elif given not in known:
-                by_name = isinstance(given, str) and named
-                right = nearest(given, named) if by_name else f"the truths have {', '.join(map(str, numbers)):.60}"
+                there = ", ".join(map(str, numbers))
+                right = nearest(given, named) if text and named else f"the truths have {there:.60}"
                 guess = "; if classes are counted from 0 here, add 1" * (column == "label" and given == 0)
                 found.append(f"unknown {what} {given!r:.80}: {right:.100}{guess}")
         table[column] = table[column].map(lambda given, known=known: known.get(given, -1))

@@ -123,16 +123,15 @@ def validated(model: type[T], content: Any, path: Path, what: str) -> Any:
         adapter = TypeAdapter(model)
         return adapter.dump_python(adapter.validate_python(content), exclude_unset=True, warnings=False)
     except ValidationError as error:
-        kinds, seen = defaultdict(list), set()
-        for item in error.errors(include_url=False):
-            place = item["loc"][:3]  # deeper, every kind that an entry could be of says why it is not
-            if place not in seen:
-                seen.add(place)
-                label = ", ".join(f"entry {step + 1}" if isinstance(step, int) else step for step in place)
-                shown = f" (given: {item['input']!r:.60})" * (item["type"] not in ("missing", "value_error"))
-                said = item["msg"].removeprefix("Value error, ").partition(" or instance of")[0]
-                said = f"{label or 'the whole'}: {said}{shown}"
-                kinds[tuple(step for step in place if isinstance(step, str)), item["msg"]].append(said)
+        places, kinds = {}, defaultdict(list)
+        for item in error.errors(include_url=False):  # deeper, every kind that an entry could be of says why it is not
+            places.setdefault(item["loc"][:3], item)
+        for place, item in places.items():
+            label = ", ".join(f"entry {step + 1}" if isinstance(step, int) else step for step in place)
+            shown = f" (given: {item['input']!r:.60})" * (item["type"] not in ("missing", "value_error"))
+            said = item["msg"].removeprefix("Value error, ").partition(" or instance of")[0]
+            kind = tuple(step for step in place if isinstance(step, str)), item["msg"]
+            kinds[kind].append(f"{label or 'the whole'}: {said}{shown}")
         found = [line + f" (and {len(more)} more of this kind)" * bool(more) for line, *more in kinds.values()]
     looks = {"shapes": "labelme", "_via_img_metadata": "via", "metadata": "via"}
     other = [f" (is it --format {looks[key]}?)" for key in looks if isinstance(content, dict) and key in content]

@@ -18,7 +18,7 @@ from companion.micrographs.coco import leaves, outline_problem, read_coco, run_l
 from companion.micrographs.dataset import ANNOTATIONS, DataSet, load_dataset
 from companion.micrographs.formats import FORMATS
 from companion.micrographs.images import IMAGE_SUFFIXES, SUFFIXES, read_micrograph, write_grey
-from companion.micrographs.pictures import Source, folded
+from companion.micrographs.pictures import Source, folded, picture_files
 from companion.provenance import atomic_folder, write_json
 
 
@@ -53,7 +53,7 @@ def import_dataset(
         raise CompanionError(f"no folder of images {images}, or no annotations at {labels}")
     if out.exists():
         raise CompanionError(f"{out} exists already; give a new folder")
-    source = Source(labels, images)
+    source = Source(labels, images, picture_files(images, labels))
     found, notes, listed = source.found, source.notes, {}
     known = {"name": out.name, "source": f"{labels.name} ({format})"}
     if not source.files:
@@ -65,7 +65,11 @@ def import_dataset(
     elif not classes:
         raise CompanionError(f"format {format} needs the names of the classes, in order")
     merged = list(dict.fromkeys(merge.get(name, name) for name in listed))  # in order of the first of each
-    none = _no_classes(source.document) if listed and not classes else []
+    used = {annotation["category_id"] for annotation in source.document.get("annotations", ())}
+    groups = {str(category.get("supercategory")) for category in listed.values()}
+    # Without an annotation: what only groups others (Roboflow), or stands for background.
+    none = [name for name in sorted(listed) if not classes and listed[name]["id"] not in used
+            and (name in groups or name.strip("_").casefold() in ("background", "ignore"))]  # fmt: skip
     notes["categories that are no classes, left out"] += none
     source.classes = chosen = tuple(classes or [name for name in merged if name not in none])
     ids = {name: 1 + k for k, name in enumerate(chosen)}  # of a COCO file its own, of merged ones the first
@@ -111,14 +115,6 @@ def import_dataset(
         made = load_dataset(temporary)  # refuses what is not covered above, such as ids that are used twice
     there = [replace(micrograph, path=out / "images" / micrograph.file_name) for micrograph in made.micrographs]
     return replace(made, folder=out, micrographs=tuple(there))
-
-
-def _no_classes(document: Mapping[str, Any]) -> list[str]:
-    """Categories of a COCO file without an annotation that only group others (Roboflow) or stand for background."""
-    used = {annotation["category_id"] for annotation in document["annotations"]}
-    groups = {str(category.get("supercategory")) for category in document["categories"]}
-    return sorted(c["name"] for c in document["categories"] if c["id"] not in used
-                  and (c["name"] in groups or c["name"].strip("_").casefold() in ("background", "ignore")))  # fmt: skip
 
 
 def _copied(

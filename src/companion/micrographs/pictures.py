@@ -6,8 +6,9 @@ import difflib
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -21,35 +22,27 @@ def folded(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold().replace("\\", "/")
 
 
-class Names:
-    """File names below some folder, found by names that other files give them.
+@lru_cache(maxsize=100_000)
+def _parts(name: str, bare: bool) -> list[str]:
+    parts = [part for part in folded(name).split("/") if part not in ("", ".", "..")] or [""]
+    return [*parts[:-1], re.sub(r"\.(png|tiff?|jpe?g|bmp)$", "", parts[-1]) if bare else parts[-1]]
+
+
+def meant(given: str, names: Collection[str], bare: bool = False) -> list[str]:
+    """The file names that another file's name may mean: none, one, or several that fit equally well.
 
     Two names mean one file where one is the end of the other, folder by folder; the longest such end counts, best the
     whole name. `bare` names are compared without their suffix.
     """
-
-    def __init__(self, names: Iterable[str], bare: bool = False) -> None:
-        self.bare, self.by_last = bare, defaultdict(dict)
-        for name in names:
-            parts = self._parts(name)
-            self.by_last[parts[-1]][name] = parts
-
-    def meant(self, given: str) -> list[str]:
-        """The names that `given` may mean: none, one, or several that fit equally well."""
-        own, ranks = self._parts(given), {}
-        if given in (alike := self.by_last.get(own[-1], {})):
-            return [given]
-        for name, parts in alike.items():
-            n = min(len(own), len(parts))
-            if own[-n:] == parts[-n:]:
-                ranks.setdefault((n, len(own) == len(parts)), []).append(name)
-        return ranks[max(ranks)] if ranks else []
-
-    def _parts(self, name: str) -> list[str]:
-        parts = [part for part in folded(name).split("/") if part not in ("", ".", "..")] or [""]
-        if self.bare:
-            parts[-1] = re.sub(r"\.(png|tiff?|jpe?g|bmp)$", "", parts[-1])
-        return parts
+    if given in names:
+        return [given]
+    own, ranks = _parts(given, bare), defaultdict(list)
+    for name in names:
+        parts = _parts(name, bare)
+        n = min(len(own), len(parts))
+        if own[-n:] == parts[-n:]:
+            ranks[n, len(own) == len(parts)].append(name)
+    return ranks[max(ranks)] if ranks else []
 
 
 def picture_files(folder: Path, without: Path | None = None) -> dict[str, Path]:
@@ -69,26 +62,23 @@ class Source:
 
     labels: Path  # a file, or a folder with one per micrograph
     folder: Path  # of the pictures
+    files: dict[str, Path]  # these, see `picture_files`
     classes: tuple[str, ...] = ()
     document: dict[str, Any] = field(default_factory=dict)  # of a COCO file, see `read_coco`
     found: list[str] = field(default_factory=list)  # problems, a line each
     notes: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # what was noticed -> where
 
-    def __post_init__(self) -> None:
-        self.files = picture_files(self.folder, self.labels)
-        self._names = Names(self.files)
-
     def find(self, given: str) -> str:
-        """The name of the picture that a label file names, see `Names`."""
+        """The name of the picture that a label file names, see `meant`."""
         local = unquote(given.partition("?d=")[2] or given)  # Label Studio's local files
-        found = self._names.meant(local) or self._names.meant(given)
+        found = meant(local, self.files) or meant(given, self.files)
         if len(found) == 1:
             return found[0]
         if found:
             raise CompanionError(f"{' and '.join(found[:3])} could be meant; give the path below {self.folder}")
-        close = difflib.get_close_matches(folded(given).rpartition("/")[2], self._names.by_last, n=1)
-        near = [name for last in close for name in self._names.by_last[last]]
-        there = f"did you mean {near[0]}?" if near else f"{len(self.files)} pictures are there"
+        by_last = {_parts(name, False)[-1]: name for name in reversed(self.files)}
+        close = difflib.get_close_matches(_parts(given, False)[-1], by_last, n=1)
+        there = f"did you mean {by_last[close[0]]}?" if close else f"{len(self.files)} pictures are there"
         raise CompanionError(f"missing from {self.folder} ({there})")
 
     def pairs(self, *suffixes: str) -> Iterator[tuple[str, Path | None]]:

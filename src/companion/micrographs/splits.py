@@ -90,8 +90,16 @@ def choose_split(
     if len(lists["fresh"]) < n_fresh:
         has = f"{dataset.name} has {len(lists['fresh'])}: lower n_fresh or sizes of the profile"
         raise CompanionError(f"EXP+FRESH needs n_fresh = {n_fresh} micrographs beside those of split {name}, {has}")
-    warning = "\n".join(_warnings(dataset, lists, sizes))
-    return Split(name=name, dataset=dataset.name, **{p: tuple(lists[p]) for p in LISTS}, warning=warning)
+    trained, tested = ([dataset.micrograph(file).pixel_size_nm for file in lists[part]] for part in ("train", "test"))
+    found = [
+        f"{number} test micrograph(s) have {size:g} nm per px, which none of the first {n} training micrographs has"
+        for n in sorted(sizes) for size, number in Counter(tested).items() if size not in trained[:n]
+    ]  # fmt: skip
+    found += [f"{a} ({one}) and {b} ({other}) look like the same field"
+              for one, other in (("train", "test"), ("train", "val"), ("val", "test"))
+              for a, b in near_duplicates(dataset, lists[one], lists[other])]  # fmt: skip
+    lists = {part: tuple(files) for part, files in lists.items()}
+    return Split(name=name, dataset=dataset.name, **lists, warning="\n".join(found))
 
 
 def _draw(
@@ -176,18 +184,6 @@ def near_duplicates(dataset: DataSet, some: Sequence[str], others: Sequence[str]
 def _hash(path: Path, _modified: int) -> NDArray[np.bool_]:
     """Perceptual hash, bool [64], of an image file."""
     return imagehash.phash(Image.fromarray(to_uint8(read_grey(path)))).hash.ravel()
-
-
-def _warnings(dataset: DataSet, lists: dict[str, list[str]], sizes: Sequence[int]) -> list[str]:
-    trained, tested = ([dataset.micrograph(file).pixel_size_nm for file in lists[part]] for part in ("train", "test"))
-    found = [
-        f"{number} test micrograph(s) have {size:g} nm per px, which none of the first {n} training micrographs has"
-        for n in sorted(sizes) for size, number in Counter(tested).items() if size not in trained[:n]
-    ]  # fmt: skip
-    for one, other in (("train", "test"), ("train", "val"), ("val", "test")):
-        alike = near_duplicates(dataset, lists[one], lists[other])
-        found += [f"{a} ({one}) and {b} ({other}) look like the same field" for a, b in alike]
-    return found
 
 
 def _read(dataset: DataSet, path: Path, n_train: int) -> dict[str, list[str]]:

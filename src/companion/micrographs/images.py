@@ -1,7 +1,5 @@
 """Pictures in the formats of microscopes: grey levels, the pixel size that the file states, and the data bar below."""
 
-from __future__ import annotations
-
 import logging
 from dataclasses import dataclass
 from importlib import import_module

@@ -42,12 +42,10 @@ class _Image(coco.Entry):
     file_name: str
 
 
-class _Result(coco.Entry):
+class _Result(coco.Instance):
     image_id: int | str | None = None
     file_name: str | None = None
-    category_id: coco.Whole
     bbox: coco.Box | None = None
-    segmentation: coco.Segmentation = None
     score: float
 
 

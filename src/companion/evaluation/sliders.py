@@ -145,7 +145,7 @@ def _crop(images: NDArray, row: pd.Series) -> dict[str, Any]:
     """A close-up of `SIDE` px with the boxes (x, y, width, height in its px) of the label and of the prediction."""
     score, patch = row["score_said"], int(row["patch"])
     boxes = [row[BOX].to_numpy(float), row[[f"{side}_said" for side in BOX]].to_numpy(float)]
-    x1, y1, x2, y2 = boxes[np.isnan(boxes[0]).any()]  # the label's, else that of the prediction
+    x1, y1, x2, y2 = np.where(np.isnan(boxes[0]), boxes[1], boxes[0])  # the label's, else that of the prediction
     side = max(SIDE, 1.4 * max(x2 - x1, y2 - y1))
     left, top = ((low + high - side) / 2 for low, high in ((x1, x2), (y1, y2)))
     whole = Image.fromarray(np.asarray(images[patch]))

@@ -74,6 +74,13 @@ class RunLengths(Entry):
 Segmentation = Annotated[RunLengths | list[Ring] | None, BeforeValidator(_rings)]
 
 
+class Instance(Entry):
+    """What annotations of COCO, results and detectron2's dicts have in common."""
+
+    category_id: Whole
+    segmentation: Segmentation = None
+
+
 class _Info(Entry):
     dataset_card: dict[str, Any] = {}
 
@@ -91,11 +98,9 @@ class Category(Entry):
     name: str
 
 
-class _Annotation(Entry):
+class _Annotation(Instance):
     id: Whole | None = None
     image_id: Whole
-    category_id: Whole
-    segmentation: Segmentation = None
 
 
 class _Coco(Entry):

@@ -121,9 +121,7 @@ def _copied(
 ) -> tuple[dict[str, Any], int]:  # fmt: skip
     """Copies an image, as PNG (float32: TIFF) unless it is PNG or TIFF already.
 
-    Returns
-    -------
-    What its entry says then, and its height before rows were cropped, px
+    What its entry says then, and its height before rows were cropped, px.
     """
     name = source.find(image["file_name"])
     path = source.files[name]

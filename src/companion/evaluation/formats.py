@@ -42,10 +42,12 @@ class _Image(coco.Entry):
     file_name: str
 
 
-class _Result(coco.Instance):
+class _Result(coco.Entry):
     image_id: int | str | None = None
     file_name: str | None = None
+    category_id: coco.Whole
     bbox: coco.Box | None = None
+    segmentation: coco.Segmentation = None
     score: float
 
 

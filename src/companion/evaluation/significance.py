@@ -8,7 +8,6 @@ the method. Taking pairs of several conditions for one sample would count the sa
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -158,7 +157,7 @@ def resampled_scores(
         drawn = cluster_weights(images, seeds.rng("micrographs", run.keys["split"]), resamples)
         weights = np.vstack([np.ones(len(images)), drawn])  # (1 + R, P)
         i, c = counts.iou.index(iou), int(np.argmin(np.abs(np.subtract(counts.confidence, run.confidence(points)))))
-        here = replace(counts, pairs=counts.pairs[:, i : i + 1, c : c + 1], predicted=counts.predicted[:, c : c + 1])
+        here = counts._replace(pairs=counts.pairs[:, i : i + 1, c : c + 1], predicted=counts.predicted[:, c : c + 1])
         scores = {name: values[:, 0, 0] for name, values in pooled(here, weights).items() if name in F1}
         tables.append(pd.DataFrame({"resample": range(len(weights)), **scores}).assign(**run.keys))
     return pd.concat(tables, ignore_index=True)[[*RUN, "resample", *F1]]

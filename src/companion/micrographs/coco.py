@@ -19,7 +19,7 @@ OUTSIDE_SHARE = 0.1  # of its pixels, that an outline may have outside its image
 TOLERANCE_PX = 1.0  # annotation tools round outwards, so an outline may end this far outside without being noted
 
 Window = tuple[slice, slice]  # (rows, columns)
-Rings = Sequence[Sequence[float]]  # polygons x1, y1, x2, y2, ... px
+Rings = Sequence[Sequence[float]]  # polygons x1, y1, x2, y2, ... px; of one segmentation they are united
 T = TypeVar("T")
 
 
@@ -74,13 +74,6 @@ class RunLengths(Entry):
 Segmentation = Annotated[RunLengths | list[Ring] | None, BeforeValidator(_rings)]
 
 
-class Instance(Entry):
-    """What annotations of COCO, results and detectron2's dicts have in common."""
-
-    category_id: Whole
-    segmentation: Segmentation = None
-
-
 class _Info(Entry):
     dataset_card: dict[str, Any] = {}
 
@@ -98,9 +91,11 @@ class Category(Entry):
     name: str
 
 
-class _Annotation(Instance):
+class _Annotation(Entry):
     id: Whole | None = None
     image_id: Whole
+    category_id: Whole
+    segmentation: Segmentation = None
 
 
 class _Coco(Entry):
@@ -155,8 +150,8 @@ def read_coco(path: Path) -> dict[str, Any]:
 def _counts(text: str) -> list[int] | None:
     """Run lengths in COCO's compressed text; None where it is none: the library decodes that to what lies in memory.
 
-    Of each character six bits count: five of a number, lowest first, and whether more follow; the highest of the five
-    last is the number's sign. The fourth number and later are less the last but one.
+    A character has five bits of a number, lowest first, and whether more follow; its highest bit is the sign. The
+    fourth number and later are less the last but one.
     """
     if not re.fullmatch("([P-o]*[0-O])*", text):
         return None
@@ -231,13 +226,7 @@ def run_lengths(mask: NDArray[np.bool_], window: Window, height: int, width: int
 
 
 def segmentation_mask(segmentation: Any, height: int, width: int) -> tuple[NDArray[np.bool_], Window]:
-    """Pixels of a COCO segmentation: polygons (their union) or run lengths, compressed or not.
-
-    Returns
-    -------
-    mask : bool [h, w] in the window that holds it; may be empty
-    window : (row, column) slices of the image
-    """
+    """Pixels of a segmentation: a mask, bool [h, w], which may be empty, and the window of the image that it fills."""
     if isinstance(segmentation, Mapping):
         mask = coco.decode(_drawn(segmentation, height, width)).astype(bool)
         x1, y1, x2, y2 = box_of(mask)

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +21,7 @@ ANNOTATIONS = "annotations.json"
 KNOWN = ("file_name", "width", "height", "pixel_size_nm")  # of a micrograph; else its entry may say anything
 
 
-@dataclass(frozen=True)
-class InstanceMap:
+class InstanceMap(NamedTuple):
     """Instances of one micrograph as pixels."""
 
     ids: NDArray[np.integer]  # uint8 (uint16 beyond 255 instances) [H, W]; 0 is background, later ones lie on top

@@ -17,7 +17,7 @@ from roifile import ROI_TYPE, ImagejRoi
 from skimage.measure import label, regionprops
 
 from companion.errors import CompanionError
-from companion.micrographs.coco import Entry, Instance, Whole, read_json, run_lengths, validated
+from companion.micrographs.coco import Entry, Segmentation, Whole, read_json, run_lengths, validated
 from companion.micrographs.images import IMAGE_SUFFIXES, SUFFIXES, read_label_map
 from companion.micrographs.pictures import Rows, Source
 
@@ -193,11 +193,16 @@ def yolo(source: Source, boxes: bool = False) -> Rows:
         yield {"file_name": name, "relative": True}, instances
 
 
+class _Defect(Entry):
+    category_id: Whole
+    segmentation: Segmentation = None
+
+
 class _Detectron2(Entry):
     file_name: str
     height: Whole | None = None
     width: Whole | None = None
-    annotations: list[Instance] | None = None
+    annotations: list[_Defect] | None = None
 
 
 def detectron2(source: Source) -> Rows:

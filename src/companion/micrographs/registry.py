@@ -33,13 +33,10 @@ def entries() -> dict[str, dict[str, str]]:
 
 
 def obtain(dataset: str, phantom: Phantom, root_seed: int) -> Path:
-    """Folder of a data set; renders the phantom once per settings, root seed and code, downloads nothing.
+    """Folder of a data set, by its registered name or its path; downloads nothing.
 
-    Parameters
-    ----------
-    dataset : registered name, or path of a data set folder; a registered set that is not in the cache is made from
-        ``COMPANION_DATA_MIRROR`` when that is set
-    phantom, root_seed : what the phantom is rendered with; other data do not look at them
+    The phantom is rendered once per settings, `root_seed` and code; a registered set that is not in the cache is made
+    from ``COMPANION_DATA_MIRROR`` when that is set.
     """
     if dataset == "phantom":
         return _rendered(phantom, root_seed)

@@ -70,9 +70,7 @@ def compare_matchings(found: Sequence[Run], iou: float, confidence: float) -> pd
     return pd.concat(tables, ignore_index=True)
 
 
-def cut_again(
-    folder: Path, files: Sequence[str], cut: Cut, document: str = TRUTH, training: bool = False
-) -> Patches:  # fmt: skip
+def cut_again(folder: Path, files: Sequence[str], cut: Cut, document: str = TRUTH, training: bool = False) -> Patches:
     """Patches of the micrographs `files` as another document of the data set labels them, such as a phantom's truth: on
     the grid of test patches, or on that of training patches and with their symmetries."""
     stride, symmetries = (cut.train_stride, cut.symmetries) if training else (cut.test_stride, (0,))

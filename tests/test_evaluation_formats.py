@@ -132,8 +132,8 @@ def lengths(counts, size=(64, 48)):
     (lengths(TEXT), (5, 3, 21, 30)), (lengths(LENGTHS), (5, 3, 21, 30)), (lengths([3072]), (0, 0, 0, 0)),
     (lengths([64, 128, 2880]), (1, 0, 3, 64)), (lengths([100, 40, 2932]), (1, 0, 3, 64)),
     ([[1, 2, 9, 2, 9, 7.5], [3, 0, 4, 0, 4, 1]], (1, 0, 9, 7.5)),
-    (lengths(TEXT[:-1]), "end within a number"), (lengths(TEXT + "0"), "add up to 48 x 64"),
-    (lengths(f"b'{TEXT}'"), "character \"'\""), (lengths("\x00"), "character"),
+    (lengths(TEXT[:-1]), "cut off within a number"), (lengths(TEXT + "0"), "add up to 48 x 64"),
+    (lengths(f"b'{TEXT}'"), "are not COCO's"), (lengths("\x00"), "are not COCO's"),
     (lengths([3000, -8, 80]), "are not counts"), (lengths(LENGTHS, (48, 64)), "of 64 x 48 px, not 48 x 64"),
     ([[1, 2, 3, 4]], "three or more"), (None, "three or more"),
 ])  # fmt: skip
@@ -220,8 +220,8 @@ def test_files_that_are_something_else(tmp_path, coco):
             evaluate_files(tmp_path / name, truth)
     for wrong, says in (
         (table.drop(columns=["score", "label"]), r"lacks the column\(s\) score, label"),
-        (table.assign(score="high"), "should hold numbers"),
-        (table.assign(label=1.5), "label should hold whole numbers"),
+        (table.assign(score="high"), "entry 1: score high is not in"),
+        (table.assign(label=1.5), "unknown class 1.5"),
     ):
         write_table(path, wrong)
         with pytest.raises(CompanionError, match=says):

@@ -17,10 +17,9 @@ from pycocotools import mask as coco
 from companion.errors import CompanionError
 from companion.geometry import encode_rle
 from companion.micrographs.check import check_dataset
-from companion.micrographs.coco import read_coco
+from companion.micrographs.coco import read_coco, segmentation_mask
 from companion.micrographs.cutting import cut_patches, describe
 from companion.micrographs.dataset import load_dataset
-from companion.micrographs.outlines import segmentation_mask
 from companion.micrographs.patches import load_patches
 
 

@@ -13,9 +13,9 @@ from PIL import Image
 from test_micrographs_importers import CLASSES, OTHER, SQUARE, images, labels_of, truths, written  # noqa: F401
 
 from companion.errors import CompanionError
+from companion.micrographs.coco import outline_problem
 from companion.micrographs.images import data_bar, read_grey, read_label_map, read_micrograph, to_uint8
 from companion.micrographs.importers import import_dataset
-from companion.micrographs.outlines import outline_problem
 
 GREY = np.random.default_rng(0).integers(0, 200, (48, 64)).astype(np.uint8)
 CIRCLE = {"shape_attributes": {"name": "circle", "cx": 12, "cy": 12, "r": 5}, "region_attributes": {}}

@@ -70,7 +70,7 @@ def test_a_path_is_used_as_it_is_and_downloads_are_never_implicit(cache, tmp_pat
 def test_every_entry_states_licence_and_citation(tmp_path):
     assert list(registry.entries()) == ["phantom", "loops_316L", "fecral"]
     assert all(entry["licence"] and entry["citation"] and entry["source"] for entry in registry.entries().values())
-    files = registry._loops_files(tmp_path)
+    files = registry._files("loops_316L", tmp_path)
     assert len(files.registry) == 17 and all(checksum.startswith("sha256:") for checksum in files.registry.values())
     assert all("19e9c46d731e525fd80270d9bb602a6e94e92e70" in url for url in files.urls.values())
 
@@ -84,10 +84,11 @@ def made(cache, tmp_path, monkeypatch):
     names = ["annotations.json", "images/m1.png", "images/m2.png"]
     checksums = {name: f"md5:{hashlib.md5((source / name).read_bytes()).hexdigest()}" for name in names}
 
-    def files(downloads):
+    def files(name, downloads):
         return pooch.create(path=downloads, base_url="http://127.0.0.1:9/", registry=checksums)
 
-    monkeypatch.setitem(registry._FETCHED, "made", (files, lambda here, to, card: shutil.copytree(here, to)))
+    monkeypatch.setattr(registry, "_files", files)
+    monkeypatch.setitem(registry._FETCHED, "made", lambda here, to, card: shutil.copytree(here, to))
     known = {**registry.entries(), "made": {"licence": "MIT"}}
     monkeypatch.setattr(registry, "entries", lambda: known)
     return source

@@ -30,9 +30,9 @@ from companion.detection.train import load_detector
 from companion.device import Device
 from companion.errors import problems
 from companion.geometry import decode_rle
+from companion.micrographs.coco import run_lengths
 from companion.micrographs.images import IMAGE_SUFFIXES, read_micrograph, to_uint8
-from companion.micrographs.outlines import run_lengths
-from companion.micrographs.pictures import Pictures
+from companion.micrographs.pictures import picture_files
 from companion.provenance import atomic, write_json
 
 BOX = ["x1", "y1", "x2", "y2"]
@@ -182,7 +182,7 @@ def micrograph_files(given: Sequence[Path], skip: Path) -> dict[str, Path]:
     """Files by name: of a folder those in it and below, named from there, but for what lies in the folder `skip`."""
     files, found = {}, []
     for path in given:
-        inside = Pictures(path, skip).files if path.is_dir() else {path.name: path}
+        inside = picture_files(path, skip) if path.is_dir() else {path.name: path}
         if not inside:
             found.append(f"{path} has no micrographs ({', '.join(IMAGE_SUFFIXES)})")
         for name, file in inside.items():

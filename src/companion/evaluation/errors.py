@@ -1,7 +1,5 @@
 """Kinds of errors of a detector, for which classes and sizes; and what a materials scientist reads off it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -49,11 +47,12 @@ def audit(
     Returns
     -------
     predictions, truths : row (in the table it came from), patch, image, pixel_size_nm, class, error, size_px (long
-    side of the box), size (its group), x1, y1, x2, y2, score (NaN for truths)
+    side of the box), size (its group), x1, y1, x2, y2, score (NaN for truths); of a truth pair (its prediction or -1)
     """
     boxes, truth_boxes = predictions[BOX].to_numpy(dtype=float), truths[BOX].to_numpy(dtype=float)
     scores, labels, codes = predictions["score"].to_numpy(), predictions["label"].to_numpy(), truths["class"].to_numpy()
     error, truth_error = np.full(len(boxes), BACKGROUND, dtype=object), np.full(len(truths), MISSED, dtype=object)
+    pair = np.full(len(truths), -1)
     patches = index["patch"].tolist()
     for patch, rows, own in zip(patches, rows_of(predictions, patches), rows_of(truths, patches), strict=True):
         overlap = box_iou(truth_boxes[own], boxes[rows])  # (T, M)
@@ -64,8 +63,9 @@ def audit(
             error[rows[there.max(axis=0, initial=0) >= iou]] = kind
         error[rows[best >= iou]] = DUPLICATE
         pairs = match_once(overlap, scores[rows], boxes[rows], iou, matching)
-        for truth, prediction in zip(own[pairs >= 0], rows[pairs[pairs >= 0]], strict=True):
-            error[prediction] = truth_error[truth] = CORRECT if labels[prediction] == codes[truth] else CLASS
+        own, rows = own[pairs >= 0], rows[pairs[pairs >= 0]]
+        pair[own], error[rows] = rows, np.where(labels[rows] == codes[own], CORRECT, CLASS)
+        truth_error[own] = error[rows]
     tables = []
     for table, sides, code, what in ((predictions, boxes, labels, error), (truths, truth_boxes, codes, truth_error)):
         size_px = (sides[:, 2:] - sides[:, :2]).max(axis=1, initial=0)
@@ -73,7 +73,7 @@ def audit(
         described = table.reindex(columns=["patch", *BOX, "score"]).reset_index(drop=True).assign(**known)
         described["size"] = pd.cut(size_px, [0, 16, 32, np.inf], labels=list(SIZES), include_lowest=True)
         tables.append(described.merge(index[["patch", "image", "pixel_size_nm"]], on="patch", how="left"))
-    return tables[0], tables[1]
+    return tables[0], tables[1].assign(pair=pair)
 
 
 def slivers(folder: Path, patches: Patches, cut: Cut, exact: bool = False) -> pd.DataFrame:

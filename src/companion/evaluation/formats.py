@@ -3,8 +3,6 @@
 Predictions are tables (parquet, CSV) or COCO results, alone or in a mapping with its own images and categories.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,17 +11,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
-from pycocotools import mask as coco
 
 from companion.errors import CompanionError, nearest, problems
-from companion.micrographs.coco import Box, Entry, Segmentation, Whole, read_coco, read_json, validated
+from companion.micrographs import coco
 from companion.micrographs.dataset import ANNOTATIONS
-from companion.micrographs.outlines import outline_problem
 from companion.micrographs.patches import Patches, load_patches
-from companion.micrographs.pictures import Names
+from companion.micrographs.pictures import meant
 
 BOX = ["x1", "y1", "x2", "y2"]
-PREDICTION_COLUMNS = ["patch", *BOX, "score", "label"]
+NUMBERS = [*BOX, "score"]
+PREDICTION_COLUMNS = ["patch", *NUMBERS, "label"]
 ROUNDING = 1e-6  # by which a score may exceed 1: sums of float32 do
 LISTS = ("annotations", "predictions", "results", "detections")  # where a mapping has its results
 _JSON = f"COCO results: a list, or a mapping that has it under {', '.join(LISTS)}"
@@ -40,28 +37,23 @@ class Truth:
     images: Mapping[int, Mapping[str, Any]] = field(default_factory=dict, repr=False)  # COCO's entries, by image id
 
 
-class _Image(Entry):
+class _Image(coco.Entry):
     id: int | str
     file_name: str
 
 
-class _Category(Entry):
-    id: Whole
-    name: str
-
-
-class _Result(Entry):
+class _Result(coco.Entry):
     image_id: int | str | None = None
     file_name: str | None = None
-    category_id: Whole
-    bbox: Box | None = None
-    segmentation: Segmentation = None
+    category_id: coco.Whole
+    bbox: coco.Box | None = None
+    segmentation: coco.Segmentation = None
     score: float
 
 
-class _Results(Entry):
+class _Results(coco.Entry):
     images: list[_Image] | None = None
-    categories: list[_Category] | None = None
+    categories: list[coco.Category] | None = None
     results: list[_Result]
 
 
@@ -74,14 +66,12 @@ def read_truth(path: Path) -> Truth:
     if path.is_dir() and not (path / ANNOTATIONS).is_file():
         return truth_of(load_patches(path))
     path = path / ANNOTATIONS if path.is_dir() else path
-    document = read_coco(path)
-    names = {category["id"]: category["name"] for category in document["categories"]}
+    document = coco.read_coco(path)
     images = {image["id"]: image for image in document["images"]}
-    found = [] if images else ["there are no images to score"]
-    found += [f"the id {number} does not fit 64 bits" for number in (*names, *images) if abs(number) >= 2**63]
-    wanted = ("image_id", "category_id", "bbox", "segmentation")  # a score says nothing of a truth
-    given = _given([{key: one.get(key) for key in wanted} for one in document["annotations"]], {}, {})
+    names = {category["id"]: category["name"] for category in document["categories"]}
+    given = _given([{**one, "score": 1.0, "file_name": None} for one in document["annotations"]], {}, {})
     truth = Truth(given, list(images), names, images)
+    found = [] if images else ["there are no images to score"]
     return replace(truth, table=_usable(given, truth, path, found).rename(columns={"label": "class"}))
 
 
@@ -106,13 +96,13 @@ def read_predictions(path: Path, truth: Truth) -> pd.DataFrame:
 
 
 def _results(path: Path) -> pd.DataFrame:
-    content = read_json(path)
+    content = coco.read_json(path)
     if isinstance(content, dict):
         if len(keys := [key for key in LISTS if isinstance(content.get(key), list)]) != 1:
             raise CompanionError(f"{path} is a mapping of {', '.join(content):.80}; {_EXPECTED}")
         content["results"] = content.pop(keys[0])
     whole = content if isinstance(content, dict) else {"results": content}
-    content = validated(_Results, whole, path, _JSON)
+    content = coco.validated(_Results, whole, path, _JSON)
     files = {image["id"]: image["file_name"] for image in content.get("images") or []}
     names = {category["id"]: category["name"] for category in content.get("categories") or []}
     return _given(content["results"], files, names)
@@ -128,17 +118,8 @@ def _columns(path: Path) -> pd.DataFrame:
     if missing := [column for column in PREDICTION_COLUMNS if column not in table]:
         expected = f"{', '.join(missing)}; it should have {', '.join(PREDICTION_COLUMNS)}"
         raise CompanionError(f"{path} lacks the column(s) {expected}")
-    table, found = table[PREDICTION_COLUMNS].reset_index(drop=True), []
-    for name, column in table.items():
-        named = name in ("patch", "label")
-        if named and column.map(type).eq(str).all():
-            continue
-        table[name] = pd.to_numeric(column if is_numeric_dtype(column) else column.astype(str), errors="coerce")
-        if table[name].isna().any() or (named and (table[name] % 1 != 0).any()):
-            found.append(f"{name} should hold {'whole numbers, or names,' if named else 'numbers'} in every row")
-    if found:
-        raise problems(f"{path}: columns that cannot be used", found)
-    return table
+    table = table[PREDICTION_COLUMNS].reset_index(drop=True)
+    return table.apply(lambda column: column if is_numeric_dtype(column) else column.astype(str))
 
 
 def _given(items: Sequence[Mapping[str, Any]], files: Mapping[Any, str], names: Mapping[int, str]) -> pd.DataFrame:
@@ -146,72 +127,56 @@ def _given(items: Sequence[Mapping[str, Any]], files: Mapping[Any, str], names: 
 
     The box of what has none is NaN; its segmentation is in a column of that name.
     """
-    boxes = np.array([item.get("bbox") or [np.nan] * 4 for item in items], dtype=float).reshape(-1, 4)
-    boxes[:, 2:] += boxes[:, :2]  # COCO writes width and height
-    columns = {
-        "patch": [item.get("file_name") or files.get(k := item.get("image_id"), k) for item in items],
-        "label": [names.get(k := item["category_id"], k) for item in items],
-        "segmentation": [item.get("segmentation") for item in items],
-    }  # fmt: skip
-    table = pd.DataFrame(boxes, columns=BOX).assign(score=np.array([item.get("score", 1.0) for item in items], float))
-    return table.assign(**{name: pd.Series(values, dtype=object) for name, values in columns.items()})
+    rows = [
+        (item.get("file_name") or files.get(k := item.get("image_id"), k), *(item.get("bbox") or [np.nan] * 4),
+         item.get("score"), names.get(c := item["category_id"], c), item.get("segmentation")) for item in items
+    ]  # fmt: skip
+    table = pd.DataFrame(rows, columns=[*PREDICTION_COLUMNS, "segmentation"], dtype=object)
+    table[NUMBERS] = table[NUMBERS].astype(float)
+    table[["x2", "y2"]] += table[["x1", "y1"]].to_numpy()  # COCO writes width and height
+    return table
 
 
 def _usable(table: pd.DataFrame, truth: Truth, path: Path, found: list[str]) -> pd.DataFrame:
     """Rows with the ids and codes of `truth`, or one error that lists what is wrong, after what was `found` before."""
     files = {image["file_name"]: number for number, image in truth.images.items()}
     codes = {name: code for code, name in truth.classes.items()}
-    whole, bare = Names(files), Names(files, bare=True)  # some tools leave suffixes out, and pictures are converted
-    masks, boxes = table.get("segmentation"), table[BOX].to_numpy(dtype=float, copy=True)
-    table = table[PREDICTION_COLUMNS].copy()
-    for column, numbers, named, meant, what in (
-        ("patch", truth.patches, files, lambda name: whole.meant(name) or bare.meant(name), "patch (image)"),
-        ("label", truth.classes, codes, lambda name: [name] * (name in codes), "class"),
-    ):
-        known = {given: number for number in numbers for given in (number, str(number))}
+    read, table = table, table[PREDICTION_COLUMNS].copy()
+    table[NUMBERS] = table[NUMBERS].apply(pd.to_numeric, errors="coerce")
+    boxes = table[BOX].to_numpy(dtype=float, na_value=np.nan)
+    for column, numbers, named, what in (
+        ("patch", truth.patches, files, "patch (image)"), ("label", truth.classes, codes, "class"),
+    ):  # fmt: skip
+        known = {given: number for number in numbers for given in (number, str(number))} | named
         for given in table[column].drop_duplicates():
-            names = meant(given) if isinstance(given, str) else []
+            text, names = isinstance(given, str), []
+            if text and column == "patch":  # some tools leave suffixes out, and pictures are converted
+                names = meant(given, files) or meant(given, files, bare=True)
             if len(names) > 1:
                 found.append(f"{what} {given!r} could be {' or '.join(names):.100}")
             elif names:
                 known[given] = named[names[0]]
             elif given not in known:
-                by_name = isinstance(given, str) and named
-                right = nearest(given, named) if by_name else f"the truths have {', '.join(map(str, numbers)):.60}"
+                there = ", ".join(map(str, numbers))
+                right = nearest(given, named) if text and named else f"the truths have {there:.60}"
                 guess = "; if classes are counted from 0 here, add 1" * (column == "label" and given == 0)
                 found.append(f"unknown {what} {given!r:.80}: {right:.100}{guess}")
         table[column] = table[column].map(lambda given, known=known: known.get(given, -1))
-    for n in np.flatnonzero(np.isnan(boxes[:, 0])):  # only COCO annotations may lack a box
-        try:
-            boxes[n] = segmentation_box(masks[n], truth.images.get(table["patch"].iloc[n], {}))
-        except ValueError as error:
-            found.append(f"entry {n + 1}: it has no bbox, and its segmentation cannot be used: {error}")
+    masks = read.get("segmentation", pd.Series(dtype=object))
+    for n in np.flatnonzero(np.isnan(boxes[: len(masks), 0])):  # only COCO annotations may lack a box
+        image, own = truth.images.get(table["patch"].iloc[n], {}), masks.iloc[n]
+        sides = (None, None) if isinstance(own, list) else (image.get("height"), image.get("width"))
+        if problem := coco.outline_problem(own, *sides):
+            found.append(f"entry {n + 1}: it has no bbox, and its segmentation cannot be used: {problem}")
+        boxes[n] = 0 if problem else coco.segmentation_box(own)
     wrong = ~np.isfinite(boxes).all(axis=1) | (boxes[:, 2:] < boxes[:, :2]).any(axis=1)  # an empty box is a box
-    for n in np.flatnonzero(wrong & ~np.isnan(boxes[:, 0])):
-        found.append(f"entry {n + 1}: box (x1, y1, x2, y2) = {tuple(boxes[n].tolist())} is inverted or not finite")
+    for n in np.flatnonzero(wrong):
+        found.append(f"entry {n + 1}: box (x1, y1, x2, y2) = {tuple(read[BOX].iloc[n])} is inverted or not finite")
     table["score"] = table["score"].mask(table["score"].between(1, 1 + ROUNDING), 1)
     for n in np.flatnonzero(~table["score"].between(0, 1)):
-        found.append(f"entry {n + 1}: score {table['score'].iloc[n]} is not in [0, 1]")
+        found.append(f"entry {n + 1}: score {read['score'].iloc[n]} is not in [0, 1]")
     if found:
         raise problems(f"{path}: entries that cannot be used", found)
-    if masks is not None:
+    if len(masks):
         table[BOX] = boxes
     return table.astype({"patch": "int64", "label": "int64"})
-
-
-def segmentation_box(given: Any, image: Mapping[str, Any]) -> tuple[float, ...]:
-    """Box (x1, y1, x2, y2), px, of COCO polygons or run lengths, compressed or not; of no pixels (0, 0, 0, 0).
-
-    What is neither, is damaged, or has not the height and width that `image`, a COCO entry, may say, is a ValueError.
-    """
-    if isinstance(given, Mapping):
-        height, width = given["size"]
-        if problem := outline_problem(given, image.get("height") or height, image.get("width") or width):
-            raise ValueError(problem)
-        run_lengths = coco.frPyObjects(given, height, width) if isinstance(given["counts"], list) else given
-        x, y, w, h = coco.toBbox(run_lengths).tolist()
-        return x, y, x + w, y + h
-    if not given or any(len(ring) < 6 or len(ring) % 2 for ring in given):
-        raise ValueError("it should be run lengths, or polygons of three or more x, y pairs")
-    points = np.concatenate([np.reshape(ring, (-1, 2)) for ring in given])
-    return *points.min(axis=0), *points.max(axis=0)

@@ -1,7 +1,5 @@
 """Figures of notebooks 07 to 12: scores and gains of the arms, tests, errors, image quality, and the strip."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -253,9 +251,7 @@ def typical(images: ArrayLike, label_maps: NDArray[np.uint8]) -> int:
     return int(most[np.argsort(np.asarray(images)[most].std(axis=(1, 2)))][len(most) // 2])
 
 
-def strip(
-    pictures: Mapping[str, NDArray], found: pd.DataFrame, classes: Mapping[int, str], note: str
-) -> Figure:  # fmt: skip
+def strip(pictures: Mapping[str, NDArray], found: pd.DataFrame, classes: Mapping[int, str], note: str) -> Figure:
     """The method in pictures of one patch by title, [S, S] grey levels or [S, S, 3] colours; on the last the boxes of
     `found` (x1, y1, x2, y2 in px, label); `classes` the names by code."""
     figure = image_rows({"": [*pictures.values()]}, note, [*pictures], list(classes.values()), side=2)

@@ -1,7 +1,5 @@
 """Detectors of a run: what each predicted, its scores against labels and truth, and what the rule of matching does."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -72,9 +70,7 @@ def compare_matchings(found: Sequence[Run], iou: float, confidence: float) -> pd
     return pd.concat(tables, ignore_index=True)
 
 
-def cut_again(
-    folder: Path, files: Sequence[str], cut: Cut, document: str = TRUTH, training: bool = False
-) -> Patches:  # fmt: skip
+def cut_again(folder: Path, files: Sequence[str], cut: Cut, document: str = TRUTH, training: bool = False) -> Patches:
     """Patches of the micrographs `files` as another document of the data set labels them, such as a phantom's truth: on
     the grid of test patches, or on that of training patches and with their symmetries."""
     stride, symmetries = (cut.train_stride, cut.symmetries) if training else (cut.test_stride, (0,))

@@ -5,12 +5,9 @@ matched pairs only; F1HM is the harmonic mean of the two (the authors' definitio
 never a silent 0 or 1: F1_class where a class of the truth has no matched pair, or where the truth has one class.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -23,8 +20,7 @@ from companion.geometry import box_iou
 Unpredicted = Literal["count", "skip"]
 
 
-@dataclass(frozen=True)
-class Counts:
+class Counts(NamedTuple):
     """Everything the scores are made of, per patch, at every threshold."""
 
     pairs: NDArray[np.int32]  # [P, I, C, K, K] matched pairs by class of the truth and class of the prediction

@@ -7,10 +7,7 @@ the method. Taking pairs of several conditions for one sample would count the sa
 (pseudo-replication), so every condition is tested by itself.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,10 +26,6 @@ GAIN_COLUMNS = [*COMPARED, "base", "score", "gain", "low", "high", "n", "share_o
 TEST_COLUMNS = [*GAIN_COLUMNS, "sd", "t", "df", "p", "hedges_g", "undefined", "p_sign_flip", "smallest_p_sign_flip"]
 
 
-def _defined(values: ArrayLike) -> NDArray[np.float64]:
-    return np.asarray(values, dtype=float)[np.isfinite(np.asarray(values, dtype=float))]
-
-
 def paired_t(differences: ArrayLike, level: float = 0.95) -> dict[str, Any]:
     """Paired t-test (Student 1908), from the differences [n] of the pairs; undefined ones (NaN) are left out.
 
@@ -42,7 +35,7 @@ def paired_t(differences: ArrayLike, level: float = 0.95) -> dict[str, Any]:
     from scipy import stats
     from scipy.special import gamma
 
-    used = _defined(differences)
+    used = pd.Series(differences, dtype=float).dropna().to_numpy()
     n, df = len(used), len(used) - 1
     result: dict[str, Any] = dict.fromkeys(("mean", "low", "high", "sd", "t", "df", "p", "hedges_g"), float("nan"))
     result |= {"n": n, "undefined": ""} | ({"mean": float(used.mean())} if n else {})
@@ -67,7 +60,7 @@ def sign_flip(differences: ArrayLike) -> tuple[float, float]:
     """
     from scipy import stats
 
-    values = _defined(differences)
+    values = pd.Series(differences, dtype=float).dropna().to_numpy()
     if not 2 <= len(values) <= 20:
         return float("nan"), float("nan")
     test = stats.permutation_test((values,), np.mean, permutation_type="samples", n_resamples=np.inf)
@@ -164,7 +157,7 @@ def resampled_scores(
         drawn = cluster_weights(images, seeds.rng("micrographs", run.keys["split"]), resamples)
         weights = np.vstack([np.ones(len(images)), drawn])  # (1 + R, P)
         i, c = counts.iou.index(iou), int(np.argmin(np.abs(np.subtract(counts.confidence, run.confidence(points)))))
-        here = replace(counts, pairs=counts.pairs[:, i : i + 1, c : c + 1], predicted=counts.predicted[:, c : c + 1])
+        here = counts._replace(pairs=counts.pairs[:, i : i + 1, c : c + 1], predicted=counts.predicted[:, c : c + 1])
         scores = {name: values[:, 0, 0] for name, values in pooled(here, weights).items() if name in F1}
         tables.append(pd.DataFrame({"resample": range(len(weights)), **scores}).assign(**run.keys))
     return pd.concat(tables, ignore_index=True)[[*RUN, "resample", *F1]]

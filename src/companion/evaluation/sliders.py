@@ -4,8 +4,6 @@ Each is a box with its data as JSON; `book/_static/touch.js` makes it move. What
 printed page, sees stands in the box as well, or as a figure above it.
 """
 
-from __future__ import annotations
-
 import base64
 import html
 import io
@@ -21,8 +19,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from companion.evaluation.errors import audit
 from companion.evaluation.formats import BOX
-from companion.evaluation.matching import Matching, kept, match, match_once, score_order
+from companion.evaluation.matching import Matching, kept, match, score_order
 from companion.evaluation.plots import class_color
 from companion.evaluation.runs import Run
 from companion.evaluation.significance import paired_t
@@ -41,8 +40,7 @@ def box(kind: str, data: Any, static: str = "") -> str:
 
 def png(image: NDArray | Image.Image) -> str:
     """An image (uint8 [H, W] or [H, W, 3]) as an address that holds all of it."""
-    drawn = image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))
-    drawn.save(buffer := io.BytesIO(), format="PNG", optimize=True)
+    Image.fromarray(np.asarray(image)).save(buffer := io.BytesIO(), format="PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
@@ -120,27 +118,20 @@ def confusion(runs: Sequence[Run], points: pd.DataFrame, rule: tuple[float, Matc
     """
     tables, cells = "", []
     for run in runs:
-        classes, found = run.truth.classes, run.confident(points)
-        seen: dict[tuple[int, int], list[tuple]] = {}
-        for patch in run.patches.index["patch"]:
-            here, truths = found[found["patch"] == patch], run.patches.of(patch)
-            pairs = match_once(box_iou(truths[BOX], here[BOX]), here["score"], here[BOX], *rule)
-            code, label, told = truths["class"].tolist(), here["label"].tolist(), here["score"].tolist()
-            truth, guess = truths[BOX].to_numpy(float), here[BOX].to_numpy(float)
-            for t, m in enumerate(pairs):
-                row = (told[m], patch, truth[t], guess[m]) if m >= 0 else (0.0, patch, truth[t], None)
-                seen.setdefault((code[t], label[m] if m >= 0 else 0), []).append(row)
-            for m in set(range(len(label))) - set(pairs):
-                seen.setdefault((0, label[m]), []).append((told[m], patch, None, guess[m]))
-        rows = ""
+        classes, rows = run.truth.classes, ""
+        guesses, truths = audit(run.confident(points), run.patches.table, run.patches.index, *rule)
+        both = truths.merge(guesses, "outer", left_on="pair", right_on="row", suffixes=("", "_said"))
+        both = both.fillna({"class": 0, "class_said": 0, "score_said": 0.0, "patch": both["patch_said"]})
+        both = both.sort_values("score_said", ascending=False, kind="stable")
+        seen = dict(list(both.groupby(["class", "class_said"])))
         for true in (*classes, 0):
             numbers = ""
             for said in (*classes, 0):
-                own = sorted(seen.get((true, said), []), key=lambda row: -row[0])
+                own = seen.get((true, said), both[:0])
                 what = f"labelled {classes[true]}" if true else "not labelled"
                 what += f", found as {classes[said]}" if said else ", missed"
-                cells.append({"name": f"{run.keys['arm']}: {what}", "n": len(own),
-                              "crops": [_crop(run.patches.images, row) for row in own[:EACH]]})  # fmt: skip
+                crops = [_crop(run.patches.images, row) for _, row in own[:EACH].iterrows()]
+                cells.append({"name": f"{run.keys['arm']}: {what}", "n": len(own), "crops": crops})
                 numbers += f"<td>{len(own) if true or said else ''}</td>"
             rows += f"<tr><th>{html.escape(classes.get(true, 'not labelled'))}</th>{numbers}</tr>"
         heads = "".join(f"<th>{html.escape(name)}</th>" for name in (*classes.values(), "missed"))
@@ -150,17 +141,17 @@ def confusion(runs: Sequence[Run], points: pd.DataFrame, rule: tuple[float, Matc
     return box("confusion", cells, tables)
 
 
-def _crop(images: NDArray, row: tuple) -> dict[str, Any]:
+def _crop(images: NDArray, row: pd.Series) -> dict[str, Any]:
     """A close-up of `SIDE` px with the boxes (x, y, width, height in its px) of the label and of the prediction."""
-    score, patch, *boxes = row
-    x1, y1, x2, y2 = next(b for b in boxes if b is not None)
+    score, patch = row["score_said"], int(row["patch"])
+    boxes = [row[BOX].to_numpy(float), row[[f"{side}_said" for side in BOX]].to_numpy(float)]
+    x1, y1, x2, y2 = np.where(np.isnan(boxes[0]), boxes[1], boxes[0])  # the label's, else that of the prediction
     side = max(SIDE, 1.4 * max(x2 - x1, y2 - y1))
     left, top = ((low + high - side) / 2 for low, high in ((x1, x2), (y1, y2)))
     whole = Image.fromarray(np.asarray(images[patch]))
     part = whole.crop((round(left), round(top), round(left + side), round(top + side))).resize((SIDE, SIDE))
-    drawn = [None if b is None else [round(float(v), 1) for v in (
-        (b[0] - left) * SIDE / side, (b[1] - top) * SIDE / side, (b[2] - b[0]) * SIDE / side,
-        (b[3] - b[1]) * SIDE / side)] for b in boxes]  # fmt: skip
+    drawn = [None if np.isnan(b).any() else (SIDE / side * np.subtract(b, [left, top, *b[:2]])).round(1).tolist()
+             for b in boxes]  # fmt: skip
     return {"image": png(part), "name": f"patch {patch}" + (f", score {score:.2f}" if score else ""), "boxes": drawn}
 
 

@@ -1,29 +1,35 @@
-"""Files of COCO instances, checked whole: every problem of a foreign file is reported at once."""
-
-from __future__ import annotations
+"""COCO instances: files, of which every problem is reported at once, and segmentations as masks and back."""
 
 import json
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from companion.errors import CompanionError, problems
-from companion.micrographs.images import SUFFIXES, read_grey
-from companion.micrographs.outlines import outline_problem
+from companion.geometry import box_of
 
+OUTSIDE_SHARE = 0.1  # of its pixels, that an outline may have outside its image: there it is cut off
+TOLERANCE_PX = 1.0  # annotation tools round outwards, so an outline may end this far outside without being noted
+
+Window = tuple[slice, slice]  # (rows, columns)
+Rings = Sequence[Sequence[float]]  # polygons x1, y1, x2, y2, ... px; of one segmentation they are united
 T = TypeVar("T")
 
 
 def _unique(entries: list[Any]) -> list[Any]:
     for name in ("id", "file_name", "name"):
-        seen = Counter(getattr(entry, name) for entry in entries if hasattr(entry, name))
-        if seen and max(seen.values()) > 1:
-            twice = max(seen, key=seen.get)
-            ids = [entry.id for entry in entries if getattr(entry, name) == twice]
-            raise ValueError(f"two have the {name} {twice!r}" + f" (ids {ids[0]}, {ids[1]})" * (name != "id"))
+        first: dict[Any, Any] = {}
+        for entry in (entry for entry in entries if hasattr(entry, name)):
+            if entry is not first.setdefault(value := getattr(entry, name), entry):
+                ids = f" (ids {first[value].id}, {entry.id})" * (name != "id")
+                raise ValueError(f"two have the {name} {value!r}{ids}")
     return entries
 
 
@@ -47,7 +53,7 @@ def _without_odd_box(value: Any) -> Any:
     return value if four and all(type(v) in (int, float) and abs(v) <= 1e7 for v in box) else {**value, "bbox": None}
 
 
-Whole = Annotated[int, BeforeValidator(_whole)]
+Whole = Annotated[int, BeforeValidator(_whole), Field(ge=-(2**63), lt=2**63)]
 Ring = list[Annotated[float, Field(ge=-1e7, le=1e7)]]  # x1, y1, x2, y2, ... px
 Box = Annotated[list[Annotated[int | float, Field(ge=-1e7, le=1e7)]], Field(min_length=4, max_length=4)]  # x, y, w, h
 
@@ -80,10 +86,9 @@ class _Image(Entry):
     pixel_size_nm: float | None = None
 
 
-class _Category(Entry):
+class Category(Entry):
     id: Whole
     name: str
-    supercategory: Any = None
 
 
 class _Annotation(Entry):
@@ -96,7 +101,7 @@ class _Annotation(Entry):
 class _Coco(Entry):
     info: _Info
     images: Annotated[list[_Image], AfterValidator(_unique)]
-    categories: Annotated[list[_Category], AfterValidator(_unique)]
+    categories: Annotated[list[Category], AfterValidator(_unique)]
     annotations: list[Annotated[_Annotation, BeforeValidator(_without_odd_box)]]
 
 
@@ -116,16 +121,15 @@ def validated(model: type[T], content: Any, path: Path, what: str) -> Any:
         adapter = TypeAdapter(model)
         return adapter.dump_python(adapter.validate_python(content), exclude_unset=True, warnings=False)
     except ValidationError as error:
-        kinds, seen = defaultdict(list), set()
-        for item in error.errors(include_url=False):
-            place = item["loc"][:3]  # deeper, every kind that an entry could be of says why it is not
-            if place not in seen:
-                seen.add(place)
-                label = ", ".join(f"entry {step + 1}" if isinstance(step, int) else step for step in place)
-                shown = f" (given: {item['input']!r:.60})" * (item["type"] not in ("missing", "value_error"))
-                said = item["msg"].removeprefix("Value error, ").partition(" or instance of")[0]
-                said = f"{label or 'the whole'}: {said}{shown}"
-                kinds[tuple(step for step in place if isinstance(step, str)), item["msg"]].append(said)
+        places, kinds = {}, defaultdict(list)
+        for item in error.errors(include_url=False):  # deeper, every kind that an entry could be of says why it is not
+            places.setdefault(item["loc"][:3], item)
+        for place, item in places.items():
+            label = ", ".join(f"entry {step + 1}" if isinstance(step, int) else step for step in place)
+            shown = f" (given: {item['input']!r:.60})" * (item["type"] not in ("missing", "value_error"))
+            said = item["msg"].removeprefix("Value error, ").partition(" or instance of")[0]
+            kind = tuple(step for step in place if isinstance(step, str)), item["msg"]
+            kinds[kind].append(f"{label or 'the whole'}: {said}{shown}")
         found = [line + f" (and {len(more)} more of this kind)" * bool(more) for line, *more in kinds.values()]
     looks = {"shapes": "labelme", "_via_img_metadata": "via", "metadata": "via"}
     other = [f" (is it --format {looks[key]}?)" for key in looks if isinstance(content, dict) and key in content]
@@ -143,38 +147,95 @@ def read_coco(path: Path) -> dict[str, Any]:
     return validated(_Coco, document, path, "a COCO annotation file")
 
 
-def unusable(document: dict[str, Any], folder: Path) -> list[str]:
-    """What keeps a COCO document from being a data set whose images lie in `folder`, a line each."""
-    folder, files = folder.resolve(), {image["id"]: image["file_name"] for image in document["images"]}
-    codes = [category["id"] for category in document["categories"]]
-    if not files or not 0 < len(codes) <= 255:
-        return [f"it has {len(files)} images and {len(codes)} categories: one to 255 categories fit"]
-    found, shapes = [], {}
-    for image in document["images"]:
-        try:
-            shapes[image["id"]] = _shape(image, folder)
-        except CompanionError as error:
-            found.append(f"{image['file_name']}: {error}")
-    for annotation in document["annotations"]:
-        image, category = annotation["image_id"], annotation["category_id"]
-        if image not in files:
-            said = f"image_id {image} is not among the images"
-        elif category not in codes:
-            said = f"unknown category_id {category}; known: {codes}"
-        else:  # where its image has a problem, that is told already
-            said = outline_problem(annotation.get("segmentation"), *shapes[image]) if image in shapes else ""
-        found += [f"{files.get(image)}, annotation {annotation.get('id')}: {said}"] * bool(said)
-    return found
+def _counts(text: str) -> list[int] | None:
+    """Run lengths in COCO's compressed text; None where it is none: the library decodes that to what lies in memory.
+
+    A character has five bits of a number, lowest first, and whether more follow; its highest bit is the sign. The
+    fourth number and later are less the last but one.
+    """
+    if not re.fullmatch("([P-o]*[0-O])*", text):
+        return None
+    counts: list[int] = []
+    for digits in re.findall("[P-o]*[0-O]", text):
+        value = sum((ord(digit) - 48 & 31) << 5 * k for k, digit in enumerate(digits))
+        value -= (ord(digits[-1]) - 48 & 16 and 1) << 5 * len(digits)
+        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+    return counts
 
 
-def _shape(image: dict[str, Any], folder: Path) -> tuple[int, int]:
-    """Height and width of an image, px, which should be as annotated."""
-    path, size = (folder / image["file_name"]).resolve(), image.get("pixel_size_nm")
-    if not path.is_relative_to(folder) or path.suffix.lower() not in SUFFIXES or not path.is_file():
-        raise CompanionError(f"missing from {folder} (images there are {', '.join(SUFFIXES)})")
-    height, width = read_grey(path).shape
-    if (height, width) != (image.get("height"), image.get("width")):
-        raise CompanionError(f"is {width} x {height} px, annotated as {image.get('width')} x {image.get('height')}")
-    if not size or size < 0:
-        raise CompanionError(f"pixel_size_nm should be a positive number of nm per px, is {size}")
-    return height, width
+def outline_problem(given: Any, height: int | None, width: int | None) -> str:
+    """Why a segmentation is none of an image of that size, px (None: any); empty where it is one."""
+    if isinstance(given, Mapping):
+        (rows, columns), counts = given["size"], given["counts"]
+        if (counts := _counts(counts) if isinstance(counts, str) else counts) is None:
+            return f"its run lengths {given['counts']!r:.20} are not COCO's: damaged, or cut off within a number"
+        if (height or rows, width or columns) != (rows, columns):
+            return f"its run lengths are of {columns} x {rows} px, not {width} x {height}"
+        right = min(counts, default=0) >= 0 and sum(counts) == rows * columns
+        return "" if right else f"its run lengths are not counts that add up to {columns} x {rows} px"
+    if not given or any(len(ring) < 6 or len(ring) % 2 or not np.isfinite(ring).all() for ring in given):
+        return "segmentation should be run lengths, or polygons of three or more x, y pairs (no box alone)"
+    share = 0.0
+    if height and width and leaves(given, height, width):
+        margin = int(max(np.abs(ring).max() for ring in given)) + 1
+        # An outline as far away as a whole image is none of it.
+        moved = [(np.asarray(ring) + margin).tolist() for ring in given] if margin < 2 * max(height, width) else []
+        whole = coco.area(_drawn(moved, height + 2 * margin, width + 2 * margin)) if moved else 0
+        share = 1 - coco.area(_drawn(given, height, width)) / whole if whole else 1.0
+    if share <= OUTSIDE_SHARE:
+        return ""
+    said = f"a polygon reaches outside the {width} x {height} px image with {share:.0%} of its area"
+    return f"{said} (up to {OUTSIDE_SHARE:.0%} is cut off): redraw it, or is it another image's?"
+
+
+def _drawn(given: Any, height: int, width: int) -> Any:
+    """A segmentation as compressed run lengths: polygons are united, and lie in an image of that size, px."""
+    if isinstance(given, Mapping):
+        return coco.frPyObjects(given, *given["size"]) if isinstance(given["counts"], list) else given
+    return coco.merge(coco.frPyObjects(given, height, width))
+
+
+def reach(rings: Rings) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The lowest and the highest x, y of polygons, px."""
+    points = np.concatenate([np.reshape(ring, (-1, 2)) for ring in rings])
+    return points.min(axis=0), points.max(axis=0)
+
+
+def leaves(rings: Rings, height: int, width: int) -> bool:
+    """Whether polygons reach farther out of an image than tools round."""
+    low, high = reach(rings)
+    return bool(max(*-low, *(high - (width, height))) > TOLERANCE_PX)
+
+
+def segmentation_box(given: Any) -> tuple[float, ...]:
+    """Box (x1, y1, x2, y2), px, of a segmentation without an `outline_problem`; of no pixels (0, 0, 0, 0)."""
+    if not isinstance(given, Mapping):
+        return tuple(np.concatenate(reach(given)).tolist())
+    x, y, w, h = coco.toBbox(_drawn(given, 0, 0)).tolist()
+    return x, y, x + w, y + h
+
+
+def run_lengths(mask: NDArray[np.bool_], window: Window, height: int, width: int) -> dict[str, Any]:
+    """Compressed run lengths of a mask [h, w], not empty, that lies in a window of an image of that size, px."""
+    columns, rows = np.nonzero(mask.T)
+    pixels = (columns + window[1].start) * height + rows + window[0].start  # down the columns
+    gaps = np.flatnonzero(np.diff(pixels) != 1)
+    ends = np.stack([pixels[np.r_[0, gaps + 1]], pixels[np.r_[gaps, -1]] + 1], axis=1).ravel()
+    plain = {"size": [height, width], "counts": np.diff(np.r_[0, ends, height * width]).tolist()}
+    return {**plain, "counts": _drawn(plain, height, width)["counts"].decode("ascii")}
+
+
+def segmentation_mask(segmentation: Any, height: int, width: int) -> tuple[NDArray[np.bool_], Window]:
+    """Pixels of a segmentation: a mask, bool [h, w], which may be empty, and the window of the image that it fills."""
+    if isinstance(segmentation, Mapping):
+        mask = coco.decode(_drawn(segmentation, height, width)).astype(bool)
+        x1, y1, x2, y2 = box_of(mask)
+        return mask[y1:y2, x1:x2], (slice(y1, y2), slice(x1, x2))
+    # Polygons are drawn in their own window: a 4096 px micrograph has hundreds of small ones.
+    low, high = reach(segmentation)
+    x1, y1 = np.clip(np.floor(low) - 1, 0, (width, height)).astype(int).tolist()
+    x2, y2 = np.clip(np.ceil(high) + 1, 0, (width, height)).astype(int).tolist()
+    if x2 <= x1 or y2 <= y1:
+        return np.zeros((0, 0), dtype=bool), (slice(0, 0), slice(0, 0))
+    shifted = [(np.reshape(ring, (-1, 2)) - (x1, y1)).ravel().tolist() for ring in segmentation]
+    return coco.decode(_drawn(shifted, y2 - y1, x2 - x1)).astype(bool), (slice(y1, y2), slice(x1, x2))

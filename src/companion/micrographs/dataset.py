@@ -4,27 +4,24 @@
 from. COCO categories become class codes 1, 2, ... in the order in which the file lists them; 0 is background.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from companion.errors import problems
-from companion.micrographs.coco import read_coco, unusable
-from companion.micrographs.images import read_grey, to_uint8
-from companion.micrographs.outlines import segmentation_mask
+from companion.errors import CompanionError, problems
+from companion.micrographs.coco import outline_problem, read_coco, segmentation_mask
+from companion.micrographs.images import SUFFIXES, read_grey, to_uint8
 
 ANNOTATIONS = "annotations.json"
+KNOWN = ("file_name", "width", "height", "pixel_size_nm")  # of a micrograph; else its entry may say anything
 
 
-@dataclass(frozen=True)
-class InstanceMap:
+class InstanceMap(NamedTuple):
     """Instances of one micrograph as pixels."""
 
     ids: NDArray[np.integer]  # uint8 (uint16 beyond 255 instances) [H, W]; 0 is background, later ones lie on top
@@ -88,19 +85,39 @@ def load_dataset(folder: Path | str, annotations: str = ANNOTATIONS) -> DataSet:
     ----------
     annotations : name of the COCO file in it; a phantom also has truth.json, what a perfect annotator had drawn
     """
-    folder = Path(folder)
-    document = read_coco(folder / annotations)
-    if found := unusable(document, folder / "images"):
-        raise problems(f"{folder / annotations}: {len(found)} problem(s)", found)
+    folder, found, micrographs, own = Path(folder), [], [], defaultdict(list)
+    document, place = read_coco(folder / annotations), (folder / "images").resolve()
     codes = {category["id"]: code for code, category in enumerate(document["categories"], start=1)}
-    of_image = defaultdict(list)
+    if not document["images"] or not 0 < len(codes) <= 255:
+        held = f"it has {len(document['images'])} images and {len(codes)} categories"
+        found.append(f"{held}: one to 255 categories fit")
     for annotation in document["annotations"]:
-        of_image[annotation["image_id"]].append(annotation)
-    micrographs = []
+        own[annotation["image_id"]].append(annotation)
     for image in document["images"]:
-        known = [image.pop(key) for key in ("file_name", "width", "height", "pixel_size_nm")]
-        annotated = tuple(of_image[image.pop("id")])
-        micrographs.append(Micrograph(folder / "images" / known[0], *known, annotated, codes, image))
+        known = name, width, height, size = [image.pop(key, None) for key in KNOWN]
+        path, annotated, said = folder / "images" / name, tuple(own.pop(image.pop("id"), ())), ""
+        try:
+            if not path.resolve().is_relative_to(place) or path.suffix.lower() not in SUFFIXES or not path.is_file():
+                said = f"missing from {place} (images there are {', '.join(SUFFIXES)})"
+            elif (shape := read_grey(path).shape) != (height, width):
+                said = f"is {shape[1]} x {shape[0]} px, annotated as {width} x {height}"
+            elif not size or size < 0:
+                said = f"pixel_size_nm should be a positive number of nm per px, is {size}"
+        except CompanionError as error:
+            said = str(error)
+        found += [f"{name}: {said}"] * bool(said)
+        for annotation in annotated:
+            wrong, category = "", annotation["category_id"]
+            if category not in codes:
+                wrong = f"unknown category_id {category}; known: {list(codes)}"
+            elif not said:  # where its image has a problem, that is told already
+                wrong = outline_problem(annotation.get("segmentation"), height, width)
+            found += [f"{name}, annotation {annotation.get('id')}: {wrong}"] * bool(wrong)
+        micrographs.append(Micrograph(path, *known, annotated, codes, image))
+    found += [f"annotation {annotation.get('id')}: image_id {number} is not among the images"
+              for number, lost in own.items() for annotation in lost]  # fmt: skip
+    if found:
+        raise problems(f"{folder / annotations}: {len(found)} problem(s)", found)
     card = document["info"].get("dataset_card", {})
     name = str(card.get("name") or folder.resolve().name)
     return DataSet(name, folder, tuple(c["name"] for c in document["categories"]), tuple(micrographs), card)

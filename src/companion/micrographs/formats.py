@@ -5,8 +5,6 @@ width and height. An instance is the class as the file says it (a name, or a num
 segmentation, polygons or run lengths, and whatever else the file says.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
@@ -14,12 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from roifile import ROI_TYPE, ImagejRoi
+from skimage.measure import label, regionprops
 
 from companion.errors import CompanionError
-from companion.micrographs.coco import Entry, Segmentation, Whole, read_json, validated
-from companion.micrographs.labelmaps import instances, labelmap
+from companion.micrographs.coco import Entry, Segmentation, Whole, read_json, run_lengths, validated
+from companion.micrographs.images import IMAGE_SUFFIXES, SUFFIXES, read_label_map
 from companion.micrographs.pictures import Rows, Source
 
+VOID = 255  # of label maps whose other values are 1...K: the border of an object, in PASCAL VOC
+# Shapes of VIA 3, and what their numbers are (of others corners).
+VIA3 = {3: ("circle", "cx", "cy", "r"), 4: ("ellipse", "cx", "cy", "rx", "ry"), 6: ("polyline",), 7: ("polygon",)}
 AREAS = "only polygons, circles and ellipses, with all their numbers, say which pixels"
 
 
@@ -94,8 +98,7 @@ def _as_via2(project: dict[str, Any], path: Path) -> dict[str, Any]:
         for mark in project["metadata"].values():
             kind, *xy = mark["xy"] or [0]  # what concerns the whole image has no shape
             shown = ((project.get("view") or {}).get(mark["vid"]) or {}).get("fid_list") or [mark["vid"]]
-            name = {3: "circle", 4: "ellipse", 6: "polyline", 7: "polygon"}.get(kind, f"shape {kind}")
-            keys = {3: ("cx", "cy", "r"), 4: ("cx", "cy", "rx", "ry")}.get(kind)
+            name, *keys = VIA3.get(kind, (f"shape {kind}",))
             shape = dict(zip(keys, xy, strict=False)) if keys else {"all_points_x": xy[::2], "all_points_y": xy[1::2]}
             said = {k: options.get(k, {}).get(str(v), v) for k, v in mark["av"].items()}
             region = {"shape_attributes": {"name": name, **shape}, "region_attributes": said}
@@ -109,7 +112,6 @@ class _Shape(Entry):
     label: str
     points: list[list[float]]
     shape_type: str = "polygon"
-    group_id: Any = None
 
 
 class _LabelMe(Entry):
@@ -140,8 +142,6 @@ def labelme(source: Source) -> Rows:
 
 def imagej(source: Source) -> Rows:
     """ImageJ: per micrograph a .zip of the ROI Manager or a .roi; of several classes a ROI's name begins with one."""
-    from roifile import ROI_TYPE, ImagejRoi
-
     areas = (ROI_TYPE.POLYGON, ROI_TYPE.OVAL, ROI_TYPE.FREEHAND, ROI_TYPE.TRACED)
     for name, path in source.optional(".zip", ".roi"):
         instances, read = [], []
@@ -152,10 +152,10 @@ def imagej(source: Source) -> Rows:
         for number, roi in enumerate(read if isinstance(read, list) else [read], start=1):
             said = [k for k in source.classes
                     if len(source.classes) == 1 or roi.name.casefold().startswith(k.casefold())]  # fmt: skip
-            rings = roi.coordinates(multi=True) if roi.composite else [roi.coordinates()]
+            rings = roi.coordinates(multi=True)
             if roi.roitype not in areas and not roi.composite:
-                known = f"{roi.roitype.name} does not say which pixels"
-                source.found.append(f"{path.name}, ROI {number} ({roi.name}): {known}")
+                where = f"{path.name}, ROI {number} ({roi.name})"
+                source.found.append(f"{where}: {roi.roitype.name} does not say which pixels")
                 continue
             if len(rings) > 1:
                 source.notes["ROIs of several outlines, whose holes are filled"].append(f"{path.name}, ROI {number}")
@@ -202,7 +202,6 @@ class _Detectron2(Entry):
     file_name: str
     height: Whole | None = None
     width: Whole | None = None
-    image_id: Any = None
     annotations: list[_Defect] | None = None
 
 
@@ -216,6 +215,81 @@ def detectron2(source: Source) -> Rows:
         image |= {"id": entry["image_id"]} if numbered else {}
         instances = entry.get("annotations") or []
         yield image, [(a["category_id"], {"segmentation": a.get("segmentation")}) for a in instances]
+
+
+def labelmap(source: Source) -> Rows:
+    """One label map per micrograph: a grey value (or index) per class, 0 for background.
+
+    Values are 1...K or K equal steps to full scale (85, 170, 255), or any K values, taken in rising order.
+    Each connected region of a value is an instance: touching defects of one class merge.
+    """
+    maps, n = _maps(source), len(source.classes)
+    values = set().union(*(np.unique(_values(path)).tolist() for path in maps.values())) - {0}
+    few = set(range(1, n + 1))
+    if values & few and values - few == {VOID}:
+        source.notes[f"label map value {VOID} is taken as background"].append(str(source.labels))
+        values.discard(VOID)
+    if scale := _scale(sorted(values), n, source.found):
+        shown = ", ".join(f"{value} is {name}" for value, name in zip(scale, source.classes, strict=True))
+        source.notes["values of the label maps"].append(shown)
+    for name, path in maps.items() if scale else ():
+        pixels = _values(path)
+        codes = np.where(np.isin(pixels, scale), np.searchsorted(scale, pixels), -1)
+        yield _regions(name, label(codes, background=-1, connectivity=2), codes)
+
+
+def _scale(values: list[int], n: int, found: list[str]) -> list[int]:
+    """The value of each of n classes, from those that label maps hold; none where they do not fit."""
+    full = 255 if max(values, default=0) <= 255 else 65535
+    equal = [round(full * k / n) for k in range(1, n + 1)]
+    if set(values) <= set(range(1, n + 1)):
+        return list(range(1, n + 1))
+    if values == [full] and n > 1:
+        found.append(f"label maps hold {full} alone, a mask without classes: name one class, not {n}")
+    elif set(values) <= set(equal):
+        return equal
+    elif len(values) == n:
+        return values
+    else:
+        shown = ", ".join(map(str, values[:6])) + ", ..." * (len(values) > 6)
+        smoothed = "a mask that was smoothed or saved as JPEG, or " * (values != list(range(1, len(values) + 1)))
+        guess = f"{smoothed}instance numbers (--format instances)"
+        found.append(f"label maps hold {len(values)} values ({shown}), which do not fit {n} class(es): {guess}?")
+    return []
+
+
+def instances(source: Source) -> Rows:
+    """One map per micrograph of instance numbers, 0 for background, as Cellpose, StarDist and Fiji write; one class."""
+    if len(source.classes) != 1:
+        raise CompanionError(f"instance numbers do not say a class: name one, not {', '.join(source.classes)}")
+    for name, path in _maps(source).items():
+        pixels = _values(path)
+        numbers = np.searchsorted(np.unique([0, *np.unique(pixels)]), pixels)  # without gaps
+        yield _regions(name, numbers, np.zeros_like(numbers))
+
+
+def _maps(source: Source) -> dict[str, Path]:
+    maps = dict(source.pairs(*IMAGE_SUFFIXES))
+    for name, path in maps.items():
+        if path is None:
+            source.found.append(f"{name}: {source.labels} has no label map of that name")
+        elif path.suffix.lower() not in SUFFIXES:
+            source.found.append(f"{name}: {path.name} is no label map; JPEG changes values, save PNG or TIFF")
+    return {name: path for name, path in maps.items() if path and path.suffix.lower() in SUFFIXES}
+
+
+def _values(path: Path) -> NDArray[np.integer]:
+    pixels = read_label_map(path)
+    whole = pixels.astype(np.int32) if pixels.dtype.kind == "f" and np.abs(pixels).max() < 2**31 else pixels
+    if (whole != pixels).any() or whole.dtype.kind == "f" or whole.min() < 0:
+        raise CompanionError(f"{path} is no label map: its values should be whole numbers from 0")
+    return whole
+
+
+def _regions(name: str, numbers: NDArray[np.integer], codes: NDArray[np.integer]) -> Any:
+    instances = [(int(region.intensity_max), {"segmentation": run_lengths(region.image, region.slice, *codes.shape)})
+                 for region in regionprops(numbers, codes)]  # fmt: skip
+    return {"file_name": name}, instances
 
 
 FORMATS: dict[str, Callable[[Source], Rows]] = {

@@ -1,12 +1,9 @@
 """Pictures in the formats of microscopes: grey levels, the pixel size that the file states, and the data bar below."""
 
-from __future__ import annotations
-
 import logging
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
@@ -35,8 +32,7 @@ Image.MAX_IMAGE_PIXELS = MOST_PIXELS  # montages of 200 megapixels are usual; Pi
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it would say of a damaged file, the error says
 
 
-@dataclass(frozen=True)
-class Picture:
+class Picture(NamedTuple):
     """A micrograph file as read."""
 
     pixels: Grey  # [H, W]
@@ -129,11 +125,9 @@ def _decoded(path: Path) -> tuple[NDArray, NDArray[np.uint8] | None, float | Non
         pixels = pixels[..., 0] if pixels.shape[2] == 2 else pixels[..., :3]
     if not pixels.size or (pixels.ndim != 2 and pixels.shape[2:] != (3,)) or pixels.dtype.kind not in "iuf":
         raise CompanionError(f"{path} holds {pixels.dtype} values of shape {pixels.shape}: no single grey picture")
-    if pixels.dtype == np.uint8:
-        return pixels, colours, size
     if pixels.dtype.kind in "iu" and pixels.min() >= 0 and pixels.max() <= 65535:
-        return pixels.astype(np.uint16, copy=False), colours, size
-    if not np.isfinite(pixels := pixels.astype(np.float32)).all():
+        pixels = pixels.astype(np.uint8 if pixels.dtype == np.uint8 else np.uint16, copy=False)
+    elif not np.isfinite(pixels := pixels.astype(np.float32)).all():
         raise CompanionError(f"{path} holds values that are not finite")
     return pixels, colours, size
 
@@ -162,13 +156,11 @@ def _tiff(path: Path) -> tuple[NDArray, NDArray[np.uint8] | None, float | None]:
         _one(path, max(len(pages), held, page.imagedepth), page.imagewidth, page.imagelength)
         if max(map(sum, zip(page.dataoffsets, page.databytecounts, strict=True))) > path.stat().st_size:
             raise CompanionError(f"{path} is not a readable image: it ends before its last row")
-        if page.compression in (1, 8, 32773, 32946) and page.photometric not in (5, 6):
-            pixels = np.moveaxis(page.asarray(), 0, -1) if page.axes == "SYX" else page.asarray()
-            inverted = page.photometric == 0
-        else:
-            pixels = _pillow(path)[0]
-            inverted = page.photometric == 0 and pixels.dtype != np.uint8  # of 8 bits Pillow inverts itself
-        if inverted:
+        own = page.compression in (1, 8, 32773, 32946) and page.photometric not in (5, 6)
+        pixels = page.asarray() if own else _pillow(path)[0]
+        if own and page.axes == "SYX":
+            pixels = np.moveaxis(pixels, 0, -1)
+        if page.photometric == 0 and (own or pixels.dtype != np.uint8):  # of 8 bits Pillow inverts itself
             pixels = ~pixels if pixels.dtype == bool else (
                 -pixels if pixels.dtype.kind != "u" else (1 << page.bitspersample) - 1 - pixels)  # fmt: skip
         colours = np.asarray(page.colormap >> 8, np.uint8).T if page.photometric == 3 else None
@@ -205,7 +197,7 @@ def _tiff_scale(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> float | Non
 
 def _nm(unit: Any) -> float:
     text = unit.decode("latin-1") if isinstance(unit, bytes) else str(unit)
-    return NM[text.strip("\x00 ").replace("μ", "µ").lower()]  # two signs look like a micro
+    return NM.get(text.strip("\x00 ").replace("μ", "µ").lower(), np.nan)  # two signs look like a micro
 
 
 def _microscope(path: Path) -> tuple[NDArray, None, float | None]:
@@ -225,5 +217,4 @@ def _microscope(path: Path) -> tuple[NDArray, None, float | None]:
         held = ", ".join(f"{title} {np.shape(s['data'])}" for title, s in zip(titles, signals, strict=True))
         raise CompanionError(f"{path} holds {held:.200}: save the one grey picture that counts as TIFF")
     axis = grey[0]["axes"][-1]
-    unit = str(axis.get("units")).replace("μ", "µ").lower()
-    return np.squeeze(grey[0]["data"]), None, float(axis["scale"]) * NM.get(unit, np.nan)
+    return np.squeeze(grey[0]["data"]), None, float(axis["scale"]) * _nm(axis.get("units"))

@@ -1,7 +1,5 @@
 """Micrographs and annotations of other tools into the one format: everything or nothing."""
 
-from __future__ import annotations
-
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -14,12 +12,11 @@ import pandas as pd
 
 from companion.errors import CompanionError, nearest, problems
 from companion.geometry import box_of
-from companion.micrographs.coco import read_coco
+from companion.micrographs.coco import leaves, outline_problem, read_coco, run_lengths, segmentation_mask
 from companion.micrographs.dataset import ANNOTATIONS, DataSet, load_dataset
 from companion.micrographs.formats import FORMATS
 from companion.micrographs.images import IMAGE_SUFFIXES, SUFFIXES, read_micrograph, write_grey
-from companion.micrographs.outlines import leaves, outline_problem, run_lengths, segmentation_mask
-from companion.micrographs.pictures import Pictures, Source, folded
+from companion.micrographs.pictures import Source, folded, picture_files
 from companion.provenance import atomic_folder, write_json
 
 
@@ -54,10 +51,10 @@ def import_dataset(
         raise CompanionError(f"no folder of images {images}, or no annotations at {labels}")
     if out.exists():
         raise CompanionError(f"{out} exists already; give a new folder")
-    source = Source(labels, Pictures(images, labels))
+    source = Source(labels, images, picture_files(images, labels))
     found, notes, listed = source.found, source.notes, {}
     known = {"name": out.name, "source": f"{labels.name} ({format})"}
-    if not source.pictures.files:
+    if not source.files:
         raise CompanionError(f"{images} holds no picture ({', '.join(IMAGE_SUFFIXES)})")
     if format == "coco":
         source.document = read_coco(labels)
@@ -66,7 +63,11 @@ def import_dataset(
     elif not classes:
         raise CompanionError(f"format {format} needs the names of the classes, in order")
     merged = list(dict.fromkeys(merge.get(name, name) for name in listed))  # in order of the first of each
-    none = _no_classes(source.document) if listed and not classes else []
+    used = {annotation["category_id"] for annotation in source.document.get("annotations", ())}
+    groups = {str(category.get("supercategory")) for category in listed.values()}
+    # Without an annotation: what only groups others (Roboflow), or stands for background.
+    none = [name for name in sorted(listed) if not classes and listed[name]["id"] not in used
+            and (name in groups or name.strip("_").casefold() in ("background", "ignore"))]  # fmt: skip
     notes["categories that are no classes, left out"] += none
     source.classes = chosen = tuple(classes or [name for name in merged if name not in none])
     ids = {name: 1 + k for k, name in enumerate(chosen)}  # of a COCO file its own, of merged ones the first
@@ -92,12 +93,9 @@ def import_dataset(
             for k, (given, annotation) in enumerate(instances, start=1):
                 if given in codes:
                     own = {"image_id": entries[-1]["id"], "category_id": codes[given], "iscrowd": 0}
-                    try:
-                        fitted = _fitted(annotation, copy, whole, relative, named, notes)
-                    except CompanionError as error:
-                        found.append(f"{named}, annotation {annotation.get('id', k)}: {error}")
-                    else:
-                        annotations += [{**annotation, **own, **fitted}] * bool(fitted)
+                    fitted, problem = _fitted(annotation, copy, whole, relative, named, notes)
+                    found += [f"{named}, annotation {annotation.get('id', k)}: {problem}"] * bool(problem)
+                    annotations += [{**annotation, **own, **fitted}] * bool(fitted)
         if len({annotation.get("id") for annotation in annotations}) < len(annotations):
             notes["ids of annotations used twice, all new"] += [labels.name] * any("id" in a for a in annotations)
             annotations = [{**annotation, "id": k} for k, annotation in enumerate(annotations, start=1)]
@@ -117,26 +115,16 @@ def import_dataset(
     return replace(made, folder=out, micrographs=tuple(there))
 
 
-def _no_classes(document: Mapping[str, Any]) -> list[str]:
-    """Categories of a COCO file without an annotation that only group others (Roboflow) or stand for background."""
-    used = {annotation["category_id"] for annotation in document["annotations"]}
-    groups = {str(category.get("supercategory")) for category in document["categories"]}
-    return sorted(c["name"] for c in document["categories"] if c["id"] not in used
-                  and (c["name"] in groups or c["name"].strip("_").casefold() in ("background", "ignore")))  # fmt: skip
-
-
 def _copied(
     image: Mapping[str, Any], source: Source, target: Path, sizes: Callable[[str, str], float | None] | None,
     crop_bottom: int | str,
 ) -> tuple[dict[str, Any], int]:  # fmt: skip
     """Copies an image, as PNG (float32: TIFF) unless it is PNG or TIFF already.
 
-    Returns
-    -------
-    What its entry says then, and its height before rows were cropped, px
+    What its entry says then, and its height before rows were cropped, px.
     """
-    name = source.pictures.find(image["file_name"])
-    path = source.pictures.files[name]
+    name = source.find(image["file_name"])
+    path = source.files[name]
     picture = read_micrograph(path, crop_bottom)
     height, width = picture.pixels.shape
     whole = height + picture.cropped
@@ -165,8 +153,8 @@ def _copied(
 def _fitted(
     annotation: Mapping[str, Any], image: Mapping[str, Any], whole: int, relative: bool, named: str,
     notes: dict[str, list[str]],
-) -> dict[str, Any]:  # fmt: skip
-    """Segmentation, box and area (px) of an instance inside an image; nothing where no pixel is left."""
+) -> tuple[dict[str, Any], str]:  # fmt: skip
+    """Segmentation, box and area (px) of an instance inside an image, if a pixel of it is left; and what is wrong."""
     given, height, width = annotation.get("segmentation"), image["height"], image["width"]
     if isinstance(given, list):
         sides = (width, whole) if relative else (1, 1)
@@ -174,12 +162,12 @@ def _fitted(
         notes["rings of fewer than three points, left out"] += [named] * (len(given) - len(rings))
         given = [(np.reshape(r, (-1, 2)) * sides).ravel().tolist() if len(r) % 2 == 0 else r for r in rings]
     if problem := outline_problem(given, whole, width):
-        raise CompanionError(problem)
+        return {}, problem
     mask, (rows, columns) = segmentation_mask(given, whole, width)
     mask = mask[: max(height - rows.start, 0)]
     if not mask.any():
         notes["outlines without a pixel, left out"].append(named)
-        return {}
+        return {}, ""
     if isinstance(given, list) and leaves(given, height, width):
         notes["outlines cut off at the border"].append(named)
         given = {}
@@ -189,7 +177,7 @@ def _fitted(
     box, own = [columns.start + x1, rows.start + y1, x2 - x1, y2 - y1], annotation.get("bbox")
     # A file's own box, of fractions of a pixel, stays where it is one of this outline.
     box = own if own and max(abs(a - b) for a, b in zip(own, box, strict=True)) <= 2 else box
-    return {"segmentation": given, "bbox": box, "area": int(mask.sum())}
+    return {"segmentation": given, "bbox": box, "area": int(mask.sum())}, ""
 
 
 def parse_merge(text: str) -> dict[str, str]:
@@ -208,13 +196,11 @@ def pixel_sizes(given: float | str | None) -> Callable[[str, str], float | None]
         return None
     try:
         if text.lower().endswith(".csv"):
-            rows = pd.read_csv(text, encoding="utf-8-sig").to_dict("list")
-            if not {"file_name", "pixel_size_nm"} <= rows.keys():
+            rows = pd.read_csv(text, encoding="utf-8-sig", dtype={"file_name": str, "pixel_size_nm": float})
+            if not {"file_name", "pixel_size_nm"} <= set(rows):
                 raise ValueError(f"its columns are {', '.join(rows)}")
-            by_name = dict(
-                zip(map(folded, map(str, rows["file_name"])), map(float, rows["pixel_size_nm"]), strict=True)
-            )
-            return lambda named, name: next(filter(None, map(by_name.get, map(folded, (named, name)))), None)
+            by_name = dict(zip(rows["file_name"].map(folded, na_action="ignore"), rows["pixel_size_nm"], strict=True))
+            return lambda named, name: by_name.get(folded(named)) or by_name.get(folded(name))
         pairs = [part.partition("=") for part in text.split(",")] if "=" in text else [("", "=", text)]
         sizes = {part.strip(): float(size) for part, _, size in pairs}
     except (OSError, ValueError) as error:

@@ -1,13 +1,12 @@
 """The pictures of a folder, by the names that labels give them: below which folder, in which letters, on whose disk."""
 
-from __future__ import annotations
-
 import difflib
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -21,64 +20,35 @@ def folded(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold().replace("\\", "/")
 
 
-class Names:
-    """File names below some folder, found by names that other files give them.
+@lru_cache(maxsize=100_000)
+def _parts(name: str, bare: bool) -> list[str]:
+    parts = [part for part in folded(name).split("/") if part not in ("", ".", "..")] or [""]
+    return [*parts[:-1], re.sub(r"\.(png|tiff?|jpe?g|bmp)$", "", parts[-1]) if bare else parts[-1]]
+
+
+def meant(given: str, names: Collection[str], bare: bool = False) -> list[str]:
+    """The file names that another file's name may mean: none, one, or several that fit equally well.
 
     Two names mean one file where one is the end of the other, folder by folder; the longest such end counts, best the
     whole name. `bare` names are compared without their suffix.
     """
-
-    def __init__(self, names: Iterable[str], bare: bool = False) -> None:
-        self.bare, self.by_last = bare, defaultdict(dict)
-        for name in names:
-            parts = self._parts(name)
-            self.by_last[parts[-1]][name] = parts
-
-    def meant(self, given: str) -> list[str]:
-        """The names that `given` may mean: none, one, or several that fit equally well."""
-        own, ranks = self._parts(given), {}
-        if given in (alike := self.by_last.get(own[-1], {})):
-            return [given]
-        for name, parts in alike.items():
-            n = min(len(own), len(parts))
-            if own[-n:] == parts[-n:]:
-                ranks.setdefault((n, len(own) == len(parts)), []).append(name)
-        return ranks[max(ranks)] if ranks else []
-
-    def _parts(self, name: str) -> list[str]:
-        parts = [part for part in folded(name).split("/") if part not in ("", ".", "..")] or [""]
-        if self.bare:
-            parts[-1] = re.sub(r"\.(png|tiff?|jpe?g|bmp)$", "", parts[-1])
-        return parts
+    if given in names:
+        return [given]
+    own, ranks = _parts(given, bare), defaultdict(list)
+    for name in names:
+        parts = _parts(name, bare)
+        n = min(len(own), len(parts))
+        if own[-n:] == parts[-n:]:
+            ranks[n, len(own) == len(parts)].append(name)
+    return ranks[max(ranks)] if ranks else []
 
 
-class Pictures:
-    """Picture files in a folder and below it (files that begin with a dot, and those below `without`, left out).
-
-    Attributes
-    ----------
-    files : paths by name below the folder, sorted
-    """
-
-    def __init__(self, folder: Path, without: Path | None = None) -> None:
-        self.folder, skipped = folder, without if without and without != folder else None
-        paths = [path for path in _visible(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
-        paths = [path for path in paths if not (skipped and path.is_relative_to(skipped))]
-        self.files = {path.relative_to(folder).as_posix(): path for path in paths}
-        self._names = Names(self.files)
-
-    def find(self, given: str) -> str:
-        """The name of the file that a label file names, see `Names`."""
-        local = unquote(given.partition("?d=")[2] or given)  # Label Studio's local files
-        found = self._names.meant(local) or self._names.meant(given)
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise CompanionError(f"{' and '.join(found[:3])} could be meant; give the path below {self.folder}")
-        close = difflib.get_close_matches(folded(given).rpartition("/")[2], self._names.by_last, n=1)
-        near = [name for last in close for name in self._names.by_last[last]]
-        there = f"did you mean {near[0]}?" if near else f"{len(self.files)} pictures are there"
-        raise CompanionError(f"missing from {self.folder} ({there})")
+def picture_files(folder: Path, without: Path | None = None) -> dict[str, Path]:
+    """Picture files in a folder and below it by name from there, sorted; none that begins with a dot or is in `without`
+    (where that is another folder)."""
+    skipped = without if without and without != folder else None
+    return {path.relative_to(folder).as_posix(): path for path in _visible(folder)
+            if path.suffix.lower() in IMAGE_SUFFIXES and not (skipped and path.is_relative_to(skipped))}  # fmt: skip
 
 
 Rows = Iterator[tuple[dict[str, Any], list[tuple[Any, dict[str, Any]]]]]  # see `formats`
@@ -89,11 +59,25 @@ class Source:
     """What is imported, and what is said of it."""
 
     labels: Path  # a file, or a folder with one per micrograph
-    pictures: Pictures
+    folder: Path  # of the pictures
+    files: dict[str, Path]  # these, see `picture_files`
     classes: tuple[str, ...] = ()
     document: dict[str, Any] = field(default_factory=dict)  # of a COCO file, see `read_coco`
     found: list[str] = field(default_factory=list)  # problems, a line each
     notes: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # what was noticed -> where
+
+    def find(self, given: str) -> str:
+        """The name of the picture that a label file names, see `meant`."""
+        local = unquote(given.partition("?d=")[2] or given)  # Label Studio's local files
+        found = meant(local, self.files) or meant(given, self.files)
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise CompanionError(f"{' and '.join(found[:3])} could be meant; give the path below {self.folder}")
+        by_last = {_parts(name, False)[-1]: name for name in reversed(self.files)}
+        close = difflib.get_close_matches(_parts(given, False)[-1], by_last, n=1)
+        there = f"did you mean {by_last[close[0]]}?" if close else f"{len(self.files)} pictures are there"
+        raise CompanionError(f"missing from {self.folder} ({there})")
 
     def pairs(self, *suffixes: str) -> Iterator[tuple[str, Path | None]]:
         """Names of pictures with the label file of the same name but for the suffix, if any, below the folder `labels`.
@@ -101,21 +85,21 @@ class Source:
         Two of one name are problems, and label files without a picture, unless both lie in one folder, where other
         files are usual. Where no picture has a label file, the folder is the wrong one.
         """
-        labels, folder = self.labels, self.pictures.folder
+        labels = self.labels
         if not labels.is_dir():
             raise CompanionError(f"{labels} is not a folder; one with a {suffixes[0]} file per micrograph is needed")
         files = [path for path in _visible(labels) if path.suffix.lower() in suffixes]
         partners, names = defaultdict(list), defaultdict(list)
         for path in files:
             partners[_stem(path.relative_to(labels).as_posix())].append(path)
-        for name in self.pictures.files:
+        for name in self.files:
             names[_stem(name)].append(name)
         if not partners.keys() & names.keys():
             bare = {Path(name).name for name in names}
             near = sorted({str(path.parent) for path in files if _stem(path.name) in bare})
             raise CompanionError(
-                f"{labels} holds no {' or '.join(suffixes)} file with the name of any of {len(self.pictures.files)} "
-                f"pictures in {folder}" + f"; {', '.join(near[:3])} does: give both folders of one level" * bool(near)
+                f"{labels} holds no {' or '.join(suffixes)} file with the name of any of {len(self.files)} pictures "
+                f"in {self.folder}" + f"; {', '.join(near[:3])} does: give both folders of one level" * bool(near)
             )
         self.found += [f"{' and '.join(own)} share one name and would share their labels: keep one"
                        for own in names.values() if len(own) > 1]  # fmt: skip
@@ -123,7 +107,7 @@ class Source:
                        for own in partners.values() if len(own) > 1]  # fmt: skip
         alone = sorted(partners.keys() - names.keys() - {"classes"})
         said = [f"{partners[key][0].name}: there is no image of that name" for key in alone]
-        (self.notes["passed over"] if labels == folder else self.found).extend(said)
+        (self.notes["passed over"] if labels == self.folder else self.found).extend(said)
         yield from ((own[0], partners[key][0] if key in partners else None) for key, own in names.items())
 
     def optional(self, *suffixes: str) -> Iterator[tuple[str, Path | None]]:

@@ -4,8 +4,6 @@ Downloads go to ``.downloads/<name>`` in the data cache, file by file, each ther
 data set appears when it is whole.
 """
 
-from __future__ import annotations
-
 import contextlib
 import shutil
 import tempfile
@@ -35,13 +33,10 @@ def entries() -> dict[str, dict[str, str]]:
 
 
 def obtain(dataset: str, phantom: Phantom, root_seed: int) -> Path:
-    """Folder of a data set; renders the phantom once per settings, root seed and code, downloads nothing.
+    """Folder of a data set, by its registered name or its path; downloads nothing.
 
-    Parameters
-    ----------
-    dataset : registered name, or path of a data set folder; a registered set that is not in the cache is made from
-        ``COMPANION_DATA_MIRROR`` when that is set
-    phantom, root_seed : what the phantom is rendered with; other data do not look at them
+    The phantom is rendered once per settings, `root_seed` and code; a registered set that is not in the cache is made
+    from ``COMPANION_DATA_MIRROR`` when that is set.
     """
     if dataset == "phantom":
         return _rendered(phantom, root_seed)
@@ -79,12 +74,12 @@ def fetch(name: str) -> Path:
     """
     if name not in _FETCHED:
         raise CompanionError(f"data set '{name}' is not one to download: {nearest(name, _FETCHED)}")
-    (list_files, convert), folder, mirror = _FETCHED[name], layout.data_cache() / name, layout.data_mirror()
+    folder, mirror = layout.data_cache() / name, layout.data_mirror()
     if (folder / ANNOTATIONS).is_file():
         return folder
     downloads, place = layout.data_cache() / ".downloads" / name, f"mirror {mirror}" if mirror else "network"
     try:
-        files = list_files(downloads)
+        files = _files(name, downloads)
         for file in files.registry:
             if mirror:
                 files.urls[file] = str(mirror / name / file)
@@ -94,30 +89,26 @@ def fetch(name: str) -> Path:
             f"{name}: a file could not be had from the {place}: {error}. Files that are whole are kept in {downloads}; "
             f"run `companion data fetch {name}` again, or set COMPANION_DATA_MIRROR to a folder that holds {name}/"
         ) from None
-    convert(downloads, folder, {"name": name, **entries()[name], "simulated": False})
+    _FETCHED[name](downloads, folder, {"name": name, **entries()[name], "simulated": False})
     shutil.rmtree(downloads)
     return folder
 
 
-def _loops_files(downloads: Path) -> pooch.Pooch:
-    files = pooch.create(path=downloads, base_url="")
-    files.load_registry(Path(__file__).with_name("loops_316L.txt"))
+def _files(name: str, downloads: Path) -> pooch.Pooch:
+    """What is downloaded: the files of the list beside this module, else those of the record; of a mirror all there."""
+    files, listed = pooch.create(path=downloads, base_url=RECORD), Path(__file__).with_name(f"{name}.txt")
+    if listed.is_file():
+        files.load_registry(listed)
+    elif (mirror := layout.data_mirror()) is None:
+        files.load_registry_from_doi()
+    else:
+        files.registry = {path.name: None for path in sorted((mirror / name).iterdir()) if path.is_file()}
     return files
 
 
 def _import_loops(downloads: Path, folder: Path, card: dict[str, Any]) -> None:
     """What was published lacks the pixel size: the field of view is 200 nm over 512 px."""
     import_dataset("coco", downloads / "images", downloads / ANNOTATIONS, None, 200 / 512, folder, card=card)
-
-
-def _fecral_files(downloads: Path) -> pooch.Pooch:
-    """The record's own list of files, read when the data set is fetched; of a mirror all that is there."""
-    files = pooch.create(path=downloads, base_url=RECORD)
-    if (mirror := layout.data_mirror()) is None:
-        files.load_registry_from_doi()
-    else:
-        files.registry = {path.name: None for path in sorted((mirror / "fecral").iterdir()) if path.is_file()}
-    return files
 
 
 def _import_fecral(downloads: Path, folder: Path, card: dict[str, Any]) -> None:
@@ -139,4 +130,4 @@ def _import_fecral(downloads: Path, folder: Path, card: dict[str, Any]) -> None:
     import_dataset("coco", downloads, paths[0], None, None, folder, card=card)
 
 
-_FETCHED = {"loops_316L": (_loops_files, _import_loops), "fecral": (_fecral_files, _import_fecral)}
+_FETCHED = {"loops_316L": _import_loops, "fecral": _import_fecral}

@@ -3,8 +3,6 @@
 Splits 1, 2, ... k are drawn independently: a profile that lists k numbers repeats its experiment k times.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -57,8 +55,7 @@ class Split(Section):
         """Number of micrographs by list (rows: training N = 10, ..., val, test, fresh) and nm per px (columns)."""
         lists = {f"train, N = {n}": self.train[:n] for n in sizes}
         lists |= {name: getattr(self, name) for name in LISTS[1:] if getattr(self, name)}
-        scale = {m.file_name: m.pixel_size_nm for m in dataset.micrographs}
-        counted = {name: Counter(scale[file] for file in files) for name, files in lists.items()}
+        counted = {name: Counter(dataset.micrograph(f).pixel_size_nm for f in files) for name, files in lists.items()}
         return pd.DataFrame(counted).T.fillna(0).astype(int).sort_index(axis=1).rename(columns="{:g}".format)
 
 
@@ -91,8 +88,16 @@ def choose_split(
     if len(lists["fresh"]) < n_fresh:
         has = f"{dataset.name} has {len(lists['fresh'])}: lower n_fresh or sizes of the profile"
         raise CompanionError(f"EXP+FRESH needs n_fresh = {n_fresh} micrographs beside those of split {name}, {has}")
-    warning = "\n".join(_warnings(dataset, lists, sizes))
-    return Split(name=name, dataset=dataset.name, **{p: tuple(lists[p]) for p in LISTS}, warning=warning)
+    trained, tested = ([dataset.micrograph(file).pixel_size_nm for file in lists[part]] for part in ("train", "test"))
+    found = [
+        f"{number} test micrograph(s) have {size:g} nm per px, which none of the first {n} training micrographs has"
+        for n in sorted(sizes) for size, number in Counter(tested).items() if size not in trained[:n]
+    ]  # fmt: skip
+    found += [f"{a} ({one}) and {b} ({other}) look like the same field"
+              for one, other in (("train", "test"), ("train", "val"), ("val", "test"))
+              for a, b in near_duplicates(dataset, lists[one], lists[other])]  # fmt: skip
+    lists = {part: tuple(files) for part, files in lists.items()}
+    return Split(name=name, dataset=dataset.name, **lists, warning="\n".join(found))
 
 
 def _draw(
@@ -127,8 +132,7 @@ def _mixed(dataset: DataSet, groups: Sequence[list[str]], rng: np.random.Generat
 
 def _take(groups: Sequence[list[str]], number: int) -> tuple[list[str], list[list[str]]]:
     """Files of the first groups that fit into `number`, and the groups that are left, in their order."""
-    taken: list[str] = []
-    left: list[list[str]] = []
+    taken, left = [], []
     for files in groups:
         taken, left = (taken + files, left) if len(taken) + len(files) <= number else (taken, [*left, files])
     return taken, left
@@ -167,9 +171,8 @@ def near_duplicates(dataset: DataSet, some: Sequence[str], others: Sequence[str]
 
     A file is not its own duplicate, and of two equal lists each pair is given once.
     """
-    paths = {m.file_name: m.path for m in dataset.micrographs}
-    a, b = (np.array([_hash(paths[file], paths[file].stat().st_mtime_ns) for file in files]).reshape(-1, 64)
-            for files in (some, others))  # fmt: skip
+    a, b = (np.array([_hash(path := dataset.micrograph(file).path, path.stat().st_mtime_ns) for file in files])
+            .reshape(-1, 64) for files in (some, others))  # fmt: skip
     alike = np.argwhere((a[:, None] != b[None]).sum(axis=2) <= NEAR_DUPLICATE_BITS)
     pairs = {frozenset((some[i], others[j])): (some[i], others[j]) for i, j in alike[::-1] if some[i] != others[j]}
     return list(pairs.values())[::-1]
@@ -179,19 +182,6 @@ def near_duplicates(dataset: DataSet, some: Sequence[str], others: Sequence[str]
 def _hash(path: Path, _modified: int) -> NDArray[np.bool_]:
     """Perceptual hash, bool [64], of an image file."""
     return imagehash.phash(Image.fromarray(to_uint8(read_grey(path)))).hash.ravel()
-
-
-def _warnings(dataset: DataSet, lists: dict[str, list[str]], sizes: Sequence[int]) -> list[str]:
-    scale = {m.file_name: m.pixel_size_nm for m in dataset.micrographs}
-    tested = Counter(scale[file] for file in lists["test"])
-    found = [
-        f"{number} test micrograph(s) have {size:g} nm per px, which none of the first {n} training micrographs has"
-        for n in sorted(sizes) for size, number in tested.items() if size not in {scale[f] for f in lists["train"][:n]}
-    ]  # fmt: skip
-    for one, other in (("train", "test"), ("train", "val"), ("val", "test")):
-        alike = near_duplicates(dataset, lists[one], lists[other])
-        found += [f"{a} ({one}) and {b} ({other}) look like the same field" for a, b in alike]
-    return found
 
 
 def _read(dataset: DataSet, path: Path, n_train: int) -> dict[str, list[str]]:

@@ -1,5 +1,7 @@
 """The claims of the paper: what it says, where, by which rule this run is held against it, and the verdicts."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple

@@ -1,5 +1,7 @@
 """Kinds of errors of a detector, for which classes and sizes; and what a materials scientist reads off it."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 

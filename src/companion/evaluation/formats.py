@@ -3,6 +3,8 @@
 Predictions are tables (parquet, CSV) or COCO results, alone or in a mapping with its own images and categories.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path

@@ -5,6 +5,8 @@ The authors' rule (`truth-greedy`) lets each truth, in file order, take its best
 crowd. Classes are ignored: where a pair must not be, its overlap is given as -1.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Literal, get_args
 

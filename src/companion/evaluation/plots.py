@@ -1,5 +1,7 @@
 """Figures of notebooks 07 to 12: scores and gains of the arms, tests, errors, image quality, and the strip."""
 
+from __future__ import annotations
+
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 

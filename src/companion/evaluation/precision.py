@@ -1,5 +1,7 @@
 """COCO's average precision, which depends on no threshold and compares with everyone else's detectors (pycocotools)."""
 
+from __future__ import annotations
+
 import contextlib
 import io
 

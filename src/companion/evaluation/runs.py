@@ -1,5 +1,7 @@
 """Detectors of a run: what each predicted, its scores against labels and truth, and what the rule of matching does."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product

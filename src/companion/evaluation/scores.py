@@ -5,6 +5,8 @@ matched pairs only; F1HM is the harmonic mean of the two (the authors' definitio
 never a silent 0 or 1: F1_class where a class of the truth has no matched pair, or where the truth has one class.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple

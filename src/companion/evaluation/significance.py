@@ -7,6 +7,8 @@ the method. Taking pairs of several conditions for one sample would count the sa
 (pseudo-replication), so every condition is tested by itself.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any
 

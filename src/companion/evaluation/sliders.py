@@ -4,6 +4,8 @@ Each is a box with its data as JSON; `book/_static/touch.js` makes it move. What
 printed page, sees stands in the box as well, or as a figure above it.
 """
 
+from __future__ import annotations
+
 import base64
 import html
 import io

@@ -4,6 +4,8 @@ The paper reads the best threshold from the test images, which flatters. One cho
 none of them, and is the headline; a fixed one is COCO's habit.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 
 import numpy as np

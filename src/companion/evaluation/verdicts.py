@@ -4,6 +4,8 @@ Every rule can end in "not reproduced"; "partly" needs more for the claim than a
 "not attempted", what it cannot decide (too few runs, an undefined score, another device) "cannot be compared".
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 

@@ -4,6 +4,8 @@ A condition is a split and an N. Arms are compared inside one, never over a mixt
 N, so the mean of an arm over all its runs is another mixture than that of the next arm.
 """
 
+from __future__ import annotations
+
 import math
 
 import pandas as pd

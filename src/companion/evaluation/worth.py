@@ -1,5 +1,7 @@
 """What generated data are worth: beside fresh micrographs and perfect images, and in labelled micrographs."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,5 +1,7 @@
 """A data set folder at a glance: what it holds, and what should make one look twice."""
 
+from __future__ import annotations
+
 from collections import Counter
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """COCO instances: files, of which every problem is reported at once, and segmentations as masks and back."""
 
+from __future__ import annotations
+
 import json
 import re
 from collections import defaultdict

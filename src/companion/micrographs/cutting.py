@@ -1,5 +1,7 @@
 """Micrographs into patches, on a regular grid."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from itertools import product
 

@@ -4,6 +4,8 @@
 from. COCO categories become class codes 1, 2, ... in the order in which the file lists them; 0 is background.
 """
 
+from __future__ import annotations
+
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field

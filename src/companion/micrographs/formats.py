@@ -5,6 +5,8 @@ width and height. An instance is the class as the file says it (a name, or a num
 segmentation, polygons or run lengths, and whatever else the file says.
 """
 
+from __future__ import annotations
+
 from collections import defaultdict
 from collections.abc import Callable
 from functools import partial

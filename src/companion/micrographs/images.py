@@ -1,5 +1,7 @@
 """Pictures in the formats of microscopes: grey levels, the pixel size that the file states, and the data bar below."""
 
+from __future__ import annotations
+
 import logging
 from importlib import import_module
 from pathlib import Path

@@ -1,5 +1,7 @@
 """Micrographs and annotations of other tools into the one format: everything or nothing."""
 
+from __future__ import annotations
+
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence

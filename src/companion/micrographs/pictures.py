@@ -1,5 +1,7 @@
 """The pictures of a folder, by the names that labels give them: below which folder, in which letters, on whose disk."""
 
+from __future__ import annotations
+
 import difflib
 import re
 import unicodedata

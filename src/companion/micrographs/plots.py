@@ -1,5 +1,7 @@
 """Figures of notebook 01: micrographs with their labels, and the patches cut from them."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt

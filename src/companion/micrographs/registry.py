@@ -4,6 +4,8 @@ Downloads go to ``.downloads/<name>`` in the data cache, file by file, each ther
 data set appears when it is whole.
 """
 
+from __future__ import annotations
+
 import contextlib
 import shutil
 import tempfile

@@ -3,6 +3,8 @@
 Splits 1, 2, ... k are drawn independently: a profile that lists k numbers repeats its experiment k times.
 """
 
+from __future__ import annotations
+
 import re
 from collections import Counter
 from collections.abc import Sequence

@@ -5,48 +5,19 @@ All is read from the files of the run when the book is built; a word that depend
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
 
-from companion.config import Profile
 from companion.evaluation.significance import paired_t
 from companion.evaluation.thresholds import headline
-from companion.evaluation.wording import at_condition, with_interval
+from companion.evaluation.wording import with_interval
 from companion.plots import data_name
 from companion.stats import ratio_interval
-from companion.workflow.answer import SAME, change, direction, sentence, tables
+from companion.workflow.answer import SAME, Results, change, direction, sentence, tables
 
 Found = tuple[str, str, str]  # finding, its number, caveat
-
-
-@dataclass(frozen=True)
-class Results:
-    """A run: its profile, and the folder of each notebook that a page shows."""
-
-    P: Profile
-    at: Mapping[str, Path]
-
-    def table(self, notebook: str, file: str) -> pd.DataFrame:
-        """A table of a notebook."""
-        return pd.read_parquet(self.at[notebook] / f"{file}.parquet")
-
-    def json(self, notebook: str, file: str) -> Any:
-        """What a JSON file of a notebook holds."""
-        return json.loads((self.at[notebook] / f"{file}.json").read_text(encoding="utf-8"))
-
-    def here(self, table: pd.DataFrame) -> pd.DataFrame:
-        """Rows of the condition that pages show: the first split, the largest N."""
-        return at_condition(table, (self.P.split_names[0], self.P.sizes[-1]))
-
-    def said(self, row: Mapping[str, Any], value: str = "mean") -> str:
-        """A value with its interval, of a row with columns low and high."""
-        return with_interval(row[value], row["low"], row["high"], row.get("n"), self.P.evaluation.confidence_level)
 
 
 def _claim(name: str) -> Callable[[Results], Found]:
@@ -115,14 +86,14 @@ def _detector(r: Results) -> Found:
 
 def _sizes(r: Results) -> Found:
     level = r.P.evaluation.confidence_level
-    pairs, tests, measure = tables(r.at["07_thresholds"] / "chosen.parquet", level)
+    pairs, tests, measure = tables(r)
     found = change(pairs, measure, level)
     said, alone = sentence(found, tests, data_name(r.P.dataset))
     return said[:-1], f"{found.said(level)}. {alone[:-1]}", "another split or another model would add to the interval"
 
 
 def _significance(r: Results) -> Found:
-    pairs, _, measure = tables(r.at["07_thresholds"] / "chosen.parquet", r.P.evaluation.confidence_level)
+    pairs, _, measure = tables(r)
     chance = change(pairs, measure, r.P.evaluation.confidence_level).chance_of_one
     lines = (r.at["09_significance"] / "significant.md").read_text(encoding="utf-8").strip().splitlines()
     said = lines[0].removeprefix("- ").removesuffix(".") + f"; {len(lines) - 1} more" * (len(lines) > 1)

@@ -12,7 +12,6 @@ from typing import Any
 import yaml
 
 from companion import layout
-from companion.config import Profile
 from companion.plots import data_name
 from companion.provenance import write_text
 from companion.workflow import answer
@@ -23,22 +22,14 @@ VERDICTS = ("reproduced", "partly", "not reproduced", "cannot be compared", "not
 Stamps = Sequence[tuple[Mapping[str, Any], list[str]]]  # the stamp of each stage, and why it is stale
 
 
-def write_fragments(folder: Path, P: Profile, claims: Path, chosen: Path, real: Path | None, stages: Stamps) -> None:
-    """Write what pages include or quote (answer, notice, picture, byline, verdicts, status, faults), and the
-    figure of the first page.
-
-    Parameters
-    ----------
-    folder : book/executed
-    claims, chosen : claims.json and chosen.parquet of the run
-    real : folder of the notebook on real micrographs, where it was run
-    """
-    rows, stamps = json.loads(claims.read_text(encoding="utf-8"))["claims"], [stamp for stamp, _ in stages]
-    found, picture = answer.first_page(folder, P, chosen, real)
+def write_fragments(folder: Path, r: answer.Results, stages: Stamps) -> None:
+    """Write into `folder`, book/executed, what pages include or quote, and the figure of the first page."""
+    rows, stamps = r.json("11_claims", "claims")["claims"], [stamp for stamp, _ in stages]
+    found, picture = answer.first_page(folder, r)
     counts = Counter(row["verdict"] for row in rows)
     verdicts = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS)
     fragments = {
-        "answer": found, "notice": data_notice(P.dataset, P.name), "picture": picture,
+        "answer": found, "notice": data_notice(r.P.dataset, r.P.name), "picture": picture,
         "byline": byline(layout.root() / "CITATION.cff", stamps), "status": status_table(stages),
         "verdicts": f"Of {len(rows)} claims: {verdicts}.\n\n{claim_cards(rows)}",
         "faults": faults_table(layout.root() / "benchmarks" / "faults.json"),

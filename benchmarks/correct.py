@@ -44,7 +44,7 @@ def correct(b: Bench) -> None:
 def _first(train: Callable[[], object]) -> tuple[Tensor, Tensor]:
     """Losses and gradients of a training's first step."""
     step, parts = real_step(train)
-    optimizer, losses = parts["optimizer"], {}
+    optimizer = parts["optimizer"]
     with patch.object(type(optimizer), "step", lambda *_: None):  # not what Adam makes of the gradients
         losses = step(0)
     gradients = [p.grad.flatten().cpu() for g in optimizer.param_groups for p in g["params"] if p.grad is not None]

@@ -3,10 +3,9 @@
 Needs PyTorch and this checkout, no installation, network or earlier run. Every block is a process of its own with its
 own limit, and prints each finding as a line of JSON the moment that it is known, so that a block that is cut off or
 fails loses what is missing alone: ``card`` (ceilings), ``correct`` (the GPU against the CPU, resume, hidden waits),
-``detector`` and ``diffusion`` (images per second in the real training step, beside the libraries' own way), ``side``
-(trainings side by side) and ``run`` (the smoke run). Steps that are timed are those
-that `training.fit` is given; a detector and torchvision's take turns. ``--device cpu`` rehearses everything without a
-GPU. `tables.py` makes a page of the lines.
+``detector`` and ``diffusion`` (images per second in the real training step, beside the libraries' own way) and ``side``
+(trainings side by side). Steps that are timed are those that `training.fit` is given; a detector and torchvision's take
+turns. ``--device cpu`` rehearses everything without a GPU. `tables.py` makes a page of the lines.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ import importlib.util
 import json
 import os
 import platform
-import signal
 import subprocess
 import sys
 import tempfile
@@ -74,9 +72,8 @@ def ways(b: Bench, settings: Detection) -> dict[str, tuple[dict[str, Any], dict[
     library = {"build": lambda *given: Library(build(*given))}
     found = {"torchvision": (library, {}, {}), "called": ({"Recorded": lambda function, _: function}, {}, {})}
     if b.gpu:
-        found = {"torchvision": (library, {}, {}), "recorded": ({}, {}, {}), "recorded, bf16": ({}, BF16, {}),
-                 "torchvision, bf16": (library, BF16, {}), **found}  # fmt: skip
-        found["compiled and recorded, bf16"] = ({}, BF16 | {"compile": True}, {})
+        found |= {"recorded": ({}, {}, {}), "recorded, bf16": ({}, BF16, {}), "torchvision, bf16": (library, BF16, {}),
+                  "compiled and recorded, bf16": ({}, BF16 | {"compile": True}, {})}  # fmt: skip
     if settings.network == "r50-fpn" and importlib.util.find_spec("detectron2"):
         found["detectron2"] = ({}, {}, {"backend": "detectron2"})
     return found
@@ -148,9 +145,7 @@ def diffusion(b: Bench) -> None:
     for name, batch, changed in cases:
         device, used = replace(b.device, **changed), {"network": name, "batch": batch}
         used |= {"precision": str(device.dtype).removeprefix("torch."), "compiled": device.compile}
-        P = load_profile(name)
-        settings = P.diffusion.denoiser.model_copy(update={"batch_size": batch})
-        P = P.model_copy(update={"diffusion": P.diffusion.model_copy(update={"denoiser": settings})})
+        P = load_profile(name, changes={"diffusion.denoiser.batch_size": batch})
         try:
             if not changed:
                 for what, call in usual_loop(P, device).items():
@@ -175,31 +170,7 @@ def diffusion(b: Bench) -> None:
             b.failed("diffusion", error, **used)
 
 
-def run(b: Bench) -> None:
-    """The smoke run through papermill, as far as it gets, from the stamps of its stages."""
-    import psutil  # comes with Snakemake, which other blocks do without
-
-    home, limit, cut_off = b.folder(), float(os.environ["COMPANION_BLOCK_S"]), False
-    env = {**os.environ, "COMPANION_RUNS": str(home / "runs"), "COMPANION_DATA": str(home / "data")}
-    asked = ["smoke", "--cores", str(os.cpu_count()), "--set", f"device.name={b.name}"]
-    began, log = time.time(), home / "log"
-    with log.open("w") as out:
-        job = subprocess.Popen([sys.executable, "-m", "companion.cli", "run", *asked], env=env, stdout=out, stderr=out)
-        try:
-            job.wait(timeout=limit - START)
-        except subprocess.TimeoutExpired:  # a run that is told to stop lets its jobs end first, which takes too long
-            cut_off = True
-            for process in [*psutil.Process(job.pid).children(recursive=True), job]:
-                process.kill()
-    said = {"cut_off": cut_off, "wall_s": time.time() - began, "last": log.read_text()[-600:]}
-    b.say("run", ok=None if cut_off else job.wait() == 0, **said)
-    for path in sorted(home.glob("runs/**/stamp.json"), key=lambda path: path.stat().st_mtime):
-        stamp = json.loads(path.read_text(encoding="utf-8"))
-        named = {key: stamp[key] for key in ("notebook", "device", "wall_s", "peak_memory_mib")}
-        b.say("stage", path=str(path.parent.relative_to(home / "runs")), **named)
-
-
-SHARES = {card: 10, correct: 75, detector: 120, diffusion: 90, side: 75, run: 70}  # of --seconds
+SHARES = {card: 10, correct: 75, detector: 120, diffusion: 90, side: 75}  # of --seconds
 BLOCKS = {f.__name__: f for f in SHARES}
 
 
@@ -226,15 +197,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         for name, share in shares.items():
             limit = START + left * share / sum(shares.values())
-            words, env = command(given.device, name, given.each, Path(work)), {"COMPANION_BLOCK_S": str(limit)}
-            with subprocess.Popen(words, env={**os.environ, **env}, start_new_session=True) as job:
-                try:
-                    ended = f"ended with exit code {job.wait(timeout=limit)}"
-                except subprocess.TimeoutExpired:
-                    os.killpg(job.pid, signal.SIGKILL)
-                    ended = f"cut off after {limit:.0f} s"
-            if job.returncode:
-                Bench.say(name, ok=False, error=ended)
+            try:
+                subprocess.run(command(given.device, name, given.each, Path(work)), timeout=limit, check=True)
+            except subprocess.CalledProcessError as error:
+                Bench.say(name, ok=False, error=f"ended with exit code {error.returncode}")
+            except subprocess.TimeoutExpired:  # what it has started ends with it
+                Bench.say(name, ok=False, error=f"cut off after {limit:.0f} s")
 
 
 if __name__ == "__main__":

@@ -166,18 +166,16 @@ def real(folder: Path | None) -> tuple[str, str, str]:
 def numbers(found: dict[str, Change], measured: str, on_real: tuple[str, str], level: float) -> str:
     """HTML of the numbers beside the picture: headline, finding or naming, real micrographs, chance of seeing it."""
     one = found[measured]
-    headline = f"{NAMES[measured]}, {MEANS[measured]}, the headline: {direction(one.low, one.high)}"
-    tiles = [(one.said(level), headline)]
-    parts = [f for name, f in found.items() if name != measured and name != "f1_hm" and np.isfinite(f.gain)]
+    tiles = [(one.said(level), f"{NAMES[measured]}, {MEANS[measured]}, the headline: {direction(one.low, one.high)}")]
+    parts = [f for name, f in found.items() if name not in (measured, "f1_hm") and np.isfinite(f.gain)]
     if parts:  # the one whose change stands out most
         most = max(parts, key=lambda f: abs(f.gain) / (f.high - f.low) if f.high > f.low else 0.0)
         how = direction(most.low, most.high)
         tiles.append((most.said(level), f"{NAMES[most.measure]}, {MEANS[most.measure]}: {how}"))
-    sure = [f"{100 * p:.0f} %" if not p >= 0.995 else "> 99 %" for p in (one.chance, one.chance_of_one)]
-    chance = ["unknown" if "nan" in said else said for said in sure]
+    chance = ["unknown" if np.isnan(p) else "> 99 %" if p >= 0.995 else f"{100 * p:.0f} %"
+              for p in (one.chance, one.chance_of_one)]  # fmt: skip
     what = f"chance that a study of this size sees a change of {PAPER_GAIN}; {chance[1]} in one condition by itself"
     tiles += [on_real, (chance[0], what)]
-    split = [(*(value.split(" (", 1) if " (" in value else (value, "")), what) for value, what in tiles]
     rows = (f"<div><b>{html.escape(value)}</b> <small>{html.escape(more.rstrip(')'))}</small><span>{html.escape(what)}"
-            "</span></div>" for value, more, what in split)  # fmt: skip
+            "</span></div>" for said, what in tiles for value, _, more in [said.partition(" (")])  # fmt: skip
     return f'<div class="numbers">{"".join(rows)}</div>\n'

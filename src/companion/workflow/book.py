@@ -98,8 +98,7 @@ def assemble(run: Run, real: Run, target: Path) -> dict[str, Path]:
 def page(name: str, folder: Path) -> NotebookNode:
     """A notebook as a page: its text as it is now, its outputs as it was executed in `folder`.
 
-    Without papermill's own cell. Where the code has other cells by now, all of
-    the executed copy is shown (its badge says that it is stale).
+    Without papermill's own cell. Where the code has other cells by now, the executed copy (its badge says: stale).
     """
     executed = reference_run.executed(folder / EXECUTED)
     executed.cells = [c for c in executed.cells if "injected-parameters" not in c.metadata.get("tags", [])]
@@ -171,12 +170,11 @@ def main() -> None:
     """
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("profile")
-    parser.add_argument("--dataset")
     parser.add_argument("--cores", type=int, default=2)
     given = parser.parse_args()
     try:
-        run = run_of(load_profile(given.profile, dataset=given.dataset), given.cores)
-        at = assemble(run, run_of(load_profile("real"), given.cores), layout.root() / "book" / "executed")
+        run, real = (run_of(load_profile(name), given.cores) for name in (given.profile, "real"))
+        at = assemble(run, real, layout.root() / "book" / "executed")
         figures = [figure for name in at if name != REAL for figure in at[name].glob("figures/fig[1-5].*")]
         with atomic_folder(layout.root() / ("figures" if run.drawn != run.tree else "_build/figures")) as folder:
             for figure in figures:

@@ -85,7 +85,7 @@ def _taken_over(folder: Path, made_from: Mapping[str, Any], tree: Path) -> bool:
         stamp = freshness.read_stamp(there) if other != tree else None
         same = stamp and all(stamp.get(key) == value for key, value in made_from.items()) and "left_out" not in stamp
         if same and (there / EXECUTED).exists() and freshness.outputs(there) == stamp["outputs"]:
-            _clear(folder, weights=True)
+            _clear(folder)
             for file in (STAMP, EXECUTED, *stamp["outputs"]):
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(there / file, folder / file)
@@ -94,13 +94,13 @@ def _taken_over(folder: Path, made_from: Mapping[str, Any], tree: Path) -> bool:
     return False
 
 
-def _clear(folder: Path, weights: bool = False) -> None:
+def _clear(folder: Path) -> None:
     """Remove what an earlier run left, but for what a training goes on from: checkpoints and (by identity) weights."""
     for path in sorted(folder.rglob("*"), reverse=True):
         if path.is_dir():
             with suppress(OSError):
                 path.rmdir()
-        elif path.name != ".lock" and "checkpoint" not in path.parts and (weights or path.suffix != ".safetensors"):
+        elif path.name != ".lock" and "checkpoint" not in path.parts and path.suffix != ".safetensors":
             path.unlink()
 
 

@@ -61,8 +61,7 @@ def runs_in(folder: Path) -> AbstractContextManager:
 def bundle(P: Profile, out: Path, purpose: Literal["book", "resume"]) -> list[Path]:
     """Pack a run into the folder `out`, which must not be there or be empty; returns the files written.
 
-    For the "book" a complete run, without what no page needs; to "resume" every stage that is fresh, whole. A
-    `CompanionError` says that the run is not complete ("book"), holds nothing ("resume"), is too large for git (the
+    A `CompanionError` says that the run is not complete ("book"), holds nothing ("resume"), is too large for git (the
     largest files are named), or tells where on this machine it was made.
     """
     from companion.workflow.book import shown

@@ -6,8 +6,8 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock, patch
@@ -125,8 +125,13 @@ class Bench:
         """Print one finding; `ok` is None where nothing can be wrong."""
         print(json.dumps({"what": what, "ok": ok, **values}), flush=True)
 
-    def failed(self, what: str, error: Exception, **values: Any) -> None:
-        self.say(what, ok=False, **values, error=f"{type(error).__name__}: {error}"[:1000])
+    @contextmanager
+    def trying(self, what: str, **values: Any) -> Iterator[None]:
+        """Say of an error that it came: what is found of other things counts."""
+        try:
+            yield
+        except Exception as error:
+            self.say(what, ok=False, **values, error=f"{type(error).__name__}: {error}"[:1000])
 
     def patches(self, size: int = 128) -> Patches:
         """Patches of four phantom micrographs, drawn once for all blocks."""

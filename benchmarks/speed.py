@@ -87,7 +87,7 @@ def detector(b: Bench) -> None:
         size, settings = networks(b)[name]
         patches, (replaced, changed, other) = b.patches(size), ways(b, settings)[way]
         device, now = replace(b.device, **changed), settings.model_copy(update={"steps": 100_000, **other})
-        try:
+        with b.trying("detector, training", network=name, way=way):
             step, parts = real_step(b.detector(now, device, patches, **replaced))
             theirs.setdefault(name, step)
             found = b.rates({way: step, "torchvision": theirs[name]}, settings.batch_size)
@@ -99,8 +99,6 @@ def detector(b: Bench) -> None:
                 calls = {one: lambda _, d=d, i=some: predict(d, i, b.device) for one, d in tried.items()}
                 for one, rates in b.rates(calls, len(some)).items():
                     b.say("detector, prediction", network=name, way=one, **rates)
-        except Exception as error:
-            b.failed("detector, training", error, network=name, way=way)
 
 
 def side(b: Bench) -> None:
@@ -146,7 +144,7 @@ def diffusion(b: Bench) -> None:
         device, used = replace(b.device, **changed), {"network": name, "batch": batch}
         used |= {"precision": str(device.dtype).removeprefix("torch."), "compiled": device.compile}
         P = load_profile(name, changes={"diffusion.denoiser.batch_size": batch})
-        try:
+        with b.trying("diffusion", **used):
             if not changed:
                 for what, call in usual_loop(P, device).items():
                     b.say(f"the usual loop: {what}", **used, **b.rate(call, batch))
@@ -166,8 +164,6 @@ def diffusion(b: Bench) -> None:
                 minutes = 10_000 / found["images_per_s"] / 60 * factor
                 b.say(f"sampling, {sampler}, {steps * factor} steps", **used, timed_steps=steps, **found,
                       extrapolated_minutes_for_10000=minutes)  # fmt: skip
-        except Exception as error:
-            b.failed("diffusion", error, **used)
 
 
 SHARES = {card: 10, correct: 75, detector: 120, diffusion: 90, side: 75}  # of --seconds

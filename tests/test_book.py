@@ -23,7 +23,6 @@ from project import Project
 from companion.config import load_profile
 from companion.provenance import write_json, write_table
 from companion.workflow import book, pages, reference_run
-from companion.workflow.answer import Results
 
 ROOT = Path(__file__).resolve().parents[1]
 BOOK = ROOT / "book"
@@ -73,7 +72,9 @@ def test_pages_include_what_a_run_writes(tmp_path: Path) -> None:
     write_json(tmp_path / "claims.json", {"claims": CLAIMS})
     write_table(tmp_path / "chosen.parquet", CHOSEN)
     executed = tmp_path / "executed"
-    pages.write_fragments(executed, Results(P, dict.fromkeys(("07_thresholds", "11_claims"), tmp_path)), [(STAMP, [])])
+    pages.write_fragments(
+        executed, book.Results(P, dict.fromkeys(("07_thresholds", "11_claims"), tmp_path)), [(STAMP, [])]
+    )
     included = [n for p in BOOK.glob("*.md") for n in re.findall(r"\{include\} executed/(\S+)", p.read_text("utf-8"))]
     copied = {"course.md"}  # of the course, by `book.assemble`
     assert set(included) == {path.name for path in executed.glob("*.md")} | copied

@@ -15,20 +15,20 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import yaml
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from companion import provenance
 from companion.config import Profile
 from companion.errors import CompanionError
 from companion.layout import Layout, shown
+from companion.workflow import status
 from companion.workflow.freshness import DONE, ERROR, read_stamp, stamps
-from companion.workflow.status import Job, duration, error_of, expected, jobs, last_error, progress_of, snakemake, title
+from companion.workflow.status import CONSOLE, Job, duration, error_of, jobs
 
 LOG = "snakemake.log"
 
 
-def run(P: Profile, cores: int, console: Console, cluster: Path | None = None) -> int:
+def run(P: Profile, cores: int, cluster: Path | None = None) -> int:
     """Run every stage that is missing or stale, here on `cores` or as the Snakemake profile in `cluster` says.
 
     Returns
@@ -38,13 +38,13 @@ def run(P: Profile, cores: int, console: Console, cluster: Path | None = None) -
     for told in (signal.SIGINT, signal.SIGTERM):  # being told to end is an interrupt; a script's `&` ignores SIGINT
         signal.signal(told, signal.default_int_handler)
     try:
-        return _run(P, cores, console, cluster)
+        return _run(P, cores, cluster)
     except KeyboardInterrupt:
-        console.print("interrupted; what is finished is kept, and the same command continues from here")
+        CONSOLE.print("interrupted; what is finished is kept, and the same command continues from here")
         return 130
 
 
-def _run(P: Profile, cores: int, console: Console, cluster: Path | None) -> int:
+def _run(P: Profile, cores: int, cluster: Path | None) -> int:
     here = ["--cores", str(cores), "--resources", f"gpu={P.jobs_per_device}"]
     where = here if cluster is None else _submission(cluster)
     _check_data(P)
@@ -53,13 +53,13 @@ def _run(P: Profile, cores: int, console: Console, cluster: Path | None) -> int:
         found = jobs(P)
         waiting = [job for job in found if job.why != []]
         if not waiting:
-            console.print(f"{title(P)}: nothing to do, every stage is fresh. {shown(tree)}")
+            CONSOLE.print(f"{status.title(P)}: nothing to do, every stage is fresh. {shown(tree)}")
             return 0
-        console.print(f"{title(P)}: {expected(P, found, cores)[1]}")
+        CONSOLE.print(f"{status.title(P)}: {status.expected(P, found, cores)[1]}")
         for job in waiting:
             for file in (ERROR, DONE):
                 (tree / job.folder / file).unlink(missing_ok=True)
-        command, environment = snakemake(P, *where, "--keep-going", "--quiet", "progress")
+        command, environment = status.snakemake(P, *where, "--keep-going", "--quiet", "progress")
         with open(tree / LOG, "w", encoding="utf-8") as log:
             # A session of its own: an interrupt reaches Snakemake once, from here, and not its jobs out of order.
             # It holds the folder's lock as well: should only this process be killed, no second run starts beside it.
@@ -67,12 +67,12 @@ def _run(P: Profile, cores: int, console: Console, cluster: Path | None) -> int:
                 command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, pass_fds=[lock], env=environment
             )
             try:
-                done = _follow(process, P, tree, waiting, cores, console)
+                done = _follow(process, P, tree, waiting, cores)
             except KeyboardInterrupt:
                 _stop(process)
                 raise
     if process.returncode == 0:
-        console.print(done, highlight=False, soft_wrap=True)
+        CONSOLE.print(done, highlight=False, soft_wrap=True)
         return 0
     refused = {job.folder: text for job in waiting if (text := error_of(tree / job.folder))}
     for folder, text in refused.items():
@@ -80,7 +80,7 @@ def _run(P: Profile, cores: int, console: Console, cluster: Path | None) -> int:
     if not refused and provenance.is_full(tree):
         raise CompanionError(f"{shown(tree)}: No space left on device; what is finished is kept")
     if not refused:
-        told = last_error((tree / LOG).read_text(encoding="utf-8"))
+        told = status.last_error((tree / LOG).read_text(encoding="utf-8"))
         print(f"error: Snakemake stopped: {told or 'it does not say why'} (log: {shown(tree / LOG)})", file=sys.stderr)
     return 2 if refused else 1
 
@@ -113,13 +113,11 @@ def _submission(folder: Path) -> list[str]:
     return ["--workflow-profile", str(settings.parent)]
 
 
-def _follow(
-    process: subprocess.Popen[bytes], P: Profile, tree: Path, waiting: list[Job], cores: int, console: Console
-) -> str:
+def _follow(process: subprocess.Popen[bytes], P: Profile, tree: Path, waiting: list[Job], cores: int) -> str:
     """Say what has finished and how long the rest will take, until the process has ended; returns it in short."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     before, began, left, walls, ended = stamps(tree), time.time(), [*waiting], {}, False
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=CONSOLE, transient=True, disable=not CONSOLE.is_terminal) as progress:
         task = progress.add_task("stages", total=len(waiting))
         while not ended:
             ended = process.poll() is not None
@@ -130,11 +128,11 @@ def _follow(
                 if stamp and stamp != before.get(job.folder):
                     walls[job.folder] = stamp["wall_s"]
                     how = duration(stamp["wall_s"])
-                rest = expected(P, left, cores)[0]["what is left"].sum()
+                rest = status.expected(P, left, cores)[0]["what is left"].sum()
                 how += f", {duration(time.time() - began)} so far{f', about {duration(rest)} left' if rest else ''}"
                 at = f"{len(waiting) - len(left):>3}/{len(waiting)}"
-                console.print(f"  {at}  {job.folder}  {how}", highlight=False)
-            running = [f"{job.folder}: {text}" for job in left if (text := progress_of(tree / job.folder))]
+                CONSOLE.print(f"  {at}  {job.folder}  {how}", highlight=False)
+            running = [f"{job.folder}: {text}" for job in left if (text := status.progress_of(tree / job.folder))]
             progress.update(task, description="; ".join(running[:2]) or "stages")
             time.sleep(0 if ended else 0.5)
     return f"{len(waiting)} stages done in {duration(time.time() - began)}, {_summary(tree, walls)}"

@@ -24,6 +24,8 @@ from companion.errors import CompanionError
 from companion.layout import Layout, shown
 from companion.workflow.freshness import ERROR, input_hash, read_stamp, stamps, states
 
+CONSOLE = Console(width=None if sys.stdout.isatty() else 240)  # what is piped keeps whole lines
+
 
 class Job(NamedTuple):
     """One stage of a run: its rule in the Snakefile, its folder below the run's, and why it must run again.
@@ -96,7 +98,7 @@ def last_error(log: str) -> str:
     return told[-1].strip() if told else ""
 
 
-def status(P: Profile, console: Console) -> None:
+def status(P: Profile) -> None:
     """Print every stage as fresh, stale (and because of what), running or missing."""
     tree, counts = tree_of(P), Counter[str]()
     table = Table("stage", "state", "why", "wall time", title=f"{title(P)} · {shown(tree)}", title_justify="left")
@@ -106,17 +108,17 @@ def status(P: Profile, console: Console) -> None:
         counts[state.partition("]")[2]] += 1
         said = "; ".join(job.why or []) or progress_of(folder) or error_of(folder)
         table.add_row(job.folder, state, said, duration(stamp["wall_s"]) if stamp else "")
-    console.print(table)
+    CONSOLE.print(table)
     others = "".join(f", {counts[state]} {state}" for state in ("stale", "missing") if counts[state])
-    console.print(f"{counts['fresh']} of {counts.total()} stages fresh{others}", highlight=False)
+    CONSOLE.print(f"{counts['fresh']} of {counts.total()} stages fresh{others}", highlight=False)
 
 
-def plan(P: Profile, cores: int, console: Console) -> None:
+def plan(P: Profile, cores: int) -> None:
     """Print what is done and what is left, and how long it will take: stages left times what one took before."""
     table, said = expected(P, jobs(P), cores)
     words = table.to_string(index=False, float_format=lambda seconds: duration(seconds), na_rep="?")
     free = shutil.disk_usage(next(p for p in (layout.runs(), *layout.runs().parents) if p.exists())).free
-    console.print(
+    CONSOLE.print(
         f"{title(P)}, {cores} cores\n{words}\n{said}; {free / 2**30:.0f} GiB of disk are free",
         highlight=False, soft_wrap=True,
     )  # fmt: skip

@@ -21,20 +21,11 @@ from companion.plots import data_name
 from companion.provenance import atomic_folder, write_text
 from companion.workflow import found, pages, reference_run, tables, teaching
 from companion.workflow.answer import Results
-from companion.workflow.freshness import EXECUTED, read_stamp, stamps, states
-from companion.workflow.reference_run import REAL
+from companion.workflow.freshness import EXECUTED, read_stamp, states
+from companion.workflow.reference_run import REAL, shown
 
 SMALL = 200_000  # bytes of a file of results that a page offers
 STUDIES = {"14_annotation_bias": "studies.bias_n_train", "15_distribution_shift": "studies.shifts"}
-
-
-def shown(P: Profile, tree: Path) -> dict[str, Path]:
-    """The folder whose run stands on the page of each notebook: first split, largest N, EXP+GEN, first seed."""
-    arm = "EXP+GEN" if "EXP+GEN" in P.arms else P.arms[0]
-    page = {"split": P.split_names[0], "n_train": str(P.sizes[-1]), "arm": arm, "seed": str(P.seeds[0])}
-    page |= {"model": "1", "masks": "plain"}
-    return {stamp["notebook"]: tree / folder for folder, stamp in stamps(tree).items()
-            if stamp["keys"].items() <= page.items()}  # fmt: skip
 
 
 class Run(NamedTuple):

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
@@ -86,12 +86,17 @@ def _taken_over(folder: Path, made_from: Mapping[str, Any], tree: Path) -> bool:
         same = stamp and all(stamp.get(key) == value for key, value in made_from.items()) and "left_out" not in stamp
         if same and (there / EXECUTED).exists() and freshness.outputs(there) == stamp["outputs"]:
             _clear(folder)
-            for file in (STAMP, EXECUTED, *stamp["outputs"]):
-                (folder / file).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(there / file, folder / file)
+            copy(there, folder, [EXECUTED, *stamp["outputs"]])
             print(f"taken over from {layout.shown(there)}")
             return True
     return False
+
+
+def copy(stage: Path, target: Path, names: Iterable[str]) -> None:
+    """Copy the stamp of a stage and the files of these names."""
+    for name in (STAMP, *names):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(stage / name, target / name)
 
 
 def _clear(folder: Path) -> None:

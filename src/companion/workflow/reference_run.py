@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from multiprocessing import get_context
@@ -28,7 +28,7 @@ from companion.errors import CompanionError, problems
 from companion.layout import Layout
 from companion.provenance import atomic_folder, hash_file, write_json, write_table
 from companion.workflow import freshness, job
-from companion.workflow.freshness import EXECUTED, STAMP, read_stamp
+from companion.workflow.freshness import EXECUTED, STAMP, read_stamp, stamps
 from companion.workflow.status import jobs
 
 TOLERANCE = 1e-6  # of numbers that are computed again
@@ -44,11 +44,20 @@ PER_DEFECT = ("index.parquet", "table.parquet", "drawn.parquet", "statistics.par
 READ_BY_PAGES = ("masks-plain/patches/table.parquet", "masks-rare/patches/table.parquet", "patches/index.parquet")
 
 
+def shown(P: Profile, tree: Path) -> dict[str, Path]:
+    """The folder whose run stands on the page of each notebook: first split, largest N, EXP+GEN, first seed."""
+    arm = "EXP+GEN" if "EXP+GEN" in P.arms else P.arms[0]
+    page = {"split": P.split_names[0], "n_train": str(P.sizes[-1]), "arm": arm, "seed": str(P.seeds[0])}
+    page |= {"model": "1", "masks": "plain"}
+    return {stamp["notebook"]: tree / folder for folder, stamp in stamps(tree).items()
+            if stamp["keys"].items() <= page.items()}  # fmt: skip
+
+
 @contextmanager
 def committed(P: Profile) -> Iterator[bool]:
     """Let ``results/`` be the folder of runs where a profile's run is committed there and none is here; yield which."""
     kept = layout.root() / "results"
-    use = not freshness.stamps(Layout(P).tree) and (kept / P.folder / Path(P.dataset).name).is_dir()
+    use = not stamps(Layout(P).tree) and (kept / P.folder / Path(P.dataset).name).is_dir()
     with runs_in(kept if use else layout.runs()):
         yield use
 
@@ -64,24 +73,22 @@ def bundle(P: Profile, out: Path, purpose: Literal["book", "resume"]) -> list[Pa
     A `CompanionError` says that the run is not complete ("book"), holds nothing ("resume"), is too large for git (the
     largest files are named), or tells where on this machine it was made.
     """
-    from companion.workflow.book import shown
-
     if out.exists() and any(out.iterdir()):
         raise CompanionError(f"--out {out} holds something already; give a folder that is empty or not there yet")
     tree, found = Layout(P).tree, jobs(P)
-    waiting = [job for job in found if job.why != []]
+    waiting = [each for each in found if each.why != []]
     if waiting and (purpose == "book" or len(waiting) == len(found)):
-        said = (f"{job.folder}: {'; '.join(job.why or ['missing'])}" for job in waiting)
+        said = (f"{each.folder}: {'; '.join(each.why or ['missing'])}" for each in waiting)
         raise problems(f"the run of {P.name} is not complete; `companion run {P.name}` makes it:", said)
     of_real = (REAL, "05_generated_images")  # whose pictures it shows; the book has no other page of that run
     pages = [folder for name, folder in shown(P, tree).items() if P.name != "real" or name in of_real]
     with atomic_folder(out) as folder:
-        for job in (job for job in found if job.why == []):
-            stage, target = tree / job.folder, folder / P.folder / tree.name / job.folder
+        for name in (each.folder for each in found if each.why == []):
+            stage, target = tree / name, folder / P.folder / tree.name / name
             if purpose == "book":
                 _pack(stage, target, stage in pages, P.evaluation.confidence)
             else:
-                _copy(stage, target, (read_stamp(stage) or {})["outputs"])
+                job.copy(stage, target, (read_stamp(stage) or {})["outputs"])
             if purpose == "resume" or stage in pages:
                 nbformat.write(executed(stage / EXECUTED), target / EXECUTED)
         _check(folder, purpose)
@@ -92,7 +99,7 @@ def _pack(stage: Path, target: Path, page: bool, least_score: float) -> None:
     """Copy what the book needs of a stage, and say in its stamp what is left out."""
     stamp = read_stamp(stage) or {}
     names = [name for name in stamp["outputs"] if _is_packed(stage, name, page)]
-    _copy(stage, target, names)
+    job.copy(stage, target, names)
     for name in (name for name in names if name.startswith("predictions/")):
         # Masks below the score at which pages look at them are most of the file.
         table = pd.read_parquet(target / name)
@@ -111,12 +118,6 @@ def executed(path: Path) -> NotebookNode:
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
     found.metadata.pop("papermill", None)
     return found
-
-
-def _copy(stage: Path, target: Path, names: Iterable[str]) -> None:
-    for name in (STAMP, *names):
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(stage / name, target / name)
 
 
 def _is_packed(stage: Path, name: str, page: bool) -> bool:
@@ -178,7 +179,7 @@ def unbundle(source: Path) -> str:
     for stage, names in taken.items():
         if read_stamp(place := target / stage.relative_to(tree)) is None:
             with atomic_folder(place) as folder:
-                _copy(stage, folder, [*names, *([EXECUTED] if (stage / EXECUTED).is_file() else [])])
+                job.copy(stage, folder, [*names, *([EXECUTED] if (stage / EXECUTED).is_file() else [])])
     return f"{len(taken)} stages of {target.parent.name} on {target.name}: {layout.shown(target)}"
 
 

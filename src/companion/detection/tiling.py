@@ -7,7 +7,7 @@ that ImageJ opens. Of a montage only what was found is kept, tile by tile.
 from __future__ import annotations
 
 import os
-from collections import Counter
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
@@ -21,7 +21,6 @@ from roifile import ImagejRoi, roiwrite
 from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components
 from skimage.measure import find_contours
-from tqdm import tqdm
 
 from companion.detection import plots
 from companion.detection.batched import BatchedDetector
@@ -42,6 +41,7 @@ MEASURED = {
     "area_px": "int64", "size_px": "float64", "cut": "bool", "mask": "object", "outline": "object",
 }  # fmt: skip
 COLUMNS = ["image", *MEASURED, "x_nm", "y_nm", "size_nm"]
+EVERY = 5  # s between two lines on how far it is
 AT_ONCE = 16  # tiles that a thread looks at before what they show is put away: a batch of `predict`
 THREADS = min(os.cpu_count() or 1, 4)
 NEAR = 3  # px from its tile's border within which a box is cut by it: boxes of defects that go on end up to there
@@ -180,15 +180,18 @@ def _pairs(masks: csr_array) -> NDArray[np.int64]:
 
 def micrograph_files(given: Sequence[Path], skip: Path) -> dict[str, Path]:
     """Files by name: of a folder those in it and below, named from there, but for what lies in the folder `skip`."""
-    inside = [Pictures(path, skip).files if path.is_dir() else {path.name: path} for path in given]
-    wrong = [f"{path} has no micrographs ({', '.join(IMAGE_SUFFIXES)})"
-             for path, files in zip(given, inside, strict=True) if not files]  # fmt: skip
-    stems = Counter(name.removesuffix(file.suffix) for files in inside for name, file in files.items())
-    wrong += [f"several micrographs are called {stem}: their overlays would be one file"
-              for stem, count in stems.items() if count > 1]  # fmt: skip
-    if wrong:
-        raise problems("micrographs that cannot be used", wrong)
-    return {name: file for files in inside for name, file in files.items()}
+    files, found = {}, []
+    for path in given:
+        inside = Pictures(path, skip).files if path.is_dir() else {path.name: path}
+        if not inside:
+            found.append(f"{path} has no micrographs ({', '.join(IMAGE_SUFFIXES)})")
+        for name, file in inside.items():
+            if (stem := name.removesuffix(file.suffix)) in files:
+                found.append(f"several micrographs are called {stem}: their overlays would be one file")
+            files[stem] = (name, file)
+    if found:
+        raise problems("micrographs that cannot be used", found)
+    return dict(files.values())
 
 
 def predict_micrographs(
@@ -206,7 +209,7 @@ def predict_micrographs(
     pixel_size_nm : nm per px, whatever the files state; where neither says it, sizes are in px alone
     confidence : smallest score
     crop_bottom : rows to leave out, see `read_micrograph`
-    say : gets what deserves to be known of a file
+    say : gets what deserves to be known of a file, and, every few seconds, a line on how far it is
 
     Returns
     -------
@@ -217,21 +220,31 @@ def predict_micrographs(
     for name, path in files.items():  # one in memory at a time
         picture = read_micrograph(path, crop_bottom)
         shapes[name], stated = picture.pixels.shape, picture.pixel_size_nm
-        scales[name] = used = pixel_size_nm or stated
-        unlike = stated and abs(stated / used - 1) > 0.01
-        for note in (*picture.notes, *[f"it states {stated:g} nm per px, {used:g} is used"][: bool(unlike)]):
+        scales[name] = pixel_size_nm or stated
+        notes = picture.notes
+        if pixel_size_nm and stated and abs(stated / pixel_size_nm - 1) > 0.01:
+            notes = (*notes, f"it states {stated:g} nm per px, {pixel_size_nm:g} is used")
+        for note in notes:
             say(f"{name}: {note}")
     detector, about = load_detector(Path(weights), device)
     if isinstance(detector, BatchedDetector):  # a third of the time goes into masks of what would not count
         roi = detector.network.roi_heads
         roi.score_thresh = max(roi.score_thresh, confidence - 1e-6)
-    classes, size = dict(enumerate(about["classes"], start=1)), about["patch_size"]
+    classes, size, done = dict(enumerate(about["classes"], start=1)), about["patch_size"], 0
     total = sum(prod(len(tile_starts(max(side, size), size)) for side in shape) for shape in shapes.values())
-    progress = tqdm(total=total, unit="tile", mininterval=5)
+    begun = said = time.monotonic()
+
+    def count(tiles: int) -> None:
+        nonlocal done, said
+        done, now = done + tiles, time.monotonic()
+        if now > said + EVERY or done == total:
+            said = now
+            say(f"{done} of {total} tiles, {(now - begun) / done * (total - done):.0f} s left")
+
     tables, written = [], [folder / "defects.csv", folder / "defects.json"]
     for name, path in files.items():
         pixels = to_uint8(read_micrograph(path, crop_bottom).pixels)
-        table = detect_micrograph(detector, size, pixels, device, confidence, progress.update)
+        table = detect_micrograph(detector, size, pixels, device, confidence, count)
         table["class"] = table["class"].map(classes)
         figure = plots.overlay(pixels, table, about["classes"])
         written.append((folder / name).with_name(f"{path.stem}-overlay.png"))
@@ -245,7 +258,6 @@ def predict_micrographs(
             with atomic(written[-1]) as temporary:
                 roiwrite(temporary, rois, mode="w")
         tables.append(table.assign(image=name))
-    progress.close()
     table = pd.concat(tables, ignore_index=True)
     for name in ("x", "y", "size"):
         table[f"{name}_nm"] = table[f"{name}_px"] * table["image"].map(scales).astype(float)

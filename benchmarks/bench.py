@@ -6,11 +6,11 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import numpy as np
 import torch
@@ -40,22 +40,12 @@ SEEDS = Seeds(1, "speed")
 Step = Callable[[int], Any]
 
 
-class _StepError(Exception):
-    """Carries a training's step out of the function that trains."""
-
-
 def real_step(train: Callable[[], object]) -> tuple[Step, dict[str, Any]]:
     """The step of a training, and what it changes, as `train` gives them to `training.fit`."""
-
-    def fit(step: Step, parts: dict[str, Any], **_: Any) -> None:
-        raise _StepError(step, parts)
-
-    with patch.object(training, "fit", fit), patch.object(detectors, "fit", fit):
-        try:
-            train()
-        except _StepError as found:
-            return found.args
-    raise AssertionError("this training was finished before; remove its folder")
+    fit = Mock(side_effect=InterruptedError)
+    with patch.object(training, "fit", fit), patch.object(detectors, "fit", fit), suppress(InterruptedError):
+        train()
+    return fit.call_args.args
 
 
 class Library:
@@ -135,8 +125,13 @@ class Bench:
         """Print one finding; `ok` is None where nothing can be wrong."""
         print(json.dumps({"what": what, "ok": ok, **values}), flush=True)
 
-    def failed(self, what: str, error: Exception, **values: Any) -> None:
-        self.say(what, ok=False, **values, error=f"{type(error).__name__}: {error}"[:1000])
+    @contextmanager
+    def trying(self, what: str, **values: Any) -> Iterator[None]:
+        """Say of an error that it came: what is found of other things counts."""
+        try:
+            yield
+        except Exception as error:
+            self.say(what, ok=False, **values, error=f"{type(error).__name__}: {error}"[:1000])
 
     def patches(self, size: int = 128) -> Patches:
         """Patches of four phantom micrographs, drawn once for all blocks."""

@@ -35,16 +35,14 @@ def correct(b: Bench) -> None:
     half = 20 if b.gpu else 1
     settings = b.P.detection.model_copy(update={"steps": 2 * half, "checkpoint_every": half})
     for check in (_detector, _operators, _diffusion, _resume, _waits, _detections):
-        try:
+        with b.trying(check.__name__):
             check(b, settings, b.patches())
-        except Exception as error:  # what is found of the others counts
-            b.failed(check.__name__, error)
 
 
 def _first(train: Callable[[], object]) -> tuple[Tensor, Tensor]:
     """Losses and gradients of a training's first step."""
     step, parts = real_step(train)
-    optimizer, losses = parts["optimizer"], {}
+    optimizer = parts["optimizer"]
     with patch.object(type(optimizer), "step", lambda *_: None):  # not what Adam makes of the gradients
         losses = step(0)
     gradients = [p.grad.flatten().cpu() for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
@@ -152,13 +150,10 @@ def _waits(b: Bench, settings: Detection, patches: Patches) -> None:
         for number in range(4):
             step(number)  # where things are allocated, recorded and copied once
         torch.cuda.set_sync_debug_mode("error")
-        try:
+        with b.trying(what):
             step(4), step(5)
             b.say(what, ok=True)
-        except Exception as error:
-            b.failed(what, error)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def _detections(b: Bench, settings: Detection, patches: Patches) -> None:

@@ -20,6 +20,7 @@ from companion.workflow import freshness, job
 
 PROJECT = Path(__file__).resolve().parents[1]
 AT_WORK = ".tmp-*.ipynb"  # what a notebook is executed into
+COMMIT = "commit"  # a file that names the commit that the code was copied from
 MEASURED_HOURS = "C12"  # the claim whose value is the time that a run took
 TIMES = ("started", "wall_s", "peak_memory_mib", "commit")
 
@@ -37,11 +38,6 @@ class Project:
     @property
     def settings(self) -> Path:
         return self.root / "profiles" / "faults.yaml"
-
-    @property
-    def commit(self) -> Path:
-        """Names the commit that the code was copied from."""
-        return self.root / "commit"
 
     def start(self, until: str = "") -> subprocess.Popen[str]:
         """Begin `companion run`; come back at once, or when a file named as `until` says lies in the run's tree."""
@@ -110,7 +106,7 @@ def undisturbed(folder: Path) -> Project:
             ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
             shutil.copytree(PROJECT / name, calm.root / name, ignore=ignored)
         shutil.copy(PROJECT / "Snakefile", calm.root)
-        calm.commit.write_text(job.git_commit() or "none", encoding="utf-8")
+        (calm.root / COMMIT).write_text(job.git_commit() or "none", encoding="utf-8")
         shutil.copy(Path(__file__).with_name("faults.yaml"), calm.settings)
     began = time.monotonic()
     code, said = calm.run()

@@ -21,15 +21,15 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
-from disturbed import AT_WORK, DAMAGES, Project, flip, undisturbed
+from disturbed import AT_WORK, COMMIT, DAMAGES, Project, flip, undisturbed
 
 from companion import provenance
 from companion.workflow import freshness, job
 
 CHECKPOINT = "checkpoint/denoiser.safetensors"
+TABLE = Path(__file__).with_suffix(".json")
 Ended = tuple[int, str]  # exit code, and what was said
 Rows = Iterator[tuple[str, str]]  # what was tried, and what happened
 
@@ -208,32 +208,26 @@ FAULTS: dict[str, Callable[[Trial], Rows]] = {
 }
 
 
-def tried(trial: Trial, name: str) -> list[dict[str, Any]]:
-    """Rows of the table: fault, what was tried, what happened, seconds."""
-    rows, began = [], time.monotonic()
+def tried(trial: Trial, name: str) -> bool:
+    """Try one fault and put what happened into the table, in place of an earlier trial of it; whether it failed."""
+    before = json.loads(TABLE.read_text(encoding="utf-8"))["rows"] if TABLE.exists() else []
+    rows, began = [row for row in before if row["id"] != name], time.monotonic()
     for what, happened in FAULTS[name](trial):
         took = round(time.monotonic() - began, 1)
         rows.append({"id": name, "fault": FAULTS[name].__doc__, "tried": what, "happened": happened, "s": took})
         print(f"{took:7.1f} s  {what}: {happened}", flush=True)
         began = time.monotonic()
-    return rows
-
-
-def record(table: Path, name: str, rows: list[dict[str, Any]], commit: str) -> None:
-    """Put the rows of one fault into the table in place of those of an earlier trial."""
-    before = json.loads(table.read_text(encoding="utf-8"))["rows"] if table.exists() else []
-    kept = [row for row in before if row["id"] != name] + rows
-    missing = [fault.__doc__ for key, fault in FAULTS.items() if key not in {row["id"] for row in kept}]
-    content = {"commit": commit, "device": job.processor(), "not_tried": missing,
-               "rows": sorted(kept, key=lambda row: list(FAULTS).index(row["id"]))}  # fmt: skip
-    provenance.write_json(table, content)
+    missing = [fault.__doc__ for key, fault in FAULTS.items() if key not in {row["id"] for row in rows}]
+    commit = (trial.calm.root / COMMIT).read_text(encoding="utf-8")
+    provenance.write_json(TABLE, {"commit": commit, "device": job.processor(), "not_tried": missing,
+                                  "rows": sorted(rows, key=lambda row: list(FAULTS).index(row["id"]))})  # fmt: skip
+    return any(row["happened"].startswith("FAILED") for row in rows if row["id"] == name)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=FAULTS, default=list(FAULTS))
     parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument("--table", type=Path, default=Path(__file__).with_suffix(".json"), help="of what happened")
     parser.add_argument("--work", type=Path, help="folder that keeps the undisturbed run")
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -245,9 +239,7 @@ def main() -> None:
             calm = undisturbed(work)
             trial = Trial(calm, calm.results(), folder, given.kills, random.Random(1))
             for name in given.only:
-                rows = tried(trial, name)
-                record(given.table, name, rows, calm.commit.read_text(encoding="utf-8"))
-                failed |= any(row["happened"].startswith("FAILED") for row in rows)
+                failed |= tried(trial, name)
         finally:
             for place in (work, folder):
                 Project(place).kill()

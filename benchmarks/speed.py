@@ -74,9 +74,8 @@ def ways(b: Bench, settings: Detection) -> dict[str, tuple[dict[str, Any], dict[
     library = {"build": lambda *given: Library(build(*given))}
     found = {"torchvision": (library, {}, {}), "called": ({"Recorded": lambda function, _: function}, {}, {})}
     if b.gpu:
-        found = {"torchvision": (library, {}, {}), "recorded": ({}, {}, {}), "recorded, bf16": ({}, BF16, {}),
-                 "torchvision, bf16": (library, BF16, {}), **found}  # fmt: skip
-        found["compiled and recorded, bf16"] = ({}, BF16 | {"compile": True}, {})
+        found |= {"recorded": ({}, {}, {}), "recorded, bf16": ({}, BF16, {}), "torchvision, bf16": (library, BF16, {}),
+                  "compiled and recorded, bf16": ({}, BF16 | {"compile": True}, {})}  # fmt: skip
     if settings.network == "r50-fpn" and importlib.util.find_spec("detectron2"):
         found["detectron2"] = ({}, {}, {"backend": "detectron2"})
     return found
@@ -90,7 +89,7 @@ def detector(b: Bench) -> None:
         size, settings = networks(b)[name]
         patches, (replaced, changed, other) = b.patches(size), ways(b, settings)[way]
         device, now = replace(b.device, **changed), settings.model_copy(update={"steps": 100_000, **other})
-        try:
+        with b.trying("detector, training", network=name, way=way):
             step, parts = real_step(b.detector(now, device, patches, **replaced))
             theirs.setdefault(name, step)
             found = b.rates({way: step, "torchvision": theirs[name]}, settings.batch_size)
@@ -102,8 +101,6 @@ def detector(b: Bench) -> None:
                 calls = {one: lambda _, d=d, i=some: predict(d, i, b.device) for one, d in tried.items()}
                 for one, rates in b.rates(calls, len(some)).items():
                     b.say("detector, prediction", network=name, way=one, **rates)
-        except Exception as error:
-            b.failed("detector, training", error, network=name, way=way)
 
 
 def side(b: Bench) -> None:
@@ -148,10 +145,8 @@ def diffusion(b: Bench) -> None:
     for name, batch, changed in cases:
         device, used = replace(b.device, **changed), {"network": name, "batch": batch}
         used |= {"precision": str(device.dtype).removeprefix("torch."), "compiled": device.compile}
-        P = load_profile(name)
-        settings = P.diffusion.denoiser.model_copy(update={"batch_size": batch})
-        P = P.model_copy(update={"diffusion": P.diffusion.model_copy(update={"denoiser": settings})})
-        try:
+        P = load_profile(name, changes={"diffusion.denoiser.batch_size": batch})
+        with b.trying("diffusion", **used):
             if not changed:
                 for what, call in usual_loop(P, device).items():
                     b.say(f"the usual loop: {what}", **used, **b.rate(call, batch))
@@ -171,8 +166,6 @@ def diffusion(b: Bench) -> None:
                 minutes = 10_000 / found["images_per_s"] / 60 * factor
                 b.say(f"sampling, {sampler}, {steps * factor} steps", **used, timed_steps=steps, **found,
                       extrapolated_minutes_for_10000=minutes)  # fmt: skip
-        except Exception as error:
-            b.failed("diffusion", error, **used)
 
 
 def run(b: Bench) -> None:

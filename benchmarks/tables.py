@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from companion.workflow.pages import cell, markdown_table
+from companion.workflow.pages import markdown_table
 
 RECORDS = [Path(__file__).with_name("records") / f"{device}.jsonl" for device in ("cpu", "h200")]
 RATES = {
@@ -34,8 +34,7 @@ def number(value: Any) -> str:
 
 def shown(line: dict[str, Any], left_out: tuple[str, ...]) -> str:
     named = {key: value for key, value in line.items() if key not in left_out}
-    plain = (f"{key} {number(v) if isinstance(v, float) else v}" for key, v in named.items() if v not in (None, ""))
-    return cell(", ".join(plain))
+    return ", ".join(f"{k} {number(v) if isinstance(v, float) else v}" for k, v in named.items() if v not in (None, ""))
 
 
 def aims(lines: list[dict[str, Any]]) -> str:

@@ -22,28 +22,20 @@ WINDOWS_PATH = re.compile(r"(?<![rR])(['\"])[A-Za-z]:\\")
 
 def problem(folder, python=sys.version_info[:2], windows=os.name == "nt"):
     """A sentence that says why the course cannot run from `folder`, and what to do; empty: it can."""
-    if not (3, 11) <= python <= (3, 13):
-        return (
-            f"This is Python {python[0]}.{python[1]}, and the course needs 3.11 to 3.13: install one of these and "
-            "make the environment anew with it."
-        )
-    if windows and (len(str(folder)) > LONGEST_PATH or ".zip" in str(folder)):
-        return (
-            "This folder lies too deep for Windows, or inside a zip that is only looked into: unpack the zip to a "
-            "short path such as C:\\course, and open the notebooks there."
-        )
-    if not all((Path(folder) / part).is_dir() for part in ("runs", "profiles", "src")):
-        return (
-            "The folders runs/, profiles/ or src/ are missing beside check_setup.py: unpack the whole zip again, and "
-            "work in the folder that appears."
-        )
     missing = [name for name in PACKAGES if util.find_spec(name) is None]
-    if missing:
-        return (
-            f"The Python that runs here ({sys.executable}) lacks {', '.join(missing)}: activate the course's "
-            "environment, or run `python -m pip install -r requirements.txt` in it."
-        )
-    return ""
+    return next((said for wrong, said in (
+        (not (3, 11) <= python <= (3, 13),
+         f"This is Python {python[0]}.{python[1]}, and the course needs 3.11 to 3.13: install one of these and make "
+         "the environment anew with it."),
+        (windows and (len(str(folder)) > LONGEST_PATH or ".zip" in str(folder)),
+         "This folder lies too deep for Windows, or inside a zip that is only looked into: unpack the zip to a short "
+         "path such as C:\\course, and open the notebooks there."),
+        (not all((Path(folder) / part).is_dir() for part in ("runs", "profiles", "src")),
+         "The folders runs/, profiles/ or src/ are missing beside check_setup.py: unpack the whole zip again, and work "
+         "in the folder that appears."),
+        (missing, f"The Python that runs here ({sys.executable}) lacks {', '.join(missing)}: activate the course's "
+                  "environment, or run `python -m pip install -r requirements.txt` in it."),
+    ) if wrong), "")  # fmt: skip
 
 
 def use_this_folder():

@@ -34,12 +34,7 @@ def convert(path: Path) -> Autoencoder:
     """The autoencoder of a checkpoint with CompVis' names.
 
     Grey levels enter as CompVis scales them, 0-255 to -1...1 in three equal channels; of the colours that come out the
-    mean is taken.
-
-    Raises
-    ------
-    CompanionError
-        When the file is no safetensors, or does not hold a VQGAN.
+    mean is taken. A `CompanionError` says that the file is no safetensors, or does not hold a VQGAN.
     """
     try:
         found = load_file(path)

@@ -34,8 +34,6 @@ from companion.errors import CompanionError
 from companion.layout import Layout
 from companion.provenance import atomic_folder, write_table
 from companion.workflow.book import shown
-from companion.workflow.freshness import DONE
-from companion.workflow.status import snakemake
 
 OUT, SOURCE = ROOT / "_build" / "course", ROOT / "book" / "course"
 TITLE = "companion-course"
@@ -53,15 +51,11 @@ READ = (
 
 
 def run_what_is_missing(cores: int) -> Path:
-    """Make the stages of smoke that the course needs, where they are missing or stale; the run's folder."""
-    P = load_profile("smoke")
-    place, pages = Layout(P, Path()), ("sizes", "significance", "imbalance", "claims", "errors")
-    flags = [place.page(page) / DONE for page in pages]
-    flags += [place.faithfulness(*condition) / DONE for condition in P.conditions()]
-    command, environment = snakemake(P, "--cores", str(cores), "--quiet", "all", "--", *map(str, flags))
-    if subprocess.run(command, env=environment, cwd=ROOT, check=False).returncode:
-        raise CompanionError("the run of smoke failed; `companion run smoke` says why")
-    return Layout(P).tree
+    """Make the stages of smoke that are missing or stale; the run's folder."""
+    command = [sys.executable, "-m", "companion.cli", "run", "smoke", "--cores", str(cores)]
+    if subprocess.run(command, cwd=ROOT, check=False).returncode:
+        raise CompanionError("the run of smoke failed, as said above")
+    return Layout(load_profile("smoke")).tree
 
 
 def write_student(folder: Path, tree: Path) -> None:

@@ -30,10 +30,6 @@ def licence(package: str) -> str:
     return stated or "not stated"
 
 
-def main() -> None:
+if __name__ == "__main__":
     rows = pinned(ROOT / "requirements.lock").items()
     print(HEAD + "".join(f"| {name} | {version} | {licence(name)} |\n" for name, version in rows), end="")
-
-
-if __name__ == "__main__":
-    main()

@@ -68,11 +68,11 @@ def test_fragments_say_what_is_shown_whether_it_is_fresh_and_of_which_data() -> 
 
 
 def test_pages_include_what_a_run_writes(tmp_path: Path) -> None:
-    P = load_profile("smoke")
+    P, at = load_profile("smoke"), dict.fromkeys(("07_thresholds", "11_claims"), tmp_path)
     write_json(tmp_path / "claims.json", {"claims": CLAIMS})
     write_table(tmp_path / "chosen.parquet", CHOSEN)
     executed = tmp_path / "executed"
-    pages.write_fragments(executed, P, tmp_path / "claims.json", tmp_path / "chosen.parquet", None, [(STAMP, [])])
+    pages.write_fragments(executed, book.Results(P, at), [(STAMP, [])])
     included = [n for p in BOOK.glob("*.md") for n in re.findall(r"\{include\} executed/(\S+)", p.read_text("utf-8"))]
     copied = {"course.md"}  # of the course, by `book.assemble`
     assert set(included) == {path.name for path in executed.glob("*.md")} | copied

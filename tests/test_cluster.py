@@ -17,7 +17,6 @@ from pathlib import Path
 import pytest
 import yaml
 from project import ROOT, Project
-from rich.console import Console
 
 from companion.config import load_profile
 from companion.errors import CompanionError
@@ -179,5 +178,5 @@ def test_unusable_settings_are_one_message_before_any_work(content, said, tmp_pa
     if content:
         (tmp_path / "config.yaml").write_text(content, encoding="utf-8")
     with pytest.raises(CompanionError, match=said):
-        run.run(load_profile("smoke"), 2, Console(), tmp_path)
+        run.run(load_profile("smoke"), 2, tmp_path)
     assert not (tmp_path / "runs").exists()

@@ -164,7 +164,8 @@ def test_equal_arrays_have_equal_hashes_whatever_their_layout():
 
 def test_micrographs_that_are_not_here_make_nothing_stale_and_other_ones_do(tmp_path, monkeypatch):
     P, keys = load_profile("real"), {"split": "fold-1"}
-    provenance.write_text(tmp_path / "stage" / "made.json", "{}")
+    for name in ("made.json", freshness.EXECUTED):
+        provenance.write_text(tmp_path / "stage" / name, "{}")
     monkeypatch.setenv("COMPANION_DATA", str(tmp_path / "data"))
     stamp = {"notebook": "01_micrographs", "keys": keys, **freshness.made_from("01_micrographs", P, keys, [], tmp_path)}
     stamp["parameters"]["dataset"] = ["loops_316L", "a hash"]

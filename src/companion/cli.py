@@ -37,7 +37,7 @@ def run(
     """Run every notebook whose result is missing or stale, here or on a cluster."""
     from companion.workflow import run as running
 
-    raise typer.Exit(running.run(_profile(profile, dataset, split, changes), cores, _console(), cluster))
+    raise typer.Exit(running.run(_profile(profile, dataset, split, changes), cores, cluster))
 
 
 @app.command()
@@ -48,7 +48,7 @@ def plan(
     """Say what a run would do, what of it is done, and how long the rest takes by what it took before."""
     from companion.workflow import status
 
-    status.plan(_profile(profile, dataset, split, changes), cores, _console())
+    status.plan(_profile(profile, dataset, split, changes), cores)
 
 
 @app.command("status")
@@ -60,7 +60,7 @@ def show_status(
 
     P = _profile(profile, dataset, split, changes)
     with reference_run.committed(P):
-        status.status(P, _console())
+        status.status(P)
 
 
 @app.command()
@@ -224,13 +224,6 @@ def _profile(name: str, dataset: str | None, split: str | None, changes: list[st
     named = str(Path(name).resolve()) if name.endswith((".yaml", ".yml")) else name
     given = {entry.strip(): yaml.safe_load(value) for _, entry, _, value in pairs}
     return load_profile(named, dataset=folder, splits=splits, changes=given)
-
-
-def _console():
-    from rich.console import Console
-
-    # Piped output keeps whole lines: there is no window to fit.
-    return Console() if sys.stdout.isatty() else Console(width=240)
 
 
 def main() -> None:

@@ -154,12 +154,11 @@ def check_parameters() -> None:
     """
     from IPython import get_ipython
 
-    shell = get_ipython()
-    cells: list[str] = shell.user_ns["In"] if shell is not None else []
+    cells: list[str] = shell.user_ns["In"] if (shell := get_ipython()) else []
     at = next((k for k, cell in enumerate(cells) if cell.startswith("# Parameters\n")), 0)
     declared = next((found for cell in reversed(cells[:at]) if (found := _assigned(cell))), {})
     wrong = []
-    for name, value in _assigned(cells[at] if at else "").items():
+    for name, value in _assigned(cells[at]).items() if at else ():
         if name not in declared:
             wrong.append(f"{name}: no such parameter; {nearest(name, declared)}")
         elif type(declared[name]) not in (type(value), type(None)) and not (name == "split" and isinstance(value, int)):
@@ -183,6 +182,6 @@ def _assigned(source: str) -> dict[str, Any]:
 
 def written(folder: Path) -> pd.DataFrame:
     """What a notebook has written, for its last cell: file (below runs/) and size in KiB."""
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(".")]
-    rows = [(path.relative_to(runs()).as_posix(), round(path.stat().st_size / 1024, 1)) for path in files]
+    rows = [(path.relative_to(runs()).as_posix(), round(path.stat().st_size / 1024, 1))
+            for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(".")]  # fmt: skip
     return pd.DataFrame(rows, columns=["file", "KiB"])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import html
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,12 +17,36 @@ from companion.evaluation.plots import paired_differences
 from companion.evaluation.significance import headline_measure, paired_scores, paired_tests
 from companion.evaluation.thresholds import headline
 from companion.evaluation.verdicts import PAPER_GAIN, several
-from companion.evaluation.wording import CONDITION, NAMES, with_interval
+from companion.evaluation.wording import CONDITION, NAMES, at_condition, with_interval
 from companion.plots import data_name, data_note, save, use_style
 
 MEANS = {"f1_hm": "finding and naming", "f1_detect": "finding defects", "f1_class": "naming their class"}
 
 SAME = "not shown to differ"
+
+
+@dataclass(frozen=True)
+class Results:
+    """A run: its profile, and the folder of each notebook that a page shows."""
+
+    P: Profile
+    at: Mapping[str, Path]
+
+    def table(self, notebook: str, file: str) -> pd.DataFrame:
+        """A table of a notebook."""
+        return pd.read_parquet(self.at[notebook] / f"{file}.parquet")
+
+    def json(self, notebook: str, file: str) -> Any:
+        """What a JSON file of a notebook holds."""
+        return json.loads((self.at[notebook] / f"{file}.json").read_text(encoding="utf-8"))
+
+    def here(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Rows of the condition that pages show: the first split, the largest N."""
+        return at_condition(table, (self.P.split_names[0], self.P.sizes[-1]))
+
+    def said(self, row: Mapping[str, Any], value: str = "mean") -> str:
+        """A value with its interval, of a row with columns low and high."""
+        return with_interval(row[value], row["low"], row["high"], row.get("n"), self.P.evaluation.confidence_level)
 
 
 class Change(NamedTuple):
@@ -88,17 +114,16 @@ def sentence(found: Change, tests: pd.DataFrame, data: str) -> tuple[str, str]:
     return answer, f"Mean of {several(len(said), 'condition')}, a split and an N each; by themselves {', '.join(by)}."
 
 
-def first_page(folder: Path, P: Profile, chosen: Path, on_real: Path | None) -> tuple[str, str]:
-    """Markdown of the answer, and of the picture (drawn into ``folder/figures``) beside its numbers: from
-    chosen.parquet, and of the folder of the notebook on real micrographs, where it was run."""
-    level = P.evaluation.confidence_level
-    pairs, tests, measure = tables(chosen, level)
+def first_page(folder: Path, r: Results) -> tuple[str, str]:
+    """Markdown of the answer, and of the picture (drawn into ``folder/figures``) beside its numbers."""
+    P, level = r.P, r.P.evaluation.confidence_level
+    pairs, tests, measure = tables(r)
     found = {name: change(pairs, name, level) for name in MEANS}
     answer, more = sentence(found[measure], tests, data_name(P.dataset))
     if P.name == "smoke":
         more = f"By the rule it would read: {answer} {more}"
         answer = "Not from this run: a smoke run checks that every step works, and its numbers mean nothing."
-    value, what, beside = real(on_real)
+    value, what, beside = real(r.at.get("16_real_micrographs"))
     use_style()
     shown = [t[t["arm"] == "EXP+GEN"] for t in (pairs.dropna(subset="difference"), tests.dropna(subset="gain"))]
     measures = [name for name in MEANS if (shown[1]["measure"] == name).any()] or [measure]
@@ -114,11 +139,10 @@ def first_page(folder: Path, P: Profile, chosen: Path, on_real: Path | None) -> 
     return f'<p class="answer">{html.escape(answer)} <small>{html.escape(more)}</small></p>\n{beside}', picture
 
 
-def tables(chosen: Path, level: float) -> tuple[pd.DataFrame, pd.DataFrame, str]:
+def tables(r: Results) -> tuple[pd.DataFrame, pd.DataFrame, str]:
     """Pairs and tests of chosen.parquet at the headline's threshold, and the measure to read them by."""
-    table = pd.read_parquet(chosen)
-    pairs = paired_scores(headline(table))
-    return pairs, paired_tests(pairs, level), headline_measure(table)[0]
+    pairs = paired_scores(headline(chosen := r.table("07_thresholds", "chosen")))
+    return pairs, paired_tests(pairs, r.P.evaluation.confidence_level), headline_measure(chosen)[0]
 
 
 def real(folder: Path | None) -> tuple[str, str, str]:
@@ -142,18 +166,16 @@ def real(folder: Path | None) -> tuple[str, str, str]:
 def numbers(found: dict[str, Change], measured: str, on_real: tuple[str, str], level: float) -> str:
     """HTML of the numbers beside the picture: headline, finding or naming, real micrographs, chance of seeing it."""
     one = found[measured]
-    headline = f"{NAMES[measured]}, {MEANS[measured]}, the headline: {direction(one.low, one.high)}"
-    tiles = [(one.said(level), headline)]
-    parts = [f for name, f in found.items() if name != measured and name != "f1_hm" and np.isfinite(f.gain)]
+    tiles = [(one.said(level), f"{NAMES[measured]}, {MEANS[measured]}, the headline: {direction(one.low, one.high)}")]
+    parts = [f for name, f in found.items() if name not in (measured, "f1_hm") and np.isfinite(f.gain)]
     if parts:  # the one whose change stands out most
         most = max(parts, key=lambda f: abs(f.gain) / (f.high - f.low) if f.high > f.low else 0.0)
         how = direction(most.low, most.high)
         tiles.append((most.said(level), f"{NAMES[most.measure]}, {MEANS[most.measure]}: {how}"))
-    sure = [f"{100 * p:.0f} %" if not p >= 0.995 else "> 99 %" for p in (one.chance, one.chance_of_one)]
-    chance = ["unknown" if "nan" in said else said for said in sure]
+    chance = ["unknown" if np.isnan(p) else "> 99 %" if p >= 0.995 else f"{100 * p:.0f} %"
+              for p in (one.chance, one.chance_of_one)]  # fmt: skip
     what = f"chance that a study of this size sees a change of {PAPER_GAIN}; {chance[1]} in one condition by itself"
     tiles += [on_real, (chance[0], what)]
-    split = [(*(value.split(" (", 1) if " (" in value else (value, "")), what) for value, what in tiles]
     rows = (f"<div><b>{html.escape(value)}</b> <small>{html.escape(more.rstrip(')'))}</small><span>{html.escape(what)}"
-            "</span></div>" for value, more, what in split)  # fmt: skip
+            "</span></div>" for said, what in tiles for value, _, more in [said.partition(" (")])  # fmt: skip
     return f'<div class="numbers">{"".join(rows)}</div>\n'

@@ -6,6 +6,7 @@ import argparse
 import re
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 import nbformat
 from nbformat import NotebookNode
@@ -19,72 +20,76 @@ from companion.layout import Layout
 from companion.plots import data_name
 from companion.provenance import atomic_folder, write_text
 from companion.workflow import found, pages, reference_run, tables, teaching
-from companion.workflow.freshness import EXECUTED, read_stamp, stages, states
-from companion.workflow.reference_run import REAL
+from companion.workflow.answer import Results
+from companion.workflow.freshness import EXECUTED, read_stamp, states
+from companion.workflow.reference_run import REAL, shown
 
 SMALL = 200_000  # bytes of a file of results that a page offers
 STUDIES = {"14_annotation_bias": "studies.bias_n_train", "15_distribution_shift": "studies.shifts"}
 
 
-def shown(P: Profile, tree: Path) -> dict[str, Path]:
-    """The folder whose run stands on the page of each notebook: first split, largest N, EXP+GEN, first seed."""
-    arm = "EXP+GEN" if "EXP+GEN" in P.arms else P.arms[0]
-    page = {"split": P.split_names[0], "n_train": str(P.sizes[-1]), "arm": arm, "seed": str(P.seeds[0])}
-    page |= {"model": "1", "masks": "plain"}
-    made = [(folder, read_stamp(folder) or {}) for folder in stages(tree)]
-    return {stamp["notebook"]: folder for folder, stamp in made if stamp["keys"].items() <= page.items()}
+class Run(NamedTuple):
+    """A finished run: profile, folder with its stamps, and with what is shown of it: the same, or drawn again."""
+
+    P: Profile
+    tree: Path
+    drawn: Path
 
 
-def assemble(P: Profile, tree: Path, drawn: Path, target: Path, real: tuple[Profile, Path, Path] | None) -> list[Path]:
+def run_of(P: Profile, cores: int) -> Run:
+    """The run of a profile that is here, else the committed one, drawn again and compared."""
+    with reference_run.committed(P) as is_committed:
+        tree = Layout(P).tree
+        return Run(P, tree, reference_run.draw_again(P, tree, cores, shown(P, tree)) if is_committed else tree)
+
+
+def assemble(run: Run, real: Run, target: Path) -> dict[str, Path]:
     """Write one page per notebook into `target`, with badges, and what the other pages quote and include.
 
     Parameters
     ----------
-    P : whose run is shown
-    tree : the run with its stamps
-    drawn : the run whose executed notebooks and figures are shown: `tree`, or one that was drawn again from it
+    run, real : what is shown, and the run on real micrographs, of which one page is shown where there is one
     target : book/executed; replaced whole
-    real : the same three of the run on real micrographs, which has one page, where there is such a run
+
+    Returns
+    -------
+    The folder of what is shown of each notebook that was run.
     """
     names = sorted(path.stem for path in (layout.root() / "notebooks").glob("*.ipynb"))
-    folders, known = shown(P, tree), {tree / name: why for name, why in states(P, tree).items()}
-    of = dict.fromkeys(folders, (P, tree, drawn))
-    if real and REAL not in folders:
-        folders[REAL], of[REAL] = shown(*real[:2])[REAL], real
-        known[folders[REAL]] = states(*real[:2])[folders[REAL].relative_to(real[1]).as_posix()]
+    folders, why = shown(run.P, run.tree), {run.tree / name: said for name, said in states(run.P, run.tree).items()}
+    of = dict.fromkeys(folders, run)
+    if REAL not in folders and (place := shown(real.P, real.tree).get(REAL)):
+        folders[REAL], of[REAL] = place, real
+        why[place] = states(real.P, real.tree)[place.relative_to(real.tree).as_posix()]
     if absent := [name for name in names if name not in (*STUDIES, REAL) and name not in folders]:
-        raise problems(f"the book needs a complete run; `companion run {P.name}` makes what is missing:", absent)
-    at = {name: of[name][2] / place.relative_to(of[name][1]) for name, place in folders.items()}
-    stamps = [(read_stamp(place), why) for place, why in known.items()]
+        raise problems(f"the book needs a complete run; `companion run {run.P.name}` makes what is missing:", absent)
+    at = {name: of[name].drawn / place.relative_to(of[name].tree) for name, place in folders.items()}
     with atomic_folder(target) as folder:
         for name in names:
             if place := folders.get(name):
                 made = tables.tidy(page(name, at[name]))
-                line = pages.badge(read_stamp(place) or {}, known[place])
-                said = first_minute(name, found.Results(of[name][0], at), folder)
+                line = pages.badge(read_stamp(place) or {}, why[place])
+                said = first_minute(name, Results(of[name].P, at), folder)
                 top = [new_markdown_cell(line, id="badge"), new_markdown_cell(said, id="one-minute")]
                 made.cells = [made.cells[0], *top, *linked(name, made.cells[1:], at[name], layout.shown(place), folder)]
                 teaching.add_course(made, name)
             else:
-                made = page_not_run(name, P)
+                made = page_not_run(name, run.P)
             nbformat.write(made, folder / f"{name}.ipynb")
-        claims, sizes = at["11_claims"], at["08_sizes_and_splits"]
-        for figure in [*(claims / "figures").glob("strip.*"), *(sizes / "figures").glob("waterfall.*")]:
+        drawn = at["11_claims"].glob("figures/strip.*"), at["08_sizes_and_splits"].glob("figures/waterfall.*")
+        for figure in (figure for some in drawn for figure in some):
             shutil.copy(figure, folder / figure.name)
         for piece in (wiped, edited):  # notebook 05 shows them
             write_text(folder / f"{piece.__name__}.html", piece(at["05_generated_images"] / "figures"))
-        pages.write_fragments(
-            folder, P, claims / "claims.json", at["07_thresholds"] / "chosen.parquet", at.get(REAL), stamps
-        )
+        pages.write_fragments(folder, Results(run.P, at), [(read_stamp(place) or {}, why[place]) for place in why])
         teaching.write_overview(folder)
-    return sorted(target.glob("*.ipynb"))
+    return at
 
 
 def page(name: str, folder: Path) -> NotebookNode:
     """A notebook as a page: its text as it is now, its outputs as it was executed in `folder`.
 
-    Without papermill's own cell. Where the code has other cells by now, all of
-    the executed copy is shown (its badge says that it is stale).
+    Without papermill's own cell. Where the code has other cells by now, the executed copy (its badge says: stale).
     """
     executed = reference_run.executed(folder / EXECUTED)
     executed.cells = [c for c in executed.cells if "injected-parameters" not in c.metadata.get("tags", [])]
@@ -97,7 +102,7 @@ def page(name: str, folder: Path) -> NotebookNode:
     return current
 
 
-def first_minute(name: str, results: found.Results, target: Path) -> str:
+def first_minute(name: str, results: Results, target: Path) -> str:
     """Markdown at the top of a page: what was found, and the figure that shows it, copied into `target`; or the cards
     of the claims."""
     finding, number, *but = found.sentences(name, results)
@@ -148,43 +153,26 @@ def page_not_run(name: str, P: Profile) -> NotebookNode:
     return notebook
 
 
-def collect_figures(P: Profile, drawn: Path, target: Path) -> list[Path]:
-    """Copy the paper's figures as this run reproduced them, fig1 to fig5 as SVG and PNG, into `target`."""
-    with atomic_folder(target) as folder:
-        for place in shown(P, drawn).values():
-            for figure in sorted((place / "figures").glob("fig[1-5].*")):
-                shutil.copy(figure, folder / figure.name)
-    return sorted(target.iterdir())
-
-
-def real_run(cores: int) -> tuple[Profile, Path, Path] | None:
-    """Profile, run, and run drawn again of the real micrographs: one that is here, else the committed one, if any."""
-    P = load_profile("real")
-    with reference_run.committed(P) as is_committed:
-        tree = Layout(P).tree
-        if REAL not in (places := shown(P, tree)):
-            return None
-        return P, tree, reference_run.draw_again(P, tree, cores, places) if is_committed else tree
-
-
 def main() -> None:
     """``python -m companion.workflow.book PROFILE``: make book/executed and figures from a finished run.
 
     Where the profile's run is committed in results/, from that: what trains nothing is computed again and compared.
+    The figures are the paper's as this run reproduced them, fig1 to fig5.
     """
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("profile")
-    parser.add_argument("--dataset")
     parser.add_argument("--cores", type=int, default=2)
     given = parser.parse_args()
     try:
-        P = load_profile(given.profile, dataset=given.dataset)
-        with reference_run.committed(P) as is_committed:
-            tree = Layout(P).tree
-            drawn = reference_run.draw_again(P, tree, given.cores, shown(P, tree)) if is_committed else tree
-            made = assemble(P, tree, drawn, layout.root() / "book" / "executed", real_run(given.cores))
-            figures = collect_figures(P, drawn, layout.root() / ("figures" if is_committed else "_build/figures"))
-        print(f"book/executed: {len(made)} pages, {len(figures)} figures, from {P.name} on {data_name(P.dataset)}")
+        run, real = (run_of(load_profile(name), given.cores) for name in (given.profile, "real"))
+        at = assemble(run, real, layout.root() / "book" / "executed")
+        figures = [figure for name in at if name != REAL for figure in at[name].glob("figures/fig[1-5].*")]
+        with atomic_folder(layout.root() / ("figures" if run.drawn != run.tree else "_build/figures")) as folder:
+            for figure in figures:
+                shutil.copy(figure, folder / figure.name)
+        print(
+            f"book/executed: {len(at)} pages, {len(figures)} figures, from {run.P.name} on {data_name(run.P.dataset)}"
+        )
     except CompanionError as error:
         parser.exit(2, f"error: {error}\n")
 

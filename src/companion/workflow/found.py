@@ -5,59 +5,27 @@ All is read from the files of the run when the book is built; a word that depend
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pandas as pd
 
-from companion.config import Profile
 from companion.evaluation.significance import paired_t
 from companion.evaluation.thresholds import headline
-from companion.evaluation.wording import at_condition, with_interval
+from companion.evaluation.wording import with_interval
 from companion.plots import data_name
 from companion.stats import ratio_interval
-from companion.workflow.answer import SAME, change, direction, sentence, tables
+from companion.workflow.answer import Results, change, direction, sentence, tables
 
 Found = tuple[str, str, str]  # finding, its number, caveat
 
 
-@dataclass(frozen=True)
-class Results:
-    """A run: its profile, and the folder of each notebook that a page shows."""
-
-    P: Profile
-    at: Mapping[str, Path]
-
-    def table(self, notebook: str, file: str) -> pd.DataFrame:
-        """A table of a notebook."""
-        return pd.read_parquet(self.at[notebook] / f"{file}.parquet")
-
-    def json(self, notebook: str, file: str) -> Any:
-        """What a JSON file of a notebook holds."""
-        return json.loads((self.at[notebook] / f"{file}.json").read_text(encoding="utf-8"))
-
-    def here(self, table: pd.DataFrame) -> pd.DataFrame:
-        """Rows of the condition that pages show: the first split, the largest N."""
-        return at_condition(table, (self.P.split_names[0], self.P.sizes[-1]))
-
-    def said(self, row: Mapping[str, Any], value: str = "mean") -> str:
-        """A value with its interval, of a row with columns low and high."""
-        return with_interval(row[value], row["low"], row["high"], row.get("n"), self.P.evaluation.confidence_level)
-
-
-def _claim(name: str) -> Callable[[Results], Found]:
+def _claim(r: Results, name: str) -> Found:
     """What a page found that is about one claim of the paper."""
-
-    def of(r: Results) -> Found:
-        c = next(row for row in r.json("11_claims", "claims")["claims"] if row["id"] == name)
-        said = f"“{c['claim'][0].upper()}{c['claim'][1:]}”: {c['verdict']}"
-        return said, f"the paper: {c['paper']}; here: {c['ours']}", c["reason"]
-
-    return of
+    c = next(row for row in r.json("11_claims", "claims")["claims"] if row["id"] == name)
+    said = f"“{c['claim'][0].upper()}{c['claim'][1:]}”: {c['verdict']}"
+    return said, f"the paper: {c['paper']}; here: {c['ours']}", c["reason"]
 
 
 def _micrographs(r: Results) -> Found:
@@ -115,14 +83,14 @@ def _detector(r: Results) -> Found:
 
 def _sizes(r: Results) -> Found:
     level = r.P.evaluation.confidence_level
-    pairs, tests, measure = tables(r.at["07_thresholds"] / "chosen.parquet", level)
+    pairs, tests, measure = tables(r)
     found = change(pairs, measure, level)
     said, alone = sentence(found, tests, data_name(r.P.dataset))
     return said[:-1], f"{found.said(level)}. {alone[:-1]}", "another split or another model would add to the interval"
 
 
 def _significance(r: Results) -> Found:
-    pairs, _, measure = tables(r.at["07_thresholds"] / "chosen.parquet", r.P.evaluation.confidence_level)
+    pairs, _, measure = tables(r)
     chance = change(pairs, measure, r.P.evaluation.confidence_level).chance_of_one
     lines = (r.at["09_significance"] / "significant.md").read_text(encoding="utf-8").strip().splitlines()
     said = lines[0].removeprefix("- ").removesuffix(".") + f"; {len(lines) - 1} more" * (len(lines) > 1)
@@ -134,7 +102,7 @@ def _significance(r: Results) -> Found:
 def _claims(r: Results) -> Found:
     counts = pd.Series([row["verdict"] for row in r.json("11_claims", "claims")["claims"]]).value_counts()
     said = ", ".join(f"{n} {verdict}" for verdict, n in counts.items())
-    _, number, why = _claim("C2")(r)
+    _, number, why = _claim(r, "C2")
     return f"of the paper's claims {said}", f"largest gain of F1HM: {number}", why
 
 
@@ -157,28 +125,23 @@ def _faithfulness(r: Results) -> Found:
     return said, f"{beside} {r.said(most, 'recall')}", "what is not found may be missing, or missed by the detector"
 
 
-def _effect(name: str, quantity: str, up: str, down: str) -> Callable[[Results], Found]:
-    """What the intervals of a quantity in effects.parquet of 14 and 15 say."""
-
-    def of(r: Results) -> Found:
-        rows = r.table(name, "effects").query(f"quantity == '{quantity}' and measure == 'f1_detect'").to_dict("records")
-        words = {"better": up, "worse": down, SAME: "not decided"}
-        said = ", ".join(f"{row.get('tested', '')} {words[direction(row['low'], row['high'])]}".strip() for row in rows)
-        numbers = "; ".join(f"{row.get('tested', '')} {r.said(row)}".strip() for row in rows)
-        return f"{quantity} by generated images: {said}", f"F1_detect {numbers}", "one model of one split"
-
-    return of
+def _effect(r: Results, name: str, quantity: str, **words: str) -> Found:
+    """What the intervals of a quantity in effects.parquet of 14 and 15 say, "better" and "worse" in `words`."""
+    rows = r.table(name, "effects").query(f"quantity == '{quantity}' and measure == 'f1_detect'").to_dict("records")
+    named = [(row.get("tested", ""), words.get(direction(row["low"], row["high"]), "not decided"), row) for row in rows]
+    said = ", ".join(f"{tested} {how}".strip() for tested, how, _ in named)
+    numbers = "; ".join(f"{tested} {r.said(row)}".strip() for tested, _, row in named)
+    return f"{quantity} by generated images: {said}", f"F1_detect {numbers}", "one model of one split"
 
 
 def _real(r: Results) -> Found:
     about = r.json("16_real_micrographs", "real")
-    (first, *others), level = about["gains"], about["level"]
-    said = [with_interval(arm["gain"], arm["low"], arm["high"], level=level) for arm in about["gains"]]
+    first, *others = about["gains"]
     how = direction(first["low"], first["high"])
     finding = f"on {about['images']} real micrographs detection by generated images is {how}"
-    number = f"F1_detect {first['base']:.3f} without them, {first['score']:.3f} with them, difference {said[0]}"
-    more = "".join(f"{arm['arm']}, which needs no model, changes it by {text}; "
-                   for arm, text in zip(others, said[1:], strict=True))  # fmt: skip
+    number = f"F1_detect {first['base']:.3f} without them, {first['score']:.3f} with them"
+    number += f", difference {r.said(first, 'gain')}"
+    more = "".join(f"{arm['arm']}, which needs no model, changes it by {r.said(arm, 'gain')}; " for arm in others)
     few = f"{about['loops']} loops of one class in one steel, {len(r.P.seeds)} seeds, one model per fold"
     return finding, number, more + few
 
@@ -187,12 +150,15 @@ PAGES: dict[str, tuple[str, Callable[[Results], Found]]] = {  # of each notebook
     "01_micrographs": ("micrographs", _micrographs), "02_mask_statistics": ("sizes", _statistics),
     "03_mask_simulation": ("label_maps", _masks), "04_latent_diffusion": ("grid", _diffusion),
     "05_generated_images": ("fig2", _generated), "06_mask_rcnn": ("detections", _detector),
-    "07_thresholds": ("fig3", _claim("C9")), "08_sizes_and_splits": ("fig5", _sizes),
-    "09_significance": ("differences", _significance), "10_class_imbalance": ("differences", _claim("C8")),
+    "07_thresholds": ("fig3", partial(_claim, name="C9")), "08_sizes_and_splits": ("fig5", _sizes),
+    "09_significance": ("differences", _significance),
+    "10_class_imbalance": ("differences", partial(_claim, name="C8")),
     "11_claims": ("", _claims), "12_errors": ("error_kinds", _errors),
     "13_mask_faithfulness": ("faithfulness", _faithfulness),
-    "14_annotation_bias": ("costs", _effect("14_annotation_bias", "amplification", "amplified", "dampened")),
-    "15_distribution_shift": ("effects", _effect("15_distribution_shift", "gain", "helps", "harms")),
+    "14_annotation_bias": ("costs", partial(_effect, name="14_annotation_bias", quantity="amplification",
+                                            better="amplified", worse="dampened")),
+    "15_distribution_shift": ("effects", partial(_effect, name="15_distribution_shift", quantity="gain",
+                                                 better="helps", worse="harms")),
     "16_real_micrographs": ("folds", _real),
 }  # fmt: skip
 

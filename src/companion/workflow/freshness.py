@@ -12,7 +12,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -30,14 +30,10 @@ BEHIND = {
 }  # fmt: skip
 
 
-@lru_cache(maxsize=64)
-def _code_cells(content: str) -> str:
-    return "\n".join("".join(cell["source"]) for cell in json.loads(content)["cells"] if cell["cell_type"] == "code")
-
-
 def source(name: str) -> str:
     """All code of a notebook."""
-    return _code_cells(layout.notebook(name).read_text(encoding="utf-8"))
+    cells = json.loads(layout.notebook(name).read_text(encoding="utf-8"))["cells"]
+    return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
 
 
 @lru_cache(maxsize=64)
@@ -62,34 +58,32 @@ def entries(text: str) -> list[str]:
 
 def parameters(name: str, P: Profile, keys: Mapping[str, str]) -> dict[str, Any]:
     """What a notebook reads of the profile (where its code says ``P.section.entry``), by dotted name, and its keys."""
-    values = P.model_dump(mode="json") | {"splits": P.split_names, "dataset": _data(P)}
+    text = source(name)
+    values = _flat(P.model_dump(mode="json") | {"splits": P.split_names, "dataset": _data(P)})
     found: dict[str, Any] = dict(keys)
-    for entry in entries(source(name)):
-        first, *rest = entry.split(".")
-        if first == "split_source" and "split" in keys:
+    for entry in entries(text):
+        if entry.startswith("split_source") and "split" in keys:
             given = P.split_source(keys["split"])
             found["split file"] = hash_file(layout.given(given)) if isinstance(given, str) else given
-        for top in (each for each in BEHIND.get(first, (first,)) if each in values):
-            value, path = values[top], top
-            for part in rest:
-                if not isinstance(value, dict) or part not in value:
-                    break
-                value, path = value[part], f"{path}.{part}"
-            found |= _flat(value, path)
-    if "ARMS" in source(name):
+        for read in BEHIND.get(entry.split(".")[0], (entry,)):
+            while read and not any(f"{name}.".startswith(f"{read}.") for name in values):
+                read = read.rpartition(".")[0]  # what is called of a value
+            found |= {name: value for name, value in values.items() if read and f"{name}.".startswith(f"{read}.")}
+    if "ARMS" in text:
         for arm in [keys["arm"]] if "arm" in keys else [*P.arms, *P.controls]:
             a = ARMS[arm]
             found[f"arm {arm}"] = [a.other, a.masks, a.model, a.labelled, a.baseline]
     return found
 
 
-def _flat(value: Any, name: str) -> dict[str, Any]:
-    if isinstance(value, dict) and value:
-        return {k: v for key, item in value.items() for k, v in _flat(item, f"{name}.{key}").items()}
-    if name.endswith(".weights") and value is not None:  # the file counts, not where it lies
-        file = layout.given(value)
-        return {name: hash_file(file) if file.is_file() else None}
-    return {name: value}
+def _flat(values: Mapping[str, Any], within: str = "") -> dict[str, Any]:
+    """Values by dotted name; of a file of weights its hash, since it does not count where it lies."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if key == "weights" and value is not None:
+            value = hash_file(file) if (file := layout.given(value)).is_file() else None
+        found |= _flat(value, f"{within}{key}.") if isinstance(value, dict) and value else {f"{within}{key}": value}
+    return found
 
 
 def _data(P: Profile) -> str | list[str]:
@@ -132,17 +126,16 @@ def outputs(folder: Path) -> dict[str, str]:
     return found
 
 
-def reasons(folder: Path, P: Profile, tree: Path, inputs: Sequence[str] | None = None) -> list[str] | None:
-    """Why the stage in `folder` must run again: None if it was never made, empty if it is fresh.
+def reasons(folder: Path, P: Profile, tree: Path, inputs: Sequence[str] | None = None) -> list[str]:
+    """Why the stage in `folder` must run (again); empty: it is fresh.
 
     Parameters
     ----------
     folder : below `tree`, the run's folder
     inputs : folders below `tree` that it reads; None: as its stamp says
     """
-    stamp = read_stamp(folder)
-    if stamp is None:
-        return None
+    if (stamp := read_stamp(folder)) is None:
+        return ["it has not been made"]
     try:
         now = made_from(stamp["notebook"], P, stamp["keys"], stamp["inputs"] if inputs is None else inputs, tree)
     except (OSError, CompanionError) as error:  # a notebook, a size or a split that is no more
@@ -160,6 +153,8 @@ def reasons(folder: Path, P: Profile, tree: Path, inputs: Sequence[str] | None =
         if changed := sorted(k for k in before.keys() | values.keys() if before.get(k) != values.get(k)):
             more = f" and {len(changed) - 3} more" if changed[3:] else ""
             found.append(f"{what} changed: {', '.join(changed[:3])}{more}")
+    if not (found or "left_out" in stamp or (folder / EXECUTED).exists()):
+        found = ["its executed copy is missing"]
     return found
 
 
@@ -171,11 +166,11 @@ def made_from(
     return {"code": code(name), "parameters": parameters(name, P, keys), "inputs": read}
 
 
-def stages(tree: Path) -> Iterator[Path]:
-    """Folders of a run that hold a stamp that can be read."""
-    for path in sorted(tree.rglob(STAMP)):
-        if not any(part.startswith(".") for part in path.relative_to(tree).parts) and read_stamp(path.parent):
-            yield path.parent
+def stamps(tree: Path) -> dict[str, dict[str, Any]]:
+    """Every stamp of a run that can be read, by the folder of its stage below `tree`."""
+    places = [path.parent for path in sorted(tree.rglob(STAMP))]
+    found = {place.relative_to(tree).as_posix(): read_stamp(place) for place in places}
+    return {name: stamp for name, stamp in found.items() if stamp and not re.search(r"(^|/)\.", name)}
 
 
 def states(P: Profile, tree: Path) -> dict[str, list[str]]:
@@ -183,15 +178,11 @@ def states(P: Profile, tree: Path) -> dict[str, list[str]]:
 
     What reads a stage that must run again may have to run as well, which is told when that has run.
     """
-    found, stamps = {}, {}
-    for folder in stages(tree):
-        name = folder.relative_to(tree).as_posix()
-        found[name], stamps[name] = reasons(folder, P, tree) or [], read_stamp(folder) or {}
-        if not found[name] and "left_out" not in stamps[name] and not (folder / EXECUTED).exists():
-            found[name] = ["its executed copy is missing"]
+    made = stamps(tree)
+    found = {name: reasons(tree / name, P, tree) for name in made}
     waiting = [name for name, why in found.items() if why]
     for stale in waiting:  # grows on the way
-        for name, stamp in stamps.items():
+        for name, stamp in made.items():
             if not found[name] and any(f"{folder}/".startswith(f"{stale}/") for folder in stamp["inputs"]):
                 found[name] = [f"reads {stale}"]
                 waiting.append(name)
@@ -200,11 +191,11 @@ def states(P: Profile, tree: Path) -> dict[str, list[str]]:
 
 def mark(P: Profile, tree: Path) -> None:
     """Make Snakemake's flags say what the stamps say: a fresh stage has its flags, all of one time, no other any."""
-    fresh = [tree / name for name, why in states(P, tree).items() if not why]
-    kept = {stage / part / DONE for stage in fresh for part in (read_stamp(stage) or {})["flags"]}
+    made, now = stamps(tree), time.time() - 10_000
+    fresh = [name for name, why in states(P, tree).items() if not why]
+    kept = {tree / name / part / DONE for name in fresh for part in made[name]["flags"]}
     for flag in {*tree.rglob(DONE)} - kept:
         flag.unlink()
-    now = time.time() - 10_000
     for flag in kept:
         flag.parent.mkdir(parents=True, exist_ok=True)
         flag.touch()

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
@@ -30,60 +30,52 @@ PACKAGES = (
     "numpy", "pandas", "scipy", "scikit-image", "scikit-learn", "torch", "torchvision", "diffusers", "statsmodels",
 )  # fmt: skip
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-KERNEL_START_S = 300  # a loaded machine, or a cluster's cold file system, takes its time over the imports
 NUMBERS = ("n_train", "seed")  # keys that notebooks take as numbers; the others are texts
 
 
-def execute(
-    name: str, P: Profile, profile: str, keys: dict[str, str], inputs: Sequence[str], flags: Sequence[str], tree: Path
+def make(
+    name: str, P: Profile, profile: str, keys: dict[str, str], inputs: Sequence[str], flags: Sequence[str]
 ) -> None:
     """Run a notebook and stamp what it wrote, unless it is fresh, or another run has made the same.
 
-    Waits while another job makes the same stage, for instance one that outlived the run that started it.
+    Waits while another job makes the same stage, for instance one that outlived the run that started it. Where the
+    notebook stops, that is a `CompanionError`, and the copy with the error is kept as ``failed.ipynb``.
 
     Parameters
     ----------
     profile : as the user named it; the notebook reads it again
-    inputs, flags : folders below `tree` that it reads, and that hold a flag once it is done; the first is its own
-
-    Where the notebook stops, that is a `CompanionError`, and the copy with the error is kept as ``failed.ipynb``.
+    inputs, flags : folders below the working directory, a run's, that it reads, and that hold a flag once it is done;
+        the shortest of these is its own
     """
+    tree = Path.cwd()
     folder = tree / min(flags, key=len)
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w", encoding="utf-8") as lock:
         with suppress(OSError):  # a file system without locks
             fcntl.flock(lock, fcntl.LOCK_EX)
-        if freshness.reasons(folder, P, tree, inputs) != [] or not (folder / EXECUTED).exists():
-            _make(name, P, profile, keys, inputs, flags, tree, folder)
+        made_from = freshness.made_from(name, P, keys, inputs, tree)
+        if missing := [each for each, sha in made_from["inputs"].items() if sha is None]:
+            raise CompanionError(f"{name} reads {missing[0]}, which has not been made")
+        if freshness.reasons(folder, P, tree, inputs) and not _taken_over(folder, made_from, tree):
+            _clear(folder)
+            began = time.time()
+            draw(name, profile, P.dataset, keys, folder)
+            if not (made := freshness.outputs(folder)):
+                raise CompanionError(f"{name} has written nothing")
+            write_json(folder / STAMP, {
+                "notebook": name, "profile": P.name, "dataset": Path(P.dataset).name, "keys": keys, **made_from,
+                "outputs": made, "flags": [os.path.relpath(tree / flag, folder) for flag in flags],
+                "python": platform.python_version(),
+                "packages": {package: metadata.version(package) for package in PACKAGES},
+                "device": device_name(P) if freshness.trains(name) else processor(), "commit": git_commit(),
+                "started": datetime.fromtimestamp(began, UTC).isoformat("T", "seconds"),
+                "wall_s": round(time.time() - began, 2),
+                "peak_memory_mib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024,
+            })  # fmt: skip
+            shutil.rmtree(folder / "checkpoint", ignore_errors=True)
     for flag in flags:
         (tree / flag).mkdir(exist_ok=True)  # an input may turn out empty: a split without validation patches
         (tree / flag / DONE).touch()
-
-
-def _make(
-    name: str, P: Profile, profile: str, keys: dict[str, str], inputs: Sequence[str], flags: Sequence[str], tree: Path,
-    folder: Path,
-) -> None:  # fmt: skip
-    made_from = freshness.made_from(name, P, keys, inputs, tree)
-    if missing := [each for each, sha in made_from["inputs"].items() if sha is None]:
-        raise CompanionError(f"{name} reads {missing[0]}, which has not been made")
-    if _taken_over(folder, made_from, tree):
-        return
-    _clear(folder)
-    began = time.time()
-    draw(name, profile, P.dataset, keys, folder)
-    if not (made := freshness.outputs(folder)):
-        raise CompanionError(f"{name} has written nothing")
-    write_json(folder / STAMP, {
-        "notebook": name, "profile": P.name, "dataset": Path(P.dataset).name, "keys": keys, **made_from,
-        "outputs": made, "flags": [os.path.relpath(tree / flag, folder) for flag in flags],
-        "python": platform.python_version(), "packages": {package: metadata.version(package) for package in PACKAGES},
-        "device": device_name(P) if freshness.trains(name) else processor(), "commit": git_commit(),
-        "started": datetime.fromtimestamp(began, UTC).isoformat("T", "seconds"),
-        "wall_s": round(time.time() - began, 2),
-        "peak_memory_mib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024,
-    })  # fmt: skip
-    shutil.rmtree(folder / "checkpoint", ignore_errors=True)
 
 
 def _taken_over(folder: Path, made_from: Mapping[str, Any], tree: Path) -> bool:
@@ -93,22 +85,27 @@ def _taken_over(folder: Path, made_from: Mapping[str, Any], tree: Path) -> bool:
         stamp = freshness.read_stamp(there) if other != tree else None
         same = stamp and all(stamp.get(key) == value for key, value in made_from.items()) and "left_out" not in stamp
         if same and (there / EXECUTED).exists() and freshness.outputs(there) == stamp["outputs"]:
-            _clear(folder, weights=True)
-            for file in (STAMP, EXECUTED, *stamp["outputs"]):
-                (folder / file).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(there / file, folder / file)
+            _clear(folder)
+            copy(there, folder, [EXECUTED, *stamp["outputs"]])
             print(f"taken over from {layout.shown(there)}")
             return True
     return False
 
 
-def _clear(folder: Path, weights: bool = False) -> None:
+def copy(stage: Path, target: Path, names: Iterable[str]) -> None:
+    """Copy the stamp of a stage and the files of these names."""
+    for name in (STAMP, *names):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(stage / name, target / name)
+
+
+def _clear(folder: Path) -> None:
     """Remove what an earlier run left, but for what a training goes on from: checkpoints and (by identity) weights."""
     for path in sorted(folder.rglob("*"), reverse=True):
         if path.is_dir():
             with suppress(OSError):
                 path.rmdir()
-        elif path.name != ".lock" and "checkpoint" not in path.parts and (weights or path.suffix != ".safetensors"):
+        elif path.name != ".lock" and "checkpoint" not in path.parts and path.suffix != ".safetensors":
             path.unlink()
 
 
@@ -119,32 +116,28 @@ def draw(name: str, profile: str, dataset: str, keys: Mapping[str, str], folder:
     from traitlets.config import Config
 
     given = {key: int(value) if key in NUMBERS else value for key, value in keys.items()}
-    given = {"profile": profile, "dataset": dataset, **given}
-    failed = folder / "failed.ipynb"
-    try:
-        with atomic(folder / EXECUTED) as copy, tempfile.TemporaryDirectory(prefix="kernel-") as sockets:
-            # Sockets as files: TCP ports are chosen before the kernel binds them, so that of kernels that start side by
-            # side one may find its port taken and die; and a port is open to everyone who has an account.
-            kernel = {"transport": "ipc", "ip": f"{sockets}/k", "connection_file": f"{sockets}/kernel.json"}
-            paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (layout.notebook(name), copy)]
-            try:
-                papermill.execute_notebook(
-                    *paths, given, kernel_name="python3", language="python", cwd=layout.root(), progress_bar=False,
-                    autosave_cell_every=0, start_timeout=KERNEL_START_S, config=Config(KernelManager=kernel),
-                )  # fmt: skip
-            except papermill.PapermillExecutionError:
-                shutil.copyfile(copy, failed)
-                raise
-    except papermill.PapermillExecutionError as error:
-        if error.ename == CompanionError.__name__:
-            raise CompanionError(error.evalue) from None
-        where = f"{name} stopped in cell {error.exec_count}"
-        raise CompanionError(f"{where}: {error.ename}: {error.evalue}. The executed copy is {failed}") from None
-    except (DeadKernelError, RuntimeError) as error:
-        raise CompanionError(
-            f"{name}: the kernel ended before the notebook did: {error}. The system may have killed it for memory; run "
-            "fewer jobs at a time (--cores), or give the machine more"
-        ) from None
+    with atomic(folder / EXECUTED) as copy, tempfile.TemporaryDirectory(prefix="kernel-") as sockets:
+        # Sockets as files: TCP ports are chosen before the kernel binds them, so that of kernels that start side by
+        # side one may find its port taken and die; and a port is open to everyone who has an account.
+        kernel = {"transport": "ipc", "ip": f"{sockets}/k", "connection_file": f"{sockets}/kernel.json"}
+        paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (layout.notebook(name), copy)]
+        try:
+            papermill.execute_notebook(
+                *paths, {"profile": profile, "dataset": dataset, **given}, kernel_name="python3", language="python",
+                cwd=layout.root(), progress_bar=False, autosave_cell_every=0, config=Config(KernelManager=kernel),
+                start_timeout=300,  # s: a loaded machine, or a cluster's cold file system, imports slowly
+            )  # fmt: skip
+        except papermill.PapermillExecutionError as error:
+            shutil.copyfile(copy, failed := folder / "failed.ipynb")
+            if error.ename == CompanionError.__name__:
+                raise CompanionError(error.evalue) from None
+            where = f"{name} stopped in cell {error.exec_count}"
+            raise CompanionError(f"{where}: {error.ename}: {error.evalue}. The executed copy is {failed}") from None
+        except (DeadKernelError, RuntimeError) as error:
+            raise CompanionError(
+                f"{name}: the kernel ended before the notebook did: {error}. The system may have killed it for memory; "
+                "run fewer jobs at a time (--cores), or give the machine more"
+            ) from None
 
 
 def processor() -> str:
@@ -176,16 +169,16 @@ def main() -> int:
     parser.add_argument("keys", nargs="*")
     parser.add_argument("--inputs", nargs="*", default=[])
     parser.add_argument("--outputs", nargs="+")
-    given, tree = parser.parse_intermixed_args(), Path.cwd()
+    given = parser.parse_intermixed_args()
     inputs, flags = ([str(Path(flag).parent) for flag in some] for some in (given.inputs, given.outputs))
-    error_file = tree / min(flags, key=len) / ERROR
+    error_file = Path(min(flags, key=len), ERROR)
     error_file.unlink(missing_ok=True)
     try:
         P = load_profile(given.profile, dataset=given.dataset)
         # For notebooks that set no number of threads themselves: sums of several threads differ in their last bits.
         os.environ |= dict.fromkeys(THREADS, str(P.device.threads))
         keys = dict(text.split("=", 1) for text in given.keys)
-        execute(given.notebook, P, given.profile, keys, inputs, flags, tree)
+        make(given.notebook, P, given.profile, keys, inputs, flags)
     except CompanionError as error:
         write_text(error_file, f"{error}\n")
         print(f"error: {error}", file=sys.stderr)

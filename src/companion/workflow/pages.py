@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import yaml
 
 from companion import layout
-from companion.config import Profile
 from companion.plots import data_name
 from companion.provenance import write_text
 from companion.workflow import answer
@@ -23,22 +23,14 @@ VERDICTS = ("reproduced", "partly", "not reproduced", "cannot be compared", "not
 Stamps = Sequence[tuple[Mapping[str, Any], list[str]]]  # the stamp of each stage, and why it is stale
 
 
-def write_fragments(folder: Path, P: Profile, claims: Path, chosen: Path, real: Path | None, stages: Stamps) -> None:
-    """Write what pages include or quote (answer, notice, picture, byline, verdicts, status, faults), and the
-    figure of the first page.
-
-    Parameters
-    ----------
-    folder : book/executed
-    claims, chosen : claims.json and chosen.parquet of the run
-    real : folder of the notebook on real micrographs, where it was run
-    """
-    rows, stamps = json.loads(claims.read_text(encoding="utf-8"))["claims"], [stamp for stamp, _ in stages]
-    found, picture = answer.first_page(folder, P, chosen, real)
+def write_fragments(folder: Path, r: answer.Results, stages: Stamps) -> None:
+    """Write into `folder`, book/executed, what pages include or quote, and the figure of the first page."""
+    rows, stamps = r.json("11_claims", "claims")["claims"], [stamp for stamp, _ in stages]
+    found, picture = answer.first_page(folder, r)
     counts = Counter(row["verdict"] for row in rows)
     verdicts = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS)
     fragments = {
-        "answer": found, "notice": data_notice(P.dataset, P.name), "picture": picture,
+        "answer": found, "notice": data_notice(r.P.dataset, r.P.name), "picture": picture,
         "byline": byline(layout.root() / "CITATION.cff", stamps), "status": status_table(stages),
         "verdicts": f"Of {len(rows)} claims: {verdicts}.\n\n{claim_cards(rows)}",
         "faults": faults_table(layout.root() / "benchmarks" / "faults.json"),
@@ -102,17 +94,15 @@ def claim_cards(claims: Iterable[Mapping[str, Any]], folder: str = "executed/", 
 
 def status_table(stages: Stamps) -> str:
     """Markdown table of the runs of each notebook: how many are fresh, what they took; below, why others are not."""
-    rows, stale = [], []
-    for name in sorted({stamp["notebook"] for stamp, _ in stages}):
-        stamps, reasons = zip(*((s, why) for s, why in stages if s["notebook"] == name), strict=True)
-        walls, devices = [s["wall_s"] for s in stamps], sorted({str(s["device"]) for s in stamps})
-        memory, link = max(s["peak_memory_mib"] for s in stamps), f"[{name}](executed/{name}.ipynb)"
-        rows.append((link, str(len(stamps)), str(reasons.count([])), duration(sum(walls)), duration(max(walls)),
-                     f"{memory} MiB", cell(", ".join(devices))))  # fmt: skip
-        why = Counter("; ".join(each) for each in reasons if each)
-        stale += [f"- {name}, {n} of {len(stamps)}: {cell(text)}." for text, n in why.most_common(3)]
+    rows, stale, table = [], [], pd.DataFrame([{**stamp, "why": "; ".join(why)} for stamp, why in stages])
+    for name, own in table.groupby("notebook"):
+        walls, devices = own["wall_s"], ", ".join(sorted(set(own["device"].map(str))))
+        rows.append((f"[{name}](executed/{name}.ipynb)", len(own), sum(own["why"] == ""), duration(walls.sum()),
+                     duration(walls.max()), f"{own['peak_memory_mib'].max()} MiB", devices))  # fmt: skip
+        why = Counter(own["why"][own["why"] != ""]).most_common(3)
+        stale += [f"- {name}, {n} of {len(own)}: {cell(text)}." for text, n in why]
     header = ("notebook", "runs", "fresh", "time, all runs", "longest", "peak memory", "device")
-    total = duration(sum(stamp["wall_s"] for stamp, _ in stages))
+    total = duration(table["wall_s"].sum())
     why = "What is not fresh, and why:\n\n" + "\n".join(stale) if stale else "Everything is fresh."
     return f"{markdown_table(header, rows)}\nTogether {total} in {len(stages)} runs, some side by side. {why}\n"
 
@@ -122,7 +112,7 @@ def faults_table(path: Path) -> str:
     if not path.is_file():
         return "Nothing has been tried yet on this version: `python benchmarks/faults.py` writes the table.\n"
     tried = json.loads(path.read_text(encoding="utf-8"))
-    rows = [(row["fault"], cell(row["tried"]), cell(row["happened"])) for row in tried["rows"]]
+    rows = [(row["fault"], row["tried"], row["happened"]) for row in tried["rows"]]
     told = f"\nOn {tried['device']}, at commit {tried['commit']}."
     missing = f" Not tried yet: {'; '.join(tried['not_tried'])}." if tried["not_tried"] else ""
     return markdown_table(("fault", "what was done", "what happened"), rows) + told + missing + "\n"
@@ -143,10 +133,10 @@ def badge(stamp: Mapping[str, Any], reasons: list[str]) -> str:
     return f'<div class="stamp stamp-{state}">{chips}<span class="state">{state}</span></div>{why}'
 
 
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return "".join(f"| {' | '.join(map(cell, line))} |\n" for line in lines)
 
 
 def cell(text: object) -> str:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from multiprocessing import get_context
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
+from unittest.mock import patch
 
 import nbformat
 import pandas as pd
@@ -28,7 +28,7 @@ from companion.errors import CompanionError, problems
 from companion.layout import Layout
 from companion.provenance import atomic_folder, hash_file, write_json, write_table
 from companion.workflow import freshness, job
-from companion.workflow.freshness import EXECUTED, STAMP, read_stamp
+from companion.workflow.freshness import EXECUTED, STAMP, read_stamp, stamps
 from companion.workflow.status import jobs
 
 TOLERANCE = 1e-6  # of numbers that are computed again
@@ -44,61 +44,62 @@ PER_DEFECT = ("index.parquet", "table.parquet", "drawn.parquet", "statistics.par
 READ_BY_PAGES = ("masks-plain/patches/table.parquet", "masks-rare/patches/table.parquet", "patches/index.parquet")
 
 
+def shown(P: Profile, tree: Path) -> dict[str, Path]:
+    """The folder whose run stands on the page of each notebook: first split, largest N, EXP+GEN, first seed."""
+    arm = "EXP+GEN" if "EXP+GEN" in P.arms else P.arms[0]
+    page = {"split": P.split_names[0], "n_train": str(P.sizes[-1]), "arm": arm, "seed": str(P.seeds[0])}
+    page |= {"model": "1", "masks": "plain"}
+    return {stamp["notebook"]: tree / folder for folder, stamp in stamps(tree).items()
+            if stamp["keys"].items() <= page.items()}  # fmt: skip
+
+
 @contextmanager
 def committed(P: Profile) -> Iterator[bool]:
     """Let ``results/`` be the folder of runs where a profile's run is committed there and none is here; yield which."""
     kept = layout.root() / "results"
-    use = not any(freshness.stages(Layout(P).tree)) and (kept / P.folder / Path(P.dataset).name).is_dir()
+    use = not stamps(Layout(P).tree) and (kept / P.folder / Path(P.dataset).name).is_dir()
     with runs_in(kept if use else layout.runs()):
         yield use
 
 
-@contextmanager
-def runs_in(folder: Path) -> Iterator[None]:
+def runs_in(folder: Path) -> AbstractContextManager:
     """Let `folder` be the folder of runs, for this process and those that it starts."""
-    before = os.environ.get("COMPANION_RUNS")
-    os.environ["COMPANION_RUNS"] = str(folder)
-    try:
-        yield
-    finally:
-        os.environ.pop("COMPANION_RUNS") if before is None else os.environ.update(COMPANION_RUNS=before)
+    return patch.dict(os.environ, COMPANION_RUNS=str(folder))
 
 
 def bundle(P: Profile, out: Path, purpose: Literal["book", "resume"]) -> list[Path]:
     """Pack a run into the folder `out`, which must not be there or be empty; returns the files written.
 
-    For the "book" a complete run, without what no page needs; to "resume" every stage that is fresh, whole. A
-    `CompanionError` says that the run is not complete ("book"), holds nothing ("resume"), is too large for git (the
+    A `CompanionError` says that the run is not complete ("book"), holds nothing ("resume"), is too large for git (the
     largest files are named), or tells where on this machine it was made.
     """
-    from companion.workflow.book import shown
-
     if out.exists() and any(out.iterdir()):
         raise CompanionError(f"--out {out} holds something already; give a folder that is empty or not there yet")
-    tree = Layout(P).tree
-    states = {stage.folder: stage.why for stage in jobs(P)}
-    waiting = {name: why for name, why in states.items() if why != []}
-    if waiting and (purpose == "book" or len(waiting) == len(states)):
-        said = (f"{name}: {'; '.join(why or ['missing'])}" for name, why in waiting.items())
+    tree, found = Layout(P).tree, jobs(P)
+    waiting = [each for each in found if each.why != []]
+    if waiting and (purpose == "book" or len(waiting) == len(found)):
+        said = (f"{each.folder}: {'; '.join(each.why or ['missing'])}" for each in waiting)
         raise problems(f"the run of {P.name} is not complete; `companion run {P.name}` makes it:", said)
     of_real = (REAL, "05_generated_images")  # whose pictures it shows; the book has no other page of that run
-    pages = {folder.relative_to(tree).as_posix() for name, folder in shown(P, tree).items()
-             if P.name != "real" or name in of_real}  # fmt: skip
+    pages = [folder for name, folder in shown(P, tree).items() if P.name != "real" or name in of_real]
     with atomic_folder(out) as folder:
-        for name in states.keys() - waiting.keys():
-            _pack(tree / name, folder / P.folder / tree.name / name, purpose, name in pages, P.evaluation.confidence)
+        for name in (each.folder for each in found if each.why == []):
+            stage, target = tree / name, folder / P.folder / tree.name / name
+            if purpose == "book":
+                _pack(stage, target, stage in pages, P.evaluation.confidence)
+            else:
+                job.copy(stage, target, (read_stamp(stage) or {})["outputs"])
+            if purpose == "resume" or stage in pages:
+                nbformat.write(executed(stage / EXECUTED), target / EXECUTED)
         _check(folder, purpose)
     return [path for path in sorted(out.rglob("*")) if path.is_file()]
 
 
-def _pack(stage: Path, target: Path, purpose: str, page: bool, least_score: float) -> None:
+def _pack(stage: Path, target: Path, page: bool, least_score: float) -> None:
+    """Copy what the book needs of a stage, and say in its stamp what is left out."""
     stamp = read_stamp(stage) or {}
-    names = [name for name in stamp["outputs"] if purpose == "resume" or _is_packed(stage, name, page)]
-    _copy(stage, target, names, page or purpose == "resume")
-    if (copy := target / EXECUTED).exists():
-        nbformat.write(executed(copy), copy)
-    if purpose == "resume":
-        return
+    names = [name for name in stamp["outputs"] if _is_packed(stage, name, page)]
+    job.copy(stage, target, names)
     for name in (name for name in names if name.startswith("predictions/")):
         # Masks below the score at which pages look at them are most of the file.
         table = pd.read_parquet(target / name)
@@ -117,12 +118,6 @@ def executed(path: Path) -> NotebookNode:
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
     found.metadata.pop("papermill", None)
     return found
-
-
-def _copy(stage: Path, target: Path, names: Iterable[str], executed: bool) -> None:
-    for name in (*names, STAMP, *([EXECUTED] if executed else [])):
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(stage / name, target / name)
 
 
 def _is_packed(stage: Path, name: str, page: bool) -> bool:
@@ -152,44 +147,40 @@ def _check(folder: Path, purpose: str) -> None:
 
 
 def unbundle(source: Path) -> str:
-    """Check a bundle against its stamps and install it whole; nothing in it is executed. Returns what and where.
+    """Check a bundle against its stamps and install it; nothing in it is executed. Returns what and where.
 
     Only files that a stamp names are taken. One for the book takes the place of a run in results/; of one to go on with
     the stages that are missing here go to runs/. A `CompanionError` says that it is no bundle, of other code than this
-    checkout's, or with files that are missing, changed, or links.
+    checkout's, or with files that are missing or changed.
     """
-    trees = sorted({path.parent for path in source.glob("*/*/*") if any(path.rglob(STAMP))})
+    trees = {path.parent for path in source.glob("*/*/*") if any(path.rglob(STAMP))}
     if len(trees) != 1:
         raise CompanionError(f"{source} is not a bundle: it should hold one run, as `companion bundle` writes it")
-    stages = [path.parent.relative_to(trees[0]) for path in sorted(trees[0].rglob(STAMP))]
-    with tempfile.TemporaryDirectory(prefix="bundle-") as scratch:
-        folder, wrong = Path(scratch), []
-        for name in stages:  # the copies are checked, so that nothing can change between the check and the copying
-            try:
-                if (stamp := read_stamp(trees[0] / name)) is None:
-                    raise CompanionError(f"{STAMP} cannot be read")
-                kept = [each for each in stamp["outputs"] if each not in stamp.get("left_out", [])]
-                for each in (*kept, STAMP):
-                    path = trees[0] / name / each
-                    inside = path.resolve().is_relative_to(trees[0].resolve())
-                    if path.is_symlink() or not path.is_file() or not inside:
-                        raise CompanionError(f"{each} is missing, a link, or elsewhere")
-                _copy(trees[0] / name, folder / name, kept, (trees[0] / name / EXECUTED).is_file())
-                expected = {each: stamp.get("packed", {}).get(each, stamp["outputs"][each]) for each in kept}
-                if changed := [each for each, sha in freshness.outputs(folder / name).items() if expected[each] != sha]:
-                    raise CompanionError(f"{changed[0]} is not what was packed")
-                if stamp["code"] != freshness.code(stamp["notebook"]):
-                    raise CompanionError("made by another version of the code than this checkout's")
-            except (KeyError, TypeError, OSError, CompanionError) as error:
-                wrong.append(f"{name}: {error}")
-        if wrong:
-            raise problems(f"{source} cannot be installed:", wrong)
-        book = any("left_out" in (read_stamp(folder / name) or {}) for name in stages)
-        target = (layout.root() / "results" if book else layout.runs()) / trees[0].parent.name / trees[0].name
-        for name in [Path()] if book else [name for name in stages if read_stamp(target / name) is None]:
-            with atomic_folder(target / name) as whole:
-                shutil.copytree(folder / name, whole, dirs_exist_ok=True)
-    return f"{len(stages)} stages of {target.parent.name} on {target.name}: {layout.shown(target)}"
+    (tree,), taken, wrong, book = trees, {}, [], False
+    for stage in (path.parent for path in sorted(tree.rglob(STAMP))):
+        try:
+            if (stamp := read_stamp(stage)) is None:
+                raise CompanionError(f"{STAMP} cannot be read")
+            packed = {**stamp["outputs"], **stamp.get("packed", {})}
+            packed = {name: sha for name, sha in packed.items() if name not in stamp.get("left_out", [])}
+            there = freshness.outputs(stage)
+            if changed := [name for name, sha in packed.items() if there.get(name) != sha]:
+                raise CompanionError(f"{changed[0]} is not what was packed")
+            if stamp["code"] != freshness.code(stamp["notebook"]):
+                raise CompanionError("made by another version of the code than this checkout's")
+            taken[stage], book = packed.keys(), book or "left_out" in stamp
+        except (KeyError, TypeError, OSError, CompanionError) as error:
+            wrong.append(f"{stage.relative_to(tree)}: {error}")
+    if wrong:
+        raise problems(f"{source} cannot be installed:", wrong)
+    target = (layout.root() / "results" if book else layout.runs()) / tree.parent.name / tree.name
+    if book:
+        shutil.rmtree(target, ignore_errors=True)
+    for stage, names in taken.items():
+        if read_stamp(place := target / stage.relative_to(tree)) is None:
+            with atomic_folder(place) as folder:
+                job.copy(stage, folder, [*names, *([EXECUTED] if (stage / EXECUTED).is_file() else [])])
+    return f"{len(taken)} stages of {target.parent.name} on {target.name}: {layout.shown(target)}"
 
 
 def draw_again(P: Profile, tree: Path, cores: int, pages: Mapping[str, Path]) -> Path:
@@ -201,20 +192,23 @@ def draw_again(P: Profile, tree: Path, cores: int, pages: Mapping[str, Path]) ->
     drawn = base / P.folder / tree.name
     shutil.rmtree(drawn, ignore_errors=True)
     shutil.copytree(tree, drawn)
-    groups = [
-        [("01_micrographs", Layout(P, drawn).micrographs(split)) for split in P.split_names],
-        *([(name, drawn / pages[name].relative_to(tree)) for name in names] for names in DRAWN_AGAIN),
-    ] if P.dataset == "phantom" else [[(REAL, drawn / pages[REAL].relative_to(tree))]]  # fmt: skip
+    groups = [[pages[name] for name in names] for names in (DRAWN_AGAIN if P.dataset == "phantom" else [[REAL]])]
+    if P.dataset == "phantom":
+        groups.insert(0, [Layout(P, tree).micrographs(split) for split in P.split_names])
     different: list[str] = []
     with runs_in(base), ProcessPoolExecutor(cores, mp_context=get_context("spawn")) as pool:
         for group in groups:
-            given = [(name, P.name, P.dataset, (read_stamp(folder) or {})["keys"], folder) for name, folder in group]
-            list(pool.map(job.draw, *zip(*given, strict=True)))
-            for _, folder in group:
-                different += differences(tree / folder.relative_to(drawn), folder)
+            copies = [drawn / place.relative_to(tree) for place in group]
+            list(pool.map(_draw, copies))
+            different += [each for pair in zip(group, copies, strict=True) for each in differences(*pair)]
     if different:
         raise problems("what is committed was not found again:", different)
     return drawn
+
+
+def _draw(folder: Path) -> None:
+    stamp = read_stamp(folder) or {}
+    job.draw(stamp["notebook"], stamp["profile"], stamp["dataset"], stamp["keys"], folder)
 
 
 def differences(before: Path, after: Path) -> list[str]:
@@ -225,15 +219,12 @@ def differences(before: Path, after: Path) -> list[str]:
         if path.name == STAMP or path.suffix not in (".parquet", ".json") or name.parts[0] == "predictions":
             continue
         old, new = (_table(folder / name) for folder in (before, after))
-        if len(old) != len(new):
-            found.append(f"{name}: {len(old)} and {len(new)} rows")
-            continue
         for column in old.columns.union(new.columns):
             try:
                 pd.testing.assert_series_equal(
                     old[column], new[column], check_dtype=False, rtol=TOLERANCE, atol=TOLERANCE
                 )
-            except (AssertionError, KeyError):  # another value, or a column that one of them lacks
+            except (AssertionError, KeyError):  # another value or number of rows, or a column that one of them lacks
                 found.append(f"{name}: {column}")
     return found
 

@@ -15,20 +15,20 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import yaml
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from companion import provenance
 from companion.config import Profile
 from companion.errors import CompanionError
 from companion.layout import Layout, shown
-from companion.workflow.freshness import DONE, ERROR, STAMP, read_stamp
-from companion.workflow.status import duration, error_of, expected, jobs, last_error, progress_of, snakemake, title
+from companion.workflow import status
+from companion.workflow.freshness import DONE, ERROR, read_stamp, stamps
+from companion.workflow.status import CONSOLE, Job, duration, error_of, jobs
 
 LOG = "snakemake.log"
 
 
-def run(P: Profile, cores: int, console: Console, cluster: Path | None = None) -> int:
+def run(P: Profile, cores: int, cluster: Path | None = None) -> int:
     """Run every stage that is missing or stale, here on `cores` or as the Snakemake profile in `cluster` says.
 
     Returns
@@ -38,30 +38,28 @@ def run(P: Profile, cores: int, console: Console, cluster: Path | None = None) -
     for told in (signal.SIGINT, signal.SIGTERM):  # being told to end is an interrupt; a script's `&` ignores SIGINT
         signal.signal(told, signal.default_int_handler)
     try:
-        return _run(P, cores, console, cluster)
+        return _run(P, cores, cluster)
     except KeyboardInterrupt:
-        console.print("interrupted; what is finished is kept, and the same command continues from here")
+        CONSOLE.print("interrupted; what is finished is kept, and the same command continues from here")
         return 130
 
 
-def _run(P: Profile, cores: int, console: Console, cluster: Path | None) -> int:
+def _run(P: Profile, cores: int, cluster: Path | None) -> int:
     here = ["--cores", str(cores), "--resources", f"gpu={P.jobs_per_device}"]
     where = here if cluster is None else _submission(cluster)
     _check_data(P)
     tree = Layout(P).tree
     with _only_run(tree) as lock:
         found = jobs(P)
-        waiting = [job.folder for job in found if job.why != []]
+        waiting = [job for job in found if job.why != []]
         if not waiting:
-            console.print(f"{title(P)}: nothing to do, every stage is fresh. {shown(tree)}")
+            CONSOLE.print(f"{status.title(P)}: nothing to do, every stage is fresh. {shown(tree)}")
             return 0
-        left_s = expected(P, found, cores)["left_s"]
-        about = f"{'about' if left_s.notna().all() else 'more than'} {duration(left_s.sum())}"
-        console.print(f"{title(P)}: {len(waiting)} of {len(found)} stages to run, {about}")
-        for folder in waiting:
-            (tree / folder / ERROR).unlink(missing_ok=True)
-        command, environment = snakemake(P, *where, "--keep-going", "--quiet", "progress")
-        began = time.time()
+        CONSOLE.print(f"{status.title(P)}: {status.expected(P, found, cores)[1]}")
+        for job in waiting:
+            for file in (ERROR, DONE):
+                (tree / job.folder / file).unlink(missing_ok=True)
+        command, environment = status.snakemake(P, *where, "--keep-going", "--quiet", "progress")
         with open(tree / LOG, "w", encoding="utf-8") as log:
             # A session of its own: an interrupt reaches Snakemake once, from here, and not its jobs out of order.
             # It holds the folder's lock as well: should only this process be killed, no second run starts beside it.
@@ -69,20 +67,20 @@ def _run(P: Profile, cores: int, console: Console, cluster: Path | None) -> int:
                 command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, pass_fds=[lock], env=environment
             )
             try:
-                _follow(process, tree, waiting, left_s.sum(), console)
+                done = _follow(process, P, tree, waiting, cores)
             except KeyboardInterrupt:
                 _stop(process)
                 raise
     if process.returncode == 0:
-        _summarise(tree, waiting, began, console)
+        CONSOLE.print(done, highlight=False, soft_wrap=True)
         return 0
-    refused = {folder: text for folder in waiting if (text := error_of(tree / folder))}
+    refused = {job.folder: text for job in waiting if (text := error_of(tree / job.folder))}
     for folder, text in refused.items():
         print(f"error in {folder}: {text}", file=sys.stderr)
     if not refused and provenance.is_full(tree):
         raise CompanionError(f"{shown(tree)}: No space left on device; what is finished is kept")
     if not refused:
-        told = last_error((tree / LOG).read_text(encoding="utf-8"))
+        told = status.last_error((tree / LOG).read_text(encoding="utf-8"))
         print(f"error: Snakemake stopped: {told or 'it does not say why'} (log: {shown(tree / LOG)})", file=sys.stderr)
     return 2 if refused else 1
 
@@ -115,49 +113,41 @@ def _submission(folder: Path) -> list[str]:
     return ["--workflow-profile", str(settings.parent)]
 
 
-def _follow(process: subprocess.Popen[bytes], tree: Path, waiting: list[str], left_s: float, console: Console) -> None:
-    """Say what has finished and how long the rest will take, until the process has ended."""
+def _follow(process: subprocess.Popen[bytes], P: Profile, tree: Path, waiting: list[Job], cores: int) -> str:
+    """Say what has finished and how long the rest will take, until the process has ended; returns it in short."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    finished: set[str] = set()
-    began, ended = time.time(), False
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    before, began, left, walls, ended = stamps(tree), time.time(), [*waiting], {}, False
+    with Progress(*columns, console=CONSOLE, transient=True, disable=not CONSOLE.is_terminal) as progress:
         task = progress.add_task("stages", total=len(waiting))
         while not ended:
             ended = process.poll() is not None
-            for folder in waiting:
-                flag = tree / folder / DONE
-                if folder not in finished and flag.exists() and flag.stat().st_mtime >= began - 2:
-                    finished.add(folder)
-                    so_far = time.time() - began
-                    rest = left_s - so_far
-                    left = f", about {duration(rest)} left" if rest > 0 and len(finished) < len(waiting) else ""
-                    wall = duration((read_stamp(tree / folder) or {}).get("wall_s", 0))
-                    times = f"{wall if _is_new(tree / folder, began) else 'as it was'}, {duration(so_far)} so far{left}"
-                    console.print(f"  {len(finished):>3}/{len(waiting)}  {folder}  {times}", highlight=False)
-            running = [f"{f}: {text}" for f in waiting if f not in finished and (text := progress_of(tree / f))]
-            progress.update(task, completed=len(finished), description="; ".join(running[:2]) or "stages")
+            for job in [job for job in left if (tree / job.folder / DONE).exists()]:
+                left.remove(job)
+                progress.advance(task)
+                how, stamp = "as it was", read_stamp(tree / job.folder)
+                if stamp and stamp != before.get(job.folder):
+                    walls[job.folder] = stamp["wall_s"]
+                    how = duration(stamp["wall_s"])
+                rest = status.expected(P, left, cores)[0]["what is left"].sum()
+                how += f", {duration(time.time() - began)} so far{f', about {duration(rest)} left' if rest else ''}"
+                at = f"{len(waiting) - len(left):>3}/{len(waiting)}"
+                CONSOLE.print(f"  {at}  {job.folder}  {how}", highlight=False)
+            running = [f"{job.folder}: {text}" for job in left if (text := status.progress_of(tree / job.folder))]
+            progress.update(task, description="; ".join(running[:2]) or "stages")
             time.sleep(0 if ended else 0.5)
+    return f"{len(waiting)} stages done in {duration(time.time() - began)}, {_summary(tree, walls)}"
 
 
-def _is_new(folder: Path, began: float) -> bool:
-    """Whether the stamp in a folder was written since then; others came out as they were."""
-    return (folder / STAMP).stat().st_mtime >= began - 2
-
-
-def _summarise(tree: Path, ran: list[str], began: float, console: Console) -> None:
-    new = [folder for folder in ran if _is_new(tree / folder, began)]
-    walls = {folder: (read_stamp(tree / folder) or {}).get("wall_s", 0.0) for folder in new} or {"none": 0.0}
-    slowest = max(walls, key=walls.__getitem__)
+def _summary(tree: Path, walls: dict[str, float]) -> str:
+    slowest = max(walls, key=walls.__getitem__, default="none")
     size = sum(path.stat().st_size for path in tree.rglob("*") if path.is_file()) / 2**20
-    said = (
-        f"{len(ran)} stages done in {duration(time.time() - began)}, {duration(sum(walls.values()))} of work; the "
-        f"longest: {slowest}, {duration(walls[slowest])}. {shown(tree)}, {size:.0f} MiB"
-    )
+    said = f"{duration(sum(walls.values()))} of work; the longest: {slowest}, {duration(walls.get(slowest, 0))}. "
+    said += f"{shown(tree)}, {size:.0f} MiB"
     if (claims := tree / "claims" / "claims.json").is_file():
         verdicts = Counter(row["verdict"] for row in json.loads(claims.read_text(encoding="utf-8"))["claims"])
         counted = ", ".join(f"{n} {verdict}" for verdict, n in verdicts.most_common())
         said += f"\nclaims of the paper on this data: {counted}. {shown(claims)}"
-    console.print(said, highlight=False, soft_wrap=True)
+    return said
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

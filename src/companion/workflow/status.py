@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +22,9 @@ from companion import layout, provenance
 from companion.config import Profile, load_profile
 from companion.errors import CompanionError
 from companion.layout import Layout, shown
-from companion.workflow.freshness import ERROR, read_stamp, stages, states
+from companion.workflow.freshness import ERROR, input_hash, read_stamp, stamps, states
+
+CONSOLE = Console(width=None if sys.stdout.isatty() else 240)  # what is piped keeps whole lines
 
 
 class Job(NamedTuple):
@@ -34,6 +37,13 @@ class Job(NamedTuple):
     folder: str
     why: list[str] | None
 
+    def will_run(self, tree: Path) -> bool:
+        """Whether it is known to run: not where all that it waits for may come out as it was."""
+        if not self.why or not self.why[0].startswith("reads "):
+            return self.why != []
+        read = (read_stamp(tree / self.folder) or {"inputs": {}})["inputs"]
+        return any(input_hash(tree / folder, tree) not in (None, sha) for folder, sha in read.items())
+
 
 def rules() -> dict[str, str]:
     """Rule -> notebook, in the order of the paper."""
@@ -41,8 +51,8 @@ def rules() -> dict[str, str]:
     return dict(re.findall(r"rule (\w+):(?:(?!rule).)*?run\(\"(\w+)\"", text, re.S))
 
 
-def snakemake(P: Profile, *options: str, look: bool = False) -> tuple[list[str], dict[str, str]]:
-    """Command line and environment of Snakemake for a profile; to `look` changes nothing."""
+def snakemake(P: Profile, *options: str) -> tuple[list[str], dict[str, str]]:
+    """Command line and environment of Snakemake for a profile."""
     profile = P.name
     if not (layout.root() / "profiles" / f"{P.name}.yaml").is_file() or load_profile(P.name, P.dataset) != P:
         path = layout.runs() / P.folder / "profile.yaml"  # as it is here, for every job to read
@@ -50,11 +60,9 @@ def snakemake(P: Profile, *options: str, look: bool = False) -> tuple[list[str],
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             provenance.write_text(path, text)
         profile = str(path)
-    environment = {**os.environ, "COMPANION_PROFILE": profile, "COMPANION_DATASET": P.dataset}
-    environment |= {"COMPANION_LOOK": "1"} if look else {}
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(layout.root() / "Snakefile"), "--nolock",
                "--rerun-triggers", "mtime", "--rerun-incomplete", *options]  # fmt: skip
-    return command, environment
+    return command, {**os.environ, "COMPANION_PROFILE": profile, "COMPANION_DATASET": P.dataset}
 
 
 def jobs(P: Profile) -> list[Job]:
@@ -62,7 +70,8 @@ def jobs(P: Profile) -> list[Job]:
 
     Of a run with changed entries that has not begun, what the unchanged run would have to do again.
     """
-    command, environment = snakemake(P, "--summary", look=True)
+    command, environment = snakemake(P, "--summary")
+    environment["COMPANION_LOOK"] = "1"
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=layout.root(), check=False)
     if done.returncode:
         raise CompanionError(last_error(done.stderr) or f"Snakemake stopped: {done.stderr.strip()[-500:]}")
@@ -80,7 +89,7 @@ def jobs(P: Profile) -> list[Job]:
 def tree_of(P: Profile) -> Path:
     """The run of a profile; where its changed entries have not been run yet, that without them."""
     place = Layout(P)
-    return place.tree if any(stages(place.tree)) else place.unchanged
+    return place.tree if stamps(place.tree) else place.unchanged
 
 
 def last_error(log: str) -> str:
@@ -89,59 +98,55 @@ def last_error(log: str) -> str:
     return told[-1].strip() if told else ""
 
 
-def status(P: Profile, console: Console) -> None:
+def status(P: Profile) -> None:
     """Print every stage as fresh, stale (and because of what), running or missing."""
-    tree = tree_of(P)
+    tree, counts = tree_of(P), Counter[str]()
     table = Table("stage", "state", "why", "wall time", title=f"{title(P)} · {shown(tree)}", title_justify="left")
-    counts: Counter[str] = Counter()
     for job in jobs(P):
-        stamp = read_stamp(tree / job.folder) or {}
-        state, colour = (
-            ("missing", "red") if job.why is None else ("stale", "yellow") if job.why else ("fresh", "green")
-        )
-        counts[state] += 1
-        said = "; ".join(job.why or []) or progress_of(tree / job.folder) or error_of(tree / job.folder)
-        table.add_row(job.folder, f"[{colour}]{state}", said, duration(stamp["wall_s"]) if stamp else "")
-    console.print(table)
+        folder, stamp = tree / job.folder, read_stamp(tree / job.folder)
+        state = "[red]missing" if job.why is None else "[yellow]stale" if job.why else "[green]fresh"
+        counts[state.partition("]")[2]] += 1
+        said = "; ".join(job.why or []) or progress_of(folder) or error_of(folder)
+        table.add_row(job.folder, state, said, duration(stamp["wall_s"]) if stamp else "")
+    CONSOLE.print(table)
     others = "".join(f", {counts[state]} {state}" for state in ("stale", "missing") if counts[state])
-    console.print(f"{counts['fresh']} of {counts.total()} stages fresh{others}", highlight=False)
+    CONSOLE.print(f"{counts['fresh']} of {counts.total()} stages fresh{others}", highlight=False)
 
 
-def plan(P: Profile, cores: int, console: Console) -> None:
+def plan(P: Profile, cores: int) -> None:
     """Print what is done and what is left, and how long it will take: stages left times what one took before."""
-    table = expected(P, jobs(P), cores)
-    words = {column: ["?" if s != s else duration(s) for s in table[column]] for column in ("each_s", "left_s")}
-    named = table.assign(**words).set_axis(["rule", "stages", "left", "one stage", "what is left", "time from"], axis=1)
-    unknown = table[(table["left"] > 0) & table["each_s"].isna()]["rule"].tolist()
+    table, said = expected(P, jobs(P), cores)
+    words = table.to_string(index=False, float_format=lambda seconds: duration(seconds), na_rep="?")
     free = shutil.disk_usage(next(p for p in (layout.runs(), *layout.runs().parents) if p.exists())).free
-    never = f" (never measured: {', '.join(unknown)})" if unknown else ""
-    console.print(
-        f"{title(P)}, {cores} cores\n{named.to_string(index=False)}\n"
-        f"{table['left'].sum()} of {table['stages'].sum()} stages to run, {'more than' if unknown else 'about'} "
-        f"{duration(table['left_s'].sum())}{never}; {free / 2**30:.0f} GiB of disk are free",
+    CONSOLE.print(
+        f"{title(P)}, {cores} cores\n{words}\n{said}; {free / 2**30:.0f} GiB of disk are free",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
 
 
-def expected(P: Profile, found: list[Job], cores: int) -> pd.DataFrame:
-    """Seconds that the stages of each rule take: rule, stages, left, each_s (mean of one), left_s (elapsed), source.
+def expected(P: Profile, found: Sequence[Job], cores: int) -> tuple[pd.DataFrame, str]:
+    """What the stages of each rule will take by the stamps of this run, else of the reference run; and all in words.
 
-    Times are those of stamps: of this run where it has any of the rule, else of the reference run.
+    Columns rule, stages, left (which are known to run), one stage (mean, s), what is left (elapsed, s), time from.
     """
-    stamps = {"this run": tree_of(P), "the reference run": layout.root() / "results" / "reference" / "phantom"}
-    walls: dict[str, dict[str, list[float]]] = {source: {} for source in stamps}
-    for source, tree in stamps.items():
-        for stamp in map(read_stamp, stages(tree)):
-            walls[source].setdefault(stamp["notebook"], []).append(stamp["wall_s"])
-    rows, notebooks = [], rules()
-    for rule in dict.fromkeys(job.rule for job in found if job.rule in notebooks):
-        why = [job.why for job in found if job.rule == rule]
-        left = sum(each != [] for each in why)
-        source = next((s for s in walls if notebooks[rule] in walls[s]), "")
-        each = pd.Series(walls[source][notebooks[rule]]).mean() if source else float("nan")
-        together = max(1, min(cores // P.device.threads, len(why)))
-        rows.append((rule, len(why), left, each, -(-left // together) * each if left else 0.0, source))
-    return pd.DataFrame(rows, columns=["rule", "stages", "left", "each_s", "left_s", "source"])
+    tree, notebooks, rows = tree_of(P), rules(), []
+    trees = {"this run": tree, "the reference run": layout.root() / "results" / "reference" / "phantom"}
+    walls = {source: pd.DataFrame(stamps(place).values(), columns=["notebook", "wall_s"]).groupby("notebook").mean()
+             for source, place in trees.items()}  # fmt: skip
+    for rule in dict.fromkeys(job.rule for job in found):
+        own = [job for job in found if job.rule == rule]
+        left = sum(job.will_run(tree) for job in own)
+        source = next((source for source in trees if notebooks[rule] in walls[source].index), "")
+        each = walls[source].at[notebooks[rule], "wall_s"] if source else float("nan")
+        together = max(1, min(cores // P.device.threads, len(own)))
+        rows.append((rule, len(own), left, each, -(-left // together) * each if left else 0.0, source))
+    table = pd.DataFrame(rows, columns=["rule", "stages", "left", "one stage", "what is left", "time from"])
+    left_s, waiting = table["what is left"], sum(job.why != [] for job in found)
+    about = f"{'more than' if left_s.isna().any() else 'about'} {duration(left_s.sum())}"
+    said = f"{waiting} of {len(found)} stages to run, {about}"
+    if maybe := waiting - table["left"].sum():
+        said += f"; {maybe} of them only where what they read comes out changed"
+    return table, said
 
 
 def progress_of(folder: Path) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from html import escape, unescape
+from itertools import groupby, product
 
 from nbformat import NotebookNode
 
@@ -18,7 +19,6 @@ WORDS = NAMES | {  # columns of the result files, as text says them
     "n_train": "N", "tp": "TP", "fp": "FP", "fn": "FN", "p_holm": "p, Holm", "p_sign_flip": "p, sign flip",
     "hedges_g": "Hedges g", "auc": "AUC", "c2st_auc": "classifier AUC", "kid": "KID", "cmmd": "CMMD",
 }  # fmt: skip
-CELL = re.compile(r"<t[hd]([^>]*)>(.*?)</t[hd]>", re.DOTALL)
 
 
 def tidy(notebook: NotebookNode) -> NotebookNode:
@@ -45,7 +45,7 @@ def table(html: str, caption: str = "", leave_out: Sequence[str] = ()) -> str:
     above, _, below = html.partition("</thead>")
     head, body, index = _lines(above), _lines(below), len(re.findall("<th", below.partition("</tr>")[0]))
     title = re.search(r"<caption>(.*?)</caption>", above, re.DOTALL)
-    caption = said(caption or (unescape(title[1]) if title else "Files below runs/" if "KiB" in head[-1] else ""))
+    caption = said(caption or (unescape(title[1]) if title else ""))
     if not body:
         return f"<p>{escape(caption)}: no rows.</p>"
     under = len(head) > 1 and not any(head[-1][index:])  # the names of the index stand on a line of their own
@@ -84,25 +84,18 @@ def said(text: str) -> str:
 
 def _lines(html: str) -> list[list[str]]:
     """Texts of the cells, line by line; what spans several lines or columns stands in each."""
-    grid: list[list[str]] = []
-    held: dict[int, tuple[int, str]] = {}  # column -> lines that it still spans, text
-    for line in re.findall(r"<tr.*?</tr>", html, re.DOTALL):
-        cells, row = CELL.findall(line), []
-        while cells or held.get(len(row), (0,))[0]:
-            k = len(row)
-            if held.get(k, (0,))[0]:
-                held[k] = held[k][0] - 1, held[k][1]
-                row.append(held[k][1])
-                continue
-            attributes, text = cells.pop(0)
-            spans = dict(re.findall(r"(row|col)span=\"(\d+)\"", attributes))
+    grid: dict[tuple[int, int], str] = {}  # line, column
+    for y, line in enumerate(re.findall(r"<tr.*?</tr>", html, re.DOTALL)):
+        x = 0
+        for attributes, text in re.findall(r"<t[hd]([^>]*)>(.*?)</t[hd]>", line, re.DOTALL):
             text = unescape(re.sub(r"<.*?>", "", text)).strip()
             text = f"{float(text):g}" if re.fullmatch(r"-?\d+\.\d{6}", text) else text  # of an index
-            for _ in range(int(spans.get("col", 1))):
-                held[len(row)] = int(spans.get("row", 1)) - 1, text
-                row.append(text)
-        grid.append(row)
-    return grid
+            spans = dict(re.findall(r"(row|col)span=\"(\d+)\"", attributes))
+            while (y, x) in grid:
+                x += 1
+            for v, u in product(range(int(spans.get("row", 1))), range(int(spans.get("col", 1)))):
+                grid[y + v, x + u] = text
+    return [[grid[place] for place in line] for _, line in groupby(sorted(grid), key=lambda place: place[0])]
 
 
 def _numbers(texts: Sequence[str], column: str) -> list[str]:
@@ -114,8 +107,7 @@ def _numbers(texts: Sequence[str], column: str) -> list[str]:
         return list(texts)
     for text, value in values.items():
         size = max(sizes) if alike else abs(value)
-        digits = (
-            0 if whole or size >= 100 or (value and not value % 1 and not alike) else 3 - (size >= 1) - (size >= 10)
-        )
+        counts = whole or size >= 100 or (value and not value % 1 and not alike)
+        digits = 0 if counts else 3 - (size >= 1) - (size >= 10)
         values[text] = f"{value:.{min(digits, len(text.partition('.')[2]))}f}"
     return [str(values.get(text, text)) for text in texts]

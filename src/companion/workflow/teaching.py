@@ -11,6 +11,7 @@ from nbformat.v4 import new_markdown_cell
 
 from companion import layout
 from companion.provenance import write_text
+from companion.workflow.pages import markdown_table
 
 WHERE_OUTPUT_WENT = "## Where the output went"  # the question stands before this heading
 
@@ -48,11 +49,8 @@ def question(asked: dict[str, Any], turn: int) -> str:
 
 def write_overview(folder: Path) -> None:
     """Write course.md, which the page for teachers includes: of each page minutes, seconds, first objective."""
-    lines = ["| page | minutes | runs in | afterwards you can |", "|---|---|---|---|"]
-    for file in sorted((layout.root() / "notebooks").glob("*.ipynb")):
-        course = course_of(file.stem)
-        runs = f"{course['seconds']} s" if "seconds" in course else "read, not run"
-        lines.append(
-            f"| [{file.stem[:2]}](executed/{file.name}) | {course['minutes']} | {runs} | {course['objectives'][0]} |"
-        )
-    write_text(folder / "course.md", "\n".join(lines) + "\n")
+    files = sorted((layout.root() / "notebooks").glob("*.ipynb"))
+    rows = [(f"[{file.stem[:2]}](executed/{file.name})", course["minutes"],
+             f"{course['seconds']} s" if "seconds" in course else "read, not run", course["objectives"][0])
+            for file in files for course in [course_of(file.stem)]]  # fmt: skip
+    write_text(folder / "course.md", markdown_table(("page", "minutes", "runs in", "afterwards you can"), rows))

@@ -1,7 +1,5 @@
 """Recipes of arms: equal batches, draws by step only, truth that moves with its patch."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import replace
 
@@ -57,11 +55,6 @@ def test_an_arm_of_equal_passes_sees_as_many_labelled_patches_as_exp():
 def test_all_patches_are_seen_equally_often_in_a_new_order_each_time():
     drawn = [int(p) for step in range(5) for p in make(n=10).draw(step)["labelled"].patches]
     assert Counter(drawn) == dict.fromkeys(range(10), 2) and drawn[:10] != drawn[10:]
-
-
-def test_only_allowed_symmetries_are_drawn():
-    made = make(labelled=replace(ellipse_patches(12), symmetries=(1, 6)))
-    assert {int(c) for step in range(20) for c in made.draw(step)["labelled"].symmetries} == {1, 6}
 
 
 @pytest.mark.parametrize("arm", ["EXP", "EXP+PASTE"])

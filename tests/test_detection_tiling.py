@@ -1,7 +1,5 @@
 """Whole micrographs: what tiles show of one defect becomes one row of its true size; what is two defects stays two."""
 
-from __future__ import annotations
-
 import itertools
 import json
 
@@ -16,10 +14,9 @@ from PIL import Image
 from roifile import roiread
 from scipy import ndimage
 from skimage.measure import grid_points_in_poly
-from test_detection import BOX, DEVICE
+from test_detection import BOX, DEVICE, detections
 
 from companion.detection import tiling
-from companion.detection.data import Detections
 from companion.detection.tiling import COLUMNS, detect_micrograph, predict_micrographs, tile_starts
 from companion.errors import CompanionError
 from companion.evaluation.scores import evaluate_files
@@ -28,12 +25,6 @@ from companion.micrographs.importers import import_dataset
 
 ABOUT = {"classes": ["loop", "other loop", "dot"], "patch_size": 64}  # tiles start at 0, 32, 64...
 SHAPE = (160, 192)
-
-
-def detections(masks, labels, scores) -> Detections:
-    boxes = np.array([box_of(mask) for mask in masks], dtype=np.float32).reshape(-1, 4)
-    masks = np.stack(masks) if len(masks) else np.zeros((0, 64, 64), dtype=bool)
-    return Detections(boxes, np.array(scores, np.float32), np.array(labels, np.int64), masks)
 
 
 class Dark:
@@ -114,9 +105,6 @@ def picture(shape, ellipses):
     return pixels
 
 
-# --- tiles --------------------------------------------------------------------------------------------------
-
-
 @given(st.integers(1, 700), st.integers(16, 128))
 def test_tiles_cover_a_side_each_half_over_the_next(length, size):
     starts = tile_starts(length, size)
@@ -146,9 +134,6 @@ def test_a_micrograph_smaller_than_a_tile_and_an_empty_one():
     assert len(detect_micrograph(Dark(), 64, picture((90, 90), []), DEVICE)) == 0
 
 
-# --- merging ------------------------------------------------------------------------------------------------
-
-
 LONG = [(90, 50, 90, 24, 0), (90, 80, 90, 20, 90), (95, 80, 110, 24, 35), (96, 80, 84, 76, 0), (64, 64, 70, 70, 0)]
 
 
@@ -161,17 +146,6 @@ def test_a_defect_longer_than_a_tile_is_one_row_of_its_length(shape):
     assert rows["score"][0] == pytest.approx(
         0.6 + max(x for x, y in CORNERS if whole[y : y + 64, x : x + 64].any()) / 1000
     )
-
-
-@pytest.mark.parametrize("shape", LONG)
-def test_boxes_that_end_before_the_border_and_ragged_masks_do_not_shorten_it(shape):
-    def ragged(corner, number, mask, label, score):
-        inside, rng = np.zeros_like(mask), np.random.default_rng([5, *corner])
-        inside[2:62, 2:62] = mask[2:62, 2:62] & (rng.random((60, 60)) < 0.85)
-        return inside, label, score
-
-    rows, _ = found_of([(ellipse(*shape), 1)], ragged)
-    assert rows["size_px"][0] == pytest.approx(shape[2], abs=3) and len(rows) == 1
 
 
 @pytest.mark.parametrize("dot", [(90, 50), (64, 50), (97, 64), (32, 32)])  # mid-tile and on borders of tiles
@@ -187,19 +161,6 @@ def test_touching_loops_of_one_class_longer_than_a_tile_stay_two():
     both = ellipse(95, 80, 100, 60)
     upper = both & (np.arange(SHAPE[0]) < 80)[:, None]
     assert_same(found_of([(upper, 1), (both & ~upper, 1)])[1], [upper, both & ~upper])
-
-
-def test_a_sliver_drawn_on_its_neighbour_joins_nothing():
-    # The tile at x = 0 sees three columns of the right defect and draws them three to the left, on the left defect.
-    left, right = np.zeros(SHAPE, dtype=bool), np.zeros(SHAPE, dtype=bool)
-    left[40:56, 20:61], left[36:60, 20:24], right[40:56, 61:150] = True, True, True
-
-    def shifted(corner, number, mask, label, score):
-        if number == 0 and corner[0] not in (0, 32):
-            return None
-        return (np.roll(mask, -3, axis=1), label, score) if number == 1 and corner[0] == 0 else (mask, label, score)
-
-    assert_same([m for m in found_of([(left, 1), (right, 1)], shifted)[1] if m.sum() > 100], [left, right])
 
 
 @pytest.mark.parametrize(
@@ -236,9 +197,6 @@ def test_what_the_micrograph_cuts_is_marked():
     assert_same(masks, [mask for mask, _ in defects])
     expected = {mask.tobytes(): k < 3 for k, (mask, _) in enumerate(defects)}
     assert rows["cut"].tolist() == [expected[mask.tobytes()] for mask in masks]
-
-
-# --- files --------------------------------------------------------------------------------------------------
 
 
 def run_on(names, folder, **settings):

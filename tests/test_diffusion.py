@@ -1,7 +1,5 @@
 """Autoencoder, denoiser and their training: shapes, conditioning, one training step by hand, interruption, messages."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +13,6 @@ from companion import geometry, training, weights
 from companion.config import diffusion as settings_of
 from companion.config import load_profile
 from companion.device import Device
-from companion.diffusion import autoencoder as autoencoders
 from companion.diffusion import train
 from companion.diffusion.autoencoder import Autoencoder, encode_all, load_autoencoder, reconstruct, save_autoencoder
 from companion.diffusion.autoencoder import configuration as autoencoder_configuration
@@ -78,14 +75,6 @@ def test_latents_are_scaled_and_survive_the_file(tmp_path, stem, channels):
     assert made.features(images).shape == (6, 2 * (sum(channels) + channels[-1]))
 
 
-def test_a_large_batch_is_quantised_in_parts(autoencoder, monkeypatch):
-    latents = torch.randn(5, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    whole, seen, quantise = autoencoder.decode(latents), [], autoencoder.vq.quantize.forward
-    monkeypatch.setattr(autoencoder.vq.quantize, "forward", lambda part: seen.append(len(part)) or quantise(part))
-    monkeypatch.setattr(autoencoders, "DISTANCES", 2 * 16 * 16 * AUTOENCODER.codes)
-    assert torch.equal(autoencoder.decode(latents), whole) and seen == [2, 2, 1]
-
-
 def test_autoencoder_learns_to_reconstruct(tmp_path):
     patches = ellipse_patches(24)
     settings = changed(AUTOENCODER, channels=[8, 16], codes=64, steps=60, batch_size=8)
@@ -108,14 +97,6 @@ def test_given_autoencoder_sees_another_microscope_alike(tmp_path):
         assert torch.allclose(encode_all(made, given.images).std(dim=(0, 2, 3)), torch.ones(4), atol=1e-3)
         seen.append(made.scale(torch.from_numpy(given.images)))
     assert torch.allclose(*seen, atol=0.15)
-
-
-def test_random_crops_come_from_the_patches():
-    images = np.arange(2 * 6 * 6, dtype=np.uint8).reshape(2, 6, 6)
-    both = np.stack([images, 100 + images], axis=1)  # (P, 2, S, S): what belongs together stays together
-    whole = train.random_crops(both, 60, 6, np.random.default_rng(0))  # can only be symmetries of the patches
-    known = {geometry.symmetry(pair, code).tobytes() for pair in both for code in range(8)}
-    assert {crop.tobytes() for crop in whole} == known
 
 
 def test_mask_encoders_keep_what_they_should():
@@ -227,16 +208,6 @@ def test_every_symmetry_is_trained_on_and_masks_are_withheld(autoencoder, tmp_pa
         k, code = known[mask.numpy().tobytes()]
         own = encode_all(autoencoder, geometry.symmetry(patches.images[[k]], code))[0]
         assert torch.allclose(z, own, atol=1e-4)
-
-
-def test_learning_rate_and_average():
-    rates = [train.learning_rate(changed(DENOISER, warmup_steps=2), i) / DENOISER.learning_rate for i in range(4)]
-    assert rates == pytest.approx([1 / 3, 2 / 3, 1, 1])
-    decayed = changed(DENOISER, warmup_steps=0, decay="cosine", steps=100)
-    assert train.learning_rate(decayed, 50) == pytest.approx(DENOISER.learning_rate / 2)
-    slow = changed(DENOISER, ema_decay=0.9999)
-    assert np.prod([train.ema_decay(slow, step) for step in range(2000)]) < 1e-20  # the first weights are forgotten
-    assert train.ema_decay(slow, 10**6) == 0.9999 and train.ema_decay(changed(DENOISER, ema_decay=0.0), 100) == 0.0
 
 
 def train_both(folder: Path):

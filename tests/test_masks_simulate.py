@@ -214,7 +214,7 @@ def test_learned_sampler_draws_valid_masks_learns_their_number_and_is_repeatable
     assert len(first.drawn) / 100 == pytest.approx(real, rel=0.35)
 
 
-def test_judges_tell_the_paper_s_sampler_from_real_masks_and_ours_less():
+def test_judges_tell_the_paper_s_sampler_from_real_masks_and_ours_less(two_deals):
     truth, described = describe(REAL_PATCHES, 4), {}
     samplers = {name: variants(Masks(n_patches=300))[name] for name in ("authors", "+ azimuth", "companion")}
     for name, settings in samplers.items():
@@ -227,7 +227,7 @@ def test_judges_tell_the_paper_s_sampler_from_real_masks_and_ours_less():
     assert compared["count"]["companion"] < compared["count"]["authors"] and compared["empty"]["authors"] == 0
 
 
-def test_classifier_cannot_tell_copies_and_tells_shifted_masks():
+def test_classifier_cannot_tell_copies_and_tells_shifted_masks(two_deals):
     one = describe(crystalline(150), 4)
     assert mask_auc(one, one, np.random.default_rng(0)) == 0.5  # a copy is held out with its original
     moved = replace(one, features=one.features.assign(nearest=one.features["nearest"] + 0.5))

@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ellipse_patches
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -41,14 +40,6 @@ def test_both_fits_recover_a_drawn_ellipse(x, y, major, aspect, angle):
         assert 0 <= row["angle_deg"] < 180
 
 
-def test_moments_are_unbiased_where_contours_come_out_one_pixel_short():
-    rng = np.random.default_rng(0)
-    rows = [[*rng.uniform(40, 56, 2), 24.0, 14.0, rng.uniform(0, 180)] for _ in range(100)]
-    for fit, lost, close in (("moments", 0.0, 0.05), ("contour", 0.9, 0.2)):
-        mean = pd.concat([statistics.measure(one_ellipse(*row), fit) for row in rows])[["major_px", "minor_px"]].mean()
-        assert mean.tolist() == pytest.approx([24 - lost, 14 - lost], abs=close)
-
-
 def test_tiny_and_thin_instances_fall_back_on_moments():
     instances = np.zeros((1, 16, 16), np.uint8)
     instances[0, 3, 4] = 1  # a pixel
@@ -58,18 +49,6 @@ def test_tiny_and_thin_instances_fall_back_on_moments():
     assert measured[["x", "y"]].to_numpy().tolist() == [[4.5, 3.5], [7.0, 8.5], [6.0, 13.0]]
     assert measured["major_px"][1] == pytest.approx(4 * np.sqrt(100 / 12)) and measured["angle_deg"][1] == 0
     assert measured["major_px"][2] == pytest.approx(4 * np.sqrt(4 / 12))
-
-
-def test_tables_follow_the_patches():
-    patches = ellipse_patches(30)
-    measured, counts = statistics.measure(patches), statistics.counts(patches)
-    assert list(measured) == statistics.STATISTICS_COLUMNS
-    assert (measured["touches_border"] == patches.table["touches_border"]).all()
-    assert (measured["image"] == patches.index["image"].to_numpy()[measured["patch"]]).all()
-    assert (measured["major_px"] >= measured["minor_px"]).all()
-    assert len(counts) == 30 * 3 and (counts.groupby("patch")["count"].sum() == 0).any()
-    table = patches.table.groupby(["patch", "class"]).size()
-    assert counts.set_index(["patch", "class"])["count"].loc[lambda n: n > 0].to_dict() == table.to_dict()
 
 
 def test_no_instance_gives_an_empty_table():
@@ -171,27 +150,6 @@ def test_weights_undo_the_loss_of_large_instances():
     assert weights[large].sum() / weights.sum() == pytest.approx(0.5, abs=0.02)
     assert weights.mean() == pytest.approx(1)
     assert spatial.inclusion_weights(table(touches_border=[True]), 100).tolist() == [0.0]
-
-
-def test_crystal_azimuth_is_found_up_to_the_fold():
-    rng = np.random.default_rng(2)
-    rows, azimuths = [], rng.uniform(0, 90, 12)
-    for k, azimuth in enumerate(azimuths):
-        for code, offset in ((1, 0), (2, 45)):
-            angle = (azimuth + offset + 90 * rng.integers(2, size=15) + rng.normal(0, 4, 15)) % 180
-            rows.append(
-                table(angle_deg=angle).assign(image=f"{k}.png", minor_px=(2.5, 5.8)[code - 1], **{"class": code})
-            )
-        noise = table(angle_deg=rng.uniform(0, 180, 15))
-        rows.append(noise.assign(image=f"{k}.png", minor_px=9.5, **{"class": 3}))
-    crystal = spatial.find_crystals(pd.concat(rows, ignore_index=True), 4)
-    found = crystal["azimuth_deg"].reindex([f"{k}.png" for k in range(12)]).to_numpy()
-    error = (found - azimuths + 45) % 90 - 45
-    error = (error - np.median(error) + 45) % 90 - 45  # the common zero is arbitrary
-    assert np.abs(error).max() < 4
-    assert (crystal["resultant"] > 0.7).all()
-    assert len(spatial.find_crystals(table(1).iloc[:0], 4)) == 0
-    assert spatial.find_crystals(table(minor_px=[10.0]), 4).to_numpy().tolist() == [[0, 0]]  # round: no direction
 
 
 def test_coherence_of_parallel_crossed_and_random_directions():

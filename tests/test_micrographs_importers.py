@@ -1,7 +1,5 @@
 """Importers: each format by hand, and every problem at once."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The phantom: geometry by hand, reproducible bytes, defects that can be seen."""
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import replace
 
@@ -42,14 +40,11 @@ def ratios(code: int, beam: str) -> list[float]:
     return sorted(projected(n, unit(direction), unit(reference))[0] for n in NORMALS[code])
 
 
-@pytest.mark.parametrize(
-    ("beam", "loops100", "loops111"),
-    [
-        ("001", [0, 0, 1], [0.5774] * 4),
-        ("110", [0, 0.7071, 0.7071], [0, 0, 0.8165, 0.8165]),
-        ("111", [0.5774] * 3, [1 / 3, 1 / 3, 1 / 3, 1]),
-    ],
-)
+@pytest.mark.parametrize(("beam", "loops100", "loops111"), [
+    ("001", [0, 0, 1], [0.5774] * 4),
+    ("110", [0, 0.7071, 0.7071], [0, 0, 0.8165, 0.8165]),
+    ("111", [0.5774] * 3, [1 / 3, 1 / 3, 1 / 3, 1]),
+])  # fmt: skip
 def test_projected_aspects_of_all_variants(beam, loops100, loops111):
     assert ratios(LOOP_100, beam) == pytest.approx(loops100, abs=1e-4)
     assert ratios(LOOP_111, beam) == pytest.approx(loops111, abs=1e-4)
@@ -82,18 +77,6 @@ def test_sizes_and_shares_are_those_asked_for():
         assert sizes.min() >= span[0] - 1e-9 and sizes.max() <= span[2] + 1e-9
 
 
-def test_contrast_lies_where_the_mask_is():
-    defect = loop("filled", 40.0, 30.0, major_px=24.0, minor_px=14.0, angle_deg=30.0, inner=1.0)
-    stamp, window = contrast.defect_contrast(defect, 64)
-    loss = np.zeros((64, 64))
-    loss[window] = stamp
-    radius, place = ellipse_radius((64, 64), 40.0, 30.0, 24.0, 14.0, 30.0)
-    inside = np.zeros((64, 64), bool)
-    inside[place] = radius <= 1
-    assert ((loss > 0.2) & inside).sum() / ((loss > 0.2) | inside).sum() > 0.93
-    assert loss.sum() == pytest.approx(0.4 * np.pi * 12 * 7, rel=0.03)
-
-
 def test_the_line_of_no_contrast_lies_across_the_diffraction_vector():
     for g in (20.0, 65.0, 130.0):
         stamp, (rows, columns) = contrast.defect_contrast(loop("rim", 32.0, 32.0, bean=0.8, g_deg=g), 64)
@@ -106,8 +89,6 @@ def test_the_line_of_no_contrast_lies_across_the_diffraction_vector():
     stamp, _ = contrast.defect_contrast(loop("dot", 32.0, 32.0, major_px=10, minor_px=10, g_deg=0.0, side=0.8), 64)
     left, right = np.array_split(stamp, 2, axis=1)
     assert left.min() < -0.1 and right.min() > -0.02, "the white lobe of a dot lies on one side along g"
-    two_sided, one_sided = (contrast.defect_contrast(loop("rim", 32.0, 32.0, side=s), 64)[0] for s in (0.0, 0.5))
-    assert one_sided.sum() == pytest.approx(two_sided.sum(), rel=0.01) and one_sided.max() > 1.2 * two_sided.max()
 
 
 def test_one_diffraction_vector_per_grain_decides_where_contrast_is_lost():
@@ -144,32 +125,6 @@ def test_no_defect_is_fainter_than_the_least_visibility(preset):
             contrast.visibility(d, scene.dose_electrons, structure) < p.min_visibility for d in fainter.defects
         )
     assert below > 0, "the limit changes something"
-
-
-def test_overlapping_defects_are_not_multiplied_like_glass():
-    whole = np.s_[:, :]
-    weak, strong, white = (np.full((4, 4), c) for c in (0.1, 0.3, -0.3))
-    assert contrast.superposed([(strong, whole)], 4) == pytest.approx(strong), "one alone keeps its contrast"
-    twice = contrast.superposed([(strong, whole), (strong, whole)], 4)
-    assert twice == pytest.approx(0.3 * 2 ** (1 / 3)) and twice.max() < 1 - 0.7**2
-    assert contrast.superposed([(strong, whole), (weak, whole)], 4).max() < 0.304, "the stronger one is seen"
-    assert contrast.superposed([(strong, whole), (white, whole)], 4) == pytest.approx(0, abs=1e-9)
-    assert not contrast.superposed([], 4).any()
-
-
-def test_a_dislocation_is_a_sharp_line_whose_side_alternates():
-    points = np.stack([np.linspace(-5, 133, 60), np.full(60, 64.0)], axis=1)
-    loss, _ = contrast.line_contrast(contrast.Line(points, np.zeros(60), 0.4, 3.0), 128)
-    profile = loss[:, 20:108].mean(axis=1)
-    assert profile.max() == pytest.approx(0.4, rel=0.1) and (profile > profile.max() / 2).sum() in (3, 4)
-    assert np.abs(profile[:56]).max() < 1e-3, "nothing beside it"
-    phases = np.linspace(0, 4 * np.pi, 60)
-    loss, _ = contrast.line_contrast(contrast.Line(points, phases, 0.4, 3.0), 128)
-    places = loss.argmax(axis=0)
-    assert places.max() - places.min() in (1, 2, 3) and loss.min() < -0.05
-    assert loss.max(axis=0).min() < 0.6 * loss.max()
-    away = contrast.line_contrast(contrast.Line(points + 1000, phases, 0.4, 3.0), 128)[0]
-    assert not away.any()
 
 
 def test_a_defect_cut_by_the_border_is_the_crop_of_the_whole():
@@ -288,9 +243,6 @@ def test_the_ellipse_of_a_mask_is_the_one_that_was_drawn_also_beyond_the_border(
         assert list(ellipses(ids)) == [7]
         assert ellipses(ids)[7] == pytest.approx((x, y, 26.0, 15.0, 35.0), abs=1.5)
     assert ellipses(np.zeros((64, 64), np.uint8)) == {}
-    ids[:], ids[5, 5], ids[9, :] = 0, 1, 2  # a pixel, and a line from border to border
-    assert ellipses(ids)[1] == pytest.approx((5.5, 5.5, 1.15, 1.15, ellipses(ids)[1][4]), abs=0.01)
-    assert ellipses(ids)[2][2] >= 64 and ellipses(ids)[2][4] % 180 == pytest.approx(0, abs=1e-6)
 
 
 def masks(number: int, size: int = 64) -> Patches:
@@ -318,9 +270,7 @@ def test_painted_defects_lie_in_their_masks():
 
 
 def test_only_masks_of_the_phantom_s_classes_and_size_are_painted():
-    for patches, phantom in (
-        (replace(masks(1), classes=("hcloop",)), Phantom()),
-        (masks(1), Phantom.model_construct(size_px=32)),
-    ):
+    of_others = replace(masks(1), classes=("hcloop",))
+    for patches, phantom in ((of_others, Phantom()), (masks(1), Phantom.model_construct(size_px=32))):
         with pytest.raises(CompanionError, match=r"64 px: the phantom has"):
             paint_masks(patches, phantom, Seeds(1))

@@ -182,13 +182,6 @@ def test_borders_cut_as_many_defects_as_in_real_patches_and_keep_sizes():
     assert whole[1] == pytest.approx(whole[0], rel=0.05)
 
 
-def test_later_ellipses_lie_on_top_and_the_smallest_keeps_a_pixel():
-    drawn = ellipses((0, 1, 16, 16, 20, 20, 0, -1), (0, 2, 16, 16, 8, 8, 0, -1), (0, 3, 0.1, 31.9, 0.1, 0.1, 0, -1))
-    instances = draw_instances(drawn, 1, 32)
-    assert instances[0, 16, 16] == 2 and instances[0, 16, 8] == 1 and instances[0, 31, 0] == 3
-    assert (instances == 2).sum() == pytest.approx(np.pi * 16, rel=0.1)
-
-
 def test_labelled_outlines_are_moved_and_turned():
     maps = np.zeros((1, 64, 64), np.uint8)
     maps[0, 20:40, 28:33] = maps[0, 35:40, 28:43] = 1  # an L, whose area no ellipse has

@@ -99,14 +99,8 @@ def test_every_problem_is_reported_at_once(tmp_path):
         ({"segmentation": square(60, 4, 10)}, "annotation 51: a polygon reaches outside the 64 x 64 px image"),
         ({"segmentation": []}, "annotation 52: segmentation should be run lengths, or polygons"),
         ({"segmentation": [[1, 2, 3, 4]]}, "annotation 53: segmentation should be"),
-        (
-            {"segmentation": {"size": [9, 9], "counts": "1"}},
-            "annotation 54: its run lengths are of 9 x 9 px, not 64 x 64",
-        ),
-        (
-            {"segmentation": {"size": [64, 64], "counts": [5, 5]}},
-            "annotation 55: its run lengths are not counts that add up",
-        ),
+        ({"segmentation": {"size": [9, 9], "counts": "1"}}, "annotation 54: its run lengths are of 9 x 9 px"),
+        ({"segmentation": {"size": [64, 64], "counts": [5, 5]}}, "annotation 55: its run lengths are not counts that"),
         ({"image_id": 50}, "annotation 56: image_id 50 is not among the images"),
     ]
     document["annotations"] += [{"id": 50 + k, **good, **change} for k, (change, _) in enumerate(bad)]

@@ -1,4 +1,4 @@
-"""Every notebook as a reader uses it: each cell twice, variables of the reader's own around, micrographs of their own."""
+"""Every notebook as a reader uses it: each cell twice, beside variables of their own, and on their own micrographs."""
 
 import os
 import shutil
@@ -86,14 +86,9 @@ def test_notebook_01_runs_on_a_data_set_with_one_class_and_a_split_file(tmp_path
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(profile))
     monkeypatch.setenv("COMPANION_RUNS", str(tmp_path / "runs"))
     given = {"profile": str(tmp_path / "own.yaml"), "dataset": str(made.folder), "split": "mine"}
-    executed = papermill.execute_notebook(
-        layout.notebook("01_micrographs"),
-        tmp_path / "01.ipynb",
-        given,
-        kernel_name="python3",
-        language="python",
-        progress_bar=False,
-    )
+    settings = {"kernel_name": "python3", "language": "python", "progress_bar": False}
+    source = layout.notebook("01_micrographs")
+    executed = papermill.execute_notebook(source, tmp_path / "01.ipynb", given, **settings)
     data = [output.get("data", {}) for cell in executed.cells for output in cell.get("outputs", [])]
     shown = [one.get("text/html") or one.get("text/markdown") or one.get("text/plain", "") for one in data]
     assert any("The truth of steel is not known" in said for said in shown)

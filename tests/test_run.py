@@ -65,7 +65,7 @@ def test_a_change_runs_again_what_it_changes_and_an_error_is_told_and_stops_noth
 
 
 def test_a_new_seed_and_a_new_size_train_nothing_that_is_there(project):
-    project.edit(seeds=[1, 2], sizes=[2, 1], arms=["EXP"], evaluation={"confidence": 0.5, "iou": 0.3})
+    project.edit(seeds=[1, 2], sizes=[2, 1], evaluation={"confidence": 0.5, "iou": 0.3})
     assert "parameters changed: evaluation.iou" in project.companion("status", "tiny")
     before = project.stamps()
     project.companion("run", "tiny")

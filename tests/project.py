@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
-import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import nbformat
+import pytest
 import yaml
+
+from companion import cli
+from companion.workflow import freshness
 
 ROOT = Path(__file__).resolve().parents[1]
 PROFILE = """
 splits: [1]
 sizes: [2]
 arms: [EXP, EXP+GEN]
-seeds: [1, 2]
+seeds: [1]
 n_test: 2
 n_val: 1
 phantom: {n_images: 5}
@@ -65,10 +70,14 @@ def notebook(name: str, more: str = "") -> nbformat.NotebookNode:
 
 
 class Project:
-    """A project folder of its own."""
+    """A project folder of its own: new, a copy of another without Snakemake's records, or one that is there."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, of: Project | None = None) -> None:
         self.root = root
+        if of is not None:
+            shutil.copytree(of.root, root, ignore=shutil.ignore_patterns(".snakemake"))
+        if root.exists():
+            return
         (root / "profiles").mkdir(parents=True)
         (root / "notebooks").mkdir()
         (root / "profiles" / "tiny.yaml").write_text(PROFILE)
@@ -91,12 +100,26 @@ class Project:
         return {**kept, "COMPANION_ROOT": str(self.root)}
 
     def companion(self, *words: str, code: int = 0, **more: str) -> str:
-        """What a command prints, with more in its environment; it must end with exit code `code`."""
-        command = [sys.executable, "-m", "companion.cli", *words]
-        place = {**self.environment, **more}
-        done = subprocess.run(command, env=place, capture_output=True, text=True, cwd=self.root, check=False)
-        assert done.returncode == code, done.stdout + done.stderr
-        return done.stdout + done.stderr
+        """What a command prints, with more in its environment; it must end with exit code `code`.
+
+        It runs in this process: one of its own would spend most of its time on importing the same packages again.
+        """
+        said, ended = io.StringIO(), 0
+        freshness.code.cache_clear()  # of notebooks as they were before the last command
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(said), redirect_stderr(said):
+            for name in os.environ.keys() - self.environment.keys():
+                patch.delenv(name)
+            for name, value in {"COMPANION_ROOT": str(self.root), **more}.items():
+                patch.setenv(name, value)
+            patch.chdir(self.root)
+            patch.setattr(sys, "argv", ["companion", *words])
+            try:
+                cli.main()
+            except SystemExit as end:
+                ended = end.code or 0
+        freshness.code.cache_clear()
+        assert ended == code, said.getvalue()
+        return said.getvalue()
 
     def tree(self, folder: str = "tiny") -> Path:
         return self.root / "runs" / folder / "phantom"

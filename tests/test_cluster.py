@@ -4,8 +4,6 @@ Slurm for real, on one node of this machine's own (Debian's slurmctld, slurmd, s
 job outlives its time limit and continues. Kubernetes as a dry run. `make cluster-test` installs what these need.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -3,7 +3,7 @@
 import pytest
 
 from companion.config import ARMS, load_profile, profile_names
-from companion.errors import CompanionError, nearest
+from companion.errors import CompanionError
 
 
 @pytest.mark.parametrize("name", profile_names())
@@ -87,8 +87,3 @@ def test_a_splits_name_stands_for_a_number_or_a_file():
     assert P.split_source(2) == 2
     with pytest.raises(CompanionError, match=r"split 'mime' is not in profile smoke: did you mean 'mine'\?"):
         P.split_source("mime")
-
-
-def test_unknown_names_are_met_with_the_nearest():
-    assert nearest("zzz", ["split", "seed"]) == "valid names: seed, split"
-    assert nearest("sped", ["split", "seed"]) == "did you mean 'seed'?"

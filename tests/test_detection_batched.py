@@ -1,7 +1,5 @@
 """The fast path against torchvision: same weights and inputs, same detections, losses and gradients."""
 
-from __future__ import annotations
-
 import functools
 import shutil
 from types import SimpleNamespace

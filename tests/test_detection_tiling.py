@@ -1,7 +1,5 @@
 """Whole micrographs: what tiles show of one defect becomes one row of its true size; what is two defects stays two."""
 
-from __future__ import annotations
-
 import itertools
 import json
 
@@ -16,10 +14,9 @@ from PIL import Image
 from roifile import roiread
 from scipy import ndimage
 from skimage.measure import grid_points_in_poly
-from test_detection import BOX, DEVICE
+from test_detection import BOX, DEVICE, detections
 
 from companion.detection import tiling
-from companion.detection.data import Detections
 from companion.detection.tiling import COLUMNS, detect_micrograph, predict_micrographs, tile_starts
 from companion.errors import CompanionError
 from companion.evaluation.scores import evaluate_files
@@ -28,12 +25,6 @@ from companion.micrographs.importers import import_dataset
 
 ABOUT = {"classes": ["loop", "other loop", "dot"], "patch_size": 64}  # tiles start at 0, 32, 64...
 SHAPE = (160, 192)
-
-
-def detections(masks, labels, scores) -> Detections:
-    boxes = np.array([box_of(mask) for mask in masks], dtype=np.float32).reshape(-1, 4)
-    masks = np.stack(masks) if len(masks) else np.zeros((0, 64, 64), dtype=bool)
-    return Detections(boxes, np.array(scores, np.float32), np.array(labels, np.int64), masks)
 
 
 class Dark:
@@ -114,9 +105,6 @@ def picture(shape, ellipses):
     return pixels
 
 
-# --- tiles --------------------------------------------------------------------------------------------------
-
-
 @given(st.integers(1, 700), st.integers(16, 128))
 def test_tiles_cover_a_side_each_half_over_the_next(length, size):
     starts = tile_starts(length, size)
@@ -144,9 +132,6 @@ def test_a_micrograph_smaller_than_a_tile_and_an_empty_one():
     small = detect_micrograph(Dark(), 64, pixels, DEVICE)
     assert len(small) == 1 and not small["cut"][0] and small["area_px"][0] == (pixels == 50).sum()
     assert len(detect_micrograph(Dark(), 64, picture((90, 90), []), DEVICE)) == 0
-
-
-# --- merging ------------------------------------------------------------------------------------------------
 
 
 LONG = [(90, 50, 90, 24, 0), (90, 80, 90, 20, 90), (95, 80, 110, 24, 35), (96, 80, 84, 76, 0), (64, 64, 70, 70, 0)]
@@ -236,9 +221,6 @@ def test_what_the_micrograph_cuts_is_marked():
     assert_same(masks, [mask for mask, _ in defects])
     expected = {mask.tobytes(): k < 3 for k, (mask, _) in enumerate(defects)}
     assert rows["cut"].tolist() == [expected[mask.tobytes()] for mask in masks]
-
-
-# --- files --------------------------------------------------------------------------------------------------
 
 
 def run_on(names, folder, **settings):

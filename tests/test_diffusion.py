@@ -1,7 +1,5 @@
 """Autoencoder, denoiser and their training: shapes, conditioning, one training step by hand, interruption, messages."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,21 +13,11 @@ from companion import geometry, training, weights
 from companion.config import diffusion as settings_of
 from companion.config import load_profile
 from companion.device import Device
-from companion.diffusion import autoencoder as autoencoders
+from companion.diffusion import denoiser as denoisers
 from companion.diffusion import train
 from companion.diffusion.autoencoder import Autoencoder, encode_all, load_autoencoder, reconstruct, save_autoencoder
 from companion.diffusion.autoencoder import configuration as autoencoder_configuration
-from companion.diffusion.denoiser import (
-    OUTLINE,
-    Denoiser,
-    MaskedUNet,
-    MaskEncoder,
-    load_denoiser,
-    noise_process,
-    one_hot_at_latent_size,
-    outlined,
-)
-from companion.diffusion.denoiser import configuration as denoiser_configuration
+from companion.diffusion.denoiser import OUTLINE, Denoiser, MaskedUNet, MaskEncoder, noise_process, outlined
 from companion.errors import CompanionError
 from companion.micrographs.patches import instance_table
 from companion.seeds import Seeds
@@ -78,14 +66,6 @@ def test_latents_are_scaled_and_survive_the_file(tmp_path, stem, channels):
     assert made.features(images).shape == (6, 2 * (sum(channels) + channels[-1]))
 
 
-def test_a_large_batch_is_quantised_in_parts(autoencoder, monkeypatch):
-    latents = torch.randn(5, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    whole, seen, quantise = autoencoder.decode(latents), [], autoencoder.vq.quantize.forward
-    monkeypatch.setattr(autoencoder.vq.quantize, "forward", lambda part: seen.append(len(part)) or quantise(part))
-    monkeypatch.setattr(autoencoders, "DISTANCES", 2 * 16 * 16 * AUTOENCODER.codes)
-    assert torch.equal(autoencoder.decode(latents), whole) and seen == [2, 2, 1]
-
-
 def test_autoencoder_learns_to_reconstruct(tmp_path):
     patches = ellipse_patches(24)
     settings = changed(AUTOENCODER, channels=[8, 16], codes=64, steps=60, batch_size=8)
@@ -110,24 +90,16 @@ def test_given_autoencoder_sees_another_microscope_alike(tmp_path):
     assert torch.allclose(*seen, atol=0.15)
 
 
-def test_random_crops_come_from_the_patches():
-    images = np.arange(2 * 6 * 6, dtype=np.uint8).reshape(2, 6, 6)
-    both = np.stack([images, 100 + images], axis=1)  # (P, 2, S, S): what belongs together stays together
-    whole = train.random_crops(both, 60, 6, np.random.default_rng(0))  # can only be symmetries of the patches
-    known = {geometry.symmetry(pair, code).tobytes() for pair in both for code in range(8)}
-    assert {crop.tobytes() for crop in whole} == known
-
-
 def test_mask_encoders_keep_what_they_should():
     labels = torch.zeros(1, 16, 16)
     labels[0, 4:8, 8:12] = 2
-    bilinear = one_hot_at_latent_size(labels, 3, 4, "bilinear")
+    bilinear = denoisers.one_hot_at_latent_size(labels, 3, 4, "bilinear")
     assert bilinear.shape == (1, 4, 4, 4)
     assert bilinear[0, 2, 1, 2] == 1 and bilinear[0, 2].sum() == 1  # aligned with one latent pixel: kept whole
     assert torch.allclose(bilinear.sum(dim=1), torch.ones(1, 4, 4))  # classes and background are shares of a pixel
     labels.zero_()[0, 5, 9] = 1
-    assert one_hot_at_latent_size(labels, 3, 4, "bilinear")[0, 1].max() == pytest.approx(1 / 16)
-    folded = one_hot_at_latent_size(labels, 3, 4, "space-to-depth")
+    assert denoisers.one_hot_at_latent_size(labels, 3, 4, "bilinear")[0, 1].max() == pytest.approx(1 / 16)
+    folded = denoisers.one_hot_at_latent_size(labels, 3, 4, "space-to-depth")
     assert folded.shape == (1, 4 * 16, 4, 4) and folded[0, 16:32].max() == 1  # no dot is averaged away
     encoder, empty = MaskEncoder(2, 4, 3, "bilinear"), torch.zeros(2, 16, 16, dtype=torch.uint8)
     shown, withheld = encoder(empty, torch.tensor([True, False]))  # a withheld mask is not an empty one
@@ -147,7 +119,7 @@ def test_outlines_tell_touching_defects_apart():
     assert edge[24:, :8].sum() == 15  # not along the border, which cuts it
     maps = torch.from_numpy(shown)
     for outline, inside in (("boundary", 0.0), ("distance", 2 / 8)):
-        added = one_hot_at_latent_size(maps, 3, 1, "bilinear", outline)[0, 4]
+        added = denoisers.one_hot_at_latent_size(maps, 3, 1, "bilinear", outline)[0, 4]
         assert added[11, 11] == pytest.approx(inside + (outline == "distance") / 8)  # the middle: 3 px from the edge
         assert added[8, 8] == (outline == "boundary") and added[0, 31] == (outline == "distance")
 
@@ -155,7 +127,7 @@ def test_outlines_tell_touching_defects_apart():
 def test_without_additions_the_unet_is_diffusers_own_and_with_them_every_level_sees_the_mask():
     torch.manual_seed(0)
     x, t, mask = torch.randn(2, 8, 16, 16), torch.tensor([3, 900]), torch.randn(2, 4, 16, 16)
-    config = denoiser_configuration(changed(DENOISER, channels=[16, 32, 32]), 3, 4, 4)["unet"]
+    config = denoisers.configuration(changed(DENOISER, channels=[16, 32, 32]), 3, 4, 4)["unet"]
     ours, theirs = MaskedUNet(**config), UNet2DModel(**{k: v for k, v in config.items() if k != "mask_channels"})
     theirs.load_state_dict(ours.state_dict())
     assert torch.equal(ours(x, t, mask), theirs(x, t).sample)
@@ -172,7 +144,7 @@ def test_without_additions_the_unet_is_diffusers_own_and_with_them_every_level_s
 def test_the_papers_denoiser_has_its_size_and_noise_process():
     paper = load_profile("paper").diffusion.denoiser
     with torch.device("meta"):
-        network = Denoiser(denoiser_configuration(paper, 3, 4, 8))
+        network = Denoiser(denoisers.configuration(paper, 3, 4, 8))
     assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(326, abs=1)
     assert network.unet.config.in_channels == 8 and network.unet.config.out_channels == 4
     assert network.mask_encoder.project.weight.shape == (4, 4, 1, 1)
@@ -185,7 +157,7 @@ def test_the_papers_denoiser_has_its_size_and_noise_process():
 def test_the_loss_by_hand(prediction):
     settings = changed(DENOISER, prediction=prediction)
     torch.manual_seed(0)
-    network = Denoiser(denoiser_configuration(settings, 3, 4, 4))
+    network = Denoiser(denoisers.configuration(settings, 3, 4, 4))
     process = noise_process(network.config)
     latents, noise, times = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8), torch.tensor([10, 700])
     masks = torch.zeros(2, 32, 32, dtype=torch.uint8)
@@ -227,16 +199,6 @@ def test_every_symmetry_is_trained_on_and_masks_are_withheld(autoencoder, tmp_pa
         k, code = known[mask.numpy().tobytes()]
         own = encode_all(autoencoder, geometry.symmetry(patches.images[[k]], code))[0]
         assert torch.allclose(z, own, atol=1e-4)
-
-
-def test_learning_rate_and_average():
-    rates = [train.learning_rate(changed(DENOISER, warmup_steps=2), i) / DENOISER.learning_rate for i in range(4)]
-    assert rates == pytest.approx([1 / 3, 2 / 3, 1, 1])
-    decayed = changed(DENOISER, warmup_steps=0, decay="cosine", steps=100)
-    assert train.learning_rate(decayed, 50) == pytest.approx(DENOISER.learning_rate / 2)
-    slow = changed(DENOISER, ema_decay=0.9999)
-    assert np.prod([train.ema_decay(slow, step) for step in range(2000)]) < 1e-20  # the first weights are forgotten
-    assert train.ema_decay(slow, 10**6) == 0.9999 and train.ema_decay(changed(DENOISER, ema_decay=0.0), 100) == 0.0
 
 
 def train_both(folder: Path):
@@ -293,4 +255,4 @@ def test_messages_name_what_is_wrong(autoencoder, tmp_path):
         load_autoencoder(tmp_path / "denoiser.safetensors")
     save_autoencoder(autoencoder, tmp_path / "a.safetensors")
     with pytest.raises(CompanionError, match="holds 'companion autoencoder', not a companion denoiser"):
-        load_denoiser(tmp_path / "a.safetensors")
+        denoisers.load_denoiser(tmp_path / "a.safetensors")

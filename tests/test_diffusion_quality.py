@@ -1,26 +1,26 @@
 """Quality measures on images whose answer is known."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from conftest import ellipse_patches
 
-from companion.diffusion import measures, plots, quality
+from companion.diffusion import measures, quality
 from companion.geometry import symmetry
-from companion.masks.plots import color_mask
 from companion.micrographs.patches import instance_table
+
+pytestmark = pytest.mark.usefixtures("two_deals")
+TRAIN, TEST = ellipse_patches(24, seed=1), ellipse_patches(24, seed=2)
 
 
 def encode(images):
     return images.reshape(len(images), -1)[:, ::97].astype(float)
 
 
-def judge(generated, train, test, **more):
+def judge(generated, **more):
     rng = np.random.default_rng(0)
-    return quality.judge(generated, train, test, encode, rng, resamples=50, **more).set_index("measure")
+    return quality.judge(generated, TRAIN, TEST, encode, rng, resamples=50, **more).set_index("measure")
 
 
 def kid(a, b):
@@ -106,17 +106,16 @@ def test_copies_are_found_in_every_symmetry_as_by_a_slow_loop():
 
 
 def test_good_images_pass_and_wrong_masks_do_not():
-    train, test = ellipse_patches(24, seed=1), ellipse_patches(24, seed=2)
-    good = judge(ellipse_patches(24, seed=3), train, test)
+    good = judge(ellipse_patches(24, seed=3))
     assert good.loc["darker inside its mask", "value"] == 1
     tested = good.drop("c2st_auc")
     assert (tested["low"] <= tested["value"] + 1e-9).all() and (tested["value"] <= tested["high"] + 0.1).all()
     other = ellipse_patches(24, seed=4)
-    mixed = judge(replace(other, images=ellipse_patches(24, seed=5).images), train, test)
+    mixed = judge(replace(other, images=ellipse_patches(24, seed=5).images))
     assert mixed.loc["darker inside its mask", "value"] < 0.8
     assert mixed.loc["profile across defects", "value"] > 2 * good.loc["profile across defects", "value"]
     smooth = replace(other, images=(other.images // 4 + 120).astype(np.uint8))
-    judged = judge(smooth, train, test, others={"same": smooth, "training": train})
+    judged = judge(smooth, others={"same": smooth, "training": TRAIN})
     for name in ("power spectrum", "grey levels", "kid", "cmmd", "c2st_auc"):
         assert judged.loc[name, "value"] > good.loc[name, "value"] + 0.1, name
     judged = judged.drop("c2st_auc")  # which draws its folds
@@ -126,30 +125,19 @@ def test_good_images_pass_and_wrong_masks_do_not():
 
 
 def test_one_wrong_frequency_shows_in_the_worst_alone():
-    train, test = ellipse_patches(24, seed=1), ellipse_patches(24, seed=2)
     wave = 12 * np.sin(2 * np.pi * 0.3 * np.arange(64))
-    table = judge(replace(test, images=np.clip(test.images + wave, 0, 255).astype(np.uint8)), train, test)
+    table = judge(replace(TEST, images=np.clip(TEST.images + wave, 0, 255).astype(np.uint8)))
     assert table.loc["power spectrum, worst frequency", "value"] > 0.3 > table.loc["power spectrum", "value"]
 
 
 def test_copied_training_images_show():
-    train, test = ellipse_patches(24, seed=1), ellipse_patches(24, seed=2)
-    table = judge(train, train, test)
+    table = judge(TRAIN)
     nearest = table.loc["distance to the nearest training patch"]
     assert nearest["value"] == pytest.approx(0, abs=1e-3) and nearest["yardstick"] > 1
     assert table.loc["memorisation", ["value", "yardstick"]].tolist() == [1, 0]
 
 
 def test_images_without_defects_are_undefined():
-    train, test = ellipse_patches(8, seed=1), ellipse_patches(8, seed=2)
-    empty = replace(test, instances=np.zeros_like(test.instances), table=test.table.iloc[:0])
-    table = judge(empty, train, test)
+    empty = replace(TEST, instances=np.zeros_like(TEST.instances), table=TEST.table.iloc[:0])
+    table = judge(empty)
     assert np.isnan(table.loc["darker inside its mask", ["value", "low", "high"]].astype(float)).all()
-
-
-def test_masks_are_coloured_by_class():
-    colors = color_mask(np.array([[0, 1], [2, 9]]))
-    assert colors.shape == (2, 2, 3) and (colors[0, 0] == 1).all()
-    assert len({tuple(c) for c in colors.reshape(-1, 3)[:3]}) == 3
-    assert np.array_equal(colors[1, 1], colors[1, 0])  # seven colours, then again
-    assert len(plots.profiles({"generated": ellipse_patches(3)}, "test").axes) == 3

@@ -1,7 +1,5 @@
 """From noise and a mask to an image: reproducibility, resuming, guidance, measured noise, edited masks, messages."""
 
-from __future__ import annotations
-
 import copy
 from dataclasses import replace
 from typing import get_args
@@ -16,7 +14,7 @@ from scipy.ndimage import gaussian_filter
 from companion.config import diffusion as settings_of
 from companion.device import Device
 from companion.diffusion import noise, quality
-from companion.diffusion.autoencoder import Autoencoder, reconstruct
+from companion.diffusion.autoencoder import Autoencoder
 from companion.diffusion.autoencoder import configuration as autoencoder_configuration
 from companion.diffusion.denoiser import Denoiser, configuration, noise_process, outlined, sampler
 from companion.diffusion.measures import power_spectra
@@ -131,28 +129,6 @@ def test_interrupted_generation_goes_on_to_the_same_images(ldm, patches, tmp_pat
     assert len(calls) == 4  # two batches, the interrupted one, and that one again: nothing is drawn twice
     other = replace(patches, instances=patches.instances[::-1].copy())
     assert not np.array_equal(ldm.generate(other, tmp_path / "cut"), whole)  # other masks: other images
-
-
-def test_only_full_batches_are_compiled(ldm, patches, monkeypatch):
-    graphs = []
-
-    def backend(graph, _):
-        graphs.append("compiled")
-        return graph.forward
-
-    def compile_counted(network, **more):
-        network._compiled_call_impl = torch.compile(network._call_impl, backend=backend, **more)
-
-    monkeypatch.setattr(torch.nn.Module, "compile", compile_counted)
-    monkeypatch.setattr("companion.device.shutil.which", lambda _: "g++")
-    torch._dynamo.reset()
-    fast, labels = copy.deepcopy(replace(ldm, device=replace(ldm.device, compile=True))), patches.label_maps()
-    fast.sample(labels[:6], range(6))
-    assert graphs == ["compiled"] * 2  # U-Net and decoder, once each: the second batch is padded
-    assert np.array_equal(fast.sample_few(labels[:2], [0, 1]), ldm.sample_few(labels[:2], [0, 1]))
-    reconstruct(fast.autoencoder, patches.images[:3])
-    assert len(graphs) == 2
-    torch._dynamo.reset()
 
 
 def test_messages_name_what_is_wrong(ldm, patches):

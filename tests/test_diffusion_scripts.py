@@ -1,7 +1,5 @@
 """Pretraining sees no test micrograph, no mask and no label; converted weights give the same network."""
 
-from __future__ import annotations
-
 import re
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Kinds of errors, recall, errors of size and density, average precision."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np
@@ -105,13 +103,6 @@ def test_wrong_predictions_count_in_the_group_of_what_they_say():
     assert np.isnan(table.loc[(3, BACKGROUND), "per_truth"])
 
 
-def test_groups_of_size_include_their_upper_edge():
-    found = predictions(*((0, 0, 0, side, 1, 0.9, 1) for side in (1, 16, 16.5, 32, 100)))
-    small, medium, large = errors.SIZES
-    seen, _ = errors.audit(found, truths(), index(1), 0.5)
-    assert seen["size"].tolist() == [small, small, medium, medium, large]
-
-
 def test_recall_by_group():
     rows = {"image": ["a", "a", "b", "b"], "class": [1, 1, 1, 2], "error": [CORRECT, MISSED, CLASS, MISSED]}
     table = pd.DataFrame(rows).assign(row=range(4))
@@ -121,15 +112,6 @@ def test_recall_by_group():
     twice = pd.concat([table, table.assign(error=CORRECT)])  # a second run finds all
     counted = errors.recall_by(twice, "class", RNG(0), 10, 0.95)
     assert counted["truths"].tolist() == [3, 1] and counted["recall"].tolist() == pytest.approx([5 / 6, 1 / 2])
-
-
-def test_recall_of_all_runs_counts_each_defect_once():
-    patches = ellipse_patches(24, seed=1)
-    runs = [run_of(patches, noisy(patches, seed), seed=seed) for seed in (1, 2)]
-    table = errors.recall_table(errors.audit_runs(runs, CHOSEN, 0.5)[1], RNG(0), 50, 0.95)
-    assert set(table["by"]) == {"class", "size"}  # one pixel size: nothing to divide by
-    assert table.groupby("by")["truths"].sum().eq(len(patches.table)).all()
-    assert table["recall"].between(table["low"], table["high"]).all()
 
 
 def test_size_and_density_errors_by_hand():

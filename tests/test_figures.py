@@ -1,20 +1,14 @@
 """Figures and tables show what they hold, and say of which data and runs; tables of pages are tidied for reading."""
 
-from __future__ import annotations
-
 import re
-from itertools import product
 
 import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.collections import PolyCollection
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from companion.evaluation import plots
-from companion.evaluation.wording import at_condition, condition_name
 from companion.plots import captioned
 from companion.workflow import tables
 
@@ -25,27 +19,6 @@ NAN = float("nan")
 def close():
     yield
     plt.close("all")
-
-
-def table(seeds=(1, 2)) -> pd.DataFrame:
-    """Scores 0.4 + 0.1 seed at every threshold; the second seed is undefined at the highest."""
-    rows = [
-        ("1", n, arm, seed, 0.5, confidence, NAN if (seed, confidence) == (2, 0.9) else 0.4 + 0.1 * seed)
-        for n, arm, seed, confidence in product((10, 50), ("EXP", "EXP+GEN"), seeds, (0.1, 0.5, 0.9))
-    ]
-    columns = ["split", "n_train", "arm", "seed", "iou_threshold", "confidence", "f1_detect"]
-    return pd.DataFrame(rows, columns=columns).assign(f1_class=NAN, f1_hm=NAN)
-
-
-def test_bands_reach_from_the_lowest_to_the_highest_seed():
-    figure = plots.score_curves(at_condition(table(), ("1", 50)), 0.5, ["EXP", "EXP+GEN"], "phantom")
-    assert [axes.get_title() for axes in figure.axes] == [f"F1_detect, {condition_name(('1', 50))}"]
-    bands = [c for c in figure.axes[0].collections if isinstance(c, PolyCollection)]
-    assert len(bands) == 2
-    corners = bands[0].get_paths()[0].vertices
-    assert np.allclose([corners[:, 1].min(), corners[:, 1].max()], [0.5, 0.6])
-    assert corners[:, 0].max() == 0.5  # where a seed is undefined there is no band
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["EXP", "EXP+GEN"]
 
 
 def test_a_caption_stands_above_numbers_that_are_rounded_and_gaps_that_are_empty():

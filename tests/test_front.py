@@ -1,7 +1,5 @@
 """The first page's answer follows from an interval; what pages say first comes from the files of a run."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -31,13 +31,3 @@ def test_box_iou_by_hand():
     b = np.array([[2, 2, 6, 6], [0, 0, 4, 4], [10, 10, 12, 12]])
     assert box_iou(a, b) == pytest.approx(np.array([[4 / 28, 1, 0], [0, 0, 0]]))
     assert box_iou(np.zeros((0, 4)), b).shape == (0, 3)
-
-
-def test_ellipse_area_and_box():
-    radius, (rows, columns) = ellipse_radius((64, 64), 30, 32, 40, 20, 0)
-    assert (radius <= 1).sum() == pytest.approx(np.pi * 20 * 10, rel=0.02)
-    assert (rows, columns) == (slice(21, 44), slice(9, 52))
-    turned = ellipse_radius((64, 64), 30, 32, 40, 20, 90)[1]
-    assert turned == (slice(11, 54), slice(19, 42))
-    outside, _ = ellipse_radius((64, 64), -50, 10, 20, 20, 0)
-    assert outside.size == 0

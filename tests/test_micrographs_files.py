@@ -1,7 +1,5 @@
 """Files as microscopes, tools and accidents leave them: the right values, or one message in words."""
 
-from __future__ import annotations
-
 import copy
 import json
 import random

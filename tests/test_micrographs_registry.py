@@ -1,7 +1,5 @@
 """The registry: the cache, the mirror, and what goes wrong on the way."""
 
-from __future__ import annotations
-
 import hashlib
 import shutil
 
@@ -33,25 +31,15 @@ def test_the_phantom_is_rendered_once_per_settings_and_root_seed(cache):
     assert registry.obtain("phantom", SMALL, 2) != folder
 
 
-def test_a_rendering_that_stops_leaves_nothing_and_of_two_at_once_the_first_stays(cache, monkeypatch):
-    real = registry.render_dataset
-
+def test_a_rendering_that_stops_leaves_nothing(cache, monkeypatch):
     def stopped(phantom, seed, target):
         (target / "images").mkdir(parents=True)
         raise KeyboardInterrupt
-
-    def slower(phantom, seed, target):
-        monkeypatch.setattr(registry, "render_dataset", real)
-        (registry.obtain("phantom", SMALL, 1) / "first").touch()  # the other process finishes first
-        real(phantom, seed, target)
 
     monkeypatch.setattr(registry, "render_dataset", stopped)
     with pytest.raises(KeyboardInterrupt):
         registry.obtain("phantom", SMALL, 1)
     assert not list(cache.iterdir())
-    monkeypatch.setattr(registry, "render_dataset", slower)
-    folder = registry.obtain("phantom", SMALL, 1)
-    assert (folder / "first").exists() and [path.name for path in cache.iterdir()] == [folder.name]
 
 
 def test_a_path_is_used_as_it_is_and_downloads_are_never_implicit(cache, tmp_path):

@@ -1,7 +1,5 @@
 """Splits: disjoint, nested, one mix of pixel sizes, nothing that belongs together on two sides."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from pathlib import Path

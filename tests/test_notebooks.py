@@ -1,6 +1,4 @@
-"""Every notebook as a reader uses it: each cell run twice in a row, with variables of the reader's own around."""
-
-from __future__ import annotations
+"""Every notebook as a reader uses it: each cell twice, beside variables of their own, and on their own micrographs."""
 
 import os
 import shutil
@@ -8,14 +6,22 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import nbformat
+import numpy as np
+import papermill
 import pytest
+import yaml
+from conftest import ellipse_patches
 from IPython.core.interactiveshell import InteractiveShell
+from project import ROOT
 from traitlets.config import Config
 
+from companion import layout
 from companion.config import load_profile
+from companion.micrographs.images import write_grey
+from companion.micrographs.importers import import_dataset
+from companion.micrographs.patches import load_patches
 from companion.workflow import book, freshness, job
 
-ROOT = Path(__file__).resolve().parents[1]
 TREE = ROOT / "runs" / "smoke" / "phantom"
 NAMES = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 
@@ -34,7 +40,7 @@ def smoke(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def shell(monkeypatch):
+def shell(monkeypatch, two_deals):
     """A notebook's shell in this process: a kernel would load all packages anew. `make smoke` has run the kernels."""
     monkeypatch.chdir(ROOT)
     yield InteractiveShell.instance(config=Config(HistoryManager={"enabled": False}))
@@ -60,3 +66,38 @@ def test_every_cell_can_be_run_twice(name, smoke, shell, monkeypatch):
         shell.run_cell(source, store_history=True).raise_error()
     made = {name for name in freshness.outputs(folder) if not name.startswith("figures/")}
     assert {name for name in stamp["outputs"] if not name.startswith("figures/")} <= made
+
+
+def test_notebook_01_runs_on_a_data_set_with_one_class_and_a_split_file(tmp_path, monkeypatch):
+    # Ten micrographs of 192 px with dark ellipses of one class, one without any.
+    tiles = ellipse_patches(90, size=64, classes=1, seed=4)
+    pixels, ids = (np.asarray(a).reshape(10, 3, 3, 64, 64).swapaxes(2, 3).reshape(10, 192, 192)
+                   for a in (tiles.images, tiles.instances))  # fmt: skip
+    for k in range(10):
+        label = np.where(ids[k] > 0, 255, 0).astype(np.uint8)
+        write_grey(tmp_path / "images" / f"frame{k}_{70 if k else 300}kx.png", pixels[k])
+        write_grey(tmp_path / "labels" / f"frame{k}_{70 if k else 300}kx.png", label if k else 0 * label)
+    scale = "70kx=0.8,300kx=0.4"
+    made = import_dataset("labelmap", tmp_path / "images", tmp_path / "labels", ["loop"], scale, tmp_path / "steel")
+    lists = {"train": made.files[1:7], "test": [made.files[k] for k in (0, 7, 8)]}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(lists))
+    profile = {"sizes": [4, 6], "n_test": 3, "n_val": 1, "splits": [str(tmp_path / "mine.yaml")],
+               "patches": {"size": 64, "train_stride": 48, "test_stride": 48}}  # fmt: skip
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(profile))
+    monkeypatch.setenv("COMPANION_RUNS", str(tmp_path / "runs"))
+    given = {"profile": str(tmp_path / "own.yaml"), "dataset": str(made.folder), "split": "mine"}
+    settings = {"kernel_name": "python3", "language": "python", "progress_bar": False}
+    source = layout.notebook("01_micrographs")
+    executed = papermill.execute_notebook(source, tmp_path / "01.ipynb", given, **settings)
+    data = [output.get("data", {}) for cell in executed.cells for output in cell.get("outputs", [])]
+    shown = [one.get("text/html") or one.get("text/markdown") or one.get("text/plain", "") for one in data]
+    assert any("The truth of steel is not known" in said for said in shown)
+    assert any("1 test micrograph(s) have 0.4 nm per px, which none of the first 4" in said for said in shown)
+    captions = [said.split("<caption>")[1].split("</caption>")[0] for said in shown if "<caption>" in said]
+    assert len(captions) == 5 and all("(steel, own profile)" in caption for caption in captions)
+    here = tmp_path / "runs" / "own" / "steel" / "split-mine" / "micrographs"
+    for part, micrographs in (("train-n4", 4), ("train-n6", 6), ("test", 3)):
+        patches = load_patches(here / part)
+        assert patches.index["image"].nunique() == micrographs and patches.classes == ("loop",)
+        assert len(patches) == 9 * micrographs and patches.table["class"].eq(1).all()
+    assert not (here / "val").exists()

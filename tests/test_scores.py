@@ -1,7 +1,5 @@
 """Matching and scores: by hand, undefined cases, and equality with one-threshold-at-a-time counting."""
 
-from __future__ import annotations
-
 import itertools
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Studies beyond the paper: what the detector confirms, differences of differences, and their figures."""
 
-from __future__ import annotations
-
 from itertools import product
 
 import numpy as np

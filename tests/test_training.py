@@ -127,10 +127,3 @@ def test_a_device_that_is_not_there_is_one_message():
         open_device(sections.Device(name="cuda"))
     device = open_device(sections.Device(threads=1))
     assert device.torch.type == "cpu" and device.send(torch.ones(2)).device.type == "cpu"
-
-
-def test_the_identity_of_a_training_follows_settings_and_data():
-    same = training.fingerprint("companion.training", settings={"a": 1}, data="x")
-    assert same == training.fingerprint("companion.training", settings={"a": 1}, data="x")
-    assert same != training.fingerprint("companion.training", settings={"a": 2}, data="x")
-    assert same != training.fingerprint("companion.seeds", settings={"a": 1}, data="x")

@@ -56,12 +56,13 @@ def audit(
     error, truth_error = np.full(len(boxes), BACKGROUND, dtype=object), np.full(len(truths), MISSED, dtype=object)
     pair = np.full(len(truths), -1)
     patches = index["patch"].tolist()
-    for patch, rows, own in zip(patches, rows_of(predictions, patches), rows_of(truths, patches), strict=True):
+    others = [(kind, table[BOX].to_numpy(dtype=float), rows_of(table, patches)) for kind, table in unlabelled.items()]
+    for p, (rows, own) in enumerate(zip(*(rows_of(table, patches) for table in (predictions, truths)), strict=True)):
         overlap = box_iou(truth_boxes[own], boxes[rows])  # (T, M)
         best = overlap.max(axis=0, initial=0)
         error[rows] = np.where(best >= BACKGROUND_IOU, LOCALISATION, BACKGROUND)
-        for kind, table in unlabelled.items():
-            there = box_iou(table.loc[table["patch"] == patch, BOX].to_numpy(dtype=float), boxes[rows])
+        for kind, sides, places in others:
+            there = box_iou(sides[places[p]], boxes[rows])
             error[rows[there.max(axis=0, initial=0) >= iou]] = kind
         error[rows[best >= iou]] = DUPLICATE
         pairs = match_once(overlap, scores[rows], boxes[rows], iou, matching)

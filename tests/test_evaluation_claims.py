@@ -320,17 +320,21 @@ def test_patches_are_counted_labelled_and_generated():
         return verdicts.patches_per_condition(replace(EMPTY, patches=patches(*given)))
 
     assert found([10_000, 10_800], [9_000, 11_000]).verdict == "reproduced"
-    assert found([1_000, 10_000], [10_000]).verdict == found([10_000], [8_999]).verdict == "not attempted"
+    assert found([1_000, 10_000], [10_000]).verdict == found([10_000], [8_999]).verdict == "cannot be compared"
     assert found([96, 384], [256]).ours == "generated 256 to 256, labelled 96 to 384"
     assert found([10_000], []).verdict == "not attempted"
 
 
 def test_hours_of_training_and_of_both():
-    def verdict(device, training, total, n=10_000):
+    def found(device, training, total, n=10_000):
         hours = pd.DataFrame({"device": [device], "training": [training], "total": [total]})
-        return verdicts.gpu_hours(replace(EMPTY, hours=hours, patches=patches([n], [n]))).verdict
+        return verdicts.gpu_hours(replace(EMPTY, hours=hours, patches=patches([n], [n])))
 
-    assert verdict("Tesla V100-SXM2", 10.4, 14.0) == "reproduced" and verdict("Tesla V100", 30, 40) == "not reproduced"
-    assert verdict("Tesla V100-SXM2", 10.6, 14.0) == "not reproduced"  # 3.6 h from 7
-    assert verdict("NVIDIA H100", 0.5, 1.0) == "cannot be compared"
-    assert verdict("CPU, 2 cores", 0.1, 0.1, n=256) == "not attempted" == verdict("Tesla V100", NAN, 14.0)
+    for device, training, total, verdict in (
+        ("Tesla V100-SXM2", 10.4, 14.0, "reproduced"), ("Tesla V100", 30, 40, "not reproduced"),
+        ("Tesla V100-SXM2", 10.6, 14.0, "not reproduced"),  # 3.6 h from 7
+        ("NVIDIA H100", 0.5, 1.0, "cannot be compared"), ("Tesla V100", NAN, 14.0, "not attempted"),
+    ):  # fmt: skip
+        assert found(device, training, total).verdict == verdict
+    few = found("CPU, 2 cores", 0.5, 0.7, n=1000)
+    assert (few.verdict, few.ours) == ("cannot be compared", "0.50 and 2.5 h") and "scaled from 1,000" in few.reason

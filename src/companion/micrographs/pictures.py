@@ -22,10 +22,19 @@ def folded(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold().replace("\\", "/")
 
 
-@lru_cache(maxsize=100_000)
 def _parts(name: str, bare: bool) -> list[str]:
     parts = [part for part in folded(name).split("/") if part not in ("", ".", "..")] or [""]
     return [*parts[:-1], re.sub(r"\.(png|tiff?|jpe?g|bmp)$", "", parts[-1]) if bare else parts[-1]]
+
+
+@lru_cache(maxsize=4)
+def _by_last(names: tuple[str, ...], bare: bool) -> dict[str, dict[str, list[str]]]:
+    """Parts of every name by the name, by their last part: of thousands of names few are looked at for each given."""
+    found = defaultdict(dict)
+    for name in names:
+        parts = _parts(name, bare)
+        found[parts[-1]][name] = parts
+    return found
 
 
 def meant(given: str, names: Collection[str], bare: bool = False) -> list[str]:
@@ -37,8 +46,7 @@ def meant(given: str, names: Collection[str], bare: bool = False) -> list[str]:
     if given in names:
         return [given]
     own, ranks = _parts(given, bare), defaultdict(list)
-    for name in names:
-        parts = _parts(name, bare)
+    for name, parts in _by_last(tuple(names), bare).get(own[-1], {}).items():
         n = min(len(own), len(parts))
         if own[-n:] == parts[-n:]:
             ranks[n, len(own) == len(parts)].append(name)
@@ -76,9 +84,9 @@ class Source:
             return found[0]
         if found:
             raise CompanionError(f"{' and '.join(found[:3])} could be meant; give the path below {self.folder}")
-        by_last = {_parts(name, False)[-1]: name for name in reversed(self.files)}
+        by_last = _by_last(tuple(self.files), False)
         close = difflib.get_close_matches(_parts(given, False)[-1], by_last, n=1)
-        there = f"did you mean {by_last[close[0]]}?" if close else f"{len(self.files)} pictures are there"
+        there = f"did you mean {next(iter(by_last[close[0]]))}?" if close else f"{len(self.files)} pictures are there"
         raise CompanionError(f"missing from {self.folder} ({there})")
 
     def pairs(self, *suffixes: str) -> Iterator[tuple[str, Path | None]]:

@@ -174,12 +174,13 @@ def unbundle(source: Path) -> str:
     if wrong:
         raise problems(f"{source} cannot be installed:", wrong)
     target = (layout.root() / "results" if book else layout.runs()) / tree.parent.name / tree.name
-    if book:
-        shutil.rmtree(target, ignore_errors=True)
-    for stage, names in taken.items():
-        if read_stamp(place := target / stage.relative_to(tree)) is None:
-            with atomic_folder(place) as folder:
-                job.copy(stage, folder, [*names, *([EXECUTED] if (stage / EXECUTED).is_file() else [])])
+    # A run for the book takes the place of another whole; of one to go on with, the stages that are missing.
+    missing = [] if book else [stage for stage in taken if read_stamp(target / stage.relative_to(tree)) is None]
+    for root, stages in [(tree, taken)] if book else [(stage, [stage]) for stage in missing]:
+        with atomic_folder(target / root.relative_to(tree)) as folder:
+            for stage in stages:
+                copied = EXECUTED if (stage / EXECUTED).is_file() else STAMP
+                job.copy(stage, folder / stage.relative_to(root), [*taken[stage], copied])
     return f"{len(taken)} stages of {target.parent.name} on {target.name}: {layout.shown(target)}"
 
 

@@ -157,7 +157,7 @@ def main() -> None:
     """``python -m companion.workflow.book PROFILE``: make book/executed and figures from a finished run.
 
     Where the profile's run is committed in results/, from that: what trains nothing is computed again and compared.
-    The figures are the paper's as this run reproduced them, fig1 to fig5.
+    The figures are the paper's as this run reproduced them, fig1 to fig5, the waterfall and the first page's strip.
     """
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("profile")
@@ -166,13 +166,12 @@ def main() -> None:
     try:
         run, real = (run_of(load_profile(name), given.cores) for name in (given.profile, "real"))
         at = assemble(run, real, layout.root() / "book" / "executed")
-        figures = [figure for name in at if name != REAL for figure in at[name].glob("figures/fig[1-5].*")]
+        figures = [figure for name in at if name != REAL for figure in at[name].glob("figures/*")
+                   if re.fullmatch("fig[1-5]|waterfall|strip", figure.stem)]  # fmt: skip
         with atomic_folder(layout.root() / ("figures" if run.drawn != run.tree else "_build/figures")) as folder:
             for figure in figures:
                 shutil.copy(figure, folder / figure.name)
-        print(
-            f"book/executed: {len(at)} pages, {len(figures)} figures, from {run.P.name} on {data_name(run.P.dataset)}"
-        )
+        print(f"book/executed: {len(at)} pages, {len(figures)} figures of {run.P.name} on {data_name(run.P.dataset)}")
     except CompanionError as error:
         parser.exit(2, f"error: {error}\n")
 

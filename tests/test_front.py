@@ -30,8 +30,16 @@ def chosen(gain: float, spread: float, seeds: int = 4) -> pd.DataFrame:
 )  # fmt: skip
 def test_the_answer_follows_from_the_interval(gain: float, spread: float, begins: str, holds: str) -> None:
     pairs = paired_scores(chosen(gain, spread))
-    said, alone = answer.sentence(answer.change(pairs, "f1_hm", 0.95), paired_tests(pairs), "X")
-    assert said.startswith(begins) and holds in said and "Mean of 4" in alone
+    said, alone = answer.sentence(pairs, "f1_hm", "X", 0.95)
+    assert said.startswith(begins) and holds in said and "N = 10: " in alone
+
+
+def test_where_one_n_gains_and_another_loses_their_mean_is_no_answer() -> None:
+    pairs = paired_scores(chosen(0.05, 0.01))
+    pairs.loc[pairs["n_train"] == 50, "difference"] *= -1
+    said, each = answer.sentence(pairs, "f1_hm", "X", 0.95)
+    assert said.startswith("It depends") and "where 10 micrographs are labelled, and lower it where 50 are" in said
+    assert "N = 10: +0.050 (95 %" in each and "N = 50: −0.050 (95 %" in each
 
 
 def test_the_mean_change_has_the_interval_and_the_power_of_its_pooled_spread() -> None:

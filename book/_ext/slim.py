@@ -10,12 +10,14 @@ USED = {"tex-chtml.js", "input", "output"}  # of MathJax: what pages load, and w
 
 
 def slim(app, error) -> None:
-    """Remove MathJax's other builds, and from the notebooks for download their outputs, which the pages show."""
+    """Remove MathJax's other builds, source maps, and of the notebooks for download the outputs, which pages show."""
     if error or app.builder.format != "html":
         return
     for path in (Path(app.outdir) / "_static" / "mathjax").glob("*"):
         if path.name not in USED:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for path in Path(app.outdir).rglob("*.map"):  # of scripts and styles, for their authors
+        path.unlink()
     for path in (Path(app.outdir) / "_sources").rglob("*.ipynb"):
         notebook = json.loads(path.read_text(encoding="utf-8"))
         for cell in (cell for cell in notebook["cells"] if cell["cell_type"] == "code"):

@@ -289,5 +289,6 @@ def several(n: int, what: str) -> str:
 def _of_three(parts: dict[str, bool], ours: str) -> Finding:
     """Verdict on a claim of three parts: all hold, two, or fewer."""
     verdict: Verdict = {3: "reproduced", 2: "partly"}.get(sum(parts.values()), "not reproduced")
-    holding = ", ".join(name for name, holds in parts.items() if holds) or "nothing"
-    return Finding(verdict, f"as in the paper: {holding}", ours)
+    held, other = (", ".join(name for name, holds in parts.items() if holds == way) for way in (True, False))
+    reason = f"{sum(parts.values())} of its 3 parts as in the paper" + f": {held}" * bool(held)
+    return Finding(verdict, reason + f"; not: {other}" * bool(other), ours)

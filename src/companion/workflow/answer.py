@@ -16,7 +16,7 @@ from companion.config import Profile
 from companion.evaluation.plots import paired_differences
 from companion.evaluation.significance import headline_measure, paired_scores, paired_tests
 from companion.evaluation.thresholds import headline
-from companion.evaluation.verdicts import PAPER_GAIN, several
+from companion.evaluation.verdicts import PAPER_GAIN
 from companion.evaluation.wording import CONDITION, NAMES, at_condition, with_interval
 from companion.plots import data_name, data_note, save, use_style
 
@@ -96,22 +96,30 @@ def direction(low: float, high: float) -> str:
     return "better" if low > 0 else "worse" if high < 0 else SAME
 
 
-def sentence(found: Change, tests: pd.DataFrame, data: str) -> tuple[str, str]:
-    """The answer to the book's question, and how single conditions came out; `tests` are of the same pairs."""
-    own = tests[(tests["arm"] == "EXP+GEN") & (tests["measure"] == found.measure)].dropna(subset="gain")
-    name, said = NAMES[found.measure], [direction(row.low, row.high) for row in own.itertuples()]
-    if not said:
+def sentence(pairs: pd.DataFrame, measure: str, data: str, level: float) -> tuple[str, str]:
+    """The answer to the book's question from the pairs of a run, and the changes at each N.
+
+    Where the change is for the better at one N and for the worse at another, their mean answers nothing: each N does.
+    """
+    found, name = change(pairs, measure, level), NAMES[measure]
+    if not found.n:
         return f"Not known: on {data} this run has no pair of arms with a defined {name}.", ""
+    by_size = {n: change(own, measure, level) for n, own in pairs.groupby("n_train")}
+    up, down = (" and ".join(str(n) for n, one in by_size.items() if direction(one.low, one.high) == way)
+                for way in ("better", "worse"))  # fmt: skip
     holds = f"it does {'not ' if found.high < PAPER_GAIN else ''}hold the paper's gain of {PAPER_GAIN}, too"
     answer = {
         "better": f"Yes, on {data}: generated images raise {name}.",
         "worse": f"No, on {data}: generated images lower {name}.",
         SAME: f"Not shown, on {data}: the interval of the change in {name} holds zero; {holds}.",
     }[direction(found.low, found.high)]
-    if not np.isfinite(found.high):
+    if up and down:
+        answer = f"It depends, on {data}: generated images raise {name} where {up} micrographs are labelled, "
+        answer += f"and lower it where {down} are."
+    elif not np.isfinite(found.high):
         answer = f"Not known, on {data}: too few pairs of runs for an interval of the change in {name}."
-    by = [f"{said.count(way)} {how}" for way, how in (("better", "gained"), ("worse", "lost"), (SAME, "neither"))]
-    return answer, f"Mean of {several(len(said), 'condition')}, a split and an N each; by themselves {', '.join(by)}."
+    each = "; ".join(f"N = {n}: {one.said(level)}" for n, one in by_size.items())
+    return answer, f"{each}. Each is a mean over splits."
 
 
 def first_page(folder: Path, r: Results) -> tuple[str, str]:
@@ -119,7 +127,7 @@ def first_page(folder: Path, r: Results) -> tuple[str, str]:
     P, level = r.P, r.P.evaluation.confidence_level
     pairs, tests, measure = tables(r)
     found = {name: change(pairs, name, level) for name in MEANS}
-    answer, more = sentence(found[measure], tests, data_name(P.dataset))
+    answer, more = sentence(pairs, measure, data_name(P.dataset), level)
     if P.name == "smoke":
         more = f"By the rule it would read: {answer} {more}"
         answer = "Not from this run: a smoke run checks that every step works, and its numbers mean nothing."
@@ -166,12 +174,12 @@ def real(folder: Path | None) -> tuple[str, str, str]:
 def numbers(found: dict[str, Change], measured: str, on_real: tuple[str, str], level: float) -> str:
     """HTML of the numbers beside the picture: headline, finding or naming, real micrographs, chance of seeing it."""
     one = found[measured]
-    tiles = [(one.said(level), f"{NAMES[measured]}, {MEANS[measured]}, the headline: {direction(one.low, one.high)}")]
+    tiles = [(one.said(level), f"{NAMES[measured]}, {MEANS[measured]}, mean of all N: {direction(one.low, one.high)}")]
     parts = [f for name, f in found.items() if name not in (measured, "f1_hm") and np.isfinite(f.gain)]
     if parts:  # the one whose change stands out most
         most = max(parts, key=lambda f: abs(f.gain) / (f.high - f.low) if f.high > f.low else 0.0)
         how = direction(most.low, most.high)
-        tiles.append((most.said(level), f"{NAMES[most.measure]}, {MEANS[most.measure]}: {how}"))
+        tiles.append((most.said(level), f"{NAMES[most.measure]}, {MEANS[most.measure]}, mean of all N: {how}"))
     chance = ["unknown" if np.isnan(p) else "> 99 %" if p >= 0.995 else f"{100 * p:.0f} %"
               for p in (one.chance, one.chance_of_one)]  # fmt: skip
     what = f"chance that a study of this size sees a change of {PAPER_GAIN}; {chance[1]} in one condition by itself"

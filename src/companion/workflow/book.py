@@ -87,13 +87,16 @@ def assemble(run: Run, real: Run, target: Path) -> dict[str, Path]:
 
 
 def page(name: str, folder: Path) -> NotebookNode:
-    """A notebook as a page: its text as it is now, its outputs as it was executed in `folder`.
+    """A notebook as a page: its text as it is now, its outputs and parameters as it was executed in `folder`.
 
     Without papermill's own cell. Where the code has other cells by now, the executed copy (its badge says: stale).
     """
-    executed = reference_run.executed(folder / EXECUTED)
-    executed.cells = [c for c in executed.cells if "injected-parameters" not in c.metadata.get("tags", [])]
-    current = nbformat.read(layout.notebook(name), as_version=4)
+    executed, current = reference_run.executed(folder / EXECUTED), nbformat.read(layout.notebook(name), as_version=4)
+    for cell in (cell for cell in executed.cells if "injected-parameters" in cell.metadata.get("tags", [])):
+        executed.cells.remove(cell)
+        for key, value in re.findall(r"(?m)^(\w+) = (.+)$", cell.source):
+            for defaults in (c for c in current.cells if "parameters" in c.metadata.get("tags", [])):
+                defaults.source = re.sub(rf"(?m)^({key}: \w+ = ).+?(?=  #|$)", rf"\g<1>{value}", defaults.source)
     ran, now = ([c for c in notebook.cells if c.cell_type == "code"] for notebook in (executed, current))
     if len(ran) != len(now):
         return executed

@@ -83,10 +83,10 @@ def _detector(r: Results) -> Found:
 
 def _sizes(r: Results) -> Found:
     level = r.P.evaluation.confidence_level
-    pairs, tests, measure = tables(r)
-    found = change(pairs, measure, level)
-    said, alone = sentence(found, tests, data_name(r.P.dataset))
-    return said[:-1], f"{found.said(level)}. {alone[:-1]}", "another split or another model would add to the interval"
+    pairs, _, measure = tables(r)
+    said, alone = sentence(pairs, measure, data_name(r.P.dataset), level)
+    mean, but = change(pairs, measure, level).said(level), "another split or another model would add to the interval"
+    return said[:-1], f"{mean}. {alone[:-1]}", but
 
 
 def _significance(r: Results) -> Found:

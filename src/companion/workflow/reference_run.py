@@ -1,8 +1,9 @@
 """A finished run as plain files that fit into git: packed, installed, drawn again and compared.
 
 A bundle has the layout of ``runs/``, and its stamps name the hash of every file. For the book it holds predictions,
-scores, logs, and what pages show of the stages on them; weights, arrays and tables of every defect stay behind, and the
-stamps say so: ``left_out``, ``packed``. To go on elsewhere it holds every finished stage whole.
+scores, and the pages of what is not drawn again; weights, arrays, logs, masks and tables with a row for each defect or
+resample stay behind, and the stamps say so: ``left_out``, ``packed``. To go on elsewhere it holds every finished stage
+whole.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -25,9 +27,11 @@ from nbformat import NotebookNode
 from companion import layout
 from companion.config import Profile
 from companion.errors import CompanionError, problems
+from companion.evaluation.errors import BOX
 from companion.layout import Layout
-from companion.provenance import atomic_folder, hash_file, write_json, write_table
+from companion.provenance import atomic_folder, hash_file, write_json
 from companion.workflow import freshness, job
+from companion.workflow.found import PAGES
 from companion.workflow.freshness import EXECUTED, STAMP, read_stamp, stamps
 from companion.workflow.status import jobs
 
@@ -38,10 +42,8 @@ DRAWN_AGAIN = (  # after 01; each group reads what those before it have written
     ("11_claims",),
 )
 REAL = "16_real_micrographs"  # all that is drawn again of a run on micrographs that do not come with the project
-FILE_LIMIT, TOTAL_LIMIT = 15 << 20, 60 << 20  # bytes, of what goes into git
-# Tables with a row for each patch or defect stay behind where pages do not read them.
-PER_DEFECT = ("index.parquet", "table.parquet", "drawn.parquet", "statistics.parquet")
-READ_BY_PAGES = ("masks-plain/patches/table.parquet", "masks-rare/patches/table.parquet", "patches/index.parquet")
+LIMIT = 40 << 20  # bytes, of what goes into git
+LONG = ("log.parquet", "drawn.parquet", "statistics.parquet", "resampled.parquet")  # a row per step, defect or resample
 
 
 def shown(P: Profile, tree: Path) -> dict[str, Path]:
@@ -80,30 +82,33 @@ def bundle(P: Profile, out: Path, purpose: Literal["book", "resume"]) -> list[Pa
     if waiting and (purpose == "book" or len(waiting) == len(found)):
         said = (f"{each.folder}: {'; '.join(each.why or ['missing'])}" for each in waiting)
         raise problems(f"the run of {P.name} is not complete; `companion run {P.name}` makes it:", said)
-    of_real = (REAL, "05_generated_images")  # whose pictures it shows; the book has no other page of that run
-    pages = [folder for name, folder in shown(P, tree).items() if P.name != "real" or name in of_real]
+    # What is drawn again needs no copy of its page. Of the run on real micrographs one is shown, and a picture of 05.
+    again = {REAL, *(["01_micrographs", *chain(*DRAWN_AGAIN)] if P.dataset == "phantom" else [])}
+    pages = {folder: name for name, folder in shown(P, tree).items()
+             if name not in again and (P.name != "real" or name == "05_generated_images")}  # fmt: skip
     with atomic_folder(out) as folder:
         for name in (each.folder for each in found if each.why == []):
             stage, target = tree / name, folder / P.folder / tree.name / name
             if purpose == "book":
-                _pack(stage, target, stage in pages, P.evaluation.confidence)
+                _pack(stage, target, pages.get(stage), P.name == "real")
             else:
                 job.copy(stage, target, (read_stamp(stage) or {})["outputs"])
-            if purpose == "resume" or stage in pages:
+            if purpose == "resume" or (stage in pages and P.name != "real"):
                 nbformat.write(executed(stage / EXECUTED), target / EXECUTED)
         _check(folder, purpose)
     return [path for path in sorted(out.rglob("*")) if path.is_file()]
 
 
-def _pack(stage: Path, target: Path, page: bool, least_score: float) -> None:
-    """Copy what the book needs of a stage, and say in its stamp what is left out."""
+def _pack(stage: Path, target: Path, page: str | None, real: bool) -> None:
+    """Copy what the book needs of a stage, which a notebook's page shows or none; its stamp says what is left out."""
     stamp = read_stamp(stage) or {}
-    names = [name for name in stamp["outputs"] if _is_packed(stage, name, page)]
+    names = [name for name in stamp["outputs"] if _is_packed(stage, name, page, real)]
     job.copy(stage, target, names)
     for name in (name for name in names if name.startswith("predictions/")):
-        # Masks below the score at which pages look at them are most of the file.
-        table = pd.read_parquet(target / name)
-        write_table(target / name, table.assign(mask=table["mask"].where(table["score"] >= least_score)))
+        # Boxes are matched: no page reads a mask. Bytes of numbers side by side by place compress best.
+        table = pd.read_parquet(target / name).assign(mask=None)
+        table.to_parquet(target / name, index=False, compression="zstd", compression_level=19, use_dictionary=False,
+                         use_byte_stream_split=[*BOX, "score"])  # fmt: skip
         stamp["packed"] = {**stamp.get("packed", {}), name: hash_file(target / name)}
     stamp["left_out"] = sorted(stamp["outputs"].keys() - set(names))
     write_json(target / STAMP, stamp)
@@ -120,26 +125,27 @@ def executed(path: Path) -> NotebookNode:
     return found
 
 
-def _is_packed(stage: Path, name: str, page: bool) -> bool:
+def _is_packed(stage: Path, name: str, page: str | None, real: bool) -> bool:
     """Whether a page needs a file, as it is or to be computed again."""
     path = PurePosixPath(name)
     if path.parts[0] == "test" and stage.parent.parent.name != "phantom":  # the phantom is drawn again
         return True
-    if path.parts[0] == "figures":
-        return page and (path.suffix == ".png" or path.match("fig[1-5].svg") or path.match("strip.svg"))
-    if path.suffix not in (".json", ".parquet", ".yaml"):
-        return False
-    return path.name not in PER_DEFECT or any(f"{stage.name}/{name}".endswith(each) for each in READ_BY_PAGES)
+    if path.parts[0] == "figures":  # one above each page; of notebook 05 also those of the paper, and what is wiped
+        own = (f"{PAGES[page][0]}.png", *(() if real else ("fig[12].*", "edited.svg"))) if page else ()
+        return any(path.match(each) for each in own)
+    if path.name in LONG:
+        return page is not None and path.name == "log.parquet"
+    return path.suffix in (".json", ".parquet", ".yaml")
 
 
 def _check(folder: Path, purpose: str) -> None:
     """A bundle for the book fits into git, and none says where on a machine it was made."""
     sizes = {path: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
     files, total = sorted(sizes, key=sizes.get, reverse=True), sum(sizes.values())
-    if purpose == "book" and (total > TOTAL_LIMIT or sizes[files[0]] > FILE_LIMIT):
-        most = f"{TOTAL_LIMIT >> 20} MiB, {FILE_LIMIT >> 20} MiB a file"
+    if purpose == "book" and total > LIMIT:
         told = [f"{path.relative_to(folder)}: {sizes[path] / 2**20:.1f} MiB" for path in files[:5]]
-        raise problems(f"a bundle of {total / 2**20:.1f} MiB is above the limits ({most}); its largest:", told)
+        said = f"a bundle of {total / 2**20:.1f} MiB is above the limit of {LIMIT >> 20} MiB; its largest:"
+        raise problems(said, told)
     here = [str(path).encode() for path in (layout.root(), layout.runs(), layout.data_cache(), Path.home())]
     texts = [path for path in files if path.suffix in (".json", ".yaml", ".ipynb", ".svg")]
     if found := [str(p.relative_to(folder)) for p in texts if any(each in p.read_bytes() for each in here)]:

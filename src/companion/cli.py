@@ -112,7 +112,7 @@ def evaluate(
 
 @app.command()
 def predict(
-    weights: Annotated[Path, typer.Argument(help="weights.safetensors of a detector stage, or loops_316L: weights/")],
+    weights: Annotated[Path, typer.Argument(help="weights.safetensors of a detector stage; or loops_316L, phantom")],
     images: Annotated[list[Path], typer.Argument(help="micrographs of any size, or folders of them")],
     out: Annotated[Path, typer.Option(help="folder for defects.csv, defects.json, overlays, ROIs")] = Path("defects"),
     pixel_size_nm: Annotated[float | None, typer.Option(min=0, help="nm per px; without it sizes are in px")] = None,

@@ -38,7 +38,7 @@ from companion.workflow.status import jobs
 TOLERANCE = 1e-6  # of numbers that are computed again
 DRAWN_AGAIN = (  # after 01; each group reads what those before it have written
     ("02_mask_statistics", "07_thresholds"),
-    ("03_mask_simulation", "08_sizes_and_splits", "09_significance", "10_class_imbalance", "12_errors"),
+    ("12_errors", "08_sizes_and_splits", "09_significance", "10_class_imbalance"),
     ("11_claims",),
 )
 REAL = "16_real_micrographs"  # all that is drawn again of a run on micrographs that do not come with the project

@@ -13,6 +13,8 @@ import pandas as pd
 import yaml
 
 from companion import layout
+from companion.config.arms import ARMS
+from companion.evaluation.wording import NAMES
 from companion.plots import data_name
 from companion.provenance import write_text
 from companion.workflow import answer
@@ -33,10 +35,22 @@ def write_fragments(folder: Path, r: answer.Results, stages: Stamps) -> None:
         "answer": found, "notice": data_notice(r.P.dataset, r.P.name), "picture": picture,
         "byline": byline(layout.root() / "CITATION.cff", stamps), "status": status_table(stages),
         "verdicts": f"Of {len(rows)} claims: {verdicts}.\n\n{claim_cards(rows)}",
-        "faults": faults_table(layout.root() / "benchmarks" / "faults.json"),
+        "faults": faults_table(layout.root() / "benchmarks" / "faults.json"), "arms": arms_table(r),
     }  # fmt: skip
     for name, text in fragments.items():
         write_text(folder / f"{name}.md", text)
+
+
+def arms_table(r: answer.Results) -> str:
+    """Markdown table of what every arm that has EXP as its baseline changes on the first split, at each N."""
+    _, tests, measure = answer.tables(r)
+    own = tests[(tests["measure"] == measure) & (tests["baseline"] == "EXP") & (tests["split"] == r.P.split_names[0])]
+    said = {(t.arm, t.n_train): f"{t.gain:+.3f} ({t.low:+.3f} to {t.high:+.3f})".replace("-", "−")
+            for t in own.dropna(subset="gain").itertuples()}  # fmt: skip
+    rows = [(arm, ARMS[arm].meaning, *(said.get((arm, n), "") for n in r.P.sizes))
+            for arm in ARMS if any(arm == name for name, _ in said)]  # fmt: skip
+    of = f"{NAMES[measure]} less that of EXP, {ARMS['EXP'].meaning}; split {r.P.split_names[0]}, interval over seeds:"
+    return f"{of}\n\n{markdown_table(('arm', 'trained on', *(f'N = {n}' for n in r.P.sizes)), rows)}"
 
 
 def byline(citation: Path, stamps: Sequence[Mapping[str, Any]]) -> str:

@@ -45,12 +45,12 @@ def arms_table(r: answer.Results) -> str:
     """Markdown table of what every arm that has EXP as its baseline changes on the first split, at each N."""
     _, tests, measure = answer.tables(r)
     own = tests[(tests["measure"] == measure) & (tests["baseline"] == "EXP") & (tests["split"] == r.P.split_names[0])]
-    said = {(t.arm, t.n_train): f"{t.gain:+.3f} ({t.low:+.3f} to {t.high:+.3f})".replace("-", "−")
-            for t in own.dropna(subset="gain").itertuples()}  # fmt: skip
-    rows = [(arm, ARMS[arm].meaning, *(said.get((arm, n), "") for n in r.P.sizes))
-            for arm in ARMS if any(arm == name for name, _ in said)]  # fmt: skip
+    said: dict[str, list[str]] = {}
+    for t in own.dropna(subset="gain").itertuples():
+        said.setdefault(t.arm, []).append(f"N = {t.n_train}: {t.gain:+.3f} ({t.low:+.3f} to {t.high:+.3f})")
+    rows = [(arm, ARMS[arm].meaning, "; ".join(said[arm]).replace("-", "−")) for arm in ARMS if arm in said]
     of = f"{NAMES[measure]} less that of EXP, {ARMS['EXP'].meaning}; split {r.P.split_names[0]}, interval over seeds:"
-    return f"{of}\n\n{markdown_table(('arm', 'trained on', *(f'N = {n}' for n in r.P.sizes)), rows)}"
+    return f"{of}\n\n{markdown_table(('arm', 'trained on', 'change'), rows)}"
 
 
 def byline(citation: Path, stamps: Sequence[Mapping[str, Any]]) -> str:

@@ -137,7 +137,7 @@ def test_a_second_run_beside_the_first_is_refused_and_an_interrupted_one_goes_on
 def test_a_bundle_goes_on_elsewhere_by_snakemake_alone_and_a_damaged_one_is_refused_whole(project, tmp_path):
     shutil.rmtree(project.tree() / "claims")
     said = project.companion("plan", "tiny")
-    assert "1 of 14 stages to run, about" in said or "1 of 14 stages to run, more than" in said
+    assert "1 of 14 stages to run, none of which was timed before" in said
     out = tmp_path / "bundle"
     project.companion("bundle", "tiny", "--out", str(out), "--partial")
     shutil.rmtree(project.root / "runs")

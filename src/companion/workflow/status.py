@@ -125,12 +125,12 @@ def plan(P: Profile, cores: int) -> None:
 
 
 def expected(P: Profile, found: Sequence[Job], cores: int) -> tuple[pd.DataFrame, str]:
-    """What the stages of each rule will take by the stamps of this run, else of the reference run; and all in words.
+    """What the stages of each rule will take by the stamps of this run, else of its committed one; and all in words.
 
     Columns rule, stages, left (which are known to run), one stage (mean, s), what is left (elapsed, s), time from.
     """
     tree, notebooks, rows = tree_of(P), rules(), []
-    trees = {"this run": tree, "the reference run": layout.root() / "results" / "reference" / "phantom"}
+    trees = {"this run": tree, "the committed run": layout.root() / "results" / P.name / Path(P.dataset).name}
     walls = {source: pd.DataFrame(stamps(place).values(), columns=["notebook", "wall_s"]).groupby("notebook").mean()
              for source, place in trees.items()}  # fmt: skip
     for rule in dict.fromkeys(job.rule for job in found):
@@ -143,10 +143,10 @@ def expected(P: Profile, found: Sequence[Job], cores: int) -> tuple[pd.DataFrame
     table = pd.DataFrame(rows, columns=["rule", "stages", "left", "one stage", "what is left", "time from"])
     left_s, waiting = table["what is left"], sum(job.why != [] for job in found)
     about = f"{'more than' if left_s.isna().any() else 'about'} {duration(left_s.sum())}"
-    said = f"{waiting} of {len(found)} stages to run, {about}"
-    if maybe := waiting - table["left"].sum():
-        said += f"; {maybe} of them only where what they read comes out changed"
-    return table, said
+    about = about if left_s.any() or left_s.notna().all() else "none of which was timed before"
+    maybe = waiting - table["left"].sum()
+    more = f"; {maybe} of them only where what they read comes out changed" if maybe else ""
+    return table, f"{waiting} of {len(found)} stages to run, {about}{more}"
 
 
 def progress_of(folder: Path) -> str:

@@ -4,8 +4,8 @@
   ``check_setup.py`` and the package
 - ``teacher/``: the same notebooks with solutions and answers, executed; ``slides/index.html``; ``project_key.md``
 
-The data are the run of smoke, without what no page reads. Where the reference run is committed, pages 08 and 09 read
-two tables of its scores, and slides show its figures.
+The data are the run of smoke, without what no page reads. Where results/reference holds its resamples, pages 08 and 09
+read two tables of its scores.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def write_student(folder: Path, tree: Path) -> None:
     for name, source in sources.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, folder / name)
-    if REFERENCE.is_dir():
+    if (REFERENCE / "thresholds" / "resampled.parquet").is_file():
         tables = REFERENCE / "thresholds", folder / "runs" / "reference" / "phantom" / "thresholds"
         chosen, resampled = (pd.read_parquet(tables[0] / f"{name}.parquet") for name in ("chosen", "resampled"))
         columns = ["split", "n_train", "arm", "seed", "resample", "f1_hm"]
@@ -136,8 +136,7 @@ def main() -> None:
         with atomic_folder(OUT) as out:
             student, teacher = out / TITLE, out / "teacher"
             write_student(student, tree)
-            profile, drawn = ("reference", REFERENCE) if REFERENCE.is_dir() else ("smoke", tree)
-            write_slides(SOURCE / "slides", shown(load_profile(profile), drawn), teacher / "slides")
+            write_slides(SOURCE / "slides", shown(load_profile("smoke"), tree), teacher / "slides")
             shutil.copyfile(SOURCE / "project_key.md", teacher / "project_key.md")
             (teacher / "notebooks").mkdir()
             with ProcessPoolExecutor(given.cores, mp_context=get_context("spawn")) as pool:

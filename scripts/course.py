@@ -4,8 +4,8 @@
   ``check_setup.py`` and the package
 - ``teacher/``: the same notebooks with solutions and answers, executed; ``slides/index.html``; ``project_key.md``
 
-The data are the run of smoke, without what no page reads. Where results/reference holds its resamples, pages 08 and 09
-read two tables of its scores.
+The data are the run of smoke, without what no page reads. Where `make book` has drawn the reference run, pages 08 and
+09 read two tables of its scores.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from companion.workflow.book import shown
 
 OUT, SOURCE = ROOT / "_build" / "course", ROOT / "book" / "course"
 TITLE = "companion-course"
-REFERENCE = ROOT / "results" / "reference" / "phantom"
+REFERENCE = ROOT / "_build" / "runs" / "reference" / "phantom"  # as `make book` has drawn it again
 SCORES, RESAMPLES = ("08_sizes_and_splits", "09_significance"), 200  # of 1000: for intervals to talk about
 # What students get, by its name in the project; below `runs` what pages read of the run.
 HANDED_OUT = ("LICENSE*", "profiles/*.yaml", "weights/auto*", "src/companion/**/*.py", "src/companion/micrographs/*.*")

@@ -6,11 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import ellipse_patches
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 from test_scores import known as truth_table
 from test_scores import noisy, predictions, truths
 
 from companion.evaluation import errors
-from companion.evaluation.formats import truth_of
+from companion.evaluation.formats import BOX, truth_of
 from companion.evaluation.precision import IGNORED, average_precision, mean_precision
 from companion.evaluation.runs import Run
 from companion.evaluation.scores import count, tabulate
@@ -158,6 +160,35 @@ def test_average_precision():
     assert scored(perfect[:0])["AP50"].drop("absent").eq(0).all()
     other = scored(noisy(patches, 1)).drop("absent")
     assert (other["AP50"] >= other["AP"]).all()
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("use_classes", [True, False])
+def test_average_precision_is_that_of_pycocotools(seed, use_classes):
+    patches = ellipse_patches(12, seed=4)
+    found, truth = noisy(patches, seed), truth_of(patches)
+    sets = []
+    for table in (truth.table.assign(score=1.0), found.rename(columns={"label": "class"})):
+        sets.append(COCO())
+        sets[-1].dataset = {
+            "images": [{"id": patch} for patch in truth.patches],
+            "categories": [{"id": code} for code in truth.classes],
+            "annotations": [
+                {"id": n, "image_id": row.patch, "category_id": row[-1], "score": row.score, "iscrowd": 0,
+                 "bbox": [row.x1, row.y1, row.x2 - row.x1, row.y2 - row.y1], "area": 1}
+                for n, row in enumerate(table[["patch", *BOX, "score", "class"]].itertuples(), 1)
+            ],
+        }  # fmt: skip
+        sets[-1].createIndex()
+    theirs = COCOeval(*sets, "bbox")
+    theirs.params.useCats, theirs.params.maxDets = use_classes, [1000]
+    theirs.params.areaRng, theirs.params.areaRngLbl = [[0, 1e10]], ["all"]
+    theirs.evaluate(), theirs.accumulate()
+    expected = theirs.eval["precision"][..., 0, -1].mean(axis=1)  # (10 IoU, K)
+    ours = average_precision(found, truth)
+    ours = ours[(ours["class"] != IGNORED) == use_classes][["AP", "AP50", "AP75"]].to_numpy()
+    assert np.allclose(ours, np.transpose([expected.mean(axis=0), expected[0], expected[5]]), atol=1e-12)
+    assert ((ours > 0) & (ours < 1)).all()
 
 
 def test_average_precision_by_hand():

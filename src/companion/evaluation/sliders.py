@@ -194,9 +194,9 @@ def wiped(figures: Path) -> str:
 
 
 def edited(figures: Path) -> str:
-    """The image of a mask below that of the mask with its largest defect moved, and removed, of the same noise."""
+    """The image of a mask below that of the mask with one defect edited, of the same noise, from notebook 13."""
     masks, images = pictures(figures / "edited.svg", 2)
-    edits = enumerate(("moved", "removed")[: len(images)], 1)
+    edits = enumerate(("moved", "turned", "grown", "removed")[: len(images)], 1)
     return swipe({name: {"mask": masks[k], "as simulated": images[0], name: images[k]} for k, name in edits}, "defect")
 
 

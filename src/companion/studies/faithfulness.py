@@ -1,19 +1,25 @@
 """Do generated images show what their masks ask for, as a detector trained on labelled images alone sees it?
 
 The detector cannot tell a bad image from its own blindness, so everything is measured on held-out micrographs, too.
-Its answer, pair by pair, is also a label-consistency filter: see `consistent`.
+Its answer, pair by pair, is also a label-consistency filter: see `consistent`. Without a detector: a mask is
+edited, and drawn again from the same noise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
+from scipy import ndimage
 
 from companion.config.sections import Faithfulness
+from companion.diffusion.measures import across_outlines
 from companion.evaluation.errors import CLASS, CORRECT, audit, recall_by
-from companion.micrographs.patches import Patches
+from companion.micrographs.patches import Patches, instance_table
+from companion.stats import ratio_interval
 
 Judged = Mapping[str, tuple[Patches, pd.DataFrame]]  # patches and what the detector says of them, by name
 
@@ -61,3 +67,55 @@ def consistent(generated: Patches, found: pd.DataFrame, least: float) -> Patches
     confirmed = (found["error"] == CORRECT).groupby(found["patch"]).mean()
     known = confirmed.reindex(range(len(generated)), fill_value=1.0)
     return generated.only(np.flatnonzero(known.to_numpy() >= least))
+
+
+Shape = NDArray[np.bool_]  # [S, S]
+
+
+def _aside(shape: Shape) -> Shape:
+    """A quarter of the patch nearer to its other side."""
+    step = len(shape) // 4
+    return np.roll(shape, step if ndimage.center_of_mass(shape)[1] < len(shape) / 2 else -step, axis=1)
+
+
+def _turned(shape: Shape) -> Shape:
+    """By 90 degrees about its own centre."""
+    to_middle = [len(shape) // 2 - round(place) for place in ndimage.center_of_mass(shape)]
+    return np.roll(np.rot90(np.roll(shape, to_middle, (0, 1))), [-step for step in to_middle], (0, 1))
+
+
+EDITS: dict[str, Callable[[Shape], Shape]] = {  # what becomes of a defect of a mask
+    "as simulated": np.copy, "moved": _aside, "turned": _turned,
+    "grown": lambda shape: ndimage.binary_dilation(shape, iterations=len(shape) // 32), "removed": np.zeros_like,
+}  # fmt: skip
+
+
+def edited(masks: Patches, defects: pd.DataFrame, change: Callable[[Shape], Shape]) -> Patches:
+    """Masks without images in which one defect of a patch, a row of `defects` (patch, instance), is changed."""
+    instances = np.array(masks.instances)
+    for patch, instance in defects[["patch", "instance"]].itertuples(index=False):
+        shape = instances[patch] == instance
+        instances[patch][shape] = 0
+        instances[patch][change(shape)] = instance
+    return replace(masks, images=None, instances=instances, table=instance_table(instances, masks.table))
+
+
+def contrast_kept(
+    drawn: Mapping[str, Patches], defects: pd.DataFrame, rng: np.random.Generator, resamples: int, level: float
+) -> pd.DataFrame:
+    """Contrast (see `measures.across_outlines`) of edited defects in images of the same noise, beside that of the same
+    defects as simulated; where one is removed, of the place where it was.
+
+    `drawn`: patches by the name of their edit. A row per edit: defects, contrast (mean), kept (by that as simulated),
+    low, high (over patches).
+    """
+    found, before = {}, drawn["as simulated"]
+    for name, patches in drawn.items():
+        seen = replace(before, images=patches.images) if name == "removed" else patches
+        own = seen.table.merge(defects[["patch", "instance"]])
+        found[name] = across_outlines(replace(seen, table=own))[0].set_index("patch")["contrast"]
+    table, rows = pd.DataFrame(found).dropna(), []
+    for name, contrast in table.items():
+        kept = ratio_interval(contrast, table[["as simulated"]], table.index, rng, resamples, level)
+        rows.append((name, len(table), contrast.mean(), *(edge.item() for edge in kept)))
+    return pd.DataFrame(rows, columns=["edit", "defects", "contrast", "kept", "low", "high"])

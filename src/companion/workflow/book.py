@@ -79,8 +79,8 @@ def assemble(run: Run, real: Run, target: Path) -> dict[str, Path]:
         drawn = at["11_claims"].glob("figures/strip.*"), at["08_sizes_and_splits"].glob("figures/waterfall.*")
         for figure in (figure for some in drawn for figure in some):
             shutil.copy(figure, folder / figure.name)
-        for piece in (wiped, edited):  # notebook 05 shows them
-            write_text(folder / f"{piece.__name__}.html", piece(at["05_generated_images"] / "figures"))
+        for piece, name in ((wiped, "05_generated_images"), (edited, "13_mask_faithfulness")):
+            write_text(folder / f"{piece.__name__}.html", piece(at[name] / "figures"))
         pages.write_fragments(folder, Results(run.P, at), [(read_stamp(place) or {}, why[place]) for place in why])
         teaching.write_overview(folder)
     return at

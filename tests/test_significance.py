@@ -161,9 +161,9 @@ def test_a_sign_that_depends_on_the_choice_of_the_threshold_is_said():
         "choice": [VALIDATED, BEST, FIXED], "gain": [0.006, 0.008, -0.029],
     })  # fmt: skip
     (said,) = significance.sign_by_choice(tests, "f1_hm")
-    assert "N = 10" in said and "depends on the threshold: +0.006" in said and "-0.029 (fixed)" in said
+    assert "N = 10" in said and "depends on the threshold: +0.006" in said and "−0.029 (fixed)" in said
     same = significance.sign_by_choice(tests.assign(gain=[0.006, 0.008, np.nan]), "f1_hm")
-    assert same == ["Against labels the sign of the gain is the same for every choice of the threshold."]
+    assert same == ["Against labels the sign of the gain in F1HM is the same for every choice of the threshold."]
 
 
 def test_what_is_significant_is_said_whatever_its_sign():
@@ -191,7 +191,7 @@ def test_figures_show_every_arm_and_what_is_defined_of_one_class(every_arm):
 def test_digits_follow_the_interval():
     assert doctest.testmod(wording).failed == 0
     assert wording.with_interval(0.123456, 0.1, 0.147, 4) == "0.123 (95 % interval 0.100 to 0.147, n = 4)"
-    assert wording.with_interval(-0.0004, -0.002, 0.0012, 3) == "-0.0004 (95 % interval -0.0020 to 0.0012, n = 3)"
+    assert wording.with_interval(-0.0004, -0.002, 0.0012, 3) == "−0.0004 (95 % interval −0.0020 to 0.0012, n = 3)"
     assert wording.with_interval(12.3, 10.1, 14.5) == "12.3 (95 % interval 10.1 to 14.5)"
     assert wording.with_interval(np.nan, 0, 1, 1) == "undefined (no interval, n = 1)"
     assert wording.with_interval(0.5, 0.5, 0.5, 2) == "0.500 (95 % interval 0.500 to 0.500, n = 2)"

@@ -72,7 +72,7 @@ CLAIMS = (
         "Fig 2", "05_generated_images", verdicts.quality_with_n,
         "A measure comes nearer where its distance from labelled micrographs falls from the smallest to the largest N "
         "by more than its interval's half width and than models of one N differ. Reproduced: more than half come "
-        "nearer and none goes away. Partly: more come nearer than go away. Else not reproduced. Beside it, in the "
+        "nearer and none further. Partly: more come nearer than get further. Else not reproduced. Beside it, in the "
         "reason, the same count of distances less what as many labelled micrographs give.",
     ),
     Claim(

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from companion.config.arms import ARMS
 from companion.evaluation.runs import Run
 from companion.evaluation.scores import Counts, pooled
-from companion.evaluation.wording import ARM, CONDITION, F1, NAMES, READ, RUN, p_value, with_interval
+from companion.evaluation.wording import ARM, CONDITION, F1, NAMES, READ, RUN, p_value, signed, with_interval
 from companion.seeds import Seeds
 from companion.stats import cluster_weights
 
@@ -52,6 +52,13 @@ def paired_t(differences: ArrayLike, level: float = 0.95) -> dict[str, Any]:
         factor = gamma(df / 2) / (np.sqrt(df / 2) * gamma((df - 1) / 2))
         result["hedges_g"] = float(result["mean"] / result["sd"] * factor)
     return result | {"low": float(low), "high": float(high), "t": float(test.statistic), "p": float(test.pvalue)}
+
+
+def power(errors: float, df: int, level: float = 0.95) -> float:
+    """Chance of a two-sided t-test to see a mean that lies `errors` standard errors from zero; NaN without an error."""
+    from scipy import stats
+
+    return float(stats.ncf.sf(stats.f.isf(1 - level, 1, df), 1, df, errors**2))  # as t squared: nct loses its far tail
 
 
 def sign_flip(differences: ArrayLike) -> tuple[float, float]:
@@ -123,13 +130,14 @@ def paired_tests(pairs: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
 
 
 def significant(tests: pd.DataFrame, level: float) -> list[str]:
-    """A sentence for every gain or loss of EXP+GEN that its unadjusted test calls significant, whatever its sign; else
-    one that says so. `tests` are those of the headline."""
+    """A sentence for every gain or loss of EXP+GEN that its test calls significant after Holm's correction, whatever
+    its sign, F1HM first; else one that says so. `tests` are those of the headline."""
     own = tests[(tests["arm"] == "EXP+GEN") & tests["measure"].isin(list(NAMES))].dropna(subset="p")
+    own = own.sort_values("measure", key=lambda names: names.map(list(NAMES).index), kind="stable")
     return [
         f"{NAMES[row.measure]} {'rises' if row.gain > 0 else 'falls'} on split {row.split} at N = {row.n_train} by "
         f"{with_interval(row.gain, row.low, row.high, row.n, level)}, {p_value(row.p)} (Holm {p_value(row.p_holm)})."
-        for row in own[own["p"] < 1 - level].itertuples()
+        for row in own[own["p_holm"] < 1 - level].itertuples()
     ] or [f"Of {len(own)} tests of EXP+GEN against EXP none is significant."]
 
 
@@ -139,9 +147,11 @@ def sign_by_choice(tests: pd.DataFrame, measure: str, against: str = "labels") -
     said = []
     for (split, n_train), rows in own.groupby(CONDITION):
         if len(set(np.sign(rows["gain"].dropna()))) > 1:
-            gains = ", ".join(f"{row.gain:+.3f} ({row.choice})" for row in rows.itertuples())
+            gains = ", ".join(f"{signed(row.gain)} ({row.choice})" for row in rows.itertuples())
             said.append(f"Split {split}, N = {n_train}: the sign of the gain depends on the threshold: {gains}.")
-    return said or [f"Against {against} the sign of the gain is the same for every choice of the threshold."]
+    return said or [
+        f"Against {against} the sign of the gain in {NAMES[measure]} is the same for every choice of the threshold."
+    ]
 
 
 def resampled_scores(

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from companion.evaluation.significance import paired_t
-from companion.evaluation.wording import CONDITION, number, p_value, with_interval
+from companion.evaluation.wording import CONDITION, number, p_value, signed, with_interval
 
 Verdict = Literal["reproduced", "partly", "not reproduced", "not attempted", "cannot be compared"]
 PAPER_RUNS = 4  # detector runs per condition behind the paper's tests
@@ -40,7 +40,7 @@ class Evidence:
     tests: pd.DataFrame  # `significance.paired_tests` of them
     best: pd.DataFrame  # best confidence on test of every single run: split, n_train, arm, seed, confidence
     quality: pd.DataFrame  # rows of every quality.parquet, with split, n_train and model
-    patches: pd.DataFrame  # training patches of each condition, symmetries counted: source ("labelled", "generated"), n
+    patches: pd.DataFrame  # of each condition: source ("labelled", "generated"), n, symmetries (of each in training)
     hours: pd.DataFrame  # wall times of each model: device, training, total (and generating with it), h
     step: float  # distance of the swept confidences
     margin: float  # differences of F1 within it count as none
@@ -77,9 +77,9 @@ def image_quality(e: Evidence) -> Finding:
     if (shares > 0.5).all():
         verdict = "reproduced" if reached.all() else "partly"
     models, short = len(judged[[*CONDITION, "model"]].drop_duplicates()), judged.loc[~reached, "measure"].unique()
-    said = ", ".join(f"{about} {100 * share:.0f} %" for about, share in shares.items())
+    said = ", ".join(f"“{about}” {100 * share:.0f} %" for about, share in shares.items())
     reason = f"{several(models, 'model')}; measures that some model does not reach: {'; '.join(short) or 'none'}"
-    return Finding(verdict, reason, f"reached: {said}")
+    return Finding(verdict, reason, f"measures reached, of those for {said}")
 
 
 def largest_gain(e: Evidence) -> Finding:
@@ -94,7 +94,7 @@ def largest_gain(e: Evidence) -> Finding:
     wider = stats.t.isf(alpha / 2 / len(rows), n - 1) / stats.t.isf(alpha / 2, n - 1) if n > 1 else np.nan
     half = (row["high"] - row["low"]) / 2 * wider
     low, high, gained, lost = gain - half, gain + half, int((rows["low"] > 0).sum()), int((rows["high"] < 0).sum())
-    reason = f"split {row['split']}, N={row['n_train']}; of {several(len(rows), 'condition')} {gained} won, {lost} lost"
+    reason = f"split {row['split']}, N={row['n_train']}"
     verdict: Verdict = "partly" if lost or not low <= PAPER_GAIN <= high else "reproduced"
     if lost and lost >= gained:
         verdict = "not reproduced"
@@ -106,7 +106,8 @@ def largest_gain(e: Evidence) -> Finding:
         verdict = "not reproduced"
     ours = with_interval(gain, low, high, n, e.level)
     widened = f"interval widened for the largest of {len(rows)}"
-    return Finding(verdict, reason, ours.replace("interval", widened, len(rows) > 1))
+    ours = ours.replace("interval", widened, len(rows) > 1)
+    return Finding(verdict, reason, f"{ours}; of {several(len(rows), 'condition')} {gained} gained, {lost} lost")
 
 
 def significance_at(e: Evidence, n_train: int, significant: bool) -> Finding:
@@ -125,6 +126,7 @@ def significance_at(e: Evidence, n_train: int, significant: bool) -> Finding:
         reason = f"{several(n, 'pair')} of runs; the paper has {PAPER_RUNS}, and fewer decide nothing"
     elif row["p"] < 1 - e.level:
         verdict = "reproduced" if significant and gain > 0 else "not reproduced"
+        reason += f"; here it is conclusive, and a {'gain' if gain > 0 else 'loss'}"
     elif not row["undefined"]:
         excluded = high < PAPER_GAIN
         reason += f"; {PAPER_GAIN} is {'excluded' if excluded else 'as possible as no gain'}"
@@ -145,10 +147,11 @@ def origin_of_gain(e: Evidence) -> Finding:
     if len(means) < 2:
         return Finding("not attempted", f"the claim is about two splits; this run has {', '.join(means.index)}")
     means = means.iloc[:2]
-    ours = "; ".join(f"split {m.Index}: {number(m.mean)}{_half(m.half)}" for m in means.itertuples())
+    each = "; ".join(f"split {m.Index} {number(m.mean)}{_half(m.half)}" for m in means.itertuples())
+    ours = f"gain in F1_class minus gain in F1_detect: {each}"
     half, claimed = float(means["half"].max(skipna=False)), means["mean"].to_numpy() * [1, -1]
     right, wrong = int((claimed > means["half"]).sum()), int((claimed < -means["half"]).sum())
-    reason = f"classification minus detection gain: as claimed on {right} of 2 splits, the other way on {wrong}"
+    reason = f"as claimed on {right} of 2 splits, the other way on {wrong}"
     verdict: Verdict = "reproduced" if right == 2 else "partly" if right > wrong else "not reproduced"
     if not half <= WIDE:
         verdict, reason = "cannot be compared", f"classification minus detection gain is not known to ±{WIDE}"
@@ -176,9 +179,9 @@ def quality_with_n(e: Evidence) -> Finding:
     verdict: Verdict = "partly" if nearer > farther else "not reproduced"
     if nearer > n / 2 and not farther:
         verdict = "reproduced"
-    reason = "from N={} to N={}; beside as many labelled micrographs {} of {} come nearer, {} go away"
+    reason = "from N={} to N={}; beside as many labelled micrographs: {} of {} nearer, {} further"
     said = reason.format(sizes[0], sizes[-1], counted["beside"][0], n, counted["beside"][1])
-    return Finding(verdict, said, f"{nearer} of {n} measures come nearer to labelled micrographs, {farther} go away")
+    return Finding(verdict, said, f"of {n} measures {nearer} are nearer to labelled micrographs, {farther} further")
 
 
 def oversampling(e: Evidence) -> Finding:
@@ -194,7 +197,7 @@ def oversampling(e: Evidence) -> Finding:
     ours = with_interval(test.gain, test.low, test.high, test.n, e.level)
     here = (e.tests["split"] == test.split) & (e.tests["n_train"] == test.n_train) & (e.tests["arm"] == "EXP+RARE")
     ranked = e.tests[here & e.tests["measure"].str.startswith("ap50_")].dropna(subset="gain")
-    beside = ", ".join(f"class {row.measure[5:]} {row.gain:+.3f} ({p_value(row.p)})" for row in ranked.itertuples())
+    beside = ", ".join(f"{row.measure[5:]} {signed(row.gain)} ({p_value(row.p)})" for row in ranked.itertuples())
     where = f"split {test.split}, N={test.n_train}, of {several(len(tests), 'condition')}"
     return Finding(verdict, f"{where}: {reason}; AP50 beside it: {beside or 'undefined'}", ours)
 
@@ -218,6 +221,7 @@ def best_thresholds(e: Evidence) -> Finding:
     (exp, gen), spread = wide.mean(), float(np.nanmax([e.step, wide.std().max()]))
     moved = paired_t(wide["EXP+GEN"] - wide["EXP"], e.level)
     change = with_interval(moved["mean"], moved["low"], moved["high"], len(wide), e.level)
+    change = change.replace(")", f" pairs in {several(wide.groupby(CONDITION).ngroups, 'condition')})")
     ours = f"EXP {exp:.2f}, EXP+GEN {gen:.2f}, paired difference {change}"
     if len(wide) < PAPER_RUNS:
         return Finding("cannot be compared", f"too few to tell how far it moves: {several(len(wide), 'pair')}", ours)
@@ -251,11 +255,12 @@ def level_at_50(e: Evidence) -> Finding:
 
 def patches_per_condition(e: Evidence) -> Finding:
     """C11."""
-    found = e.patches.groupby("source")["n"].agg(["min", "max"])
+    trained = e.patches.assign(n=e.patches["n"] * e.patches["symmetries"])
+    found = trained.groupby("source")["n"].agg(["min", "max"])
     if not {"labelled", "generated"} <= set(found.index):
         return Finding("not attempted", "this run has not patches of both")
-    ours = ", ".join(f"{row.Index} {row.min} to {row.max}" for row in found.itertuples())
-    same = (e.patches["n"] - 10_000).abs().max() <= 1000
+    ours = ", ".join(f"{row.Index} {row.min:,.0f} to {row.max:,.0f}" for row in found.itertuples())
+    same = (trained["n"] - 10_000).abs().max() <= 1000
     reason = "as many as in the paper, of both" if same else "this profile makes other numbers"
     return Finding("reproduced" if same else "cannot be compared", reason, ours)
 
@@ -267,7 +272,8 @@ def gpu_hours(e: Evidence) -> Finding:
         return Finding("not attempted", "no training of a model and its images was timed in this run")
     training, images = hours["training"].mean(), made.mean()
     total = training + (hours["total"].mean() - training) * 10_000 / images
-    ours, reason = f"{number(training)} and {number(total)} h", f"measured on {', '.join(sorted(set(hours['device'])))}"
+    device = ", ".join(sorted(set(hours["device"])))
+    ours, reason = f"{number(training)} and {number(total)} h on {device}", "wall times of stages"
     if images < 9000:
         reason += f"; the images' share is scaled from {images:,.0f} to 10,000; not the paper's schedule"
     if images < 9000 or not hours["device"].str.contains("V100").all():

@@ -7,6 +7,7 @@ N, so the mean of an arm over all its runs is another mixture than that of the n
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pandas as pd
 
@@ -16,6 +17,16 @@ RUN = [*ARM, "seed"]
 READ = ["choice", "against"]  # how the threshold was chosen, and what is right: columns of chosen.parquet
 NAMES = {"f1_hm": "F1HM", "f1_detect": "F1_detect", "f1_class": "F1_class", "map50": "mAP50"}  # as text spells them
 F1 = ("f1_detect", "f1_class", "f1_hm")
+
+
+def named_classes(classes: Sequence[str]) -> dict[str, str]:
+    """Names of the scores of one class, by their columns.
+
+    >>> named_classes(["loop"])
+    {'f1_class_1': 'f1_class_loop', 'ap50_1': 'ap50_loop'}
+    """
+    scores = ("f1_class", "ap50")
+    return {f"{score}_{code}": f"{score}_{name}" for code, name in enumerate(classes, 1) for score in scores}
 
 
 def at_condition(table: pd.DataFrame, condition: tuple[str, int]) -> pd.DataFrame:
@@ -32,12 +43,21 @@ def number(value: float | None) -> str:
     """A number with two significant digits, without an exponent where it can be read without one.
 
     >>> number(0.02137), number(-0.5), number(1234.5), number(None)
-    ('0.021', '-0.50', '1234', 'undefined')
+    ('0.021', '−0.50', '1234', 'undefined')
     """
     if value is None or not math.isfinite(value):
         return "undefined"
     decimals = max(0, 1 - math.floor(math.log10(abs(value)))) if value else 0
-    return f"{value:.{decimals}f}" if decimals <= 8 else f"{value:.1e}"
+    return f"{value:.{decimals}f}".replace("-", "−") if decimals <= 8 else f"{value:.1e}"
+
+
+def signed(change: float, decimals: int = 3) -> str:
+    """A change with its sign.
+
+    >>> signed(0.0214), signed(-2.75, 1)
+    ('+0.021', '−2.8')
+    """
+    return f"{change:+.{decimals}f}".replace("-", "−")
 
 
 def with_interval(
@@ -56,7 +76,7 @@ def with_interval(
     half = (high - low) / 2
     decimals = 3 if half <= 0 else min(8, max(0, 1 - math.floor(math.log10(half))))
     shown, lowest, highest = (f"{v + 0.0:.{decimals}f}" for v in (value, low, high))
-    return f"{shown} ({100 * level:g} % interval {lowest} to {highest}{runs})"
+    return f"{shown} ({100 * level:g} % interval {lowest} to {highest}{runs})".replace("-", "−")
 
 
 def p_value(p: float | None) -> str:

@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 
 from companion.config import Profile
+from companion.config.arms import ARMS
 from companion.evaluation.plots import paired_differences
-from companion.evaluation.significance import headline_measure, paired_scores, paired_tests
+from companion.evaluation.significance import headline_measure, paired_scores, paired_tests, power
 from companion.evaluation.thresholds import headline
 from companion.evaluation.verdicts import PAPER_GAIN
 from companion.evaluation.wording import CONDITION, NAMES, at_condition, with_interval
@@ -62,8 +63,7 @@ class Change(NamedTuple):
 
     def said(self, level: float) -> str:
         """The gain with its sign and interval."""
-        said = with_interval(self.gain, self.low, self.high, self.n, level).replace("-", "−")
-        return "+" * (self.gain > 0) + said
+        return "+" * (self.gain > 0) + with_interval(self.gain, self.low, self.high, self.n, level)
 
 
 def change(pairs: pd.DataFrame, measure: str, level: float) -> Change:
@@ -81,14 +81,16 @@ def change(pairs: pd.DataFrame, measure: str, level: float) -> Change:
     spread = ((own["difference"] - groups.transform("mean")) ** 2).sum() / df if df else 0.0
     spread = float(np.sqrt(spread)) or float("nan")  # equal differences have none
 
-    def seen(error: float, df: int) -> tuple[float, float]:  # half the interval, and the power of its test
-        least = float(stats.t.isf((1 - level) / 2, df))
-        beyond = stats.nct.sf([least, -least], df, PAPER_GAIN / error)
-        return least * error, float(beyond[0] + 1 - beyond[1])
-
-    half, chance = seen(spread * np.sqrt((1 / n).sum()) / max(1, len(n)), df)
-    of_one = seen(spread / np.sqrt(n.max()), n.max() - 1)[1]
+    error = spread * np.sqrt((1 / n).sum()) / max(1, len(n))
+    half, chance = float(stats.t.isf((1 - level) / 2, df)) * error, power(PAPER_GAIN / error, df, level)
+    of_one = power(PAPER_GAIN / spread * np.sqrt(n.max()), n.max() - 1, level)
     return Change(measure, gain, gain - half, gain + half, len(own), chance, of_one)
+
+
+def by_size(pairs: pd.DataFrame, measure: str, level: float) -> tuple[dict[int, Change], bool]:
+    """`change` at each N, and whether it is for the better at one and for the worse at another."""
+    each = {n: change(own, measure, level) for n, own in pairs.groupby("n_train")}
+    return each, {"better", "worse"} <= {direction(one.low, one.high) for one in each.values()}
 
 
 def direction(low: float, high: float) -> str:
@@ -104,8 +106,8 @@ def sentence(pairs: pd.DataFrame, measure: str, data: str, level: float) -> tupl
     found, name = change(pairs, measure, level), NAMES[measure]
     if not found.n:
         return f"Not known: on {data} this run has no pair of arms with a defined {name}.", ""
-    by_size = {n: change(own, measure, level) for n, own in pairs.groupby("n_train")}
-    up, down = (" and ".join(str(n) for n, one in by_size.items() if direction(one.low, one.high) == way)
+    at, mixed = by_size(pairs, measure, level)
+    up, down = (" and ".join(str(n) for n, one in at.items() if direction(one.low, one.high) == way)
                 for way in ("better", "worse"))  # fmt: skip
     holds = f"it does {'not ' if found.high < PAPER_GAIN else ''}hold the paper's gain of {PAPER_GAIN}, too"
     answer = {
@@ -113,21 +115,33 @@ def sentence(pairs: pd.DataFrame, measure: str, data: str, level: float) -> tupl
         "worse": f"No, on {data}: generated images lower {name}.",
         SAME: f"Not shown, on {data}: the interval of the change in {name} holds zero; {holds}.",
     }[direction(found.low, found.high)]
-    if up and down:
+    if mixed:
         answer = f"It depends, on {data}: generated images raise {name} where {up} micrographs are labelled, "
         answer += f"and lower it where {down} are."
     elif not np.isfinite(found.high):
         answer = f"Not known, on {data}: too few pairs of runs for an interval of the change in {name}."
-    each = "; ".join(f"N = {n}: {one.said(level)}" for n, one in by_size.items())
-    return answer, f"{each}. Each is a mean over splits."
+    return answer, "; ".join(f"N = {n}: {one.said(level)}" for n, one in at.items()) + ". Each is a mean over splits."
+
+
+def head_room(tests: pd.DataFrame, measure: str, level: float) -> str:
+    """Where fresh labelled micrographs raise nothing either, in words; "" where they do, or where none were added."""
+    fresh = tests[(tests["arm"] == "EXP+FRESH") & (tests["measure"] == measure) & (tests["low"] <= 0)]
+    where = " and ".join(
+        f"N = {row.n_train} ({with_interval(row.gain, row.low, row.high, row.n, level)})" for row in fresh.itertuples()
+    )
+    said = f"Fresh labelled micrographs, the best that could be added, do not raise it either at {where}: what can show"
+    return f"{said} there is a loss, hardly a gain." * bool(where)
 
 
 def first_page(folder: Path, r: Results) -> tuple[str, str]:
     """Markdown of the answer, and of the picture (drawn into ``folder/figures``) beside its numbers."""
     P, level = r.P, r.P.evaluation.confidence_level
     pairs, tests, measure = tables(r)
-    found = {name: change(pairs, name, level) for name in MEANS}
     answer, more = sentence(pairs, measure, data_name(P.dataset), level)
+    at, mixed = by_size(pairs, measure, level)
+    if mixed:  # the numbers below are those of each N
+        more = "Each N is a mean over splits."
+    more = f"{more} {head_room(tests, measure, level)}".strip()
     if P.name == "smoke":
         more = f"By the rule it would read: {answer} {more}"
         answer = "Not from this run: a smoke run checks that every step works, and its numbers mean nothing."
@@ -136,13 +150,19 @@ def first_page(folder: Path, r: Results) -> tuple[str, str]:
     shown = [t[t["arm"] == "EXP+GEN"] for t in (pairs.dropna(subset="difference"), tests.dropna(subset="gain"))]
     measures = [name for name in MEANS if (shown[1]["measure"] == name).any()] or [measure]
     save(paired_differences(*shown, measures, data_note(P.dataset, P.name), 4.4), folder, "change")
-    each = (f"{NAMES[f.measure]} {f.said(level)}, {direction(f.low, f.high)}" for f in found.values() if f.n)
+    tiles = {f"{NAMES[measure]} at N = {n}": one for n, one in at.items()}
+    if not mixed:  # the mean, and finding or naming, whichever stands out most
+        found = {name: change(pairs, name, level) for name in MEANS}
+        parts = [name for name, f in found.items() if name not in (measure, "f1_hm") and np.isfinite(f.gain)]
+        parts.sort(key=lambda name: -abs(f.gain) / (f.high - f.low) if (f := found[name]).high > f.low else 0.0)
+        tiles = {f"{NAMES[name]}, {MEANS[name]}, mean of all N": found[name] for name in (measure, *parts[:1])}
+    known = {what: (one.said(level), direction(one.low, one.high)) for what, one in tiles.items() if one.n}
     picture = (
         "::::{div} first-screen\n:::{figure} executed/figures/change.png\n"
-        f":alt: Change by generated images; {'; '.join(each)}.\n\n"
+        f":alt: Change by generated images; {'; '.join(f'{what} {v}, {how}' for what, (v, how) in known.items())}.\n\n"
         "Dots: pairs of detectors of one seed. Diamonds: means with intervals. Grey: the paper's gain in F1HM. Read "
         "from {download}`chosen.parquet <executed/files/07_thresholds/chosen.parquet>`.\n"
-        f":::\n\n{numbers(found, measure, (value, what), level)}\n::::\n"
+        f":::\n\n{numbers(known, (value, what), change(pairs, measure, level))}\n::::\n"
     )
     return f'<p class="answer">{html.escape(answer)} <small>{html.escape(more)}</small></p>\n{beside}', picture
 
@@ -162,8 +182,9 @@ def real(folder: Path | None) -> tuple[str, str, str]:
     first, *others = r["gains"]
     of, how = f"{r['images']} real micrographs", direction(first["low"], first["high"])
     value, *beside = (with_interval(g["gain"], g["low"], g["high"], level=r["level"]) for g in (first, *others))
-    value, does = "+" * (first["gain"] > 0) + value.replace("-", "−"), {"better": "raise", "worse": "lower"}.get(how)
-    also = "".join(f"; {g['arm']}, without a model: {text}" for g, text in zip(others, beside, strict=True))
+    value, does = "+" * (first["gain"] > 0) + value, {"better": "raise", "worse": "lower"}.get(how)
+    also = "".join(f"; {ARMS[g['arm']].meaning}, without a model: {'+' * (g['gain'] > 0)}{text}"
+                   for g, text in zip(others, beside, strict=True))  # fmt: skip
     answer = (
         f'<p class="answer">On {of}: generated images {does or "are not shown to change"} F1_detect. '
         f'<small>{value}{also}. <a href="executed/16_real_micrographs.html">Page 16</a></small></p>\n'
@@ -171,19 +192,13 @@ def real(folder: Path | None) -> tuple[str, str, str]:
     return value, f"F1_detect on {of}, {how}", answer
 
 
-def numbers(found: dict[str, Change], measured: str, on_real: tuple[str, str], level: float) -> str:
-    """HTML of the numbers beside the picture: headline, finding or naming, real micrographs, chance of seeing it."""
-    one = found[measured]
-    tiles = [(one.said(level), f"{NAMES[measured]}, {MEANS[measured]}, mean of all N: {direction(one.low, one.high)}")]
-    parts = [f for name, f in found.items() if name not in (measured, "f1_hm") and np.isfinite(f.gain)]
-    if parts:  # the one whose change stands out most
-        most = max(parts, key=lambda f: abs(f.gain) / (f.high - f.low) if f.high > f.low else 0.0)
-        how = direction(most.low, most.high)
-        tiles.append((most.said(level), f"{NAMES[most.measure]}, {MEANS[most.measure]}, mean of all N: {how}"))
+def numbers(known: Mapping[str, tuple[str, str]], on_real: tuple[str, str], whole: Change) -> str:
+    """HTML of the numbers beside the picture: changes by what they are of, with their direction; the one on real
+    micrographs; and the chance of seeing the paper's."""
     chance = ["unknown" if np.isnan(p) else "> 99 %" if p >= 0.995 else f"{100 * p:.0f} %"
-              for p in (one.chance, one.chance_of_one)]  # fmt: skip
-    what = f"chance that a study of this size sees a change of {PAPER_GAIN}; {chance[1]} in one condition by itself"
-    tiles += [on_real, (chance[0], what)]
+              for p in (whole.chance, whole.chance_of_one)]  # fmt: skip
+    power = f"power: the chance that this run would show a true change of {PAPER_GAIN}; {chance[1]} in one condition"
+    tiles = [*((value, f"{what}: {how}") for what, (value, how) in known.items()), on_real, (chance[0], power)]
     rows = (f"<div><b>{html.escape(value)}</b> <small>{html.escape(more.rstrip(')'))}</small><span>{html.escape(what)}"
             "</span></div>" for said, what in tiles for value, _, more in [said.partition(" (")])  # fmt: skip
     return f'<div class="numbers">{"".join(rows)}</div>\n'

@@ -188,7 +188,7 @@ def _real(r: Results) -> Found:
     number = f"F1_detect {first['base']:.3f} without them, {first['score']:.3f} with them"
     number += f", difference {r.said(first, 'gain')}"
     more = "".join(f"{arm['arm']}, which needs no model, changes it by {r.said(arm, 'gain')}; " for arm in others)
-    few = f"{about['loops']} loops (parts at borders of patches, too) of one class in one steel, {len(r.P.seeds)} seeds, one model per fold"
+    few = f"{about['loops']} loops or parts of loops in one steel, {len(r.P.seeds)} seeds, one model per fold"
     return finding, number, more + few
 
 

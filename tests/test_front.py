@@ -1,5 +1,6 @@
 """The first page's answer follows from an interval; what pages say first comes from the files of a run."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,11 @@ import pytest
 from companion.config import load_profile
 from companion.evaluation.significance import paired_scores, paired_tests
 from companion.layout import Layout
+from companion.plots import data_name
 from companion.provenance import write_json
 from companion.workflow import answer, book, found, reference_run
+
+ROOT = Path(__file__).parents[1]
 
 
 def chosen(gain: float, spread: float, seeds: int = 4) -> pd.DataFrame:
@@ -61,6 +65,16 @@ def test_real_micrographs_have_a_number_where_they_were_run_and_else_none(tmp_pa
     value, what, said = answer.real(tmp_path)
     assert "generated images raise F1_detect" in said
     assert value.startswith("+0.050 (95 % interval 0.020") and what == "F1_detect on 16 real micrographs, better"
+
+
+def test_the_readme_says_what_the_committed_runs_found() -> None:
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    P, results = load_profile("reference"), ROOT / "results"
+    at = {"07_thresholds": results / "reference" / P.dataset / "thresholds"}
+    pairs, _, measure = answer.tables(answer.Results(P, at))
+    said, _ = answer.sentence(pairs, measure, data_name(P.dataset), P.evaluation.confidence_level)
+    *_, on_real = answer.real(results / "real" / "loops_316L" / "real-micrographs")
+    assert said in readme and re.search("On [^<]*", on_real)[0].strip() in readme
 
 
 def test_every_notebook_has_something_to_say_first() -> None:

@@ -127,7 +127,7 @@ def head_room(tests: pd.DataFrame, measure: str, level: float) -> str:
     """Where fresh labelled micrographs raise nothing either, in words; "" where they do, or where none were added."""
     fresh = tests[(tests["arm"] == "EXP+FRESH") & (tests["measure"] == measure) & (tests["low"] <= 0)]
     where = " and ".join(
-        f"N = {row.n_train} ({with_interval(row.gain, row.low, row.high, row.n, level)})" for row in fresh.itertuples()
+        f"N = {row.n_train}, {with_interval(row.gain, row.low, row.high, row.n, level)}" for row in fresh.itertuples()
     )
     said = f"Fresh labelled micrographs, the best that could be added, do not raise it either at {where}: what can show"
     return f"{said} there is a loss, hardly a gain." * bool(where)

@@ -16,7 +16,7 @@ from companion.evaluation.thresholds import FIXED, headline
 from companion.evaluation.wording import NAMES, p_value, signed, with_interval
 from companion.plots import data_name
 from companion.stats import ratio_interval
-from companion.workflow.answer import Results, change, direction, sentence, tables
+from companion.workflow.answer import Results, by_size, change, direction, sentence, tables
 
 Found = tuple[str, str, str]  # finding, its number, caveat
 PAINTED = "phantom, same masks"
@@ -91,8 +91,9 @@ def _sizes(r: Results) -> Found:
     level = r.P.evaluation.confidence_level
     pairs, _, measure = tables(r)
     said, alone = sentence(pairs, measure, data_name(r.P.dataset), level)
-    mean, but = change(pairs, measure, level).said(level), "another split or another model would add to the interval"
-    return said[:-1], f"{mean}. {alone[:-1]}", but
+    if not by_size(pairs, measure, level)[1]:
+        alone = f"{change(pairs, measure, level).said(level)}. {alone}"
+    return said[:-1], alone[:-1], "another split or another model would add to the interval"
 
 
 def _significance(r: Results) -> Found:
@@ -167,14 +168,16 @@ def _faithfulness(r: Results) -> Found:
 def _effect(r: Results, name: str, quantity: str, **words: str) -> Found:
     """What the intervals of a quantity in effects.parquet of 14 and 15 say of finding and of finding and naming,
     "better" and "worse" in `words`."""
+
+    def at(row: dict) -> str:
+        return f" at {row['tested']}" if "tested" in row else ""
+
     table, said, numbers = r.table(name, "effects").query(f"quantity == '{quantity}'"), [], []
     for measure in ("f1_detect", "f1_hm"):
         rows = table[table["measure"] == measure].dropna(subset="mean").to_dict("records")
-        ways = [
-            f"{row.get('tested', '')} {words.get(direction(row['low'], row['high']), 'not decided')}" for row in rows
-        ]
-        said += [f"in {NAMES[measure]} {', '.join(' '.join(way.split()) for way in ways)}"] * bool(rows)
-        numbers += [f"{NAMES[measure]} {row.get('tested', '')} {r.said(row)}".replace("  ", " ") for row in rows]
+        ways = [f"{at(row)} {words.get(direction(row['low'], row['high']), 'not decided')}" for row in rows]
+        said += [f"in {NAMES[measure]}{','.join(ways)}"] * bool(rows)
+        numbers += [f"{NAMES[measure]}{at(row)} {r.said(row)}" for row in rows]
     caveat = f"one model of one split; {thresholds_apart(r)}"
     return f"{quantity} by generated images: {'; '.join(said)}", "; ".join(numbers), caveat
 
@@ -204,7 +207,7 @@ PAGES: dict[str, tuple[str, Callable[[Results], Found]]] = {  # of each notebook
     "14_annotation_bias": ("costs", partial(_effect, name="14_annotation_bias", quantity="amplification",
                                             better="amplified", worse="dampened")),
     "15_distribution_shift": ("effects", partial(_effect, name="15_distribution_shift", quantity="gain",
-                                                 better="helps", worse="harms")),
+                                                 better="shown", worse="a loss")),
     "16_real_micrographs": ("folds", _real),
 }  # fmt: skip
 

@@ -1,5 +1,6 @@
-"""Studies beyond the paper: what the detector confirms, differences of differences, and their figures."""
+"""Studies beyond the paper: confirmed pairs, edited masks, differences of differences, and their figures."""
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -63,3 +64,25 @@ def test_a_perfect_detector_confirms_every_pair_and_a_blind_one_only_empty_masks
     empty = 12 - patches.table["patch"].nunique()
     assert len(faithfulness.consistent(patches, found[found["images"] == "none"], 0.5)) == empty > 0
     plots.faithfulness({by: faithfulness.shares(found, by, rng, 9, 0.9) for by in ("class", "size")}, "")
+
+
+def test_an_edited_defect_goes_where_it_is_told_and_an_obedient_image_keeps_its_contrast():
+    patches = ellipse_patches(12)
+    whole = patches.table[~patches.table["touches_border"]]
+    defects = whole.loc[whole.groupby("patch")["area_px"].idxmax()]
+    masks = {name: faithfulness.edited(patches, defects, change) for name, change in faithfulness.EDITS.items()}
+    before = masks["as simulated"].table.merge(defects[["patch", "instance"]]).set_index("patch")
+    after = {name: edit.table.merge(defects[["patch", "instance"]]).set_index("patch") for name, edit in masks.items()}
+    size, sides = (
+        patches.size,
+        [t[["x2", "y2"]].to_numpy() - t[["x1", "y1"]].to_numpy() for t in (before, after["turned"])],
+    )
+    assert np.allclose(sides[0], sides[1][:, ::-1]) and after["turned"]["area_px"].equals(before["area_px"])
+    assert (after["moved"]["x1"] - before["x1"]).abs().eq(size // 4).all() and not len(after["removed"])
+    assert after["grown"]["area_px"].gt(before["area_px"]).all()
+    drawn = {name: replace(edit, images=np.where(edit.instances > 0, 80, 160)) for name, edit in masks.items()}
+    kept = faithfulness.contrast_kept(drawn, defects, np.random.default_rng(0), 20, 0.95).set_index("edit")
+    assert (
+        kept.loc[["as simulated", "moved", "turned", "grown"], "kept"].eq(1).all() and kept["contrast"].iloc[0] == 0.5
+    )
+    assert abs(kept.loc["removed", "kept"]) < 0.2  # where it was, another defect may lie

@@ -76,7 +76,7 @@ class Library:
 
 
 def usual_loop(P: Profile, device: Device) -> dict[str, Step]:
-    """Diffusion as usual, float32: batches encoded again, losses read, the mask encoded at every step of sampling."""
+    """Diffusion as usual, float32: batches encoded again, and losses read at every step."""
     settings, batch, size = P.diffusion.denoiser, P.diffusion.denoiser.batch_size, P.patches.size
     made = autoencoder_configuration(P.diffusion.autoencoder, (128, 30))
     autoencoder = Autoencoder(made).to(device.torch).eval().requires_grad_(False)
@@ -101,15 +101,10 @@ def usual_loop(P: Profile, device: Device) -> dict[str, Step]:
         loss.item()
 
     @torch.no_grad()
-    def evaluate(_: int) -> None:
-        times = torch.full((batch,), settings.timesteps // 2, device=device.torch)
-        denoiser(latents, times, denoiser.mask_encoder(masks))
-
-    @torch.no_grad()
     def decode(_: int) -> None:
         autoencoder.decode(latents)
 
-    return {"denoiser, training": train, "denoiser, one evaluation": evaluate, "autoencoder, decoding": decode}
+    return {"denoiser, training": train, "autoencoder, decoding": decode}
 
 
 class Bench:

@@ -4,16 +4,15 @@ Needs PyTorch and this checkout, no installation, network or earlier run. Every 
 own limit, and prints each finding as a line of JSON the moment that it is known, so that a block that is cut off or
 fails loses what is missing alone: ``card`` (ceilings), ``correct`` (the GPU against the CPU, resume, hidden waits),
 ``detector`` and ``diffusion`` (images per second in the real training step, beside the libraries' own way), ``side``
-(trainings side by side) and ``run`` (the smoke run). Steps that are timed are those
-that `training.fit` is given; a detector and torchvision's take turns. ``--device cpu`` rehearses everything without a
-GPU. `tables.py` makes a page of the lines.
+(trainings side by side). Steps that are timed are those that `training.fit` is given; a detector and torchvision's take
+turns. ``--device cpu`` rehearses everything without a GPU. `tables.py` makes a page of the lines.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import json
+import itertools
+import multiprocessing
 import os
 import platform
 import signal
@@ -22,6 +21,8 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
+from multiprocessing import Queue
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
@@ -69,26 +70,24 @@ def networks(b: Bench) -> dict[str, tuple[int, Detection]]:
     return {"tiny, batch 8": (128, tiny), **(large if b.gpu else {})}
 
 
-def ways(b: Bench, settings: Detection) -> dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]:
-    """How a detector is trained: names of its module that are replaced, changes of the device, of the settings."""
+def ways(b: Bench) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """How a detector is trained: names of its module that are replaced, and changes of the device."""
     library = {"build": lambda *given: Library(build(*given))}
-    found = {"torchvision": (library, {}, {}), "called": ({"Recorded": lambda function, _: function}, {}, {})}
+    found = {"torchvision": (library, {}), "called": ({"Recorded": lambda function, _: function}, {})}
     if b.gpu:
-        found |= {"recorded": ({}, {}, {}), "recorded, bf16": ({}, BF16, {}), "torchvision, bf16": (library, BF16, {}),
-                  "compiled and recorded, bf16": ({}, BF16 | {"compile": True}, {})}  # fmt: skip
-    if settings.network == "r50-fpn" and importlib.util.find_spec("detectron2"):
-        found["detectron2"] = ({}, {}, {"backend": "detectron2"})
+        found |= {"recorded": ({}, {}), "recorded, bf16": ({}, BF16), "torchvision, bf16": (library, BF16),
+                  "compiled and recorded, bf16": ({}, BF16 | {"compile": True})}  # fmt: skip
     return found
 
 
 def detector(b: Bench) -> None:
     """Training and detection, images per second; "times" are those of torchvision, in turns."""
-    cases = [(name, way) for name, (_, settings) in networks(b).items() for way in ways(b, settings)]
+    cases = itertools.product(networks(b), ways(b))
     theirs: dict[str, Any] = {}
     for name, way in sorted(cases, key=lambda case: "compiled" in case[1]):  # compiling takes a minute
         size, settings = networks(b)[name]
-        patches, (replaced, changed, other) = b.patches(size), ways(b, settings)[way]
-        device, now = replace(b.device, **changed), settings.model_copy(update={"steps": 100_000, **other})
+        patches, (replaced, changed) = b.patches(size), ways(b)[way]
+        device, now = replace(b.device, **changed), settings.model_copy(update={"steps": 100_000})
         with b.trying("detector, training", network=name, way=way):
             step, parts = real_step(b.detector(now, device, patches, **replaced))
             theirs.setdefault(name, step)
@@ -107,32 +106,28 @@ def side(b: Bench) -> None:
     """The reference's detector, several trainings side by side, each a process of its own that waits for the others."""
     service = Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps")) / "control"
     b.patches()  # drawn before several processes look for them
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    spawn = multiprocessing.get_context("spawn")
     for number in (1, 8, 4) if b.gpu else (2,):
-        jobs = [subprocess.Popen(command(b.name, "one", b.each, b.work), **pipes) for _ in range(number)]
+        warm, said = spawn.Barrier(number), spawn.Queue()
+        jobs = [spawn.Process(target=one, args=(b.name, b.each, b.work, warm, said)) for _ in range(number)]
         for job in jobs:
-            job.stdout.readline()  # it is warm
-        for job in jobs:
-            job.stdin.write("\n")
-            job.stdin.flush()
-        found = [json.loads(job.communicate()[0]) for job in jobs]
-        spans = [[one.pop(key) for one in found] for key in ("began", "ended")]
-        together = min(spans[1]) - max(spans[0])  # what all of them measured at the same time
-        b.say("side by side", processes=number, images_per_s=sum(one["images_per_s"] for one in found),
-              late_s=max(spans[0]) - min(spans[0]), together=together / (max(spans[1]) - min(spans[0])),
-              mps=service.exists())  # fmt: skip
+            job.start()
+        began, ended, rates = zip(*(said.get() for _ in jobs), strict=True)
+        together = min(ended) - max(began)  # what all of them measured at the same time
+        b.say("side by side", processes=number, images_per_s=sum(rates), late_s=max(began) - min(began),
+              together=together / (max(ended) - min(began)), mps=service.exists())  # fmt: skip
 
 
-def one(b: Bench) -> None:
-    """One of `side`: says that it is warm, waits, and measures."""
+def one(device: str, each: float, work: Path, warm: Barrier, said: Queue) -> None:
+    """One of `side`: waits until all are warm, and measures."""
+    b = Bench(device, each, work)
     settings = b.P.detection.model_copy(update={"steps": 100_000})
     step, _ = real_step(b.detector(settings, b.device, b.patches()))
     b.rate(step, settings.batch_size)
-    print("warm", flush=True)
-    sys.stdin.readline()
+    warm.wait()
     began = time.time()
     found = b.rate(step, settings.batch_size, 1000)
-    print(json.dumps({"began": began, "ended": time.time(), **found}))
+    said.put((began, time.time(), found["images_per_s"]))
 
 
 def diffusion(b: Bench) -> None:
@@ -168,37 +163,8 @@ def diffusion(b: Bench) -> None:
                       extrapolated_minutes_for_10000=minutes)  # fmt: skip
 
 
-def run(b: Bench) -> None:
-    """The smoke run through papermill, as far as it gets, from the stamps of its stages."""
-    import psutil  # comes with Snakemake, which other blocks do without
-
-    home, limit, cut_off = b.folder(), float(os.environ["COMPANION_BLOCK_S"]), False
-    env = {**os.environ, "COMPANION_RUNS": str(home / "runs"), "COMPANION_DATA": str(home / "data")}
-    asked = ["smoke", "--cores", str(os.cpu_count()), "--set", f"device.name={b.name}"]
-    began, log = time.time(), home / "log"
-    with log.open("w") as out:
-        job = subprocess.Popen([sys.executable, "-m", "companion.cli", "run", *asked], env=env, stdout=out, stderr=out)
-        try:
-            job.wait(timeout=limit - START)
-        except subprocess.TimeoutExpired:  # a run that is told to stop lets its jobs end first, which takes too long
-            cut_off = True
-            for process in [*psutil.Process(job.pid).children(recursive=True), job]:
-                process.kill()
-    said = {"cut_off": cut_off, "wall_s": time.time() - began, "last": log.read_text()[-600:]}
-    b.say("run", ok=None if cut_off else job.wait() == 0, **said)
-    for path in sorted(home.glob("runs/**/stamp.json"), key=lambda path: path.stat().st_mtime):
-        stamp = json.loads(path.read_text(encoding="utf-8"))
-        named = {key: stamp[key] for key in ("notebook", "device", "wall_s", "peak_memory_mib")}
-        b.say("stage", path=str(path.parent.relative_to(home / "runs")), **named)
-
-
-SHARES = {card: 10, correct: 75, detector: 120, diffusion: 90, side: 75, run: 70}  # of --seconds
+SHARES = {card: 10, correct: 75, detector: 120, diffusion: 90, side: 75}  # of --seconds
 BLOCKS = {f.__name__: f for f in SHARES}
-
-
-def command(device: str, block: str, each: float, work: Path) -> list[str]:
-    """What starts a block."""
-    return [sys.executable, __file__, "--device", device, "--block", block, "--each", str(each), "--work", str(work)]
 
 
 def main() -> None:
@@ -213,14 +179,15 @@ def main() -> None:
     if given.device == "cuda" and not torch.cuda.is_available():
         parser.error("PyTorch sees no GPU (or its driver is too old); --device cpu rehearses without")
     if given.block:
-        return {**BLOCKS, "one": one}[given.block](Bench(given.device, given.each, given.work))
+        return BLOCKS[given.block](Bench(given.device, given.each, given.work))
     shares = {name: SHARES[BLOCKS[name]] for name in given.only}
     left = max(10.0 * len(shares), given.seconds - START * len(shares))  # no block below 25 s
     with tempfile.TemporaryDirectory() as work:
         for name, share in shares.items():
             limit = START + left * share / sum(shares.values())
-            words, env = command(given.device, name, given.each, Path(work)), {"COMPANION_BLOCK_S": str(limit)}
-            with subprocess.Popen(words, env={**os.environ, **env}, start_new_session=True) as job:
+            words = {"--device": given.device, "--block": name, "--each": str(given.each), "--work": work}
+            command = [sys.executable, __file__, *itertools.chain(*words.items())]
+            with subprocess.Popen(command, start_new_session=True) as job:
                 try:
                     ended = f"ended with exit code {job.wait(timeout=limit)}"
                 except subprocess.TimeoutExpired:

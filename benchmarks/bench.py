@@ -1,7 +1,5 @@
 """What the blocks of `speed.py` share: patches, trainings as they are, the libraries' own way, and rates."""
 
-from __future__ import annotations
-
 import json
 import statistics
 import tempfile
@@ -17,16 +15,13 @@ import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from companion import training
-from companion.config import Profile, load_profile
+from companion.config import Profile, load_profile, sections
 from companion.config.phantom import Phantom
-from companion.config.sections import Detection
-from companion.config.sections import Device as DeviceSettings
 from companion.detection import train as detectors
 from companion.detection.data import Detections, recipe_of
 from companion.detection.model import Detector
 from companion.device import Device, open_device
-from companion.diffusion.autoencoder import Autoencoder
-from companion.diffusion.autoencoder import configuration as autoencoder_configuration
+from companion.diffusion import autoencoder as autoencoders
 from companion.diffusion.denoiser import Denoiser, configuration, noise_process
 from companion.diffusion.train import Fitting, denoising_loss, descend, get_autoencoder, get_denoiser
 from companion.layout import given as project_file
@@ -78,8 +73,8 @@ class Library:
 def usual_loop(P: Profile, device: Device) -> dict[str, Step]:
     """Diffusion as usual, float32: batches encoded again, and losses read at every step."""
     settings, batch, size = P.diffusion.denoiser, P.diffusion.denoiser.batch_size, P.patches.size
-    made = autoencoder_configuration(P.diffusion.autoencoder, (128, 30))
-    autoencoder = Autoencoder(made).to(device.torch).eval().requires_grad_(False)
+    made = autoencoders.configuration(P.diffusion.autoencoder, (128, 30))
+    autoencoder = autoencoders.Autoencoder(made).to(device.torch).eval().requires_grad_(False)
     latent = autoencoder.latent_channels, autoencoder.downsampling
     denoiser = Denoiser(configuration(settings, 3, *latent)).to(device.torch)
     average = [parameter.detach().clone() for parameter in denoiser.parameters()]
@@ -113,7 +108,7 @@ class Bench:
     def __init__(self, device: str, each: float, work: Path) -> None:
         self.name, self.each, self.work = device, each, work
         self.P, self.gpu, self.cpu = load_profile("reference"), device == "cuda", Device(torch.device("cpu"))
-        self.device = open_device(DeviceSettings(name=device))
+        self.device = open_device(sections.Device(name=device))
 
     @staticmethod
     def say(what: str, ok: bool | None = None, **values: Any) -> None:
@@ -145,7 +140,7 @@ class Bench:
     def fitting(self, device: Device) -> Fitting:
         return Fitting(device, SEEDS, self.folder(), 1000)
 
-    def detector(self, settings: Detection, device: Device, patches: Patches, **how: Any) -> Callable[[], Any]:
+    def detector(self, settings: sections.Detection, device: Device, patches: Patches, **how: Any) -> Callable[[], Any]:
         """A training of the arm EXP; `how` replaces names in its module."""
         recipe = recipe_of("EXP", patches, None, settings, SEEDS)
 
@@ -159,7 +154,7 @@ class Bench:
         autoencoder = self.autoencoder(P, device, patches)
         return lambda: get_denoiser(patches, autoencoder, P.diffusion.denoiser, self.fitting(device))
 
-    def autoencoder(self, P: Profile, device: Device, patches: Patches) -> Autoencoder:
+    def autoencoder(self, P: Profile, device: Device, patches: Patches) -> autoencoders.Autoencoder:
         path = P.diffusion.autoencoder.weights
         settings = P.diffusion.autoencoder.model_copy(update={"weights": None, "steps": 1})
         return get_autoencoder(patches, settings, self.fitting(device), project_file(path) if path else None)[0]

@@ -16,11 +16,10 @@ from pathlib import Path
 import psutil
 
 from companion import provenance
-from companion.workflow import freshness, job
+from companion.workflow import freshness
 
 PROJECT = Path(__file__).resolve().parents[1]
 AT_WORK = ".tmp-*.ipynb"  # what a notebook is executed into
-COMMIT = "commit"  # a file that names the commit that the code was copied from
 MEASURED_HOURS = "C12"  # the claim whose value is the time that a run took
 TIMES = ("started", "wall_s", "peak_memory_mib", "commit")
 
@@ -67,13 +66,9 @@ class Project:
             time.sleep(0.1)
 
     def processes(self) -> list[psutil.Process]:
-        found = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                root = process.environ().get("COMPANION_ROOT", "")
-                if Path(root).is_relative_to(self.root) and process.status() != "zombie":
-                    found.append(process)
-        return found
+        every = psutil.process_iter(["environ", "status"])
+        roots = {process: (process.info["environ"] or {}).get("COMPANION_ROOT", "") for process in every}
+        return [p for p, root in roots.items() if Path(root).is_relative_to(self.root) and p.info["status"] != "zombie"]
 
     def stamps(self) -> list[Path]:
         return sorted(self.tree.rglob(freshness.STAMP))
@@ -99,15 +94,12 @@ class Project:
 
 
 def undisturbed(folder: Path) -> Project:
-    """The project with the tiny profile, run once; taken from `folder` if it is finished there."""
+    """The project with the tiny profile, run once in `folder`."""
     calm = Project(folder / "calm")
-    if not calm.root.exists():
-        for name in ("src", "notebooks", "weights", "profiles"):
-            ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
-            shutil.copytree(PROJECT / name, calm.root / name, ignore=ignored)
-        shutil.copy(PROJECT / "Snakefile", calm.root)
-        (calm.root / COMMIT).write_text(job.git_commit() or "none", encoding="utf-8")
-        shutil.copy(Path(__file__).with_name("faults.yaml"), calm.settings)
+    for name in ("src", "notebooks", "weights", "profiles"):
+        shutil.copytree(PROJECT / name, calm.root / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    shutil.copy(PROJECT / "Snakefile", calm.root)
+    shutil.copy(Path(__file__).with_name("faults.yaml"), calm.settings)
     began = time.monotonic()
     code, said = calm.run()
     if code != 0:

@@ -1,15 +1,12 @@
-"""What a run survives, tried: ``python benchmarks/faults.py [--only NAME …] [--kills 30] [--work DIR]``.
+"""What a run survives, tried: ``python benchmarks/faults.py [--only NAME …] [--kills 30]``.
 
 A tiny run of every stage (``benchmarks/faults.yaml``) is left alone once. Then the same run is killed, its files are
 damaged, its disk fills, and so on; afterwards `companion run` must either end with the same artifacts, to the byte, or
 refuse with one message and exit code 2. What happened goes to ``benchmarks/faults.json``, which the page
-``book/faults.md`` shows. ``--work`` keeps the undisturbed run, for several calls that try one fault each.
+``book/faults.md`` shows.
 """
 
-from __future__ import annotations
-
 import argparse
-import json
 import os
 import random
 import shutil
@@ -21,9 +18,10 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
-from disturbed import AT_WORK, COMMIT, DAMAGES, Project, flip, undisturbed
+from disturbed import AT_WORK, DAMAGES, Project, flip, undisturbed
 
 from companion import provenance
 from companion.workflow import freshness, job
@@ -79,16 +77,14 @@ def refused(ended: Ended, word: str) -> str:
 
 
 def killed(trial: Trial) -> Rows:
-    """Killed at random moments"""
+    """Killed at random moments, and moved"""
     project = trial.calm.copy(trial.folder / "killed", "runs", "data")
     done, whole, met = 0, 0, set()
     while done < trial.kills:
-        old, at_work, begun = set(project.tree.rglob(AT_WORK)), set(), set()
-        process, wanted, left = project.start(), trial.rng.randrange(5), trial.rng.uniform(0, 4)
-        while process.poll() is None and left > 0:
+        old, at_work = set(project.tree.rglob(AT_WORK)), set()
+        process, end = project.start(), time.monotonic() + trial.rng.uniform(0, 20)
+        while process.poll() is None and time.monotonic() < end:
             at_work = set(project.tree.rglob(AT_WORK)) - old
-            begun |= at_work
-            left -= 0.1 * (len(begun) >= wanted)  # counted from the start, or from the first to fourth stage's begin
             time.sleep(0.1)
         if process.poll() is None:
             project.kill()
@@ -102,9 +98,12 @@ def killed(trial: Trial) -> Rows:
                 return
             whole += 1
             trial.remove(project, 6)
+    moved = Project(trial.folder / "elsewhere" / "deeper")
+    moved.root.parent.mkdir()
+    project.root.rename(moved.root)
     what = f"SIGKILL of all processes {done} times in one chain of runs, which met {len(met)} of "
-    what += f"{len(trial.calm.stamps())} stages at work and came to its end {whole + 1} times"
-    yield what, trial.verdict(project)
+    what += f"{len(trial.calm.stamps())} stages at work and came to its end {whole + 1} times, last in another folder"
+    yield what, trial.verdict(moved)
 
 
 def command_killed(trial: Trial) -> Rows:
@@ -177,19 +176,6 @@ def disk(trial: Trial) -> Rows:
         subprocess.run(["umount", str(place)], check=True)
 
 
-def together(trial: Trial) -> Rows:
-    """Two runs at once; moved"""
-    project = trial.partial("two", 5)
-    first = project.start(until=AT_WORK)
-    yield "a second run of the same tree, while the first works", refused(project.run(), "another run")
-    project.kill()
-    first.communicate()
-    moved = Project(trial.folder / "elsewhere" / "deeper")
-    moved.root.parent.mkdir()
-    project.root.rename(moved.root)
-    yield "the first killed midway, and the project moved to another folder", trial.verdict(moved)
-
-
 def changed(trial: Trial) -> Rows:
     """Parameters changed midway"""
     project = trial.partial("changed", 8)
@@ -204,46 +190,40 @@ def changed(trial: Trial) -> Rows:
 
 
 FAULTS: dict[str, Callable[[Trial], Rows]] = {
-    f.__name__: f for f in (killed, command_killed, corrupted, checkpoint, disk, together, changed)
+    f.__name__: f for f in (killed, command_killed, corrupted, checkpoint, disk, changed)
 }
 
 
-def tried(trial: Trial, name: str) -> bool:
-    """Try one fault and put what happened into the table, in place of an earlier trial of it; whether it failed."""
-    before = json.loads(TABLE.read_text(encoding="utf-8"))["rows"] if TABLE.exists() else []
-    rows, began = [row for row in before if row["id"] != name], time.monotonic()
+def tried(trial: Trial, name: str) -> Iterator[dict[str, Any]]:
+    """Rows of the table for one fault: what was tried, what happened, and how long it took."""
+    began = time.monotonic()
     for what, happened in FAULTS[name](trial):
         took = round(time.monotonic() - began, 1)
-        rows.append({"id": name, "fault": FAULTS[name].__doc__, "tried": what, "happened": happened, "s": took})
         print(f"{took:7.1f} s  {what}: {happened}", flush=True)
+        yield {"id": name, "fault": FAULTS[name].__doc__, "tried": what, "happened": happened, "s": took}
         began = time.monotonic()
-    missing = [fault.__doc__ for key, fault in FAULTS.items() if key not in {row["id"] for row in rows}]
-    commit = (trial.calm.root / COMMIT).read_text(encoding="utf-8")
-    provenance.write_json(TABLE, {"commit": commit, "device": job.processor(), "not_tried": missing,
-                                  "rows": sorted(rows, key=lambda row: list(FAULTS).index(row["id"]))})  # fmt: skip
-    return any(row["happened"].startswith("FAILED") for row in rows if row["id"] == name)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=FAULTS, default=list(FAULTS))
     parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument("--work", type=Path, help="folder that keeps the undisturbed run")
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    failed = False
+    about, rows = {"commit": job.git_commit(), "device": job.processor()}, []
     with tempfile.TemporaryDirectory() as temporary:
-        folder, work = Path(temporary) / "disturbed", (given.work or Path(temporary)).resolve()
+        folder = Path(temporary) / "disturbed"
         folder.mkdir()
         try:
-            calm = undisturbed(work)
+            calm = undisturbed(Path(temporary))
             trial = Trial(calm, calm.results(), folder, given.kills, random.Random(1))
             for name in given.only:
-                failed |= tried(trial, name)
+                rows += tried(trial, name)
+                missing = [fault.__doc__ for key, fault in FAULTS.items() if key not in {row["id"] for row in rows}]
+                provenance.write_json(TABLE, about | {"not_tried": missing, "rows": rows})
         finally:
-            for place in (work, folder):
-                Project(place).kill()
-    sys.exit(failed)
+            Project(Path(temporary)).kill()
+    sys.exit(any(row["happened"].startswith("FAILED") for row in rows))
 
 
 if __name__ == "__main__":

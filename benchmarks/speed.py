@@ -2,13 +2,11 @@
 
 Needs PyTorch and this checkout, no installation, network or earlier run. Every block is a process of its own with its
 own limit, and prints each finding as a line of JSON the moment that it is known, so that a block that is cut off or
-fails loses what is missing alone: ``card`` (ceilings), ``correct`` (the GPU against the CPU, resume, hidden waits),
+fails loses what is missing alone: ``card`` (what it is), ``correct`` (the GPU against the CPU, resume, hidden waits),
 ``detector`` and ``diffusion`` (images per second in the real training step, beside the libraries' own way), ``side``
 (trainings side by side). Steps that are timed are those that `training.fit` is given; a detector and torchvision's take
 turns. ``--device cpu`` rehearses everything without a GPU. `tables.py` makes a page of the lines.
 """
-
-from __future__ import annotations
 
 import argparse
 import itertools
@@ -44,22 +42,13 @@ BF16: dict[str, Any] = {"dtype": torch.bfloat16}
 
 
 def card(b: Bench) -> None:
-    """What the device is and what it could do at most."""
+    """What the device is."""
     about = {"torch": torch.__version__, "torchvision": torchvision.__version__, "python": platform.python_version()}
     about |= {"device": f"CPU ({platform.machine()})", "cores": os.cpu_count(), "load": os.getloadavg()[0]}
     if b.gpu:
         about |= {"device": torch.cuda.get_device_name(), "cuda": torch.version.cuda,
                   "memory_GiB": torch.cuda.get_device_properties(0).total_memory / 2**30}  # fmt: skip
     b.say("card", **about)
-    side = 8192 if b.gpu else 512
-    for name, dtype, tf32 in (("float32", torch.float32, False), ("tf32", torch.float32, True),
-                              ("bfloat16", torch.bfloat16, True))[: 3 if b.gpu else 1]:  # fmt: skip
-        torch.backends.cuda.matmul.allow_tf32 = tf32
-        x = torch.randn(side, side, device=b.device.torch, dtype=dtype)
-        b.say("matrix product", dtype=name, tflops=2 * side**3 / b.rate(lambda _, x=x: x @ x, 1)["ms_per_step"] / 1e9)
-    x = torch.randn(side, side, device=b.device.torch)
-    y = torch.empty_like(x)
-    b.say("copy", TB_per_s=2 * x.nbytes / b.rate(lambda _: y.copy_(x), 1)["ms_per_step"] / 1e9)
 
 
 def networks(b: Bench) -> dict[str, tuple[int, Detection]]:

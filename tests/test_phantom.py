@@ -1,7 +1,5 @@
 """The phantom: geometry by hand, reproducible bytes, defects that can be seen."""
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import replace
 

@@ -72,10 +72,8 @@ def made(cache, tmp_path, monkeypatch):
     names = ["annotations.json", "images/m1.png", "images/m2.png"]
     checksums = {name: f"md5:{hashlib.md5((source / name).read_bytes()).hexdigest()}" for name in names}
 
-    def files(name, downloads):
-        return pooch.create(path=downloads, base_url="http://127.0.0.1:9/", registry=checksums)
-
-    monkeypatch.setattr(registry, "_files", files)
+    files = pooch.create(cache / ".downloads" / "made", "http://127.0.0.1:9/", registry=checksums)
+    monkeypatch.setattr(registry, "_files", lambda *_: files)
     monkeypatch.setitem(registry._FETCHED, "made", lambda here, to, card: shutil.copytree(here, to))
     known = {**registry.entries(), "made": {"licence": "MIT"}}
     monkeypatch.setattr(registry, "entries", lambda: known)

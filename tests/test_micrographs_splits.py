@@ -65,9 +65,7 @@ def test_drawn_splits_are_disjoint_nested_repeatable_and_mixed(numbers, seed, sh
     n_train, n_test, n_val = (len(scales) * share // 10 for share in shares)
     if not n_train or not n_test:
         return
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(splits, "near_duplicates", lambda *_: [])
-        made, again, small = (choose(listed(scales), seed, [n], n_test, n_val) for n in (n_train, n_train, 1))
+    made, again, small = (choose(listed(scales), seed, [n], n_test, n_val) for n in (n_train, n_train, 1))
     assert made == again and small.train == made.train[:1] and small.test == made.test
     assert (len(made.train), len(made.test), len(made.val)) == (n_train, n_test, n_val)
     assert len({*made.train, *made.test, *made.val}) == n_train + n_test + n_val

@@ -108,20 +108,14 @@ def test_the_measure_that_stands_in():
     assert measure == "f1_detect" and "stands in" in words.replace("F1_detect stands in", "stands in")
 
 
-def counts(hits: list[int], predicted: list[int]) -> Counts:
-    """One class, one threshold; every patch holds four truths."""
-    pairs = np.array(hits, dtype=np.int32).reshape(-1, 1, 1, 1, 1)
-    known = np.full((len(hits), 1), 4, dtype=np.int32)
-    return Counts(pairs, np.array(predicted, dtype=np.int32)[:, None], known, (0.5,), (0.5,), (1,))
-
-
 def test_scores_are_resampled_by_micrograph_the_same_for_all_runs_of_a_split():
     index = pd.DataFrame({"image": ["a", "a", "b", "c"]})
-    counted = []
+    counted, four = [], np.full((4, 1), 4, dtype=np.int32)  # predictions and truths of every patch, of one class
     for arm, hits in (("EXP", [1, 2, 3, 0]), ("EXP+GEN", [2, 2, 4, 1])):
         keys = {"split": "1", "n_train": 4, "arm": arm, "seed": 1}
         run = Run(keys, pd.DataFrame(), replace(ellipse_patches(1), index=index))
-        counted.append((run, counts(hits, [4, 4, 4, 4])))
+        pairs = np.array(hits, dtype=np.int32).reshape(-1, 1, 1, 1, 1)
+        counted.append((run, Counts(pairs, four, four, (0.5,), (0.5,), (1,))))
     points = pd.DataFrame({"split": "1", "n_train": 4, "arm": ["EXP", "EXP+GEN"], "confidence": 0.5})
     table = significance.resampled_scores(counted, points, 0.5, Seeds(0), 4000)
     wide = table.pivot(index="resample", columns="arm", values="f1_detect")

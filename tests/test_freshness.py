@@ -11,6 +11,7 @@ from project import ROOT
 
 from companion import provenance
 from companion.config import load_profile
+from companion.errors import CompanionError
 from companion.workflow import freshness
 
 NAMES = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
@@ -101,6 +102,11 @@ def test_an_interrupted_write_leaves_the_old_file_or_folder(tmp_path):
     assert json.loads(path.read_text()) == {"kept": 1, "undefined": [None, None]}
     assert [p.name for p in target.iterdir()] == ["one"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.json", "set"]
+
+
+def test_a_full_disk_is_one_message(tmp_path):
+    with pytest.raises(CompanionError, match="could not be written: No space left"), provenance.atomic(tmp_path / "x"):
+        raise OSError(28, "No space left on device")
 
 
 @pytest.mark.parametrize("rows", [3, 0])

@@ -17,8 +17,7 @@ def test_angles_follow_the_image(code):
 
 def test_eight_symmetries_differ_and_are_views():
     image = np.arange(9).reshape(3, 3)
-    seen = {symmetry(image, code).tobytes() for code in range(8)}
-    assert len(seen) == 8
+    assert len({symmetry(image, code).tobytes() for code in range(8)}) == 8
     assert all(np.shares_memory(symmetry(image, code), image) for code in range(8))
     with pytest.raises(ValueError, match="symmetry 8"):
         symmetry(image, 8)

@@ -53,12 +53,14 @@ def test_equals_the_plain_reference_at_every_threshold(rule, overlap):
         assert got == plain_match(overlap, c, IOU[i], rule)
 
 
-def test_the_two_rules_differ_where_defects_crowd():
+def test_the_two_rules_differ_where_defects_crowd_and_an_unknown_one_names_the_nearest():
     #              prediction 0 (best score)  1
     overlap = np.array([[0.6, 0.5], [0.8, 0.0]])
     assert match(overlap, np.array([2]), [0.5], "truth-greedy").tolist() == [[[0, -1]]]  # first truth takes 0
     assert match(overlap, np.array([2]), [0.5], "score-greedy").tolist() == [[[1, 0]]]  # 0 takes the second truth
     assert match(overlap[:, :1], np.array([1]), [0.5], "score-greedy").tolist() == [[[-1, 0]]]
+    with pytest.raises(CompanionError, match="did you mean 'truth-greedy'"):
+        match(overlap, np.array([1]), [0.5], "truth_greedy")
 
 
 def test_equality_with_a_threshold_counts():
@@ -72,11 +74,6 @@ def test_order_is_that_of_the_scores_and_never_of_the_file():
     assert score_order(scores, boxes).tolist() == [1, 2, 0]
     assert match_once(np.array([[0.6, 0.6, 0.2], [0.5, 0.0, 0.7]]), scores, boxes, 0.5).tolist() == [1, 2]
     assert match_once(np.zeros((2, 0)), scores[:0], boxes[:0], 0.5).tolist() == [-1, -1]
-
-
-def test_an_unknown_rule_names_the_nearest():
-    with pytest.raises(CompanionError, match="did you mean 'truth-greedy'"):
-        match(np.zeros((1, 1)), np.array([1]), [0.5], "truth_greedy")
 
 
 def frame(last: list[str], *rows: tuple) -> pd.DataFrame:
@@ -171,7 +168,7 @@ def test_a_class_of_the_truth_without_a_pair_leaves_f1_class_undefined():
     assert pooled(counts, np.array([1, 0]))["f1_class"][0, 1] == 1
 
 
-def test_undefined_stays_undefined():
+def test_undefined_stays_undefined_and_one_class_has_no_classification_score():
     truth, found = truths((0, 0, 0, 10, 10, 1), (0, 20, 0, 30, 10, 2)), predictions((0, 0, 0, 10, 10, 0.5, 1))
     rows = tabulate(count(found, known(truth, 1, 2), [0.5], [0.4, 0.6])).to_dict("records")
     assert rows[0]["f1_detect"] == pytest.approx(2 / 3) and np.isnan(rows[0]["f1_hm"])  # class 2 is in no pair
@@ -181,9 +178,6 @@ def test_undefined_stays_undefined():
     assert all(np.isnan(empty[name]) for name in ("precision", "recall", "f1_detect", "f1_class", "f1_hm"))
     no_truth = tabulate(count(found, known(truth[:0], 1, 2), [0.5], [0.5])).iloc[0]
     assert no_truth["precision"] == 0 and np.isnan(no_truth["recall"])
-
-
-def test_one_class_has_no_classification_score():
     truth, found = truths((0, 0, 0, 10, 10, 1)), predictions((0, 0, 0, 10, 10, 0.5, 1))
     row = tabulate(count(found, known(truth, 1, 1), [0.5], [0.5])).iloc[0]
     assert row["f1_detect"] == 1 and all(np.isnan(row[name]) for name in ("f1_class_1", "f1_class", "f1_hm"))

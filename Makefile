@@ -66,8 +66,9 @@ wheelhouse:
 
 # Known vulnerabilities of the pinned versions (asks a server), and the list of what is installed with its licences.
 audit: install
-	$(BIN)/python scripts/dependencies.py > book/dependencies.md
-	$(PYTHON) -m venv _build/audit && _build/audit/bin/python -m pip install --quiet pip-audit
+	$(PYTHON) -m venv _build/audit && _build/audit/bin/python -m pip install --quiet pip-audit pip-licenses
+	{ grep -v '^|' book/dependencies.md; _build/audit/bin/pip-licenses --python $(BIN)/python --from mixed --format markdown --with-system \
+	  --packages $$(sed 's/==.*//' requirements.lock); } > _build/audit/page.md && mv _build/audit/page.md book/dependencies.md
 	_build/audit/bin/pip-audit --strict --requirement requirements.lock --no-deps --disable-pip
 
 # Exact pins of what stands in the environment now; used as constraints, never as a list to install.

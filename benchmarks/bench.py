@@ -1,7 +1,5 @@
 """What the blocks of `speed.py` share: patches, trainings as they are, the libraries' own way, and rates."""
 
-from __future__ import annotations
-
 import json
 import statistics
 import tempfile

@@ -1,7 +1,5 @@
 """The block ``correct`` of `speed.py`: the GPU beside the CPU (which compares with itself), resume, hidden waits."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from contextlib import nullcontext, suppress

@@ -1,7 +1,5 @@
 """A copy of the project that may be disturbed, for `faults.py`: started, killed, copied, damaged, compared."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -92,7 +90,7 @@ class Project:
             found |= {f"{stage}/{name}": sha for name, sha in made.items()}
         return found
 
-    def copy(self, root: Path, *without: str) -> Project:
+    def copy(self, root: Path, *without: str) -> "Project":
         """This project elsewhere, with what it has made but for folders of the names `without`."""
         shutil.copytree(self.root, root, ignore=shutil.ignore_patterns("__pycache__", ".snakemake", *without))
         return replace(self, root=root)

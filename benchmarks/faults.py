@@ -6,8 +6,6 @@ refuse with one message and exit code 2. What happened goes to ``benchmarks/faul
 ``book/faults.md`` shows. ``--work`` keeps the undisturbed run, for several calls that try one fault each.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -9,8 +9,6 @@ that `training.fit` is given; a detector and torchvision's take turns. ``--devic
 GPU. `tables.py` makes a page of the lines.
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib.util
 import json

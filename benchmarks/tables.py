@@ -1,7 +1,5 @@
 """Tables for the page on speed, from the lines of `speed.py`: ``python benchmarks/tables.py``."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

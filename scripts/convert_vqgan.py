@@ -5,8 +5,6 @@
 Only safetensors are read: a .ckpt is a pickle, which can run any code when it is opened.
 """
 
-from __future__ import annotations
-
 import math
 import re
 import sys

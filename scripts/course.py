@@ -8,8 +8,6 @@ The data are the run of smoke, without what no page reads. Where `make book` has
 09 read two tables of its scores.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import re

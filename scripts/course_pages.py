@@ -4,8 +4,6 @@ What a page adds stands in ``book/course/<NN>.yaml`` (02 says how). Code and sol
 nothing drifts. Pages without a blank train networks, or read all that there are: they are read in the book.
 """
 
-from __future__ import annotations
-
 import ast
 import re
 from pathlib import Path

@@ -15,8 +15,6 @@ trains the profile's autoencoder on those micrographs of a data set that no spli
 frozen for every split, as the paper's is. The profile then names the file as ``diffusion.autoencoder.weights``.
 """
 
-from __future__ import annotations
-
 import argparse
 import shutil
 import sys

@@ -4,8 +4,6 @@ RUN is the folder of a run on the phantom, for instance runs/smoke/phantom; the 
 Writes book/_static/primers/: film strips for the browser (one frame below the other), and one still of each for print.
 """
 
-from __future__ import annotations
-
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
+from scipy.special import softmax
 
 from companion.config import load_profile
 from companion.masks.plots import color_mask
@@ -63,14 +62,11 @@ def windows(images: NDArray, masks: NDArray) -> NDArray[np.float32]:
 def best_guess(noisy: NDArray, mask: NDArray, sigma: float, known: NDArray) -> NDArray:
     """The mean of what may be under the noise, pixel by pixel: known windows, weighted by how well they fit [S, S]."""
     half = WINDOW**2
-    seen = windows(noisy[None], mask[None])
+    seen, scale = windows(noisy[None], mask[None]), np.repeat([1 / (np.sqrt(2) * sigma), 1], half)
     guess = np.empty(len(seen), np.float32)
     for some in np.array_split(np.arange(len(seen)), 16):
-        parts = np.s_[:half, half:]
-        of_picture, of_mask = (cdist(seen[some, part], known[:, part], "sqeuclidean") for part in parts)
-        fit = -(of_picture / (2 * sigma**2) + of_mask)
-        weight = np.exp(fit - fit.max(axis=1, keepdims=True))
-        guess[some] = weight @ known[:, half // 2] / weight.sum(axis=1)
+        distance = cdist(seen[some] * scale, known * scale, "sqeuclidean")
+        guess[some] = softmax(-distance, axis=1) @ known[:, half // 2]
     return guess.reshape(noisy.shape)
 
 

@@ -8,8 +8,6 @@ on all real micrographs with the settings of profile `real` (about five minutes 
 Both are measured by detectors of the run on micrographs that they were not trained on. The run must be in runs/.
 """
 
-from __future__ import annotations
-
 import shutil
 import sys
 

@@ -23,6 +23,24 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+CLASSES = ("<100> loop", "<111> loop", "black dot")
+
+
+def ellipse(shape: tuple[int, int], x: float, y: float, major: float, minor: float, angle: float = 0.0) -> np.ndarray:
+    """Pixels of an ellipse, bool of that shape."""
+    mask = np.zeros(shape, dtype=bool)
+    radius, window = ellipse_radius(shape, x, y, major, minor, angle)
+    mask[window] = radius <= 1
+    return mask
+
+
+def patches_of(instances, labels, images=None, classes=CLASSES, **index) -> Patches:
+    """Patches of instance ids [P, S, S], with class codes by (patch, instance) and entries of the index."""
+    usual = {"patch": range(len(instances)), "image": "0.png", "x0": 0, "y0": 0, "symmetry": 0, "pixel_size_nm": 0.88}
+    table = instance_table(instances, labels)
+    return Patches(images, instances, pd.DataFrame(usual | index), table, classes, (0, 1, 2, 3))
+
+
 def ellipse_patches(n: int, size: int = 64, seed: int = 0, classes: int = 3) -> Patches:
     """`n` patches of `size` px with 0-4 ellipses each; class told by size, some empty, some cut by the border."""
     rng = np.random.default_rng(seed)
@@ -34,23 +52,12 @@ def ellipse_patches(n: int, size: int = 64, seed: int = 0, classes: int = 3) -> 
             code = int(rng.integers(1, classes + 1))
             major = (20, 15, 9)[(code - 1) % 3] * rng.uniform(0.9, 1.1)
             x, y = rng.uniform(2, size - 2, 2)
-            radius, window = ellipse_radius((size, size), x, y, major, 0.7 * major, rng.uniform(0, 180))
-            instances[patch][window][radius <= 1] = instance
-            images[patch][window][radius <= 1] -= 60
+            mask = ellipse((size, size), x, y, major, 0.7 * major, rng.uniform(0, 180))
+            instances[patch][mask] = instance
+            images[patch][mask] -= 60
             labels[patch, instance] = code
-    index = pd.DataFrame({
-        "patch": range(n), "image": [f"{p // 4}.png" for p in range(n)], "x0": 0, "y0": 0, "symmetry": 0,
-        "pixel_size_nm": 0.88,
-    })  # fmt: skip
-    table = instance_table(instances, labels)
-    names = ("<100> loop", "<111> loop", "black dot")[:classes]
-    return Patches(np.clip(images, 0, 255).astype(np.uint8), instances, index, table, names, (0, 1, 2, 3))
-
-
-@pytest.fixture
-def patches() -> Patches:
-    """Twelve 64 px patches with three classes."""
-    return ellipse_patches(12)
+    images, names = np.clip(images, 0, 255).astype(np.uint8), [f"{p // 4}.png" for p in range(n)]
+    return patches_of(instances, labels, images, CLASSES[:classes], image=names)
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ import json
 import os
 import shutil
 import sys
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest import mock
 
 import nbformat
-import pytest
 import yaml
 
 from companion import cli
@@ -106,13 +106,9 @@ class Project:
         """
         said, ended = io.StringIO(), 0
         freshness.code.cache_clear()  # of notebooks as they were before the last command
-        with pytest.MonkeyPatch.context() as patch, redirect_stdout(said), redirect_stderr(said):
-            for name in os.environ.keys() - self.environment.keys():
-                patch.delenv(name)
-            for name, value in {"COMPANION_ROOT": str(self.root), **more}.items():
-                patch.setenv(name, value)
-            patch.chdir(self.root)
-            patch.setattr(sys, "argv", ["companion", *words])
+        around = mock.patch.dict(os.environ, self.environment | more, clear=True)
+        asked = mock.patch.object(sys, "argv", ["companion", *words])
+        with around, asked, chdir(self.root), redirect_stdout(said), redirect_stderr(said):
             try:
                 cli.main()
             except SystemExit as end:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from unittest import mock
 
 import nbformat
 import numpy as np
@@ -16,19 +17,18 @@ import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_output
 from project import ROOT, Project
+from test_front import chosen
 
 from companion.config import load_profile
 from companion.provenance import write_json, write_table
 from companion.workflow import book, pages, reference_run
 
-BOOK = ROOT / "book"
+BOOK, HANDLER = ROOT / "book", http.server.SimpleHTTPRequestHandler
 # Switches that keep Chromium from talking to anyone, so that each request seen is one of the page.
 CHROMIUM = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
     "--disable-background-networking", "--disable-component-update",
 ]  # fmt: skip
-
-
 STAMP = {
     "notebook": "06_b", "wall_s": 59.6, "peak_memory_mib": 300, "device": "CPU", "commit": "abc", "profile": "smoke",
     "dataset": "phantom", "keys": {"split": "1", "arm": "EXP"}, "started": "2026-01-02T03:04:05",
@@ -40,10 +40,6 @@ def claim(name: str, verdict: str) -> dict:
     return {"id": name, "verdict": verdict, "notebook": "08_x", "sensitivity": "Same verdict at 0.5", **said}
 
 
-CHOSEN = pd.DataFrame(
-    [("1", 10, arm, seed, f1, f1, f1) for arm, f1 in (("EXP", 0.5), ("EXP+GEN", 0.6)) for seed in (1, 2)],
-    columns=["split", "n_train", "arm", "seed", "f1_detect", "f1_class", "f1_hm"],
-).assign(choice="chosen on validation", against="labels", map50=0.5)
 CLAIMS = [claim("C1", "partly"), claim("C2", "reproduced"), claim("C3", "reproduced"), claim("C12", "not attempted")]
 
 
@@ -66,7 +62,7 @@ def test_fragments_say_what_is_shown_whether_it_is_fresh_and_of_which_data() -> 
 def test_pages_include_what_a_run_writes(tmp_path: Path) -> None:
     P, at = load_profile("smoke"), dict.fromkeys(("07_thresholds", "11_claims"), tmp_path)
     write_json(tmp_path / "claims.json", {"claims": CLAIMS})
-    write_table(tmp_path / "chosen.parquet", CHOSEN)
+    write_table(tmp_path / "chosen.parquet", chosen(0.1, 0.0).query("split == '1' and n_train == 10"))
     executed = tmp_path / "executed"
     pages.write_fragments(executed, book.Results(P, at), [(STAMP, [])])
     included = [n for p in BOOK.glob("*.md") for n in re.findall(r"\{include\} executed/(\S+)", p.read_text("utf-8"))]
@@ -105,10 +101,8 @@ def test_what_is_drawn_again_is_compared_number_by_number(tmp_path: Path) -> Non
         write_table(tmp_path / name / "scores.parquet", table.assign(f1=table["f1"] + change))
         write_json(tmp_path / name / "claims.json", {"claims": [{"verdict": "partly", "value": 0.25 + change}]})
     assert reference_run.differences(tmp_path / "a", tmp_path / "close") == []
-    assert reference_run.differences(tmp_path / "a", tmp_path / "far") == [
-        "claims.json: .claims.0.value",
-        "scores.parquet: f1",
-    ]
+    changed = ["claims.json: .claims.0.value", "scores.parquet: f1"]
+    assert reference_run.differences(tmp_path / "a", tmp_path / "far") == changed
     write_json(tmp_path / "close" / "claims.json", {"claims": [{"verdict": "reproduced", "value": 0.25}]})
     assert reference_run.differences(tmp_path / "a", tmp_path / "close") == ["claims.json: .claims.0.verdict"]
 
@@ -121,15 +115,6 @@ def test_pages_of_notebooks_come_in_the_order_of_their_numbers() -> None:
         assert title.startswith(f"# {number} · ") and "\n" not in title.strip(), f"{name}: title {title!r}"
 
 
-def build(folder: Path) -> tuple[int, str, str]:
-    """Exit code, what was said, and the first page of the book in ``folder/book``."""
-    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", "book"]
-    command += ["--config", "_config.yml", "--path-output", ".", "-W", "--keep-going"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
-    index = folder / "_build" / "html" / "index.html"
-    return done.returncode, done.stdout + done.stderr, index.read_text(encoding="utf-8") if index.is_file() else ""
-
-
 @pytest.mark.slow
 def test_new_numbers_reach_a_page_whose_own_text_is_as_before_and_a_missing_one_stops_the_build(tmp_path: Path) -> None:
     pytest.importorskip("jupyter_book", reason="the book extra is not installed")
@@ -139,17 +124,16 @@ def test_new_numbers_reach_a_page_whose_own_text_is_as_before_and_a_missing_one_
     executed.mkdir()
     (tmp_path / "book" / "_toc.yml").write_text("{format: jb-book, root: index}")
     (tmp_path / "book" / "index.md").write_text("# Title\n\n```{include} executed/answer.md\n```\n\nText\n")
+    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", "book"]
+    command += ["--config", "_config.yml", "--path-output", ".", "-W", "--keep-going"]
     for value in ("0.410", "it's | 0.520", ""):  # as they are, ends and all
         (executed / "answer.md").write_text(f"<p>{value}</p>\n")
         if not value:
             (executed / "answer.md").unlink()
-        code, said, index = build(tmp_path)
-        assert (code == 0 and value in index) if value else (code != 0 and "answer.md" in said), said
-
-
-class _Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:
-        pass
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        index = (tmp_path / "_build" / "html" / "index.html").read_text(encoding="utf-8")
+        assert (done.returncode == 0) == bool(value), done.stderr
+        assert value in index if value else "answer.md" in done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +142,7 @@ def browser():
     executable = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if executable is None:
         pytest.skip("no Chromium on this machine; Debian's package is `chromium`")
-    with playwright.sync_playwright() as running:
+    with playwright.sync_playwright() as running, mock.patch.object(HANDLER, "log_message"):
         opened = running.chromium.launch(executable_path=executable, args=CHROMIUM)
         yield opened
         opened.close()
@@ -167,20 +151,9 @@ def browser():
 LIMITS = (ROOT / "tests" / "limits.js").read_text(encoding="utf-8")
 
 
-def limits(page, name: str) -> list[str]:
-    """What is wrong with an open page on a screen and on a phone."""
-    wrong = []
-    for width, theme in ((390, "dark"), (1400, "light")):
-        page.set_viewport_size({"width": width, "height": 900})
-        page.emulate_media(color_scheme=theme)
-        page.wait_for_timeout(50)  # the page's own script sees the new width
-        wrong += [f"{name}, {width} px: {each}" for each in page.evaluate(LIMITS)]
-    return wrong
-
-
 def visit(browser, html: Path) -> list[str]:
     """Open every page of a built book; returns what is wrong, one line each."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Quiet, directory=str(html)))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(HANDLER, directory=str(html)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_address[1]}/"
     wrong: list[str] = []
@@ -212,7 +185,12 @@ def visit(browser, html: Path) -> list[str]:
                 wrong.append(f"{name}: shows an error of the build")
             if page.locator(".math").count():
                 page.wait_for_function("document.querySelectorAll('mjx-container').length > 0", timeout=20_000)
-            wrong += [f"{name}: larger than 1.5 MB"] * (path.stat().st_size > 1.5e6) + limits(page, name)
+            wrong += [f"{name}: larger than 1.5 MB"] * (path.stat().st_size > 1.5e6)
+            for width, theme in ((390, "dark"), (1400, "light")):  # a phone, and a screen
+                page.set_viewport_size({"width": width, "height": 900})
+                page.emulate_media(color_scheme=theme)
+                page.wait_for_timeout(50)  # the page's own script sees the new width
+                wrong += [f"{name}, {width} px: {each}" for each in page.evaluate(LIMITS)]
     finally:
         page.close()
         server.shutdown()

@@ -14,7 +14,6 @@ from project import ROOT
 
 pytest.importorskip("sphinx_revealjs", reason="the course's packages: pip install -e '.[course]'")
 
-sys.path.append(str(ROOT / "scripts"))
 import check_setup
 import course
 import course_pages as pages

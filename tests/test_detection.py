@@ -1,18 +1,20 @@
 """The detector: what it trains on, what it writes, and that it can be killed."""
 
+import multiprocessing
+import os
 import re
 import signal
-import subprocess
 import sys
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ellipse_patches
+from conftest import ellipse_patches, patches_of
 from safetensors.torch import save_file
 
 from companion.config.sections import Detection
@@ -23,7 +25,7 @@ from companion.detection.train import learning_rate, load_detector, train_detect
 from companion.device import Device
 from companion.errors import CompanionError
 from companion.geometry import box_iou, box_of, decode_rle
-from companion.micrographs.patches import Patches, instance_table
+from companion.micrographs.patches import Patches
 from companion.seeds import Seeds
 from companion.weights import load_state, save_state
 
@@ -46,10 +48,8 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_detector(folder / "weights.safetensors", DEVICE)[0].network.state_dict()
 
 
-def patches_with(instances: np.ndarray, classes: dict[tuple[int, int], int], n_classes: int = 3) -> Patches:
-    template = ellipse_patches(len(instances), size=instances.shape[-1])
-    names = tuple(f"class {k}" for k in range(1, n_classes + 1))
-    return Patches(template.images, instances, template.index, instance_table(instances, classes), names, (0, 1))
+def patches_with(instances: np.ndarray, labels: dict[tuple[int, int], int], n_classes: int = 3) -> Patches:
+    return patches_of(instances, labels, ellipse_patches(2).images, tuple(f"class {k}" for k in range(n_classes)))
 
 
 def forty_defects(n_classes: int = 3) -> Patches:
@@ -89,17 +89,16 @@ def test_every_kind_of_patch_trains(tmp_path, patches):
 def test_a_killed_training_continues_to_the_same_bits(tmp_path):
     patches = ellipse_patches(6)
     train(tmp_path / "straight", patches)
-    # The child is killed by the kernel right after its first checkpoint.
-    script = (
-        "import os, signal, sys; sys.path.insert(0, sys.argv[1])\n"
-        "import test_detection as t, torch\n"
-        "torch.set_num_threads(1); torch.use_deterministic_algorithms(True)\n"
-        "kill = lambda step: os.kill(os.getpid(), signal.SIGKILL) if step == 4 else None\n"
-        "t.train(t.Path(sys.argv[2]), t.ellipse_patches(6), callback=kill)\n"
-    )
     folder = tmp_path / "killed"
-    done = subprocess.run([sys.executable, "-c", script, str(Path(__file__).parent), str(folder)], timeout=120)
-    assert done.returncode == -signal.SIGKILL
+
+    def kill(step: int) -> None:  # by the kernel, right after the first checkpoint
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    child = multiprocessing.get_context("fork").Process(target=train, args=(folder, patches, kill))
+    child.start()
+    child.join(120)
+    assert child.exitcode == -signal.SIGKILL
     assert (folder / "checkpoint" / "detector.safetensors").exists() and not (folder / "weights.safetensors").exists()
     steps = []
     train(folder, patches, callback=steps.append)
@@ -120,6 +119,8 @@ def test_a_finished_training_is_read_back_and_a_changed_one_is_not(tmp_path):
     train(tmp_path, replace(patches, images=255 - patches.images))
     assert (tmp_path / "weights.safetensors").stat().st_ino != before
     assert len(train(tmp_path, patches, steps=3)[1]) == 3
+    (tmp_path / "weights.safetensors").write_bytes(b"foreign")
+    pd.testing.assert_frame_equal(train(tmp_path, patches)[1], log)
 
 
 def test_arms_of_one_seed_start_from_the_same_weights(tmp_path):
@@ -189,22 +190,25 @@ def detections(masks, labels, scores, size=64) -> Detections:
     return Detections(boxes, np.array(scores, np.float32), np.array(labels, np.int64), masks)
 
 
-class Scripted:
+def finding(detect) -> SimpleNamespace:
+    """A detector without a network."""
+    return SimpleNamespace(network=torch.nn.Identity(), resize_px=None, detect=detect)
+
+
+def scripted(answers: list[list[tuple]]) -> SimpleNamespace:
     """A detector that finds what it is told to: for each patch a list of (box, score, class)."""
+    left = iter(answers)
 
-    network, resize_px = torch.nn.Identity(), None
+    def detect(images, size):
+        found = []
+        for answer in islice(left, len(images)):
+            masks = np.zeros((len(answer), size, size), dtype=bool)
+            for mask, ((x1, y1, x2, y2), *_) in zip(masks, answer, strict=True):
+                mask[y1:y2, x1:x2] = True
+            found.append(detections(masks, [label for *_, label in answer], [score for _, score, _ in answer], size))
+        return found
 
-    def __init__(self, found: list[list[tuple]]) -> None:
-        self.found = iter(found)
-
-    def detect(self, images: torch.Tensor, size: int) -> list[Detections]:
-        return [self.one(answer, size) for answer in islice(self.found, len(images))]
-
-    def one(self, answer, size):
-        masks = [np.zeros((size, size), dtype=bool) for _ in answer]
-        for mask, ((x1, y1, x2, y2), *_) in zip(masks, answer, strict=True):
-            mask[y1:y2, x1:x2] = True
-        return detections(masks, [label for *_, label in answer], [score for _, score, _ in answer], size)
+    return finding(detect)
 
 
 HERE, NEAR, FAR = (3, 2, 7, 5), (3, 2, 7, 6), (20, 20, 28, 28)
@@ -212,20 +216,20 @@ HERE, NEAR, FAR = (3, 2, 7, 5), (3, 2, 7, 6), (20, 20, 28, 28)
 
 def test_predictions_have_the_agreed_columns():
     found = [[(HERE, 0.9, 1), (FAR, 0.8, 2)], [], [(HERE, 0.7, 1)], [], [(FAR, 0.3, 3)]]
-    table = predict(Scripted(found), np.zeros((5, 32, 32), np.uint8), DEVICE, batch_size=2)
+    table = predict(scripted(found), np.zeros((5, 32, 32), np.uint8), DEVICE, batch_size=2)
     assert table["patch"].tolist() == [0, 0, 2, 4] and table["label"].tolist() == [1, 2, 1, 3]
     assert table.dtypes.astype(str).to_dict() == COLUMNS
     mask = decode_rle([table["mask"][0]], (32, 32))[0]
     assert mask.sum() == 12 and mask[2:5, 3:7].all()
-    nothing = predict(Scripted([[], []]), np.zeros((2, 32, 32), np.uint8), DEVICE)
+    nothing = predict(scripted([[], []]), np.zeros((2, 32, 32), np.uint8), DEVICE)
     assert len(nothing) == 0 and nothing.dtypes.astype(str).to_dict() == COLUMNS
 
 
 def test_suppression_across_classes_keeps_the_best_on_each_place():
     found = [[(HERE, 0.9, 1), (NEAR, 0.8, 2), (FAR, 0.7, 2), (HERE, 0.6, 3)], []]
     images = np.zeros((2, 32, 32), np.uint8)
-    assert predict(Scripted(found), images, DEVICE)["label"].tolist() == [1, 2, 2, 3]
-    table = predict(Scripted(found), images, DEVICE, suppression="across classes")
+    assert predict(scripted(found), images, DEVICE)["label"].tolist() == [1, 2, 2, 3]
+    table = predict(scripted(found), images, DEVICE, suppression="across classes")
     assert table["label"].tolist() == [1, 2] and np.allclose(table["score"], [0.9, 0.7])
 
 

@@ -2,94 +2,73 @@
 
 import itertools
 import json
+from functools import partial
 
+import conftest
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from roifile import roiread
 from scipy import ndimage
 from skimage.measure import grid_points_in_poly
-from test_detection import BOX, DEVICE, detections
+from test_detection import BOX, DEVICE, detections, finding
 
 from companion.detection import tiling
 from companion.detection.tiling import COLUMNS, detect_micrograph, predict_micrographs, tile_starts
 from companion.errors import CompanionError
 from companion.evaluation.scores import evaluate_files
-from companion.geometry import box_of, decode_rle, ellipse_radius, encode_rle
+from companion.geometry import box_of, decode_rle, encode_rle
 from companion.micrographs.importers import import_dataset
 
 ABOUT = {"classes": ["loop", "other loop", "dot"], "patch_size": 64}  # tiles start at 0, 32, 64...
 SHAPE = (160, 192)
+ellipse = partial(conftest.ellipse, SHAPE)
 
 
-class Dark:
-    """Finds every connected dark region of a tile; large ones are class 1, small ones class 3."""
-
-    network, resize_px = torch.nn.Identity(), None
-
-    def detect(self, images, size):
-        found = []
-        for image in images.numpy():
-            regions, count = ndimage.label(image < 100)
-            masks = [regions == k for k in range(1, count + 1)]
-            found.append(detections(masks, [1 if m.sum() > 60 else 3 for m in masks], [0.9] * count))
-        return found
+def dark_regions(images, size):
+    """Every connected dark region of a tile; large ones are class 1, small ones class 3."""
+    found = []
+    for image in images.numpy():
+        regions, count = ndimage.label(image < 100)
+        masks = [regions == k for k in range(1, count + 1)]
+        found.append(detections(masks, [1 if m.sum() > 60 else 3 for m in masks], [0.9] * count))
+    return found
 
 
 @pytest.fixture
 def detector(monkeypatch):
-    monkeypatch.setattr(tiling, "load_detector", lambda path, device: (Dark(), ABOUT))
-
-
-class Shown:
-    """A detector that shows each tile its parts of given defects, (mask [H, W], class) pairs.
-
-    `change` takes (x, y) of the tile, the number of the defect, its mask [64, 64], class and score, and gives the
-    last three, or nothing if the tile misses it.
-    """
-
-    network, resize_px = torch.nn.Identity(), None
-
-    def __init__(self, defects, change):
-        self.defects, self.change = defects, change
-
-    def detect(self, images, size):
-        found = []
-        for image in images.numpy():
-            x, y = CORNERS[int(image[0, 0]) - 1]  # what fills the batch up is 0 and shows the last tile: not read
-            parts = [(k, mask[y : y + 64, x : x + 64], label) for k, (mask, label) in enumerate(self.defects)]
-            shown = [self.change((x, y), k, part, label, 0.9) for k, part, label in parts if part.any()]
-            shown = [one for one in shown if one is not None and one[0].any()]
-            found.append(detections(*([one[k] for one in shown] for k in range(3))))
-        return found
+    monkeypatch.setattr(tiling, "load_detector", lambda path, device: (finding(dark_regions), ABOUT))
 
 
 CORNERS = [(x, y) for y in tile_starts(SHAPE[0], 64) for x in tile_starts(SHAPE[1], 64)]
 
 
-def as_it_is(corner, number, mask, label, score):
-    return mask, label, score
+def found_of(defects, change=lambda corner, number, *shown: shown):
+    """Rows and masks [N, H, W] found by a detector that shows each tile its parts of (mask, class) pairs.
 
-
-def found_of(defects, change=as_it_is):
-    """Rows and masks [N, H, W] found of (mask, class) pairs."""
+    `change` takes (x, y) of the tile, the number of the defect, its mask [64, 64], class and score, and gives the
+    last three, or nothing if the tile misses it.
+    """
     pixels = np.zeros(SHAPE, dtype=np.uint8)
     for k, (x, y) in enumerate(CORNERS, start=1):
         pixels[y, x] = k  # how the detector knows its tile
-    rows = detect_micrograph(Shown(defects, change), 64, pixels, DEVICE)
+
+    def detect(images, size):
+        found = []
+        for image in images.numpy():
+            x, y = CORNERS[int(image[0, 0]) - 1]  # what fills the batch up is 0 and shows the last tile: not read
+            parts = [(k, mask[y : y + 64, x : x + 64], label) for k, (mask, label) in enumerate(defects)]
+            shown = [change((x, y), k, part, label, 0.9) for k, part, label in parts if part.any()]
+            shown = [one for one in shown if one is not None and one[0].any()]
+            found.append(detections(*([one[k] for one in shown] for k in range(3))))
+        return found
+
+    rows = detect_micrograph(finding(detect), 64, pixels, DEVICE)
     return rows, decode_rle(rows["mask"].tolist(), SHAPE)
-
-
-def ellipse(x, y, major, minor, angle=0.0):
-    mask = np.zeros(SHAPE, dtype=bool)
-    radius, window = ellipse_radius(SHAPE, x, y, major, minor, angle)
-    mask[window] = radius <= 1
-    return mask
 
 
 def assert_same(masks, expected):
@@ -100,8 +79,7 @@ def assert_same(masks, expected):
 def picture(shape, ellipses):
     pixels = np.full(shape, 180, dtype=np.uint8)
     for x, y, major, minor in ellipses:
-        radius, window = ellipse_radius(shape, x, y, major, minor, 30)
-        pixels[window][radius <= 1] = 50
+        pixels[conftest.ellipse(shape, x, y, major, minor, 30)] = 50
     return pixels
 
 
@@ -112,40 +90,30 @@ def test_tiles_cover_a_side_each_half_over_the_next(length, size):
     assert all(0 < b - a <= size - size // 2 for a, b in itertools.pairwise(starts))
 
 
-def test_a_defect_on_a_tile_border_is_found_once_and_whole():
-    # Tiles of 64 px start at 0, 32 and 64: one defect lies across each border, and one in four tiles.
-    truth = [(32, 20, 24, 16), (64, 90, 20, 12), (64, 64, 22, 22), (100, 20, 6, 6), (5, 110, 12, 8)]
-    pixels = picture((128, 128), truth)
-    found = detect_micrograph(Dark(), 64, pixels, DEVICE)
-    assert len(found) == len(truth) and found["area_px"].sum() == (pixels == 50).sum()
-    for x, y, major, _ in truth[:3]:
-        row = found.loc[((found["x_px"] - x).abs() + (found["y_px"] - y).abs()).idxmin()]
-        assert abs(row["x_px"] - x) < 0.6 and abs(row["y_px"] - y) < 0.6
-        assert row["size_px"] == pytest.approx(major, rel=0.06)
-    for mask, box in zip(decode_rle(found["mask"].tolist(), (128, 128)), found[BOX].to_numpy(), strict=True):
-        assert box_of(mask) == tuple(box)
-    assert len(detect_micrograph(Dark(), 64, pixels, DEVICE, confidence=0.95)) == 0
-
-
-def test_a_micrograph_smaller_than_a_tile_and_an_empty_one():
+def test_a_micrograph_smaller_than_a_tile_an_empty_one_and_scores_below_the_threshold():
     pixels = picture((40, 50), [(20, 20, 14, 10)])
-    small = detect_micrograph(Dark(), 64, pixels, DEVICE)
+    small = detect_micrograph(finding(dark_regions), 64, pixels, DEVICE)
     assert len(small) == 1 and not small["cut"][0] and small["area_px"][0] == (pixels == 50).sum()
-    assert len(detect_micrograph(Dark(), 64, picture((90, 90), []), DEVICE)) == 0
+    assert len(detect_micrograph(finding(dark_regions), 64, picture((90, 90), []), DEVICE)) == 0
+    assert len(detect_micrograph(finding(dark_regions), 64, pixels, DEVICE, confidence=0.95)) == 0
 
 
+# Tiles of 64 px start at 0, 32, 64: the third lies in four of them.
+BORDERS = [(32, 20, 24, 16), (64, 90, 20, 12), (64, 64, 22, 22), (100, 20, 6, 6), (8, 110, 12, 8)]
 LONG = [(90, 50, 90, 24, 0), (90, 80, 90, 20, 90), (95, 80, 110, 24, 35), (96, 80, 84, 76, 0), (64, 64, 70, 70, 0)]
 
 
-@pytest.mark.parametrize("shape", LONG)
-def test_a_defect_longer_than_a_tile_is_one_row_of_its_length(shape):
+@pytest.mark.parametrize("shape", [*BORDERS, *LONG])
+def test_a_defect_on_borders_of_tiles_or_longer_than_one_is_one_row_of_its_place_and_length(shape):
     whole = ellipse(*shape)
     rows, masks = found_of([(whole, 1)], lambda corner, *shown: (*shown[1:3], 0.6 + corner[0] / 1000))
     assert_same(masks, [whole])
     assert rows["size_px"][0] == pytest.approx(shape[2], abs=1.5) and not rows["cut"][0]
-    assert rows["score"][0] == pytest.approx(
-        0.6 + max(x for x, y in CORNERS if whole[y : y + 64, x : x + 64].any()) / 1000
-    )
+    assert rows[["x_px", "y_px"]].iloc[0].tolist() == pytest.approx(shape[:2], abs=0.6)
+    assert tuple(rows[BOX].iloc[0]) == box_of(whole)
+    if shape in LONG:  # no tile shows it whole: the score of its surest piece
+        rightmost = max(x for x, y in CORNERS if whole[y : y + 64, x : x + 64].any())
+        assert rows["score"][0] == pytest.approx(0.6 + rightmost / 1000)
 
 
 @pytest.mark.parametrize("shape", LONG)

@@ -4,11 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import ellipse_patches
+from conftest import ellipse_patches, patches_of
 
 from companion.diffusion import measures, quality
 from companion.geometry import symmetry
-from companion.micrographs.patches import instance_table
 
 pytestmark = pytest.mark.usefixtures("two_deals")
 TRAIN, TEST = ellipse_patches(24, seed=1), ellipse_patches(24, seed=2)
@@ -33,8 +32,7 @@ def squares(*placed):
     instances, images = np.zeros((1, 64, 64), dtype=np.uint8), np.full((1, 64, 64), 100, dtype=np.uint8)
     for number, (rows, columns, grey, _) in enumerate(placed, start=1):
         instances[0, rows, columns], images[0, rows, columns] = number, grey
-    table = instance_table(instances, {(0, number): code for number, (*_, code) in enumerate(placed, start=1)})
-    return replace(ellipse_patches(1), images=images, instances=instances, table=table)
+    return patches_of(instances, {(0, number): code for number, (*_, code) in enumerate(placed, start=1)}, images)
 
 
 def test_mask_contrast_by_hand_and_without_defects_or_ring():

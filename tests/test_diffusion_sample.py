@@ -5,10 +5,9 @@ from dataclasses import replace
 from typing import get_args
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from conftest import ellipse_patches
+from conftest import ellipse_patches, patches_of
 from scipy.ndimage import gaussian_filter
 
 from companion.config import diffusion as settings_of
@@ -139,10 +138,8 @@ def test_messages_name_what_is_wrong(ldm, patches):
         changed(replace(ldm, denoiser=never), guidance=4.0)
 
 
-def background(images, micrographs=None):
-    names = micrographs or ["a"] * len(images)
-    index = pd.DataFrame({"image": names})
-    return replace(ellipse_patches(1), images=images, instances=np.zeros(images.shape, np.uint8), index=index)
+def background(images, micrographs="a"):
+    return patches_of(np.zeros(images.shape, np.uint8), {}, images, image=micrographs)
 
 
 def test_noise_model_finds_variance_and_correlation():

@@ -28,10 +28,6 @@ def index(n, per_image=1):
     return pd.DataFrame({"patch": patches, "image": [f"{p // per_image}" for p in patches], "pixel_size_nm": 0.5})
 
 
-def run_of(patches, found, **keys) -> Run:
-    return Run({**KEYS, **keys}, found, patches)
-
-
 def test_every_kind_of_error_by_hand():
     truth = truths((0, 0, 0, 10, 10, 1), (0, 20, 0, 30, 10, 2), (0, 40, 0, 50, 10, 1), (1, 0, 0, 10, 10, 1))
     found = predictions(
@@ -46,9 +42,8 @@ def test_every_kind_of_error_by_hand():
     assert known["error"].tolist() == [CORRECT, CLASS, MISSED, MISSED]
     assert seen["size_px"].tolist() == [10, 10, 10, 10, 4] and known["image"].tolist() == ["0", "0", "0", "1"]
     counts = errors.error_counts(seen.assign(**KEYS), known.assign(**KEYS)).set_index("error")
-    assert counts["count"].loc[lambda n: n > 0].to_dict() == dict.fromkeys(
-        (CLASS, DUPLICATE, LOCALISATION, BACKGROUND), 1
-    ) | {MISSED: 2}
+    expected = dict.fromkeys((CLASS, DUPLICATE, LOCALISATION, BACKGROUND), 1) | {MISSED: 2}
+    assert counts["count"].loc[lambda n: n > 0].to_dict() == expected
     assert counts["truths"].eq(4).all() and counts.loc[MISSED, "per_truth"] == 0.5
 
 
@@ -70,7 +65,7 @@ def test_errors_add_up_to_the_counts(matching):
     patches = ellipse_patches(30, seed=1)
     found = noisy(patches, 2, extra=2)
     row = tabulate(count(found, truth_of(patches), [0.5], [0.3], matching)).iloc[0]
-    seen, known = errors.audit_runs([run_of(patches, found)], CHOSEN, 0.5, matching)
+    seen, known = errors.audit_runs([Run(KEYS, found, patches)], CHOSEN, 0.5, matching)
     matched = seen["error"].isin([CORRECT, CLASS])
     assert (matched.sum(), (~matched).sum()) == (row["tp"], row["fp"])
     assert (known["error"] == MISSED).sum() == row["fn"] and len(known) == len(patches.table)
@@ -123,7 +118,7 @@ def test_size_and_density_errors_by_hand():
 
     def signed(truth, found, classes):
         labelled = replace(patches, table=truth.assign(instance=1), classes=classes)
-        seen, known = errors.audit_runs([run_of(labelled, found)], CHOSEN, 0.5)
+        seen, known = errors.audit_runs([Run(KEYS, found, labelled)], CHOSEN, 0.5)
         return errors.image_errors(seen, known, 64).set_index("class")
 
     table = signed(truth, found, ("loop", "dot"))

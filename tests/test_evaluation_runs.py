@@ -6,9 +6,14 @@ import pytest
 from conftest import ellipse_patches
 from test_scores import noisy
 
+from companion.config.phantom import Phantom
+from companion.config.sections import Patches as Cut
 from companion.errors import CompanionError
 from companion.evaluation import plots, runs, thresholds, worth
-from companion.phantom.render import TRUTH
+from companion.evaluation.errors import overlooked, slivers
+from companion.micrographs.cutting import cut_patches
+from companion.micrographs.dataset import load_dataset
+from companion.phantom.render import TRUTH, render_dataset
 from companion.provenance import write_table
 
 RNG = np.random.default_rng
@@ -49,11 +54,9 @@ def table(levels: dict[int, dict[str, float]], seeds=(1, 2, 3, 4), spread=0.0) -
     return table.assign(choice=thresholds.BEST, against="labels")
 
 
-FULL = {"EXP": 0.60, "EXP+GEN": 0.66, "EXP+RENDER": 0.71, "EXP+FRESH": 0.75}
-
-
 def test_the_steps_of_the_waterfall_are_paired_and_add_up():
-    chosen = table({10: FULL, 50: {"EXP": 0.7, "EXP+GEN": 0.7}}, spread=0.03)
+    every = {"EXP": 0.60, "EXP+GEN": 0.66, "EXP+RENDER": 0.71, "EXP+FRESH": 0.75}
+    chosen = table({10: every, 50: {"EXP": 0.7, "EXP+GEN": 0.7}}, spread=0.03)
     one = (chosen["arm"] == "EXP") & (chosen["seed"] == 1)
     steps, missing = worth.waterfall(chosen.assign(f1_hm=chosen["f1_hm"] + 0.004 * one), ["f1_hm", "map50"], 0.95)
     own = steps[steps["measure"] == "f1_hm"].set_index("arm")
@@ -104,13 +107,6 @@ def test_its_interval_is_that_of_seeds_and_of_test_micrographs():
 
 
 def test_labels_are_scored_against_the_truth_they_miss(tmp_path):
-    from companion.config.phantom import Phantom
-    from companion.config.sections import Patches as Cut
-    from companion.evaluation.errors import overlooked, slivers
-    from companion.micrographs.cutting import cut_patches
-    from companion.micrographs.dataset import load_dataset
-    from companion.phantom.render import render_dataset
-
     careless = {"miss": 0.4, "confusion": 0.0, "outline_jitter": 0.0, "miss_contrast": 0.0, "miss_crowded": 0.0}
     render_dataset(Phantom(n_images=3, annotator=careless), 0, tmp_path)
     data, cut = load_dataset(tmp_path), Cut(test_stride=128)

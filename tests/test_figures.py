@@ -2,23 +2,15 @@
 
 import re
 
-import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import pandas as pd
-import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from companion.plots import captioned
 from companion.workflow import tables
 
 NAN = float("nan")
-
-
-@pytest.fixture(autouse=True)
-def close():
-    yield
-    plt.close("all")
 
 
 def test_a_caption_stands_above_numbers_that_are_rounded_and_gaps_that_are_empty():

@@ -45,11 +45,11 @@ def codes() -> dict[str, dict[str, str]]:
 
 
 @pytest.mark.parametrize(("file", "added", "stale", "fresh"), [
-    ("evaluation/matching.py", "\n# a comment\n", "", "all"),
-    ("evaluation/matching.py", "\nADDED = 1\n", "07 09 12", "01 02 03 04 05 06"),
-    ("detection/plots.py", "\nADDED = 1\n", "", "04 05 06"),
-    ("config/arms.py", "\nADDED = 1\n", "", "all"),  # values are hashed, not the files that declare them
-    ("diffusion/denoiser.py", "\nADDED = 1\n", "04 05", "01 02 03 06 07 08 09"),
+    ("evaluation/matching.py", "# a comment", "", "all"),
+    ("evaluation/matching.py", "ADDED = 1", "07 09 12", "01 02 03 04 05 06"),
+    ("detection/plots.py", "ADDED = 1", "", "04 05 06"),
+    ("config/arms.py", "ADDED = 1", "", "all"),  # values are hashed, not the files that declare them
+    ("diffusion/denoiser.py", "ADDED = 1", "04 05", "01 02 03 06 07 08 09"),
 ])  # fmt: skip
 def test_what_a_changed_file_makes_stale(tmp_path, monkeypatch, file, added, stale, fresh):
     package = tmp_path / "companion"
@@ -58,7 +58,7 @@ def test_what_a_changed_file_makes_stale(tmp_path, monkeypatch, file, added, sta
     monkeypatch.setattr(provenance, "_NO_RESULT", (package / "config", package / "layout.py"))
     before = codes()
     with open(package / file, "a", encoding="utf-8") as source:
-        source.write(added)
+        source.write(f"\n{added}\n")
     after = codes()
     freshness.code.cache_clear()
     changed = {name[:2] for name in NAMES if after[name] != before[name]}

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from statsmodels.stats.power import TTestPower
 
 from companion.config import load_profile
 from companion.evaluation.significance import paired_scores, paired_tests
@@ -50,8 +51,6 @@ def test_the_mean_change_has_the_interval_and_the_power_of_its_pooled_spread() -
     one = answer.change(paired_scores(chosen(0.01, 0.02)).query("split == '1' and n_train == 10"), "f1_hm", 0.95)
     test = paired_tests(paired_scores(chosen(0.01, 0.02))).query("measure == 'f1_hm'").iloc[0]
     assert (one.low, one.high, one.n) == (pytest.approx(test["low"]), pytest.approx(test["high"]), 4)
-    from statsmodels.stats.power import TTestPower
-
     assert one.chance == one.chance_of_one == pytest.approx(TTestPower().power(0.02 / test["sd"], 4, 0.05), abs=1e-6)
     four = answer.change(paired_scores(chosen(0.01, 0.02)), "f1_hm", 0.95)
     assert four.high - four.low < (one.high - one.low) / 2 and four.chance > one.chance  # 12 degrees of freedom, not 3

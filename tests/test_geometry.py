@@ -2,16 +2,14 @@
 
 import numpy as np
 import pytest
+from conftest import ellipse
 
-from companion.geometry import box_iou, ellipse_radius, symmetry, symmetry_angle
+from companion.geometry import box_iou, symmetry, symmetry_angle
 
 
 @pytest.mark.parametrize("code", range(8))
 def test_angles_follow_the_image(code):
-    radius, window = ellipse_radius((101, 101), 50.5, 50.5, 80, 8, 30)
-    image = np.zeros((101, 101), dtype=bool)
-    image[window] = radius <= 1
-    y, x = np.nonzero(symmetry(image, code))
+    y, x = np.nonzero(symmetry(ellipse((101, 101), 50.5, 50.5, 80, 8, 30), code))
     values, vectors = np.linalg.eigh(np.cov(x, -y))  # y upwards, as displayed
     measured = np.rad2deg(np.arctan2(*vectors[::-1, np.argmax(values)])) % 180
     assert measured == pytest.approx(float(symmetry_angle(np.array(30.0), code)), abs=0.5)
@@ -19,8 +17,7 @@ def test_angles_follow_the_image(code):
 
 def test_eight_symmetries_differ_and_are_views():
     image = np.arange(9).reshape(3, 3)
-    seen = {symmetry(image, code).tobytes() for code in range(8)}
-    assert len(seen) == 8
+    assert len({symmetry(image, code).tobytes() for code in range(8)}) == 8
     assert all(np.shares_memory(symmetry(image, code), image) for code in range(8))
     with pytest.raises(ValueError, match="symmetry 8"):
         symmetry(image, 8)

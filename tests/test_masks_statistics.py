@@ -1,30 +1,22 @@
 """Ellipses, counts and touching instances; neighbours, crystal azimuths, border weights."""
 
-from dataclasses import replace
-
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ellipse_patches
+from conftest import ellipse, ellipse_patches, patches_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from companion.geometry import ellipse_radius
 from companion.masks import spatial, statistics
-from companion.micrographs.patches import Patches, instance_table
+from companion.micrographs.patches import Patches
 
 
-def of_maps(instances: np.ndarray, labels: dict, classes=("a", "b"), pixel_size_nm=0.5) -> Patches:
-    index = pd.DataFrame({"patch": range(len(instances)), "image": "one.png", "x0": 0, "y0": 0, "symmetry": 0,
-                          "pixel_size_nm": pixel_size_nm})  # fmt: skip
-    return Patches(None, instances, index, instance_table(instances, labels), classes)
+def of_maps(instances: np.ndarray, labels: dict, **index) -> Patches:
+    return patches_of(instances, labels, classes=("a", "b"), **{"pixel_size_nm": 0.5, **index})
 
 
-def one_ellipse(x, y, major, minor, angle, size=96) -> Patches:
-    instances = np.zeros((1, size, size), np.uint8)
-    radius, window = ellipse_radius((size, size), x, y, major, minor, angle)
-    instances[0][window][radius <= 1] = 1
-    return of_maps(instances, {(0, 1): 1})
+def one_ellipse(*shape) -> Patches:
+    return of_maps(ellipse((96, 96), *shape)[None].astype(np.uint8), {(0, 1): 1})
 
 
 @given(x=st.floats(40, 56), y=st.floats(40, 56), major=st.floats(16, 60), aspect=st.floats(1.3, 3),
@@ -105,8 +97,7 @@ def test_summary_by_hand():
     instances = np.zeros((2, 32, 32), np.uint8)
     instances[0, 4:6, 4:8], instances[0, 20:22, 8:24], instances[1, 20, 20] = 1, 2, 1
     instances[0, 0:4, 20:24] = 3  # cut by the border
-    patches = of_maps(instances, {(0, 1): 1, (0, 2): 1, (0, 3): 1, (1, 1): 2})
-    patches = replace(patches, index=patches.index.assign(pixel_size_nm=[0.5, 0.88]))
+    patches = of_maps(instances, {(0, 1): 1, (0, 2): 1, (0, 3): 1, (1, 1): 2}, pixel_size_nm=[0.5, 0.88])
     measured = statistics.measure(patches, "moments")
     table = statistics.summary(measured, statistics.counts(patches), patches.classes, 32)
     assert table[["nm/px", "class"]].to_numpy().tolist() == [[0.5, "a"], [0.5, "b"], [0.88, "a"], [0.88, "b"]]
@@ -179,9 +170,8 @@ def test_crystal_azimuth_is_found_up_to_the_fold():
     for k, azimuth in enumerate(azimuths):
         for code, offset in ((1, 0), (2, 45)):
             angle = (azimuth + offset + 90 * rng.integers(2, size=15) + rng.normal(0, 4, 15)) % 180
-            rows.append(
-                table(angle_deg=angle).assign(image=f"{k}.png", minor_px=(2.5, 5.8)[code - 1], **{"class": code})
-            )
+            minor_px = (2.5, 5.8)[code - 1]
+            rows.append(table(angle_deg=angle).assign(image=f"{k}.png", minor_px=minor_px, **{"class": code}))
         noise = table(angle_deg=rng.uniform(0, 180, 15))
         rows.append(noise.assign(image=f"{k}.png", minor_px=9.5, **{"class": 3}))
     crystal = spatial.find_crystals(pd.concat(rows, ignore_index=True), 4)

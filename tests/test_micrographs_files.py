@@ -23,9 +23,8 @@ CIRCLE = {"shape_attributes": {"name": "circle", "cx": 12, "cy": 12, "r": 5}, "r
 def test_zero_is_white_where_the_tag_says_so(dtype, tmp_path):
     ramp = np.tile(np.linspace(0, np.iinfo(dtype).max, 64), (8, 1)).astype(dtype)
     tifffile.imwrite(tmp_path / "a.tif", ramp, photometric="miniswhite")
-    Image.fromarray(ramp).save(
-        tmp_path / "b.tif", compression="tiff_lzw", tiffinfo={262: 0} if dtype != np.uint8 else {}
-    )
+    tags = {262: 0} if dtype != np.uint8 else {}
+    Image.fromarray(ramp).save(tmp_path / "b.tif", compression="tiff_lzw", tiffinfo=tags)
     assert to_uint8(read_grey(tmp_path / "a.tif"))[0, [0, -1]].tolist() == [255, 0]
     assert to_uint8(read_grey(tmp_path / "b.tif"))[0, 0] == (0 if dtype == np.uint8 else 255)  # by Pillow
 

@@ -41,9 +41,8 @@ def truths(dataset):
     return found
 
 
-EXPECTED = {"a_70kx.png": [(1, 100), (2, 100)], "b_300kx.tif": []}
-NUMBERED = {"a_70kx.png": [(1, 100), (1, 100)], "b_300kx.tif": []}  # instance numbers tell no class
 OTHER = [40, 10, 50, 10, 50, 20, 40, 20]
+BOTH = dict(zip(CLASSES, (SQUARE, OTHER), strict=True))
 
 
 def labels_of(format, folder):
@@ -66,7 +65,7 @@ def labels_of(format, folder):
         return folder / "maps"
     if format == "yolo-seg":
         lines = [f"{code} " + " ".join(f"{v / (48 if k % 2 else 64):.6f}" for k, v in enumerate(polygon))
-                 for code, polygon in ((0, SQUARE), (1, OTHER))]  # fmt: skip
+                 for code, polygon in enumerate(BOTH.values())]  # fmt: skip
         written(folder / "yolo" / "a_70kx.txt", "\n".join(lines) + "\n\n")
         return folder / "yolo"
     if format == "yolo-boxes":
@@ -74,18 +73,18 @@ def labels_of(format, folder):
         return written(folder / "yolo" / "a_70kx.txt", boxes).parent
     if format == "labelme":
         shapes = [{"label": name, "points": np.reshape(p, (-1, 2)).tolist(), "shape_type": "polygon", "group_id": None}
-                  for name, p in (("loop", SQUARE), ("dot", OTHER))]  # fmt: skip
+                  for name, p in BOTH.items()]  # fmt: skip
         sides = {"imagePath": "..\\a_70kx.png", "imageData": None, "imageHeight": 48, "imageWidth": 64}
         return written(folder / "me" / "a_70kx.json", {"version": "5.4.1", "shapes": shapes, **sides}).parent
     if format == "imagej":
         roifile = pytest.importorskip("roifile")
-        rois = [roifile.ImagejRoi.frompoints(np.reshape(p, (-1, 2)), name=f"{name}-0001")
-                for name, p in (("loop", SQUARE), ("dot", OTHER))]  # fmt: skip
+        from_points = roifile.ImagejRoi.frompoints
+        rois = [from_points(np.reshape(p, (-1, 2)), name=f"{name}-0001") for name, p in BOTH.items()]
         (folder / "rois").mkdir()
         roifile.roiwrite(folder / "rois" / "a_70kx.zip", rois)
         return folder / "rois"
     if format == "via3":
-        marks = {f"1_{k}": {"vid": "1", "xy": [7, *p], "av": {"1": str(k)}} for k, p in enumerate((SQUARE, OTHER))}
+        marks = {f"1_{k}": {"vid": "1", "xy": [7, *p], "av": {"1": str(k)}} for k, p in enumerate(BOTH.values())}
         files = {"1": {"fid": "1", "fname": "a_70kx.png"}, "2": {"fid": "2", "fname": "b_300kx.tif"}}
         options = {"1": {"aname": "kind", "options": {"0": "loop", "1": "dot"}}}
         view = {k: {"fid_list": [k]} for k in files}
@@ -95,14 +94,14 @@ def labels_of(format, folder):
         regions = [
             {"shape_attributes": {"name": "polygon", "all_points_x": p[::2], "all_points_y": p[1::2]},
              "region_attributes": {"kind": name, "sure": "yes"}}
-            for name, p in (("loop", SQUARE), ("dot", OTHER))
+            for name, p in BOTH.items()
         ]  # fmt: skip
         regions[1]["region_attributes"] = {"kind": {"dot": True, "loop": False}}
         entries = {"x1": {"filename": "a_70kx.png", "size": 1, "regions": regions},
                    "x2": {"filename": "b_300kx.tif", "size": 1, "regions": {}}}  # fmt: skip
         return written(folder / "via.json", {"_via_img_metadata": entries})
     boxes = [{"bbox": [0, 0, 9, 9], "bbox_mode": 0, "category_id": k, "segmentation": [p]}
-             for k, p in enumerate((SQUARE, OTHER))]  # fmt: skip
+             for k, p in enumerate(BOTH.values())]  # fmt: skip
     return written(folder / "d2.json", [
         {"file_name": "/home/x/a_70kx.png", "height": 48, "width": 64, "image_id": 0, "annotations": boxes},
         {"file_name": "b_300kx.tif", "image_id": 1, "annotations": []},
@@ -114,7 +113,8 @@ def test_every_format_gives_the_same_data_set(format, images, tmp_path):
     labels, classes = labels_of(format, tmp_path), CLASSES[: 1 if format == "instances" else 2]
     dataset = import_dataset(format[:3] if format == "via3" else format, images, labels, classes, 0.5, tmp_path / "out")
     assert dataset.classes == classes
-    assert truths(dataset) == (NUMBERED if format == "instances" else EXPECTED)
+    codes = (1, 1) if format == "instances" else (1, 2)  # instance numbers tell no class
+    assert truths(dataset) == {"a_70kx.png": [(code, 100) for code in codes], "b_300kx.tif": []}
     assert {m.pixel_size_nm for m in dataset.micrographs} == {0.5}
     # What an import writes, an import reads, with ids, names and sub-folders as they were.
     again = import_dataset("coco", tmp_path / "out" / "images", tmp_path / "out" / "annotations.json", None, None,
@@ -202,9 +202,7 @@ def test_via_shapes_and_their_problems(images, tmp_path):
     assert ids[34, 30] == 1 and ids[24, 38] == 0
     entry["regions"] = [region({"name": "rect", "x": 1}), region(circle, "spot"), region({"name": "circle", "cx": 3})]
     labels = written(tmp_path / "via.json", {"a": entry})
-    said = (
-        r"(?s)3 problem.*region 1, rect: only polygon.*region 3, circle: only.*instance 1: its class \['spot'\] is not"
-    )
+    said = r"(?s)3 problem.*region 1, rect: only polygon.*region 3, circle: only.*1: its class \['spot'\] is not"
     with pytest.raises(CompanionError, match=said):
         import_dataset("via", images, labels, CLASSES, 1, tmp_path / "again")
 

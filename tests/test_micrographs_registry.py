@@ -22,24 +22,23 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
-def test_the_phantom_is_rendered_once_per_settings_and_root_seed(cache):
+def test_the_phantom_is_rendered_whole_and_once_per_settings_and_root_seed(cache, monkeypatch):
     folder = registry.obtain("phantom", SMALL, 1)
     assert len(load_dataset(folder).micrographs) == 2
     (folder / "mark").touch()
     assert registry.obtain("phantom", SMALL, 1) == folder and (folder / "mark").exists()
     assert registry.obtain("phantom", Phantom(n_images=2, size_px=64, wedge=0.1), 1) != folder
     assert registry.obtain("phantom", SMALL, 2) != folder
+    before = set(cache.iterdir())
 
-
-def test_a_rendering_that_stops_leaves_nothing(cache, monkeypatch):
     def stopped(phantom, seed, target):
         (target / "images").mkdir(parents=True)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(registry, "render_dataset", stopped)
     with pytest.raises(KeyboardInterrupt):
-        registry.obtain("phantom", SMALL, 1)
-    assert not list(cache.iterdir())
+        registry.obtain("phantom", SMALL, 3)
+    assert set(cache.iterdir()) == before
 
 
 def test_a_path_is_used_as_it_is_and_downloads_are_never_implicit(cache, tmp_path):
@@ -72,10 +71,8 @@ def made(cache, tmp_path, monkeypatch):
     names = ["annotations.json", "images/m1.png", "images/m2.png"]
     checksums = {name: f"md5:{hashlib.md5((source / name).read_bytes()).hexdigest()}" for name in names}
 
-    def files(name, downloads):
-        return pooch.create(path=downloads, base_url="http://127.0.0.1:9/", registry=checksums)
-
-    monkeypatch.setattr(registry, "_files", files)
+    files = pooch.create(cache / ".downloads" / "made", "http://127.0.0.1:9/", registry=checksums)
+    monkeypatch.setattr(registry, "_files", lambda *_: files)
     monkeypatch.setitem(registry._FETCHED, "made", lambda here, to, card: shutil.copytree(here, to))
     known = {**registry.entries(), "made": {"licence": "MIT"}}
     monkeypatch.setattr(registry, "entries", lambda: known)

@@ -65,9 +65,7 @@ def test_drawn_splits_are_disjoint_nested_repeatable_and_mixed(numbers, seed, sh
     n_train, n_test, n_val = (len(scales) * share // 10 for share in shares)
     if not n_train or not n_test:
         return
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(splits, "near_duplicates", lambda *_: [])
-        made, again, small = (choose(listed(scales), seed, [n], n_test, n_val) for n in (n_train, n_train, 1))
+    made, again, small = (choose(listed(scales), seed, [n], n_test, n_val) for n in (n_train, n_train, 1))
     assert made == again and small.train == made.train[:1] and small.test == made.test
     assert (len(made.train), len(made.test), len(made.val)) == (n_train, n_test, n_val)
     assert len({*made.train, *made.test, *made.val}) == n_train + n_test + n_val
@@ -125,8 +123,11 @@ def test_near_duplicates_stay_on_one_side_of_a_drawn_split(tmp_path):
         assert "look like" not in made.warning
 
 
-def test_a_split_file_is_used_as_it_is_and_its_dangers_are_said(tmp_path):
+def test_a_split_file_comes_back_as_written_is_used_as_it_is_and_its_dangers_are_said(tmp_path):
     dataset, path = with_copies(tmp_path), tmp_path / "mine.yaml"
+    drawn = choose(dataset, 3, [3], 2, 1, n_fresh=2)
+    drawn.save(path)
+    assert choose(dataset, str(path), [3], 9, 9, n_fresh=2, root_seed=9) == drawn
     path.write_text("train: [m1.png, m2.png, m3.png]\ntest: [m9.png, m8.png]\nval: [m4.png]\n")
     made = choose(dataset, str(path), [2, 3], 1, n_fresh=3)
     assert (made.train, made.test, made.val) == (("m1.png", "m2.png", "m3.png"), ("m9.png", "m8.png"), ("m4.png",))
@@ -138,14 +139,6 @@ def test_a_split_file_is_used_as_it_is_and_its_dangers_are_said(tmp_path):
     assert "m9.png" not in choose(dataset, str(path), [1], 1, n_fresh=6).fresh, "it looks like one held out"
     with pytest.raises(CompanionError, match=r"needs n_fresh = 7 .* has 6: "):
         choose(dataset, str(path), [1], 1, n_fresh=7)
-
-
-def test_split_files_come_back_as_written(tmp_path):
-    make_dataset(tmp_path, n=9)
-    dataset = load_dataset(tmp_path)
-    drawn = choose(dataset, 3, [3], 2, 1, n_fresh=2)
-    drawn.save(tmp_path / "mine.yaml")
-    assert choose(dataset, str(tmp_path / "mine.yaml"), [3], 9, 9, n_fresh=2, root_seed=9) == drawn
 
 
 def test_bad_split_files_list_their_problems(tmp_path):

@@ -4,6 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
+import joblib
 import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
@@ -12,11 +13,15 @@ import pytest
 import yaml
 from conftest import ellipse_patches
 from IPython.core.interactiveshell import InteractiveShell
+from matplotlib.figure import Figure
 from project import ROOT
 from traitlets.config import Config
 
-from companion import layout
+from companion import layout, plots
 from companion.config import load_profile
+from companion.detection import predict
+from companion.diffusion import quality, sample
+from companion.masks import compare
 from companion.micrographs.images import write_grey
 from companion.micrographs.importers import import_dataset
 from companion.micrographs.patches import load_patches
@@ -39,11 +44,28 @@ def smoke(tmp_path_factory) -> Path:
     return runs
 
 
+def drawn(figure: Figure, folder: Path, name: str) -> Figure:
+    """Lay out and draw a figure, in place of `plots.save`: `make smoke` has written its pixels and its SVG."""
+    figure.draw_without_rendering()
+    plt.close(figure)
+    return figure
+
+
 @pytest.fixture
-def shell(monkeypatch, two_deals):
-    """A notebook's shell in this process: a kernel would load all packages anew. `make smoke` has run the kernels."""
+def shell(monkeypatch, two_deals, tmp_path):
+    """A notebook's shell in this process: a kernel would load all packages anew. `make smoke` has run the kernels.
+
+    What draws images, detects and judges is not computed again where a cell asks for the same a second time.
+    """
     monkeypatch.chdir(ROOT)
-    yield InteractiveShell.instance(config=Config(HistoryManager={"enabled": False}))
+    monkeypatch.setattr(plots, "save", drawn)
+    slow = ((sample.LatentDiffusion, "sample"), (predict, "predict"), (quality, "judge"), (compare, "compare"))
+    for owner, name in slow:
+        known = joblib.Memory(tmp_path, verbose=0).cache(getattr(owner, name))
+        monkeypatch.setattr(owner, name, lambda *given, known=known, **named: known(*given, **named))
+    shell = InteractiveShell.instance(config=Config(HistoryManager={"enabled": False}))
+    yield shell
+    shell.reset()  # the variables of one notebook are not kept beside those of the next
     InteractiveShell.clear_instance()
     plt.close("all")
 

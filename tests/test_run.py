@@ -1,7 +1,6 @@
 """A run as its user sees it: what is run again, what is not, what is refused. On a small copy of the project."""
 
 import fcntl
-import json
 import os
 import random
 import shutil
@@ -10,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import nbformat
 import pytest
 from project import Project
 
@@ -89,15 +89,12 @@ def test_what_two_profiles_have_in_common_is_done_once_and_changed_entries_have_
 
 def test_a_notebook_run_by_hand_reads_the_run_and_writes_beside_it(project):
     before = project.stamps()
-    name = project.root / "notebooks" / "07_thresholds.ipynb"
-    content = json.loads(name.read_text())
-    sources = ["".join(cell["source"]) for cell in content["cells"]]
-    content["cells"][1]["source"] = sources[1] + "iou = None\n"
     given = "load_profile(profile, dataset=dataset"
-    content["cells"][2]["source"] = sources[2].replace(given, f"{given}, changes={{'evaluation.iou': iou}}")
-    by_hand = project.root / "07_by_hand.ipynb"
-    by_hand.write_text(json.dumps(content))
-    command = [sys.executable, "-m", "papermill", by_hand.name, "out.ipynb", "-p", "iou", "0.3"]
+    notebook = nbformat.read(project.root / "notebooks" / "07_thresholds.ipynb", as_version=4)
+    notebook.cells[1].source += "iou = None\n"
+    notebook.cells[2].source = notebook.cells[2].source.replace(given, f"{given}, changes={{'evaluation.iou': iou}}")
+    nbformat.write(notebook, project.root / "by_hand.ipynb")
+    command = [sys.executable, "-m", "papermill", "by_hand.ipynb", "out.ipynb", "-p", "iou", "0.3"]
     subprocess.run(command, env=project.environment, cwd=project.root, check=True, capture_output=True)
     assert (project.tree("tiny+evaluation.iou-0.3") / "thresholds" / "result.json").is_file()
     assert project.stamps() == before and "14 of 14" in project.companion("status", "tiny")

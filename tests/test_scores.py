@@ -1,6 +1,7 @@
 """Matching and scores: by hand, undefined cases, and equality with one-threshold-at-a-time counting."""
 
 import itertools
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -8,6 +9,7 @@ import pytest
 from conftest import ellipse_patches
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.metrics import f1_score
 
 from companion.errors import CompanionError
 from companion.evaluation.formats import Truth, truth_of
@@ -51,12 +53,14 @@ def test_equals_the_plain_reference_at_every_threshold(rule, overlap):
         assert got == plain_match(overlap, c, IOU[i], rule)
 
 
-def test_the_two_rules_differ_where_defects_crowd():
+def test_the_two_rules_differ_where_defects_crowd_and_an_unknown_one_names_the_nearest():
     #              prediction 0 (best score)  1
     overlap = np.array([[0.6, 0.5], [0.8, 0.0]])
     assert match(overlap, np.array([2]), [0.5], "truth-greedy").tolist() == [[[0, -1]]]  # first truth takes 0
     assert match(overlap, np.array([2]), [0.5], "score-greedy").tolist() == [[[1, 0]]]  # 0 takes the second truth
     assert match(overlap[:, :1], np.array([1]), [0.5], "score-greedy").tolist() == [[[-1, 0]]]
+    with pytest.raises(CompanionError, match="did you mean 'truth-greedy'"):
+        match(overlap, np.array([1]), [0.5], "truth_greedy")
 
 
 def test_equality_with_a_threshold_counts():
@@ -72,29 +76,15 @@ def test_order_is_that_of_the_scores_and_never_of_the_file():
     assert match_once(np.zeros((2, 0)), scores[:0], boxes[:0], 0.5).tolist() == [-1, -1]
 
 
-def test_an_unknown_rule_names_the_nearest():
-    with pytest.raises(CompanionError, match="did you mean 'truth-greedy'"):
-        match(np.zeros((1, 1)), np.array([1]), [0.5], "truth_greedy")
-
-
-def frame(rows: list[tuple], last: list[str]) -> pd.DataFrame:
+def frame(last: list[str], *rows: tuple) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["patch", *BOX, *last]).astype(dict.fromkeys(["patch", last[-1]], "int64"))
 
 
-def truths(*rows):
-    return frame(list(rows), ["class"])
+truths, predictions = partial(frame, ["class"]), partial(frame, ["score", "label"])
 
 
 def known(table: pd.DataFrame, patches: int, classes: int = 3) -> Truth:
     return Truth(table, list(range(patches)), {code: f"class {code}" for code in range(1, classes + 1)})
-
-
-def predictions(*rows):
-    return frame(list(rows), ["score", "label"])
-
-
-def one(found: pd.DataFrame) -> dict:
-    return found.iloc[0].to_dict()
 
 
 def noisy(patches, seed: int, misses: float = 0.2, extra: float = 1.0) -> pd.DataFrame:
@@ -124,15 +114,14 @@ def plain_scores(found, patches, iou, confidence, rule):
         matched = plain_match(overlap, len(here), iou, rule)
         tp, fp, fn = tp + len(matched), fp + len(here) - len(matched), fn + len(truth) - len(matched)
         pairs += [(truth["class"].iloc[t], here["label"].iloc[p]) for t, p in matched.items()]
-    per_class = {}
-    for code in range(1, len(patches.classes) + 1):
-        either = sum(pair.count(code) for pair in pairs)
-        per_class[code] = 2 * pairs.count((code, code)) / either if either else np.nan
-    defined = [v for v in per_class.values() if not np.isnan(v)]
-    f1_class = float(np.mean(defined)) if present <= {truth for truth, _ in pairs} and len(present) > 1 else np.nan
+    codes = list(range(1, len(patches.classes) + 1))
+    per_class = np.full(len(codes), np.nan)
+    if pairs:
+        per_class = f1_score(*zip(*pairs, strict=True), labels=codes, average=None, zero_division=np.nan)
+    f1_class = np.nanmean(per_class) if present <= {truth for truth, _ in pairs} and len(present) > 1 else np.nan
     f1 = 2 * tp / (2 * tp + fp + fn) if tp + fp + fn else np.nan
     return {"tp": tp, "fp": fp, "fn": fn, "f1_detect": f1, "f1_class": f1_class,
-            **{f"f1_class_{k}": v for k, v in per_class.items()}}  # fmt: skip
+            **{f"f1_class_{k}": v for k, v in zip(codes, per_class, strict=True)}}  # fmt: skip
 
 
 @pytest.mark.parametrize("rule", ["truth-greedy", "score-greedy"])
@@ -155,13 +144,13 @@ def test_a_case_by_hand():
         (0, 0, 0, 10, 10, 0.9, 1), (0, 20, 20, 30, 30, 0.8, 1), (0, 60, 0, 70, 10, 0.7, 2), (1, 0, 0, 5, 5, 0.6, 1)
     )
     counts = count(found, known(truth, 3), [0.5], [0.5])
-    row = one(tabulate(counts))
+    row = tabulate(counts).iloc[0]
     assert (row["tp"], row["fp"], row["fn"]) == (2, 2, 2)
     assert (row["precision"], row["recall"], row["f1_detect"]) == (0.5, 0.5, 0.5)
     assert row["f1_class_1"] == pytest.approx(2 / 3)  # one right; one pair too many
     assert row["f1_class_2"] == 0.0 and np.isnan(row["f1_class_3"])  # class 3 is not in the truth: not averaged
     assert row["f1_class"] == pytest.approx(1 / 3) and row["f1_hm"] == pytest.approx(2 * 0.5 / 3 / (0.5 + 1 / 3))
-    skipped = one(tabulate(counts, unpredicted="skip"))
+    skipped = tabulate(counts, unpredicted="skip").iloc[0]
     assert (skipped["tp"], skipped["fp"], skipped["fn"]) == (2, 2, 1)  # the miss of patch 2 vanishes
     assert skipped["f1_detect"] == pytest.approx(4 / 7)
 
@@ -179,23 +168,20 @@ def test_a_class_of_the_truth_without_a_pair_leaves_f1_class_undefined():
     assert pooled(counts, np.array([1, 0]))["f1_class"][0, 1] == 1
 
 
-def test_undefined_stays_undefined():
+def test_undefined_stays_undefined_and_one_class_has_no_classification_score():
     truth, found = truths((0, 0, 0, 10, 10, 1), (0, 20, 0, 30, 10, 2)), predictions((0, 0, 0, 10, 10, 0.5, 1))
     rows = tabulate(count(found, known(truth, 1, 2), [0.5], [0.4, 0.6])).to_dict("records")
     assert rows[0]["f1_detect"] == pytest.approx(2 / 3) and np.isnan(rows[0]["f1_hm"])  # class 2 is in no pair
     assert rows[1]["tp"] == rows[1]["recall"] == rows[1]["f1_detect"] == 0
     assert all(np.isnan(rows[1][name]) for name in ("precision", "f1_class", "f1_hm"))
-    empty = one(tabulate(count(found[:0], known(truth[:0], 2, 2), [0.5], [0.5])))
+    empty = tabulate(count(found[:0], known(truth[:0], 2, 2), [0.5], [0.5])).iloc[0]
     assert all(np.isnan(empty[name]) for name in ("precision", "recall", "f1_detect", "f1_class", "f1_hm"))
-    no_truth = one(tabulate(count(found, known(truth[:0], 1, 2), [0.5], [0.5])))
+    no_truth = tabulate(count(found, known(truth[:0], 1, 2), [0.5], [0.5])).iloc[0]
     assert no_truth["precision"] == 0 and np.isnan(no_truth["recall"])
-
-
-def test_one_class_has_no_classification_score():
     truth, found = truths((0, 0, 0, 10, 10, 1)), predictions((0, 0, 0, 10, 10, 0.5, 1))
-    row = one(tabulate(count(found, known(truth, 1, 1), [0.5], [0.5])))
+    row = tabulate(count(found, known(truth, 1, 1), [0.5], [0.5])).iloc[0]
     assert row["f1_detect"] == 1 and all(np.isnan(row[name]) for name in ("f1_class_1", "f1_class", "f1_hm"))
-    row = one(tabulate(count(found.assign(label=2), known(truth, 1, 2), [0.5], [0.5])))
+    row = tabulate(count(found.assign(label=2), known(truth, 1, 2), [0.5], [0.5])).iloc[0]
     assert np.isnan(row["f1_class"])  # two classes are named, but only one occurs in the data
 
 
@@ -203,7 +189,7 @@ def test_one_class_has_no_classification_score():
 def test_a_perfect_detector_scores_one_and_file_order_never_matters(rule):
     patches = ellipse_patches(20, seed=5)
     perfect = patches.table.rename(columns={"class": "label"}).assign(score=0.9)
-    row = one(tabulate(count(perfect, truth_of(patches), [0.7], [0.9], rule)))
+    row = tabulate(count(perfect, truth_of(patches), [0.7], [0.9], rule)).iloc[0]
     assert (row["precision"], row["recall"], row["f1_hm"]) == (1, 1, 1)
     found = noisy(patches, 7, extra=3)
     a, b = (count(f, truth_of(patches), [0.3, 0.5], [0.1, 0.5], rule)

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from conftest import ellipse_patches
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 from companion.config.arms import ARMS
 from companion.evaluation import plots, significance, wording
@@ -45,7 +46,7 @@ def every_arm() -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     return chosen, pairs, paired_tests(pairs)
 
 
-def test_paired_t_by_hand():
+def test_paired_t_by_hand_and_why_it_is_undefined():
     result = paired_t([1.0, np.nan, 2.0, 3.0], 0.9)  # an undefined pair is left out
     assert (result["mean"], result["sd"], result["df"], result["n"]) == (2.0, 1.0, 2, 3)
     assert result["t"] == pytest.approx(2 * np.sqrt(3)) and result["undefined"] == ""
@@ -53,12 +54,9 @@ def test_paired_t_by_hand():
     half = stats.t.ppf(0.95, 2) / np.sqrt(3)
     assert (result["low"], result["high"]) == pytest.approx((2 - half, 2 + half))
     assert result["hedges_g"] == pytest.approx(2 / np.sqrt(np.pi))  # factor at df = 2: 1 / sqrt(pi)
-
-
-@pytest.mark.parametrize(("values", "says"), [([], "0 pairs"), ([0.1], "1 pair:"), ([0.1, 0.1], "equal")])
-def test_undefined_tests_say_why(values, says):
-    result = paired_t(values)
-    assert says in result["undefined"] and np.isnan(result["p"]) and np.isnan(result["low"])
+    for values, says in (([], "0 pairs"), ([0.1], "1 pair:"), ([0.1, 0.1], "equal")):
+        result = paired_t(values)
+        assert says in result["undefined"] and np.isnan(result["p"]) and np.isnan(result["low"])
 
 
 def test_sign_flip_against_every_pattern_and_its_floor():
@@ -73,6 +71,8 @@ def test_holm_of_the_papers_three():
     assert holm([0.0008, 0.0013, 0.069]).tolist() == pytest.approx([0.0024, 0.0026, 0.069])
     assert holm([0.01, np.nan, 0.04])[[0, 2]].tolist() == pytest.approx([0.02, 0.04])
     assert np.isnan(holm([np.nan])).all()
+    many = np.random.default_rng(0).uniform(0, 0.4, 12)
+    assert holm(many).tolist() == pytest.approx(multipletests(many, method="holm")[1])
 
 
 def test_every_arm_is_tested_against_its_baseline(every_arm):
@@ -108,20 +108,14 @@ def test_the_measure_that_stands_in():
     assert measure == "f1_detect" and "stands in" in words.replace("F1_detect stands in", "stands in")
 
 
-def counts(hits: list[int], predicted: list[int]) -> Counts:
-    """One class, one threshold; every patch holds four truths."""
-    pairs = np.array(hits, dtype=np.int32).reshape(-1, 1, 1, 1, 1)
-    known = np.full((len(hits), 1), 4, dtype=np.int32)
-    return Counts(pairs, np.array(predicted, dtype=np.int32)[:, None], known, (0.5,), (0.5,), (1,))
-
-
 def test_scores_are_resampled_by_micrograph_the_same_for_all_runs_of_a_split():
     index = pd.DataFrame({"image": ["a", "a", "b", "c"]})
-    counted = []
+    counted, four = [], np.full((4, 1), 4, dtype=np.int32)  # predictions and truths of every patch, of one class
     for arm, hits in (("EXP", [1, 2, 3, 0]), ("EXP+GEN", [2, 2, 4, 1])):
         keys = {"split": "1", "n_train": 4, "arm": arm, "seed": 1}
         run = Run(keys, pd.DataFrame(), replace(ellipse_patches(1), index=index))
-        counted.append((run, counts(hits, [4, 4, 4, 4])))
+        pairs = np.array(hits, dtype=np.int32).reshape(-1, 1, 1, 1, 1)
+        counted.append((run, Counts(pairs, four, four, (0.5,), (0.5,), (1,))))
     points = pd.DataFrame({"split": "1", "n_train": 4, "arm": ["EXP", "EXP+GEN"], "confidence": 0.5})
     table = significance.resampled_scores(counted, points, 0.5, Seeds(0), 4000)
     wide = table.pivot(index="resample", columns="arm", values="f1_detect")

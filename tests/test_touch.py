@@ -8,6 +8,7 @@ import pytest
 from conftest import ellipse_patches
 from project import ROOT
 from test_book import browser  # noqa: F401 (a fixture)
+from test_evaluation_runs import table
 
 from companion.evaluation import sliders, worth
 from companion.evaluation.runs import Run, count_runs, tabulate_runs
@@ -120,9 +121,8 @@ def test_one_picture_is_wiped_over_the_next_and_none_stands_on_its_head(opened, 
 
 @pytest.mark.slow
 def test_a_score_has_a_price_in_labelled_micrographs(opened) -> None:
-    rows = [("1", n, arm, seed, 0.1 * np.log10(n) + 0.5 + 0.02 * (arm == "EXP+GEN") + 0.01 * seed, 0)
-            for n in (10, 50, 100) for arm in ("EXP", "EXP+GEN") for seed in (1, 2)]  # fmt: skip
-    scores = pd.DataFrame(rows, columns=["split", "n_train", "arm", "seed", "f1_hm", "resample"])
+    levels = {n: {"EXP": 0.1 * np.log10(n) + 0.5, "EXP+GEN": 0.1 * np.log10(n) + 0.52} for n in (10, 50, 100)}
+    scores = table(levels, seeds=(1, 2), spread=0.01).assign(resample=0)
     gained, curve = worth.in_micrographs(scores, "f1_hm", np.random.default_rng(0), 50, 0.95)
     html = sliders.learning_curve(gained, curve, worth.said(gained, [10, 50, 100]), "f1_hm", 0.95)
     page = opened(html)

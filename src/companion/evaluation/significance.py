@@ -78,12 +78,10 @@ def sign_flip(differences: ArrayLike) -> tuple[float, float]:
 
 def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     """p-values adjusted for their number (Holm 1979); undefined ones (NaN) stay undefined and do not count."""
-    from statsmodels.stats.multitest import multipletests
-
     p = np.asarray(p_values, dtype=float)
-    adjusted, defined = np.full(p.shape, np.nan), np.isfinite(p)
-    if defined.any():
-        adjusted[defined] = multipletests(p[defined], method="holm")[1]
+    order, n = np.argsort(p), int(np.isfinite(p).sum())  # NaN comes last
+    adjusted = np.full(p.shape, np.nan)
+    adjusted[order[:n]] = np.maximum.accumulate(p[order[:n]] * np.arange(n, 0, -1)).clip(max=1)
     return adjusted
 
 

@@ -27,7 +27,7 @@ from companion.workflow import freshness
 from companion.workflow.freshness import DONE, ERROR, EXECUTED, STAMP
 
 PACKAGES = (
-    "numpy", "pandas", "scipy", "scikit-image", "scikit-learn", "torch", "torchvision", "diffusers", "statsmodels",
+    "numpy", "pandas", "scipy", "scikit-image", "scikit-learn", "torch", "torchvision", "diffusers",
 )  # fmt: skip
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 NUMBERS = ("n_train", "seed")  # keys that notebooks take as numbers; the others are texts

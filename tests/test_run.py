@@ -92,7 +92,7 @@ def test_a_notebook_run_by_hand_reads_the_run_and_writes_beside_it(project):
     name = project.root / "notebooks" / "07_thresholds.ipynb"
     content = json.loads(name.read_text())
     sources = ["".join(cell["source"]) for cell in content["cells"]]
-    content["cells"][1]["source"] = sources[1] + "iou = None\n"
+    content["cells"][1]["source"] = sources[1] + "iou: float = None\n"
     given = "load_profile(profile, dataset=dataset"
     content["cells"][2]["source"] = sources[2].replace(given, f"{given}, changes={{'evaluation.iou': iou}}")
     by_hand = project.root / "07_by_hand.ipynb"

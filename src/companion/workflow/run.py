@@ -13,9 +13,9 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import yaml
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from companion import provenance
 from companion.config import Profile
@@ -115,30 +115,28 @@ def _submission(folder: Path) -> list[str]:
 
 def _follow(process: subprocess.Popen[bytes], P: Profile, tree: Path, waiting: list[Job], cores: int) -> str:
     """Say what has finished and how long the rest will take, until the process has ended; returns it in short."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    before, began, left, walls, ended = stamps(tree), time.time(), [*waiting], {}, False
-    with Progress(*columns, console=CONSOLE, transient=True, disable=not CONSOLE.is_terminal) as progress:
-        task = progress.add_task("stages", total=len(waiting))
+    before, began, left, ended = stamps(tree), time.time(), [*waiting], False
+    with CONSOLE.status("") as line:
         while not ended:
             ended = process.poll() is not None
             for job in [job for job in left if (tree / job.folder / DONE).exists()]:
                 left.remove(job)
-                progress.advance(task)
                 how, stamp = "as it was", read_stamp(tree / job.folder)
                 if stamp and stamp != before.get(job.folder):
-                    walls[job.folder] = stamp["wall_s"]
                     how = duration(stamp["wall_s"])
                 rest = status.expected(P, left, cores)[0]["what is left"].sum()
                 how += f", {duration(time.time() - began)} so far{f', about {duration(rest)} left' if rest else ''}"
                 at = f"{len(waiting) - len(left):>3}/{len(waiting)}"
                 CONSOLE.print(f"  {at}  {job.folder}  {how}", highlight=False)
             running = [f"{job.folder}: {text}" for job in left if (text := status.progress_of(tree / job.folder))]
-            progress.update(task, description="; ".join(running[:2]) or "stages")
+            done = f"{len(waiting) - len(left)} of {len(waiting)} stages, {duration(time.time() - began)}"
+            line.update("; ".join([done, *running[:2]]))
             time.sleep(0 if ended else 0.5)
-    return f"{len(waiting)} stages done in {duration(time.time() - began)}, {_summary(tree, walls)}"
+    return f"{len(waiting)} stages done in {duration(time.time() - began)}, {_summary(tree, before)}"
 
 
-def _summary(tree: Path, walls: dict[str, float]) -> str:
+def _summary(tree: Path, before: dict[str, dict[str, Any]]) -> str:
+    walls = {name: stamp["wall_s"] for name, stamp in stamps(tree).items() if stamp != before.get(name)}
     slowest = max(walls, key=walls.__getitem__, default="none")
     size = sum(path.stat().st_size for path in tree.rglob("*") if path.is_file()) / 2**20
     said = f"{duration(sum(walls.values()))} of work; the longest: {slowest}, {duration(walls.get(slowest, 0))}. "

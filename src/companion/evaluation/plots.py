@@ -64,11 +64,12 @@ def intervals(axes: Axes, table: pd.DataFrame, by: str, value: str, hue: str, lo
 def interval_panels(
     table: pd.DataFrame, panel: str, by: str, value: str, hue: str, looks: Looks, title: str, orient: str = "x"
 ) -> tuple[Figure, list[Axes]]:
-    """`intervals` of each value of the column `panel`, two or three in a row, under one title and over one legend."""
-    parts = list(table.groupby(panel, sort=False))
+    """`intervals` of each value of the column `panel`, up to three in a row, under one title and over one legend."""
+    parts, marks = list(table.groupby(panel, sort=False)), table[by].nunique() * table[hue].nunique()
     columns = min(len(parts), 3 if table[by].nunique() < 4 or orient == "y" else 2)
+    columns = 1 if columns * marks > 30 and orient == "x" else columns  # too many to stand side by side
     rows, high = -(-len(parts) // columns), 0.4 * table[by].nunique() * (orient == "y")
-    size = (WIDTH if columns > 1 else 5.6, 1.1 + rows * (1.9 + high))
+    size = (WIDTH if len(parts) > 1 else 5.6, 1.1 + rows * (2.2 + high))
     figure, grid = plt.subplots(rows, columns, squeeze=False, figsize=size, sharey=orient == "y")
     for unused in grid.flat[len(parts) :]:
         unused.remove()
@@ -84,21 +85,11 @@ def arm_panels(
     panels: Mapping[str, pd.DataFrame], x: str, y: str, ylabel: str, title: str
 ) -> tuple[Figure, list[Axes]]:
     """Scores `y` of the arms at every `x`, a panel for each table of runs: means, bars from lowest to highest seed."""
-    every = pd.concat(panels)
-    places, arms = every[x].drop_duplicates().tolist(), [arm for arm in ARMS if arm in set(every["arm"])]
-    lines = len(panels) if len(arms) * len(places) * len(panels) > 30 else 1  # too many to stand side by side
-    size = WIDTH, 1 + 2.4 * lines
-    figure, grid = plt.subplots(lines, len(panels) // lines, figsize=size, squeeze=False, sharey=True)
-    for axes, (name, table) in zip(grid.flat, panels.items(), strict=True):
-        sns.pointplot(
-            table, x=x, y=y, hue="arm", order=places, hue_order=arms, palette=COLORS, linestyle="none", markersize=5,
-            markers=[ARMS[arm].marker for arm in arms], dodge=min(0.7, 0.15 * len(arms)), errorbar=("pi", 100),
-            err_kws={"linewidth": 1.2}, ax=axes,
-        )  # fmt: skip
-        axes.set(title=name, xlabel="", ylabel=ylabel)
-    legend_below(figure, grid[0][0])
-    figure.suptitle(title, fontsize=9)
-    return figure, list(grid.flat)
+    every = pd.concat(panels, names=["panel", None]).reset_index("panel")
+    table = every.groupby(["panel", x, "arm"], sort=False)[y].agg(score="mean", low="min", high="max").reset_index()
+    figure, axes = interval_panels(table, "panel", x, "score", "arm", LOOKS, title)
+    plt.setp(axes, ylabel=ylabel)
+    return figure, axes
 
 
 def legend_below(figure: Figure, axes: Axes) -> None:
@@ -146,7 +137,8 @@ def sizes(chosen: pd.DataFrame, tests: pd.DataFrame, measure: str, note: str) ->
     figure, panels = arm_panels(splits, "n_train", measure, f"{name} at each arm's threshold", title)
     own = tests[(tests["arm"] == "EXP+GEN") & (tests["measure"] == measure)].set_index("n_train")
     if chosen[measure].notna().any():  # from the tenth below to the tenth above, so that a gain of 0.02 is seen
-        panels[0].set_ylim(np.floor(10 * chosen[measure].min()) / 10, np.ceil(10 * chosen[measure].max() + 0.2) / 10)
+        ends = np.floor(10 * chosen[measure].min()) / 10, np.ceil(10 * chosen[measure].max() + 0.2) / 10
+        plt.setp(panels, ylim=ends)
     for panel in panels:
         shares = own.loc["split " + own["split"] == panel.get_title(), "share_of_left"].reindex(numbers)
         texts = [f"N = {n}" + ("" if pd.isna(s) else f"\n{100 * s:+.1f} %") for n, s in shares.items()]

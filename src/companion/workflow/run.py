@@ -37,14 +37,6 @@ def run(P: Profile, cores: int, cluster: Path | None = None) -> int:
     """
     for told in (signal.SIGINT, signal.SIGTERM):  # being told to end is an interrupt; a script's `&` ignores SIGINT
         signal.signal(told, signal.default_int_handler)
-    try:
-        return _run(P, cores, cluster)
-    except KeyboardInterrupt:
-        CONSOLE.print("interrupted; what is finished is kept, and the same command continues from here")
-        return 130
-
-
-def _run(P: Profile, cores: int, cluster: Path | None) -> int:
     here = ["--cores", str(cores), "--resources", f"gpu={P.jobs_per_device}"]
     where = here if cluster is None else _submission(cluster)
     _check_data(P)
@@ -70,7 +62,8 @@ def _run(P: Profile, cores: int, cluster: Path | None) -> int:
                 done = _follow(process, P, tree, waiting, cores)
             except KeyboardInterrupt:
                 _stop(process)
-                raise
+                CONSOLE.print("interrupted; what is finished is kept, and the same command continues from here")
+                return 130
     if process.returncode == 0:
         CONSOLE.print(done, highlight=False, soft_wrap=True)
         return 0

@@ -95,12 +95,11 @@ def _check_data(P: Profile) -> None:
 def _submission(folder: Path) -> list[str]:
     """Options that hand the jobs to a cluster."""
     settings = folder.resolve() / "config.yaml"
-    if not settings.is_file():
-        raise CompanionError(f"--cluster {folder}: no config.yaml there; copy cluster/slurm and edit its entries")
     try:
         executor = yaml.safe_load(settings.read_text(encoding="utf-8"))["executor"]
-    except (yaml.YAMLError, KeyError, TypeError):
-        raise CompanionError(f"{settings} names no executor, for instance `executor: slurm`") from None
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        needed = "there should be a config.yaml that names an executor; copy cluster/slurm and edit its entries"
+        raise CompanionError(f"--cluster {folder}: {needed}") from None
     if importlib.util.find_spec(f"snakemake_executor_plugin_{executor}") is None:
         raise CompanionError(f"{settings}: executor {executor} is not installed; pip install -e '.[cluster]'")
     return ["--workflow-profile", str(settings.parent)]

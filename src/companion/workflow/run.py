@@ -154,12 +154,11 @@ def _only_run(tree: Path) -> Iterator[int]:
     """Hold the folder's lock; the system releases it however the process ends."""
     try:
         tree.mkdir(parents=True, exist_ok=True)
-        opened = open(tree / ".lock", "w", encoding="utf-8")  # noqa: SIM115 (closed below)
+        lock = open(tree / ".lock", "w", encoding="utf-8")  # noqa: SIM115 (closed below)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise CompanionError(f"another run is working on {shown(tree)}; wait for it or stop it") from None
     except OSError as error:
         raise CompanionError(f"{shown(tree)} cannot be written to: {error.strerror}") from None
-    with opened as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CompanionError(f"another run is working on {shown(tree)}; wait for it or stop it") from None
+    with lock:
         yield lock.fileno()

@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path, PurePosixPath
@@ -60,13 +60,8 @@ def committed(P: Profile) -> Iterator[bool]:
     """Let ``results/`` be the folder of runs where a profile's run is committed there and none is here; yield which."""
     kept = layout.root() / "results"
     use = not stamps(Layout(P).tree) and (kept / P.folder / Path(P.dataset).name).is_dir()
-    with runs_in(kept if use else layout.runs()):
+    with patch.dict(os.environ, COMPANION_RUNS=str(kept if use else layout.runs())):  # also for what it starts
         yield use
-
-
-def runs_in(folder: Path) -> AbstractContextManager:
-    """Let `folder` be the folder of runs, for this process and those that it starts."""
-    return patch.dict(os.environ, COMPANION_RUNS=str(folder))
 
 
 def bundle(P: Profile, out: Path | None) -> list[Path]:
@@ -198,7 +193,8 @@ def draw_again(P: Profile, tree: Path, cores: int, pages: Mapping[str, Path]) ->
     if P.dataset == "phantom":
         groups.insert(0, [Layout(P, tree).micrographs(split) for split in P.split_names])
     different: list[str] = []
-    with runs_in(base), ProcessPoolExecutor(cores, mp_context=get_context("spawn")) as pool:
+    spawned, elsewhere = get_context("spawn"), patch.dict(os.environ, COMPANION_RUNS=str(base))
+    with elsewhere, ProcessPoolExecutor(cores, mp_context=spawned) as pool:
         for group in groups:
             copies = [drawn / place.relative_to(tree) for place in group]
             list(pool.map(_draw, copies))

@@ -62,15 +62,16 @@ def intervals(axes: Axes, table: pd.DataFrame, by: str, value: str, hue: str, lo
 
 
 def interval_panels(
-    table: pd.DataFrame, panel: str, by: str, value: str, hue: str, looks: Looks, title: str, orient: str = "x"
-) -> tuple[Figure, list[Axes]]:
+    table: pd.DataFrame, panel: str, by: str, value: str, hue: str, looks: Looks, title: str, orient: str = "x",
+    sharey: bool = False,
+) -> tuple[Figure, list[Axes]]:  # fmt: skip
     """`intervals` of each value of the column `panel`, up to three in a row, under one title and over one legend."""
     parts, marks = list(table.groupby(panel, sort=False)), table[by].nunique() * table[hue].nunique()
     columns = min(len(parts), 3 if table[by].nunique() < 4 or orient == "y" else 2)
-    columns = 1 if columns * marks > 30 and orient == "x" else columns  # too many to stand side by side
+    columns = 1 if columns * marks > 27 and orient == "x" else columns  # too many to stand side by side
     rows, high = -(-len(parts) // columns), 0.4 * table[by].nunique() * (orient == "y")
     size = (WIDTH if len(parts) > 1 else 5.6, 1.1 + rows * (2.2 + high))
-    figure, grid = plt.subplots(rows, columns, squeeze=False, figsize=size, sharey=orient == "y")
+    figure, grid = plt.subplots(rows, columns, squeeze=False, figsize=size, sharey=sharey or orient == "y")
     for unused in grid.flat[len(parts) :]:
         unused.remove()
     for axes, (name, own) in zip(grid.flat, parts, strict=False):
@@ -87,7 +88,7 @@ def arm_panels(
     """Scores `y` of the arms at every `x`, a panel for each table of runs: means, bars from lowest to highest seed."""
     every = pd.concat(panels, names=["panel", None]).reset_index("panel")
     table = every.groupby(["panel", x, "arm"], sort=False)[y].agg(score="mean", low="min", high="max").reset_index()
-    figure, axes = interval_panels(table, "panel", x, "score", "arm", LOOKS, title)
+    figure, axes = interval_panels(table, "panel", x, "score", "arm", LOOKS, title, sharey=True)
     plt.setp(axes, ylabel=ylabel)
     return figure, axes
 
@@ -137,8 +138,7 @@ def sizes(chosen: pd.DataFrame, tests: pd.DataFrame, measure: str, note: str) ->
     figure, panels = arm_panels(splits, "n_train", measure, f"{name} at each arm's threshold", title)
     own = tests[(tests["arm"] == "EXP+GEN") & (tests["measure"] == measure)].set_index("n_train")
     if chosen[measure].notna().any():  # from the tenth below to the tenth above, so that a gain of 0.02 is seen
-        ends = np.floor(10 * chosen[measure].min()) / 10, np.ceil(10 * chosen[measure].max() + 0.2) / 10
-        plt.setp(panels, ylim=ends)
+        panels[0].set_ylim(np.floor(10 * chosen[measure].min()) / 10, np.ceil(10 * chosen[measure].max() + 0.2) / 10)
     for panel in panels:
         shares = own.loc["split " + own["split"] == panel.get_title(), "share_of_left"].reindex(numbers)
         texts = [f"N = {n}" + ("" if pd.isna(s) else f"\n{100 * s:+.1f} %") for n, s in shares.items()]
@@ -221,17 +221,11 @@ def quality_by_size(quality: pd.DataFrame, note: str) -> Figure:
 
 
 def error_kinds(counts: pd.DataFrame, note: str) -> Figure:
-    """Errors of each kind per defect in one condition, a panel per side: bars are means of seeds, dots single runs."""
-    sides, arms = dict(list(counts.groupby("against", sort=False))), [a for a in ARMS if a in set(counts["arm"])]
-    size = (6.8, 0.9 + 2.3 * len(sides))
-    figure, panels = plt.subplots(len(sides), figsize=size, sharex=True, sharey=True, squeeze=False)
-    for axes, (side, own) in zip(panels.flat, sides.items(), strict=True):
-        look = {"data": own, "x": "error", "y": "per_truth", "hue": "arm", "hue_order": arms, "ax": axes}
-        sns.barplot(**look, palette=COLORS, errorbar=None, alpha=0.5)
-        sns.stripplot(**look, palette=COLORS, dodge=True, jitter=False, size=3, legend=False)
-        axes.set(xlabel="", ylabel=f"errors per defect\nof the {side}")
-    legend_below(figure, panels.flat[0])
-    figure.suptitle(f"Kinds of errors, each arm at its threshold\n{note}", fontsize=9)
+    """Errors of each kind per defect in one condition, a panel per side: means, bars from lowest to highest seed."""
+    sides = {f"of the {side}": own for side, own in counts.groupby("against", sort=False)}
+    title = f"Kinds of errors, each arm at its threshold\n{note}"
+    figure, panels = arm_panels(sides, "error", "per_truth", "errors per defect", title)
+    panels[0].set_ylim(bottom=0)
     return figure
 
 

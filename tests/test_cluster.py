@@ -167,8 +167,7 @@ def test_settings_name_the_rules_that_train(name):
 
 @pytest.mark.parametrize(("content", "said"), [
     (None, "should be a config.yaml that names an executor; copy cluster/slurm"),
-    ("jobs: 3", "names an executor"),
-    ("executor: [", "names an executor"),
+    ("jobs: 3", "names an executor"), ("executor: [", "names an executor"),
     ("executor: lsf", "executor lsf is not installed"),
 ])  # fmt: skip
 def test_unusable_settings_are_one_message_before_any_work(content, said, tmp_path, monkeypatch):

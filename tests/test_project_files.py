@@ -34,7 +34,7 @@ def lines(*folders: str) -> int:
 def test_the_house_stays_readable_in_a_day() -> None:
     # The aims are 10,000 lines of package and 6,500 of tests; formats, first page and course took it away from them.
     # From here these limits only fall.
-    assert lines("src") <= 12_503 and lines("tests") <= 6_683 and lines("benchmarks", "scripts") <= 1_927
+    assert lines("src") <= 12_456 and lines("tests") <= 6_683 and lines("benchmarks", "scripts") <= 1_927
     long = {p.name: n for p in SOURCES if (n := len(p.read_text(encoding="utf-8").splitlines())) > 300}
     assert not long
     assert len([p for p in (ROOT / "src" / "companion").glob("*.py") if p.name != "__init__.py"]) <= 14

@@ -51,7 +51,7 @@ def notebook(name: str, more: str = "") -> nbformat.NotebookNode:
     """A notebook that writes what it read of the profile to each of its folders."""
     folder, reads, below = NOTEBOOKS[name]
     keys = [] if folder.startswith("page") else folder[folder.index("(") + 1 : -1].split(", ")
-    given = "".join(f"{key} = {'0' if key in ('n_train', 'seed') else repr('')}\n" for key in keys)
+    given = "".join(f"{key}: {'int = 0' if key in ('n_train', 'seed') else 'str = None'}\n" for key in keys)
     work = (
         "from companion.config import ARMS, load_profile\nfrom companion.layout import Layout, check_parameters\n"
         "from companion.provenance import write_json\ncheck_parameters()\n"
@@ -60,9 +60,10 @@ def notebook(name: str, more: str = "") -> nbformat.NotebookNode:
         f"for part in {['', *below.split()]}:\n    told = read if not part else read[:1]\n"
         f"    write_json(out / part / 'result.json', [part, *told])\n{more}"
     )
+    given = f'profile: str = "tiny"\ndataset: str = "phantom"\n{given}'
     cells = [
         nbformat.v4.new_markdown_cell(f"# {name}"),
-        nbformat.v4.new_code_cell(f'profile = "tiny"\ndataset = "phantom"\n{given}', metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell(given, metadata={"tags": ["parameters"]}),
         nbformat.v4.new_code_cell(work),
     ]
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}

@@ -166,9 +166,8 @@ def test_settings_name_the_rules_that_train(name):
 
 
 @pytest.mark.parametrize(("content", "said"), [
-    (None, "no config.yaml there; copy cluster/slurm"),
-    ("jobs: 3", "names no executor"),
-    ("executor: [", "names no executor"),
+    (None, "should be a config.yaml that names an executor; copy cluster/slurm"),
+    ("jobs: 3", "names an executor"), ("executor: [", "names an executor"),
     ("executor: lsf", "executor lsf is not installed"),
 ])  # fmt: skip
 def test_unusable_settings_are_one_message_before_any_work(content, said, tmp_path, monkeypatch):

@@ -65,20 +65,19 @@ def show_status(
 
 @app.command()
 def bundle(
-    profile: ProfileName, out: Annotated[Path, typer.Option(help="folder to make")], dataset: DatasetName = None,
-    split: SplitName = None, changes: Changes = None,
-    partial: Annotated[bool, typer.Option("--partial", help="all that is finished, with weights")] = False,
+    profile: ProfileName, dataset: DatasetName = None, split: SplitName = None, changes: Changes = None,
+    out: Annotated[Path | None, typer.Option(help="folder to make, of all that is finished, with weights")] = None,
 ) -> None:  # fmt: skip
-    """Pack what the book needs of a finished run, or, to go on elsewhere, all that is finished (--partial)."""
+    """Pack what the book needs of a finished run into results/, or all that is finished, to go on elsewhere (--out)."""
     from companion.workflow import reference_run
 
-    written = reference_run.bundle(_profile(profile, dataset, split, changes), out, "resume" if partial else "book")
-    print(f"{out}: {len(written)} files, {sum(path.stat().st_size for path in written) / 2**20:.1f} MiB")
+    written = reference_run.bundle(_profile(profile, dataset, split, changes), out)
+    print(f"{out or 'results/'}: {len(written)} files, {sum(path.stat().st_size for path in written) / 2**20:.1f} MiB")
 
 
 @app.command()
-def unbundle(folder: Annotated[Path, typer.Argument(help="what `companion bundle` made")]) -> None:
-    """Check every file of a bundle and install it in results/, or (of --partial) in runs/; nothing is executed."""
+def unbundle(folder: Annotated[Path, typer.Argument(help="what `companion bundle --out` made")]) -> None:
+    """Check every file of a bundle and install in runs/ what is missing there; nothing is executed."""
     from companion.workflow import reference_run
 
     print(reference_run.unbundle(folder))

@@ -154,30 +154,19 @@ def check_parameters() -> None:
     """
     from IPython import get_ipython
 
-    cells: list[str] = shell.user_ns["In"] if (shell := get_ipython()) else []
-    at = next((k for k, cell in enumerate(cells) if cell.startswith("# Parameters\n")), 0)
-    declared = next((found for cell in reversed(cells[:at]) if (found := _assigned(cell))), {})
+    space: dict[str, Any] = shell.user_ns if (shell := get_ipython()) else {"In": []}
+    at = next((k for k, cell in enumerate(space["In"]) if cell.startswith("# Parameters\n")), 0)
+    before, given = (ast.parse("\n".join(cells)).body for cells in (space["In"][:at], space["In"][at : at + 1]))
+    declared = {node.target.id: node.annotation.id for node in before if isinstance(node, ast.AnnAssign)}
     wrong = []
-    for name, value in _assigned(cells[at]).items() if at else ():
-        if name not in declared:
+    for name in (node.targets[0].id for node in given):
+        value, kind = space[name], declared.get(name)
+        if kind is None:
             wrong.append(f"{name}: no such parameter; {nearest(name, declared)}")
-        elif type(declared[name]) not in (type(value), type(None)) and not (name == "split" and isinstance(value, int)):
-            wrong.append(f"{name} = {value!r}: should be of type {type(declared[name]).__name__}")
+        elif type(value).__name__ not in (kind, "int" if kind == "float" or name == "split" else kind):
+            wrong.append(f"{name} = {value!r}: should be of type {kind}")
     if wrong:
         raise problems("unusable parameter(s) of this notebook:", wrong)
-
-
-def _assigned(source: str) -> dict[str, Any]:
-    """Literal values that a cell assigns to plain names."""
-    found = {}
-    for node in ast.parse(source).body:
-        match node:
-            case ast.Assign([ast.Name(name)], value) | ast.AnnAssign(ast.Name(name), value=value) if value:
-                try:
-                    found[name] = ast.literal_eval(value)
-                except ValueError:
-                    return {}
-    return found
 
 
 def written(folder: Path) -> pd.DataFrame:

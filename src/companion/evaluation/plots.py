@@ -62,14 +62,16 @@ def intervals(axes: Axes, table: pd.DataFrame, by: str, value: str, hue: str, lo
 
 
 def interval_panels(
-    table: pd.DataFrame, panel: str, by: str, value: str, hue: str, looks: Looks, title: str, orient: str = "x"
-) -> tuple[Figure, list[Axes]]:
-    """`intervals` of each value of the column `panel`, two or three in a row, under one title and over one legend."""
-    parts = list(table.groupby(panel, sort=False))
+    table: pd.DataFrame, panel: str, by: str, value: str, hue: str, looks: Looks, title: str, orient: str = "x",
+    sharey: bool = False,
+) -> tuple[Figure, list[Axes]]:  # fmt: skip
+    """`intervals` of each value of the column `panel`, up to three in a row, under one title and over one legend."""
+    parts, marks = list(table.groupby(panel, sort=False)), table[by].nunique() * table[hue].nunique()
     columns = min(len(parts), 3 if table[by].nunique() < 4 or orient == "y" else 2)
+    columns = 1 if columns * marks > 27 and orient == "x" else columns  # too many to stand side by side
     rows, high = -(-len(parts) // columns), 0.4 * table[by].nunique() * (orient == "y")
-    size = (WIDTH if columns > 1 else 5.6, 1.1 + rows * (1.9 + high))
-    figure, grid = plt.subplots(rows, columns, squeeze=False, figsize=size, sharey=orient == "y")
+    size = (WIDTH if len(parts) > 1 else 5.6, 1.1 + rows * (2.2 + high))
+    figure, grid = plt.subplots(rows, columns, squeeze=False, figsize=size, sharey=sharey or orient == "y")
     for unused in grid.flat[len(parts) :]:
         unused.remove()
     for axes, (name, own) in zip(grid.flat, parts, strict=False):
@@ -84,21 +86,11 @@ def arm_panels(
     panels: Mapping[str, pd.DataFrame], x: str, y: str, ylabel: str, title: str
 ) -> tuple[Figure, list[Axes]]:
     """Scores `y` of the arms at every `x`, a panel for each table of runs: means, bars from lowest to highest seed."""
-    every = pd.concat(panels)
-    places, arms = every[x].drop_duplicates().tolist(), [arm for arm in ARMS if arm in set(every["arm"])]
-    lines = len(panels) if len(arms) * len(places) * len(panels) > 30 else 1  # too many to stand side by side
-    size = WIDTH, 1 + 2.4 * lines
-    figure, grid = plt.subplots(lines, len(panels) // lines, figsize=size, squeeze=False, sharey=True)
-    for axes, (name, table) in zip(grid.flat, panels.items(), strict=True):
-        sns.pointplot(
-            table, x=x, y=y, hue="arm", order=places, hue_order=arms, palette=COLORS, linestyle="none", markersize=5,
-            markers=[ARMS[arm].marker for arm in arms], dodge=min(0.7, 0.15 * len(arms)), errorbar=("pi", 100),
-            err_kws={"linewidth": 1.2}, ax=axes,
-        )  # fmt: skip
-        axes.set(title=name, xlabel="", ylabel=ylabel)
-    legend_below(figure, grid[0][0])
-    figure.suptitle(title, fontsize=9)
-    return figure, list(grid.flat)
+    every = pd.concat(panels, names=["panel", None]).reset_index("panel")
+    table = every.groupby(["panel", x, "arm"], sort=False)[y].agg(score="mean", low="min", high="max").reset_index()
+    figure, axes = interval_panels(table, "panel", x, "score", "arm", LOOKS, title, sharey=True)
+    plt.setp(axes, ylabel=ylabel)
+    return figure, axes
 
 
 def legend_below(figure: Figure, axes: Axes) -> None:
@@ -229,17 +221,11 @@ def quality_by_size(quality: pd.DataFrame, note: str) -> Figure:
 
 
 def error_kinds(counts: pd.DataFrame, note: str) -> Figure:
-    """Errors of each kind per defect in one condition, a panel per side: bars are means of seeds, dots single runs."""
-    sides, arms = dict(list(counts.groupby("against", sort=False))), [a for a in ARMS if a in set(counts["arm"])]
-    size = (6.8, 0.9 + 2.3 * len(sides))
-    figure, panels = plt.subplots(len(sides), figsize=size, sharex=True, sharey=True, squeeze=False)
-    for axes, (side, own) in zip(panels.flat, sides.items(), strict=True):
-        look = {"data": own, "x": "error", "y": "per_truth", "hue": "arm", "hue_order": arms, "ax": axes}
-        sns.barplot(**look, palette=COLORS, errorbar=None, alpha=0.5)
-        sns.stripplot(**look, palette=COLORS, dodge=True, jitter=False, size=3, legend=False)
-        axes.set(xlabel="", ylabel=f"errors per defect\nof the {side}")
-    legend_below(figure, panels.flat[0])
-    figure.suptitle(f"Kinds of errors, each arm at its threshold\n{note}", fontsize=9)
+    """Errors of each kind per defect in one condition, a panel per side: means, bars from lowest to highest seed."""
+    sides = {f"of the {side}": own for side, own in counts.groupby("against", sort=False)}
+    title = f"Kinds of errors, each arm at its threshold\n{note}"
+    figure, panels = arm_panels(sides, "error", "per_truth", "errors per defect", title)
+    panels[0].set_ylim(bottom=0)
     return figure
 
 

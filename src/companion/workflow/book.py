@@ -112,7 +112,7 @@ def first_minute(name: str, results: Results, target: Path) -> str:
     said = f"**{finding}** {number}\n\n*But*: {' '.join(but)}"
     text = f":::{{admonition}} In one minute\n:class: one-minute\n\n{said}\n:::\n"
     if name == "11_claims":
-        return text + "\n" + pages.claim_cards(results.json(name, "claims")["claims"], "", whole=True)
+        return text + "\n" + pages.claim_cards(results.json(name, "claims")["claims"], whole=True)
     figure = found.PAGES[name][0]
     if not (made := results.at[name] / "figures" / f"{figure}.png").is_file():
         return text  # nothing to draw in this run

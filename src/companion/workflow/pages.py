@@ -84,10 +84,10 @@ def data_notice(dataset: str, profile: str) -> str:
     return f":::{{admonition}} {title}\n:class: warning companion-notice\n\n{data} {size}\n:::\n"
 
 
-def claim_cards(claims: Iterable[Mapping[str, Any]], folder: str = "executed/", whole: bool = False) -> str:
-    """HTML cards of claims: verdict, the paper, this run; as a `whole` also why, the rule, and whether other thresholds
-    or the exact truth change the verdict. `folder` is where notebooks' pages lie, seen from the page of the cards."""
-    cards = []
+def claim_cards(claims: Iterable[Mapping[str, Any]], whole: bool = False) -> str:
+    """HTML cards of claims: verdict, the paper, this run; as a `whole`, for the page of notebook 11, also why, rule,
+    and whether other thresholds or the exact truth change the verdict."""
+    cards, folder = [], "" if whole else "executed/"
     for c in claims:
         name, t = c["id"], {key: html.escape(said(str(value))) for key, value in c.items()}
         chip, link = t["verdict"].replace(" ", "-"), f"{folder}{c['notebook']}.html"

@@ -1,9 +1,9 @@
-"""A finished run as plain files that fit into git: packed, installed, drawn again and compared.
+"""A finished run as plain files: packed to go on elsewhere, or for the book, which draws it again and compares.
 
-A bundle has the layout of ``runs/``, and its stamps name the hash of every file. For the book it holds predictions,
-scores, and the pages of what is not drawn again; weights, arrays, logs, masks and tables with a row for each defect or
-resample stay behind, and the stamps say so: ``left_out``, ``packed``. To go on elsewhere it holds every finished stage
-whole.
+A bundle has the layout of ``runs/``, and its stamps name the hash of every file. To go on elsewhere it holds every
+finished stage whole. For the book it fits into git and holds predictions, scores, and the pages of what is not drawn
+again; weights, arrays, logs, masks and tables with a row for each defect or resample stay behind, and the stamps say
+so: ``left_out``, ``packed``.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any
 from unittest.mock import patch
 
 import nbformat
@@ -60,43 +60,39 @@ def committed(P: Profile) -> Iterator[bool]:
     """Let ``results/`` be the folder of runs where a profile's run is committed there and none is here; yield which."""
     kept = layout.root() / "results"
     use = not stamps(Layout(P).tree) and (kept / P.folder / Path(P.dataset).name).is_dir()
-    with runs_in(kept if use else layout.runs()):
+    with patch.dict(os.environ, COMPANION_RUNS=str(kept if use else layout.runs())):  # also for what it starts
         yield use
 
 
-def runs_in(folder: Path) -> AbstractContextManager:
-    """Let `folder` be the folder of runs, for this process and those that it starts."""
-    return patch.dict(os.environ, COMPANION_RUNS=str(folder))
+def bundle(P: Profile, out: Path | None) -> list[Path]:
+    """Pack a run: for the book into its folder in results/, or all that is finished into `out`; returns the files.
 
-
-def bundle(P: Profile, out: Path, purpose: Literal["book", "resume"]) -> list[Path]:
-    """Pack a run into the folder `out`, which must not be there or be empty; returns the files written.
-
-    A `CompanionError` says that the run is not complete ("book"), holds nothing ("resume"), is too large for git (the
-    largest files are named), or tells where on this machine it was made.
+    A `CompanionError` says that the run is not complete (for the book) or has begun nothing, is there in `out` already,
+    is too large for git (the largest files are named), or tells where on this machine it was made.
     """
-    if out.exists() and any(out.iterdir()):
-        raise CompanionError(f"--out {out} holds something already; give a folder that is empty or not there yet")
     tree, found = Layout(P).tree, jobs(P)
-    waiting = [each for each in found if each.why != []]
-    if waiting and (purpose == "book" or len(waiting) == len(found)):
-        said = (f"{each.folder}: {'; '.join(each.why or ['missing'])}" for each in waiting)
+    place = (out or layout.root() / "results") / P.folder / tree.name
+    if out and place.exists():
+        raise CompanionError(f"{place} is there already; give another folder as --out")
+    made = [tree / each.folder for each in found if each.why == []]
+    if not made or (not out and len(made) < len(found)):
+        said = (f"{each.folder}: {'; '.join(each.why or ['missing'])}" for each in found if each.why != [])
         raise problems(f"the run of {P.name} is not complete; `companion run {P.name}` makes it:", said)
     # What is drawn again needs no copy of its page. Of the run on real micrographs one is shown, and a picture of 05.
     again = {REAL, *(["01_micrographs", *chain(*DRAWN_AGAIN)] if P.dataset == "phantom" else [])}
     pages = {folder: name for name, folder in shown(P, tree).items()
              if name not in again and (P.name != "real" or name == "05_generated_images")}  # fmt: skip
-    with atomic_folder(out) as folder:
-        for name in (each.folder for each in found if each.why == []):
-            stage, target = tree / name, folder / P.folder / tree.name / name
-            if purpose == "book":
-                _pack(stage, target, pages.get(stage), P.name == "real")
-            else:
+    with atomic_folder(place) as folder:
+        for stage in made:
+            target = folder / stage.relative_to(tree)
+            if out:
                 job.copy(stage, target, (read_stamp(stage) or {})["outputs"])
-            if purpose == "resume" or (stage in pages and P.name != "real"):
+            else:
+                _pack(stage, target, pages.get(stage), P.name == "real")
+            if out or (stage in pages and P.name != "real"):
                 nbformat.write(executed(stage / EXECUTED), target / EXECUTED)
-        _check(folder, purpose)
-    return [path for path in sorted(out.rglob("*")) if path.is_file()]
+        _check(folder, None if out else LIMIT)
+    return [path for path in sorted(place.rglob("*")) if path.is_file()]
 
 
 def _pack(stage: Path, target: Path, page: str | None, real: bool) -> None:
@@ -138,13 +134,13 @@ def _is_packed(stage: Path, name: str, page: str | None, real: bool) -> bool:
     return path.suffix in (".json", ".parquet", ".yaml")
 
 
-def _check(folder: Path, purpose: str) -> None:
-    """A bundle for the book fits into git, and none says where on a machine it was made."""
+def _check(folder: Path, limit: int | None) -> None:
+    """Refuse a bundle of more bytes than its limit, and one that says where on a machine it was made."""
     sizes = {path: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
     files, total = sorted(sizes, key=sizes.get, reverse=True), sum(sizes.values())
-    if purpose == "book" and total > LIMIT:
+    if limit and total > limit:
         told = [f"{path.relative_to(folder)}: {sizes[path] / 2**20:.1f} MiB" for path in files[:5]]
-        said = f"a bundle of {total / 2**20:.1f} MiB is above the limit of {LIMIT >> 20} MiB; its largest:"
+        said = f"a bundle of {total / 2**20:.1f} MiB is above the limit of {limit >> 20} MiB; its largest:"
         raise problems(said, told)
     here = [str(path).encode() for path in (layout.root(), layout.runs(), layout.data_cache(), Path.home())]
     texts = [path for path in files if path.suffix in (".json", ".yaml", ".ipynb", ".svg")]
@@ -153,40 +149,34 @@ def _check(folder: Path, purpose: str) -> None:
 
 
 def unbundle(source: Path) -> str:
-    """Check a bundle against its stamps and install it; nothing in it is executed. Returns what and where.
+    """Check a bundle against its stamps and install in runs/ what is missing there; returns what and where.
 
-    Only files that a stamp names are taken. One for the book takes the place of a run in results/; of one to go on with
-    the stages that are missing here go to runs/. A `CompanionError` says that it is no bundle, of other code than this
-    checkout's, or with files that are missing or changed.
+    Only files that a stamp names are taken, and nothing is executed. A `CompanionError` says that it is no bundle, was
+    packed for the book, is of other code than this checkout's, or lacks files or has changed ones.
     """
     trees = {path.parent for path in source.glob("*/*/*") if any(path.rglob(STAMP))}
     if len(trees) != 1:
         raise CompanionError(f"{source} is not a bundle: it should hold one run, as `companion bundle` writes it")
-    (tree,), taken, wrong, book = trees, {}, [], False
+    (tree,), taken, wrong = trees, {}, []
     for stage in (path.parent for path in sorted(tree.rglob(STAMP))):
         try:
             if (stamp := read_stamp(stage)) is None:
                 raise CompanionError(f"{STAMP} cannot be read")
-            packed = {**stamp["outputs"], **stamp.get("packed", {})}
-            packed = {name: sha for name, sha in packed.items() if name not in stamp.get("left_out", [])}
             there = freshness.outputs(stage)
-            if changed := [name for name, sha in packed.items() if there.get(name) != sha]:
+            if changed := [name for name, sha in stamp["outputs"].items() if there.get(name) != sha]:
                 raise CompanionError(f"{changed[0]} is not what was packed")
             if stamp["code"] != freshness.code(stamp["notebook"]):
                 raise CompanionError("made by another version of the code than this checkout's")
-            taken[stage], book = packed.keys(), book or "left_out" in stamp
+            taken[stage.relative_to(tree)] = [*stamp["outputs"], *[EXECUTED] * (stage / EXECUTED).is_file()]
         except (KeyError, TypeError, OSError, CompanionError) as error:
             wrong.append(f"{stage.relative_to(tree)}: {error}")
     if wrong:
         raise problems(f"{source} cannot be installed:", wrong)
-    target = (layout.root() / "results" if book else layout.runs()) / tree.parent.name / tree.name
-    # A run for the book takes the place of another whole; of one to go on with, the stages that are missing.
-    missing = [] if book else [stage for stage in taken if read_stamp(target / stage.relative_to(tree)) is None]
-    for root, stages in [(tree, taken)] if book else [(stage, [stage]) for stage in missing]:
-        with atomic_folder(target / root.relative_to(tree)) as folder:
-            for stage in stages:
-                copied = EXECUTED if (stage / EXECUTED).is_file() else STAMP
-                job.copy(stage, folder / stage.relative_to(root), [*taken[stage], copied])
+    target = layout.runs() / tree.parent.name / tree.name
+    for stage, names in taken.items():
+        if read_stamp(target / stage) is None:
+            with atomic_folder(target / stage) as folder:
+                job.copy(tree / stage, folder, names)
     return f"{len(taken)} stages of {target.parent.name} on {target.name}: {layout.shown(target)}"
 
 
@@ -203,7 +193,8 @@ def draw_again(P: Profile, tree: Path, cores: int, pages: Mapping[str, Path]) ->
     if P.dataset == "phantom":
         groups.insert(0, [Layout(P, tree).micrographs(split) for split in P.split_names])
     different: list[str] = []
-    with runs_in(base), ProcessPoolExecutor(cores, mp_context=get_context("spawn")) as pool:
+    spawned, elsewhere = get_context("spawn"), patch.dict(os.environ, COMPANION_RUNS=str(base))
+    with elsewhere, ProcessPoolExecutor(cores, mp_context=spawned) as pool:
         for group in groups:
             copies = [drawn / place.relative_to(tree) for place in group]
             list(pool.map(_draw, copies))

@@ -13,9 +13,9 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import yaml
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from companion import provenance
 from companion.config import Profile
@@ -37,14 +37,6 @@ def run(P: Profile, cores: int, cluster: Path | None = None) -> int:
     """
     for told in (signal.SIGINT, signal.SIGTERM):  # being told to end is an interrupt; a script's `&` ignores SIGINT
         signal.signal(told, signal.default_int_handler)
-    try:
-        return _run(P, cores, cluster)
-    except KeyboardInterrupt:
-        CONSOLE.print("interrupted; what is finished is kept, and the same command continues from here")
-        return 130
-
-
-def _run(P: Profile, cores: int, cluster: Path | None) -> int:
     here = ["--cores", str(cores), "--resources", f"gpu={P.jobs_per_device}"]
     where = here if cluster is None else _submission(cluster)
     _check_data(P)
@@ -70,7 +62,8 @@ def _run(P: Profile, cores: int, cluster: Path | None) -> int:
                 done = _follow(process, P, tree, waiting, cores)
             except KeyboardInterrupt:
                 _stop(process)
-                raise
+                CONSOLE.print("interrupted; what is finished is kept, and the same command continues from here")
+                return 130
     if process.returncode == 0:
         CONSOLE.print(done, highlight=False, soft_wrap=True)
         return 0
@@ -102,12 +95,11 @@ def _check_data(P: Profile) -> None:
 def _submission(folder: Path) -> list[str]:
     """Options that hand the jobs to a cluster."""
     settings = folder.resolve() / "config.yaml"
-    if not settings.is_file():
-        raise CompanionError(f"--cluster {folder}: no config.yaml there; copy cluster/slurm and edit its entries")
     try:
         executor = yaml.safe_load(settings.read_text(encoding="utf-8"))["executor"]
-    except (yaml.YAMLError, KeyError, TypeError):
-        raise CompanionError(f"{settings} names no executor, for instance `executor: slurm`") from None
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        needed = "there should be a config.yaml that names an executor; copy cluster/slurm and edit its entries"
+        raise CompanionError(f"--cluster {folder}: {needed}") from None
     if importlib.util.find_spec(f"snakemake_executor_plugin_{executor}") is None:
         raise CompanionError(f"{settings}: executor {executor} is not installed; pip install -e '.[cluster]'")
     return ["--workflow-profile", str(settings.parent)]
@@ -115,30 +107,28 @@ def _submission(folder: Path) -> list[str]:
 
 def _follow(process: subprocess.Popen[bytes], P: Profile, tree: Path, waiting: list[Job], cores: int) -> str:
     """Say what has finished and how long the rest will take, until the process has ended; returns it in short."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    before, began, left, walls, ended = stamps(tree), time.time(), [*waiting], {}, False
-    with Progress(*columns, console=CONSOLE, transient=True, disable=not CONSOLE.is_terminal) as progress:
-        task = progress.add_task("stages", total=len(waiting))
+    before, began, left, ended = stamps(tree), time.time(), [*waiting], False
+    with CONSOLE.status("") as line:
         while not ended:
             ended = process.poll() is not None
             for job in [job for job in left if (tree / job.folder / DONE).exists()]:
                 left.remove(job)
-                progress.advance(task)
                 how, stamp = "as it was", read_stamp(tree / job.folder)
                 if stamp and stamp != before.get(job.folder):
-                    walls[job.folder] = stamp["wall_s"]
                     how = duration(stamp["wall_s"])
                 rest = status.expected(P, left, cores)[0]["what is left"].sum()
                 how += f", {duration(time.time() - began)} so far{f', about {duration(rest)} left' if rest else ''}"
                 at = f"{len(waiting) - len(left):>3}/{len(waiting)}"
                 CONSOLE.print(f"  {at}  {job.folder}  {how}", highlight=False)
             running = [f"{job.folder}: {text}" for job in left if (text := status.progress_of(tree / job.folder))]
-            progress.update(task, description="; ".join(running[:2]) or "stages")
+            done = f"{len(waiting) - len(left)} of {len(waiting)} stages, {duration(time.time() - began)}"
+            line.update("; ".join([done, *running[:2]]))
             time.sleep(0 if ended else 0.5)
-    return f"{len(waiting)} stages done in {duration(time.time() - began)}, {_summary(tree, walls)}"
+    return f"{len(waiting)} stages done in {duration(time.time() - began)}, {_summary(tree, before)}"
 
 
-def _summary(tree: Path, walls: dict[str, float]) -> str:
+def _summary(tree: Path, before: dict[str, dict[str, Any]]) -> str:
+    walls = {name: stamp["wall_s"] for name, stamp in stamps(tree).items() if stamp != before.get(name)}
     slowest = max(walls, key=walls.__getitem__, default="none")
     size = sum(path.stat().st_size for path in tree.rglob("*") if path.is_file()) / 2**20
     said = f"{duration(sum(walls.values()))} of work; the longest: {slowest}, {duration(walls.get(slowest, 0))}. "
@@ -164,12 +154,11 @@ def _only_run(tree: Path) -> Iterator[int]:
     """Hold the folder's lock; the system releases it however the process ends."""
     try:
         tree.mkdir(parents=True, exist_ok=True)
-        opened = open(tree / ".lock", "w", encoding="utf-8")  # noqa: SIM115 (closed below)
+        lock = open(tree / ".lock", "w", encoding="utf-8")  # noqa: SIM115 (closed below)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise CompanionError(f"another run is working on {shown(tree)}; wait for it or stop it") from None
     except OSError as error:
         raise CompanionError(f"{shown(tree)} cannot be written to: {error.strerror}") from None
-    with opened as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CompanionError(f"another run is working on {shown(tree)}; wait for it or stop it") from None
+    with lock:
         yield lock.fileno()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -13,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 import yaml
 from rich.console import Console
@@ -117,36 +117,28 @@ def plan(P: Profile, cores: int) -> None:
     """Print what is done and what is left, and how long it will take: stages left times what one took before."""
     table, said = expected(P, jobs(P), cores)
     words = table.to_string(index=False, float_format=lambda seconds: duration(seconds), na_rep="?")
-    free = shutil.disk_usage(next(p for p in (layout.runs(), *layout.runs().parents) if p.exists())).free
-    CONSOLE.print(
-        f"{title(P)}, {cores} cores\n{words}\n{said}; {free / 2**30:.0f} GiB of disk are free",
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
+    CONSOLE.print(f"{title(P)}, {cores} cores\n{words}\n{said}", highlight=False, soft_wrap=True)
 
 
 def expected(P: Profile, found: Sequence[Job], cores: int) -> tuple[pd.DataFrame, str]:
     """What the stages of each rule will take by the stamps of this run, else of its committed one; and all in words.
 
-    Columns rule, stages, left (which are known to run), one stage (mean, s), what is left (elapsed, s), time from.
+    Columns rule, stages, left (which are known to run), one stage (mean, s), what is left (elapsed, s).
     """
-    tree, notebooks, rows = tree_of(P), rules(), []
-    trees = {"this run": tree, "the committed run": layout.root() / "results" / P.name / Path(P.dataset).name}
-    walls = {source: pd.DataFrame(stamps(place).values(), columns=["notebook", "wall_s"]).groupby("notebook").mean()
-             for source, place in trees.items()}  # fmt: skip
-    for rule in dict.fromkeys(job.rule for job in found):
-        own = [job for job in found if job.rule == rule]
-        left = sum(job.will_run(tree) for job in own)
-        source = next((source for source in trees if notebooks[rule] in walls[source].index), "")
-        each = walls[source].at[notebooks[rule], "wall_s"] if source else float("nan")
-        together = max(1, min(cores // P.device.threads, len(own)))
-        rows.append((rule, len(own), left, each, -(-left // together) * each if left else 0.0, source))
-    table = pd.DataFrame(rows, columns=["rule", "stages", "left", "one stage", "what is left", "time from"])
+    tree, committed = tree_of(P), layout.root() / "results" / P.name / Path(P.dataset).name
+    timed = [pd.DataFrame(stamps(place).values(), columns=["notebook", "wall_s"]) for place in (tree, committed)]
+    own, others = (table.groupby("notebook")["wall_s"].mean() for table in timed)
+    known = pd.DataFrame([(job.rule, job.will_run(tree)) for job in found], columns=["rule", "left"])
+    table = known.groupby("rule", sort=False)["left"].agg(["size", "sum"]).set_axis(["stages", "left"], axis=1)
+    table["one stage"] = table.index.map(rules()).map(own.combine_first(others))
+    together = np.clip(cores // P.device.threads, 1, table["stages"])
+    table["what is left"] = (np.ceil(table["left"] / together) * table["one stage"]).where(table["left"] > 0, 0.0)
     left_s, waiting = table["what is left"], sum(job.why != [] for job in found)
     about = f"{'more than' if left_s.isna().any() else 'about'} {duration(left_s.sum())}"
     about = about if left_s.any() or left_s.notna().all() else "none of which was timed before"
     maybe = waiting - table["left"].sum()
     more = f"; {maybe} of them only where what they read comes out changed" if maybe else ""
-    return table, f"{waiting} of {len(found)} stages to run, {about}{more}"
+    return table.reset_index(), f"{waiting} of {len(found)} stages to run, {about}{more}"
 
 
 def progress_of(folder: Path) -> str:

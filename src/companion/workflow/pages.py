@@ -56,12 +56,14 @@ def arms_table(r: answer.Results) -> str:
 def byline(citation: Path, stamps: Sequence[Mapping[str, Any]]) -> str:
     """HTML line that names what is read: project, version, day and commits of the run, how to cite, DOI."""
     about = yaml.safe_load(citation.read_text(encoding="utf-8"))
-    days = sorted(str(stamp["started"])[:10] for stamp in stamps)
-    commits = ", ".join(sorted({str(s["commit"])[:10] for s in stamps if s.get("commit")})) or "none"
+    ran = sorted(stamps, key=lambda stamp: str(stamp["started"]))
+    commits = [str(stamp["commit"])[:10] for stamp in ran if stamp.get("commit")] or ["none"]
+    more = f" (earlier stages: {len(set(commits)) - 1} others)" * (len(set(commits)) > 1)
     authors = ", ".join(author["name"] for author in about["authors"])
-    parts = [f"{authors}: {about['title']}", f"version {about['version']}", f"run of {days[-1] if days else 'no day'}",
-            f"commit {commits}", f"DOI: {about.get('doi', 'none yet')}"]  # fmt: skip
-    cite = '<a href="#how-to-cite">how to cite</a>'
+    parts = [f"{authors}: {about['title']}", f"version {about['version']}",
+             f"run of {str(ran[-1]['started'])[:10] if ran else 'no day'}", f"commit {commits[-1]}{more}",
+             f"DOI: {about.get('doi', 'none yet')}"]  # fmt: skip
+    cite = '<a href="status.html">status</a> · <a href="#how-to-cite">how to cite</a>'
     return f'<p class="byline">{" · ".join(map(html.escape, parts))} · {cite}</p>\n'
 
 

@@ -17,6 +17,7 @@ from companion.evaluation.wording import NAMES, p_value, signed, with_interval
 from companion.plots import data_name
 from companion.stats import ratio_interval
 from companion.workflow.answer import Results, by_size, change, direction, sentence, tables
+from companion.workflow.tables import said as spelt
 
 Found = tuple[str, str, str]  # finding, its number, caveat
 PAINTED = "phantom, same masks"
@@ -119,7 +120,9 @@ def _imbalance(r: Results) -> Found:
     tests = pd.DataFrame(r.json("10_class_imbalance", "imbalance")["tests"])
     moved = tests[tests["p"] < 1 - r.P.evaluation.confidence_level] if len(tests) else tests
     each = (
-        f"{row.measure} {signed(row.gain)} ({p_value(row.p)})" for row in moved.itertuples() if row.measure != "f1_hm"
+        f"{spelt(row.measure)} {signed(row.gain)} ({p_value(row.p)})"
+        for row in moved.itertuples()
+        if row.measure != "f1_hm"
     )
     others = ", ".join(each)
     return said, number, f"F1HM hides what moved under it: {others}" if others else why

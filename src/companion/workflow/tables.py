@@ -78,7 +78,9 @@ def table(html: str, caption: str = "", leave_out: Sequence[str] = ()) -> str:
 
 def said(text: str) -> str:
     """A text with names of columns as the book spells them, e.g. F1HM and F1_detect; names of files stay."""
-    text = re.sub(r"\b(ap50|f1_class)_(\d)\b", lambda of: f"{'AP50' if of[1] == 'ap50' else 'F1'}, class {of[2]}", text)
+    scores = {"ap50": "AP50", "f1_class": "F1"}  # of one class, by its number or name
+    of_class = r"\b(ap50|f1_class)_(?:(\d)\b|(?=[\w<]))"
+    text = re.sub(of_class, lambda of: scores[of[1]] + (f", class {of[2]}" if of[2] else " of "), text)
     return re.sub(r"(?<![`/.])\b\w+\b(?![`/.]\w)", lambda found: WORDS.get(found[0], found[0]), text)
 
 

@@ -245,7 +245,7 @@ def level_at_50(e: Evidence) -> Finding:
     level, share = float(levels["mean"].mean()), float(rows["share_of_left"].mean())
     half = float(((levels["high"] - levels["low"]) / 2).mean(skipna=False))
     share_half = float(((rows["high"] - rows["low"]) / 2 / (1 - rows["base"])).mean(skipna=False))
-    ours = f"F1HM {level:.3f}{_half(half)}, {100 * share:.1f} % of what is left, n = {int(rows['n'].sum())}"
+    ours = f"F1HM {level:.3f}{_half(half)}, {signed(100 * share, 1)} % of what is left, n = {int(rows['n'].sum())}"
     if not (half <= WIDE and share_half <= WIDE):
         return Finding("cannot be compared", f"not known to ±{WIDE}, the paper's ranges", ours)
     in_level, in_share = max(0.70 - level, level - 0.75) <= half, max(0.03 - share, share - 0.08) <= share_half

@@ -20,7 +20,6 @@ from companion.workflow.answer import Results, by_size, change, direction, sente
 from companion.workflow.tables import said as spelt
 
 Found = tuple[str, str, str]  # finding, its number, caveat
-PAINTED = "phantom, same masks"
 
 
 def _claim(r: Results, name: str) -> Found:
@@ -160,29 +159,33 @@ def _faithfulness(r: Results) -> Found:
     found = (rows["recall"] * rows["truths"]).groupby(rows["images"]).sum() / rows.groupby("images")["truths"].sum()
     said = f"a detector finds {found['generated']:.0%} of the defects that generated images should show"
     beside = f"in held-out labelled images {found['labelled, held out']:.0%}"
-    if PAINTED in found:
-        beside += f", in perfect images of the same masks {found[PAINTED]:.0%}"
+    if perfect := found.get("phantom, same masks"):
+        beside += f", in perfect images of the same masks {perfect:.0%}"
     kept = r.table("13_mask_faithfulness", "edits").set_index("edit")
     beside += "".join(f"; {edit} defects keep {r.said(kept.loc[edit], 'kept')} of their contrast"
                       for edit in ("moved", "turned") if len(kept))  # fmt: skip
     return said, beside, "what is not found may be missing, or missed by the detector"
 
 
-def _effect(r: Results, name: str, quantity: str, **words: str) -> Found:
-    """What the intervals of a quantity in effects.parquet of 14 and 15 say of finding and of finding and naming,
-    "better" and "worse" in `words`."""
+def _bias(r: Results) -> Found:
+    table, said, numbers = r.table("14_annotation_bias", "effects").query("quantity == 'amplification'"), [], []
+    for row in table[table["measure"].isin(["f1_detect", "f1_hm"])].to_dict("records"):
+        how = {"better": "amplified", "worse": "dampened"}.get(direction(row["low"], row["high"]), "not decided")
+        said.append(f"in {NAMES[row['measure']]} {how}")
+        numbers.append(f"{NAMES[row['measure']]} {r.said(row)}")
+    found = f"amplification of an annotator's errors by generated images: {', '.join(said)}"
+    return found, "; ".join(numbers), f"one model of one split; {thresholds_apart(r)}"
 
-    def at(row: dict) -> str:
-        return f" at {row['tested']}" if "tested" in row else ""
 
-    table, said, numbers = r.table(name, "effects").query(f"quantity == '{quantity}'"), [], []
-    for measure in ("f1_detect", "f1_hm"):
-        rows = table[table["measure"] == measure].dropna(subset="mean").to_dict("records")
-        ways = [f"{at(row)} {words.get(direction(row['low'], row['high']), 'not decided')}" for row in rows]
-        said += [f"in {NAMES[measure]}{','.join(ways)}"] * bool(rows)
-        numbers += [f"{NAMES[measure]}{at(row)} {r.said(row)}" for row in rows]
+def _shift(r: Results) -> Found:
+    table, said = r.table("15_distribution_shift", "effects").query("quantity == 'gain'"), []
+    for measure, own in table[table["measure"].isin(["f1_detect", "f1_hm"])].dropna(subset="mean").groupby("measure"):
+        gains, losses = (", ".join(own.loc[way, "tested"]) for way in (own["low"] > 0, own["high"] < 0))
+        said.append(f"{NAMES[measure]} gains under {gains or 'no shift'}" + f", loses under {losses}" * bool(losses))
+    rows = table[table["measure"] == "f1_detect"].to_dict("records")
+    numbers = "; ".join(f"{row['tested']} {r.said(row)}" for row in rows)
     caveat = f"one model of one split; {thresholds_apart(r)}"
-    return f"{quantity} by generated images: {'; '.join(said)}", "; ".join(numbers), caveat
+    return f"by generated images {'; '.join(said)}", f"F1_detect: {numbers}", caveat
 
 
 def _real(r: Results) -> Found:
@@ -207,10 +210,7 @@ PAGES: dict[str, tuple[str, Callable[[Results], Found]]] = {  # of each notebook
     "10_class_imbalance": ("differences", _imbalance),
     "11_claims": ("", _claims), "12_errors": ("error_kinds", _errors),
     "13_mask_faithfulness": ("faithfulness", _faithfulness),
-    "14_annotation_bias": ("costs", partial(_effect, name="14_annotation_bias", quantity="amplification",
-                                            better="amplified", worse="dampened")),
-    "15_distribution_shift": ("effects", partial(_effect, name="15_distribution_shift", quantity="gain",
-                                                 better="shown", worse="a loss")),
+    "14_annotation_bias": ("costs", _bias), "15_distribution_shift": ("effects", _shift),
     "16_real_micrographs": ("folds", _real),
 }  # fmt: skip
 

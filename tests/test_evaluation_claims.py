@@ -213,7 +213,7 @@ def test_the_largest_of_several_gains_has_a_wider_interval():
     factor = stats.t.isf(0.025 / 3, 3) / stats.t.isf(0.025, 3)
     assert f"{0.008 - 0.006 * factor:.4f} to {0.008 + 0.006 * factor:.4f}".replace("-", "−") in three.ours
     assert "0.0020 to 0.0140, n = 4" in one.ours and "95 % interval 0.0020" in one.ours
-    assert "interval widened for the largest of 3 −0.00" in three.ours
+    assert "interval widened for the largest of 3: −0.00" in three.ours
 
 
 @pytest.mark.parametrize(("significant", "gain", "half", "n", "verdict"), [

@@ -105,7 +105,7 @@ def largest_gain(e: Evidence) -> Finding:
     elif low <= 0:
         verdict = "not reproduced"
     ours = with_interval(gain, low, high, n, e.level)
-    widened = f"interval widened for the largest of {len(rows)}"
+    widened = f"interval widened for the largest of {len(rows)}:"
     ours = ours.replace("interval", widened, len(rows) > 1)
     return Finding(verdict, reason, f"{ours}; of {several(len(rows), 'condition')} {gained} gained, {lost} lost")
 

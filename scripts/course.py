@@ -40,7 +40,7 @@ SCORES, RESAMPLES = ("08_sizes_and_splits", "09_significance"), 200  # of 1000: 
 # What students get, by its name in the project; below `runs` what pages read of the run.
 HANDED_OUT = ("LICENSE*", "profiles/*.yaml", "weights/auto*", "src/companion/**/*.py", "src/companion/micrographs/*.*")
 READ = (
-    "split-*/micrographs/t*/*", "split-*/n-*/statistics/*.parquet", "split-*/n-*/masks-*/patches/*",
+    "split-*/micrographs/[tv]*/*", "split-*/n-*/statistics/*.parquet", "split-*/n-*/masks-*/patches/*",
     "split-*/n-*/model-1/diffusion/*.safetensors", "split-*/n-*/model-1/generated-plain/patches/*",
     "split-*/n-*/model-1/generated-plain/quality.parquet", "split-*/n-*/model-1/generated-plain/figures/fig2.svg",
     "split-*/n-*/EXP/seed-1/weights.safetensors",
@@ -77,7 +77,7 @@ def write_student(folder: Path, tree: Path) -> None:
         page = course_page(name, solved=False, profile=profile_of(name, folder))
         nbformat.write(page, folder / "notebooks" / f"{name}.ipynb")
     needed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
-    wanted = ["-c constraints.txt", *needed, "jupyterlab"]
+    wanted = ["-c constraints.txt", *needed, "ipywidgets", "jupyterlab"]
     (folder / "requirements.txt").write_text("\n".join(wanted) + "\n", encoding="utf-8")
 
 

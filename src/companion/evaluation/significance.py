@@ -133,7 +133,7 @@ def significant(tests: pd.DataFrame, level: float) -> list[str]:
     own = tests[(tests["arm"] == "EXP+GEN") & tests["measure"].isin(list(NAMES))].dropna(subset="p")
     own = own.sort_values("measure", key=lambda names: names.map(list(NAMES).index), kind="stable")
     return [
-        f"{NAMES[row.measure]} {'rises' if row.gain > 0 else 'falls'} on split {row.split} at N = {row.n_train} by "
+        f"{NAMES[row.measure]} {'rises' if row.gain > 0 else 'falls'} on split {row.split} at N = {row.n_train}: "
         f"{with_interval(row.gain, row.low, row.high, row.n, level)}, {p_value(row.p)} (Holm {p_value(row.p_holm)})."
         for row in own[own["p_holm"] < 1 - level].itertuples()
     ] or [f"Of {len(own)} tests of EXP+GEN against EXP none is significant."]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import importlib.util
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ import yaml
 from companion import provenance
 from companion.config import Profile
 from companion.errors import CompanionError
-from companion.layout import Layout, shown
+from companion.layout import Layout, data_cache, shown
 from companion.workflow import status
 from companion.workflow.freshness import DONE, ERROR, read_stamp, stamps
 from companion.workflow.status import CONSOLE, Job, duration, error_of, jobs
@@ -48,6 +49,7 @@ def run(P: Profile, cores: int, cluster: Path | None = None) -> int:
             CONSOLE.print(f"{status.title(P)}: nothing to do, every stage is fresh. {shown(tree)}")
             return 0
         CONSOLE.print(f"{status.title(P)}: {status.expected(P, found, cores)[1]}")
+        _take_away_damaged_phantoms()
         for job in waiting:
             for file in (ERROR, DONE):
                 (tree / job.folder / file).unlink(missing_ok=True)
@@ -90,6 +92,19 @@ def _check_data(P: Profile) -> None:
     for source, name in zip(P.splits, P.split_names, strict=True):
         group_by, fresh = P.group_by.get(P.dataset), P.n_fresh if "EXP+FRESH" in [*P.arms, *P.controls] else 0
         choose_split(dataset, source, name, P.sizes, P.n_test, P.n_val, group_by, P.root_seed, fresh)
+
+
+def _take_away_damaged_phantoms() -> None:
+    """Remove phantoms with files that cannot be read, so that they are drawn again."""
+    from companion.micrographs.images import read_grey
+
+    for folder in data_cache().glob("phantom-*"):
+        try:
+            for image in json.loads((folder / "annotations.json").read_bytes())["images"]:
+                read_grey(folder / "images" / image["file_name"])
+        except (OSError, ValueError, CompanionError) as error:
+            CONSOLE.print(f"{error}\nThis phantom is drawn again.", highlight=False, soft_wrap=True)
+            shutil.rmtree(folder)
 
 
 def _submission(folder: Path) -> list[str]:

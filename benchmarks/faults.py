@@ -211,6 +211,7 @@ def tried(trial: Trial, name: str) -> bool:
     before = json.loads(TABLE.read_text(encoding="utf-8"))["rows"] if TABLE.exists() else []
     rows, began = [row for row in before if row["id"] != name], time.monotonic()
     for what, happened in FAULTS[name](trial):
+        happened = happened.replace(f"{trial.folder}/", "")
         took = round(time.monotonic() - began, 1)
         rows.append({"id": name, "fault": FAULTS[name].__doc__, "tried": what, "happened": happened, "s": took})
         print(f"{took:7.1f} s  {what}: {happened}", flush=True)

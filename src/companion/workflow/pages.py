@@ -14,7 +14,7 @@ import yaml
 
 from companion import layout
 from companion.config.arms import ARMS
-from companion.evaluation.wording import NAMES
+from companion.evaluation.wording import NAMES, signed
 from companion.plots import data_name
 from companion.provenance import write_text
 from companion.workflow import answer
@@ -47,8 +47,8 @@ def arms_table(r: answer.Results) -> str:
     own = tests[(tests["measure"] == measure) & (tests["baseline"] == "EXP") & (tests["split"] == r.P.split_names[0])]
     said: dict[str, list[str]] = {}
     for t in own.dropna(subset="gain").itertuples():
-        said.setdefault(t.arm, []).append(f"N = {t.n_train}: {t.gain:+.3f} ({t.low:+.3f} to {t.high:+.3f})")
-    rows = [(arm, ARMS[arm].meaning, "; ".join(said[arm]).replace("-", "−")) for arm in ARMS if arm in said]
+        said.setdefault(t.arm, []).append(f"N = {t.n_train}: {signed(t.gain)} ({signed(t.low)} to {signed(t.high)})")
+    rows = [(arm, ARMS[arm].meaning, "; ".join(said[arm])) for arm in ARMS if arm in said]
     of = f"{NAMES[measure]} less that of EXP, {ARMS['EXP'].meaning}; split {r.P.split_names[0]}, interval over seeds:"
     return f"{of}\n\n{markdown_table(('arm', 'trained on', 'change'), rows)}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from collections import Counter
@@ -56,10 +57,10 @@ def show_status(
     profile: ProfileName = "smoke", dataset: DatasetName = None, split: SplitName = None, changes: Changes = None
 ) -> None:
     """List every stage as fresh, stale (and because of what) or missing; of the committed run where none is here."""
-    from companion.workflow import reference_run, status
+    from companion.workflow import status
 
     P = _profile(profile, dataset, split, changes)
-    with reference_run.committed(P):
+    with status.committed(P):
         status.status(P)
 
 
@@ -227,11 +228,14 @@ def _profile(name: str, dataset: str | None, split: str | None, changes: list[st
 
 def main() -> None:
     """Entry point: an unusable input is one message on stderr and exit code 2."""
+    gc.set_threshold(100_000)  # torch makes a million objects that stay: to look through them often takes a second,
     try:
         app()
     except CompanionError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    finally:
+        gc.freeze()  # and once more at the end another one
 
 
 if __name__ == "__main__":

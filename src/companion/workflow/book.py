@@ -23,6 +23,7 @@ from companion.workflow import found, pages, reference_run, tables, teaching
 from companion.workflow.answer import Results
 from companion.workflow.freshness import EXECUTED, read_stamp, states
 from companion.workflow.reference_run import REAL, shown
+from companion.workflow.status import committed
 
 SMALL = 200_000  # bytes of a file of results that a page offers
 STUDIES = {"14_annotation_bias": "studies.bias_n_train", "15_distribution_shift": "studies.shifts"}
@@ -38,7 +39,7 @@ class Run(NamedTuple):
 
 def run_of(P: Profile, cores: int) -> Run:
     """The run of a profile that is here, else the committed one, drawn again and compared."""
-    with reference_run.committed(P) as is_committed:
+    with committed(P) as is_committed:
         tree = Layout(P).tree
         return Run(P, tree, reference_run.draw_again(P, tree, cores, shown(P, tree)) if is_committed else tree)
 

@@ -127,6 +127,9 @@ def draw(name: str, profile: str, dataset: str, keys: Mapping[str, str], folder:
                 *paths, {"profile": profile, "dataset": dataset, **given}, kernel_name="python3", language="python",
                 cwd=layout.root(), progress_bar=False, autosave_cell_every=0, config=Config(KernelManager=kernel),
                 start_timeout=300,  # s: a loaded machine, or a cluster's cold file system, imports slowly
+                # torch makes a million objects that stay: to look through them at imports and at the end takes seconds
+                extra_arguments=["--IPKernelApp.exec_lines=import gc; gc.set_threshold(100_000)"],
+                shutdown_kernel="immediate",
             )  # fmt: skip
         except papermill.PapermillExecutionError as error:
             shutil.copyfile(copy, failed := folder / "failed.ipynb")

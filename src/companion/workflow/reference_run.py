@@ -11,9 +11,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path, PurePosixPath
@@ -53,15 +52,6 @@ def shown(P: Profile, tree: Path) -> dict[str, Path]:
     page |= {"model": "1", "masks": "plain"}
     return {stamp["notebook"]: tree / folder for folder, stamp in stamps(tree).items()
             if stamp["keys"].items() <= page.items()}  # fmt: skip
-
-
-@contextmanager
-def committed(P: Profile) -> Iterator[bool]:
-    """Let ``results/`` be the folder of runs where a profile's run is committed there and none is here; yield which."""
-    kept = layout.root() / "results"
-    use = not stamps(Layout(P).tree) and (kept / P.folder / Path(P.dataset).name).is_dir()
-    with patch.dict(os.environ, COMPANION_RUNS=str(kept if use else layout.runs())):  # also for what it starts
-        yield use
 
 
 def bundle(P: Profile, out: Path | None) -> list[Path]:

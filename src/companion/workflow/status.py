@@ -8,9 +8,11 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -65,6 +67,15 @@ def snakemake(P: Profile, *options: str) -> tuple[list[str], dict[str, str]]:
     return command, {**os.environ, "COMPANION_PROFILE": profile, "COMPANION_DATASET": P.dataset}
 
 
+@contextmanager
+def committed(P: Profile) -> Iterator[bool]:
+    """Let ``results/`` be the folder of runs where a profile's run is committed there and none is here; yield which."""
+    kept = layout.root() / "results"
+    use = not stamps(Layout(P).tree) and (kept / P.folder / Path(P.dataset).name).is_dir()
+    with patch.dict(os.environ, COMPANION_RUNS=str(kept if use else layout.runs())):  # also for what it starts
+        yield use
+
+
 def jobs(P: Profile) -> list[Job]:
     """Every stage of a run in the order of the paper; nothing is changed.
 
@@ -72,12 +83,14 @@ def jobs(P: Profile) -> list[Job]:
     """
     command, environment = snakemake(P, "--summary")
     environment["COMPANION_LOOK"] = "1"
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=layout.root(), check=False)
-    if done.returncode:
-        raise CompanionError(last_error(done.stderr) or f"Snakemake stopped: {done.stderr.strip()[-500:]}")
-    known, order = states(P, tree_of(P)), list(rules())
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True, cwd=layout.root()) as asked:
+        known, order = states(P, tree_of(P)), list(rules())  # meanwhile
+        summary, log = asked.communicate()
+    if asked.returncode:
+        raise CompanionError(last_error(log) or f"Snakemake stopped: {log.strip()[-500:]}")
     made: dict[str, str] = {}
-    for line in done.stdout.splitlines()[1:]:
+    for line in summary.splitlines()[1:]:
         file, _, rule, *_ = line.split("\t")
         folder = str(Path(file).parent)
         if not any(made[owner] == rule and folder.startswith(f"{owner}/") for owner in made):  # a part of its output

@@ -10,7 +10,8 @@ EXTRAS := book,cluster,course,microscopy,dev
 BIN := $(VENV)/bin
 BOOK := _build/html/index.html
 # With a folder of wheels nothing is asked of a network.
-PIP := -m pip --disable-pip-version-check $(if $(wildcard $(WHEELHOUSE)/torch-*),--no-index --find-links $(WHEELHOUSE))
+INSTALL := -m pip --disable-pip-version-check install --quiet --constraint requirements.lock \
+  $(if $(wildcard $(WHEELHOUSE)/torch-*),--no-index --find-links $(WHEELHOUSE))
 
 .PHONY: book course pdf lab test cluster-test smoke reference paper install wheelhouse audit lock clean
 
@@ -30,7 +31,7 @@ pdf: book
 
 # JupyterLab on the notebooks of this checkout.
 lab: install
-	test -x $(BIN)/jupyter-lab || $(BIN)/python $(PIP) install --quiet --constraint requirements.lock jupyterlab
+	test -x $(BIN)/jupyter-lab || $(BIN)/python $(INSTALL) jupyterlab
 	$(BIN)/jupyter-lab notebooks
 
 # For a class: a zip for students, notebooks with solutions and slides for the teacher, in _build/course.
@@ -54,7 +55,7 @@ install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml requirements.lock
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed; set PYTHON=python3.12"'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python $(PIP) install --quiet --constraint requirements.lock --editable '.[$(EXTRAS)]'
+	$(BIN)/python $(INSTALL) --editable '.[$(EXTRAS)]'
 	@touch $@
 
 # All that an installation needs, in one folder, what comes as source built into a wheel: carry it to a machine without

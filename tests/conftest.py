@@ -22,7 +22,6 @@ torch.set_num_threads(1)  # threads of tests side by side wait for each other
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-
 CLASSES = ("<100> loop", "<111> loop", "black dot")
 
 

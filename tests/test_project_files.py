@@ -4,6 +4,7 @@ import ast
 import json
 import re
 import shlex
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def lines(*folders: str) -> int:
 
 
 def test_the_house_stays_readable_in_a_day() -> None:
-    # The aim is 10,000 lines of package: formats, first page and course took it away. These limits only fall.
+    # The aim was 10,000 lines of package: formats, first page and course took it away. These limits only fall.
     assert lines("src") <= 12_635 and lines("tests") <= 6_571 and lines("benchmarks", "scripts") <= 1_866
     long = {p.name: n for p in SOURCES if (n := len(p.read_text(encoding="utf-8").splitlines())) > 300}
     assert not long
@@ -97,12 +98,13 @@ def test_pip_and_conda_ask_for_the_same_packages_in_the_same_versions() -> None:
     assert {name: conda[name] for name in conda.keys() - {"detectron2", "pip"}} == pip
 
 
-def test_an_installation_and_its_wheelhouse_hold_every_extra() -> None:
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert set(re.search(r"^EXTRAS := (.+)", makefile, re.MULTILINE)[1].split(",")) == set(
-        PROJECT["optional-dependencies"]
-    )
-    assert makefile.count("'.[$(EXTRAS)]'") == 2
+def test_an_installation_and_its_wheelhouse_hold_every_extra(tmp_path: Path) -> None:
+    (tmp_path / "torch-2.whl").touch()
+    asked = ["make", "-n", "-C", ROOT, "install", "wheelhouse", f"WHEELHOUSE={tmp_path}", f"VENV={tmp_path}"]
+    made = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
+    extras = [set(named.split(",")) for named in re.findall(r"'\.\[(.+)\]'", made)]
+    assert extras == 2 * [set(PROJECT["optional-dependencies"])]
+    assert re.search(r"pip \S+ install .*--no-index --find-links", made)
 
 
 def texts() -> list[tuple[str, str]]:

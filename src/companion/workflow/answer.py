@@ -22,7 +22,6 @@ from companion.evaluation.wording import CONDITION, NAMES, at_condition, with_in
 from companion.plots import data_name, data_note, save, use_style
 
 MEANS = {"f1_hm": "finding and naming", "f1_detect": "finding defects", "f1_class": "naming their class"}
-
 SAME = "not shown to differ"
 
 
@@ -80,7 +79,6 @@ def change(pairs: pd.DataFrame, measure: str, level: float) -> Change:
     n, df, gain = groups.size(), len(own) - groups.ngroups, float(groups.mean().mean())
     spread = ((own["difference"] - groups.transform("mean")) ** 2).sum() / df if df else 0.0
     spread = float(np.sqrt(spread)) or float("nan")  # equal differences have none
-
     error = spread * np.sqrt((1 / n).sum()) / max(1, len(n))
     half, chance = float(stats.t.isf((1 - level) / 2, df)) * error, power(PAPER_GAIN / error, df, level)
     of_one = power(PAPER_GAIN / spread * np.sqrt(n.max()), n.max() - 1, level)
@@ -179,12 +177,12 @@ def real(folder: Path | None) -> tuple[str, str, str]:
     if folder is None:
         return "not run yet", "the same question on real micrographs (loops_316L, 16 TEM images of steel)", ""
     r = json.loads((folder / "real.json").read_text(encoding="utf-8"))
-    first, *others = r["gains"]
-    of, how = f"{r['images']} real micrographs", direction(first["low"], first["high"])
-    value, *beside = (with_interval(g["gain"], g["low"], g["high"], level=r["level"]) for g in (first, *others))
-    value, does = "+" * (first["gain"] > 0) + value, {"better": "raise", "worse": "lower"}.get(how)
-    also = "".join(f"; {ARMS[g['arm']].meaning}, without a model: {'+' * (g['gain'] > 0)}{text}"
-                   for g, text in zip(others, beside, strict=True))  # fmt: skip
+    first, of = r["gains"][0], f"{r['images']} real micrographs"
+    value, *others = ("+" * (g["gain"] > 0) + with_interval(g["gain"], g["low"], g["high"], level=r["level"])
+                      for g in r["gains"])  # fmt: skip
+    of_others = zip(r["gains"][1:], others, strict=True)
+    also = "".join(f"; {ARMS[g['arm']].meaning}, without a model: {text}" for g, text in of_others)
+    does = {"better": "raise", "worse": "lower"}.get(how := direction(first["low"], first["high"]))
     answer = (
         f'<p class="answer">On {of}: generated images {does or "are not shown to change"} F1_detect. '
         f'<small>{value}{also}. <a href="executed/16_real_micrographs.html">Page 16</a></small></p>\n'

@@ -72,10 +72,8 @@ def _generated(r: Results) -> Found:
     said = f"contrast {r.said(row, 'value')}, labelled {row['yardstick']:.3f}; a classifier tells the images apart with"
     more = f"an AUC of {auc['value']:.2f}, labelled from labelled {auc['yardstick']:.2f}"
     kept = f"{copies['value']:.0%} count as copies of training patches, by a test that calls"
-    coded = (
-        f"{copies['labelled, encoded and decoded']:.0%} of encoded and decoded training patches so; one model is judged"
-    )
-    return share, f"{said} {more}", f"{kept} {coded}"
+    kept += f" {copies['labelled, encoded and decoded']:.0%} of encoded and decoded training patches so"
+    return share, f"{said} {more}", f"{kept}; one model is judged"
 
 
 def _detector(r: Results) -> Found:
@@ -118,12 +116,8 @@ def _imbalance(r: Results) -> Found:
     said, number, why = _claim(r, "C8")
     tests = pd.DataFrame(r.json("10_class_imbalance", "imbalance")["tests"])
     moved = tests[tests["p"] < 1 - r.P.evaluation.confidence_level] if len(tests) else tests
-    each = (
-        f"{spelt(row.measure)} {signed(row.gain)} ({p_value(row.p)})"
-        for row in moved.itertuples()
-        if row.measure != "f1_hm"
-    )
-    others = ", ".join(each)
+    moved = moved[moved["measure"] != "f1_hm"] if len(moved) else moved
+    others = ", ".join(f"{spelt(row.measure)} {signed(row.gain)} ({p_value(row.p)})" for row in moved.itertuples())
     return said, number, f"F1HM hides what moved under it: {others}" if others else why
 
 
@@ -206,8 +200,7 @@ PAGES: dict[str, tuple[str, Callable[[Results], Found]]] = {  # of each notebook
     "03_mask_simulation": ("label_maps", _masks), "04_latent_diffusion": ("grid", _diffusion),
     "05_generated_images": ("fig2", _generated), "06_mask_rcnn": ("detections", _detector),
     "07_thresholds": ("fig3", partial(_claim, name="C9")), "08_sizes_and_splits": ("fig5", _sizes),
-    "09_significance": ("differences", _significance),
-    "10_class_imbalance": ("differences", _imbalance),
+    "09_significance": ("differences", _significance), "10_class_imbalance": ("differences", _imbalance),
     "11_claims": ("", _claims), "12_errors": ("error_kinds", _errors),
     "13_mask_faithfulness": ("faithfulness", _faithfulness),
     "14_annotation_bias": ("costs", _bias), "15_distribution_shift": ("effects", _shift),

@@ -18,6 +18,7 @@ class Arm:
 
     Attributes
     ----------
+    meaning : what it is trained on, in words
     other : what fills the other part of each batch beside labelled patches; None: labelled patches alone.
         generated: images of simulated masks; kept: those of them that a detector confirms (notebook 13);
         fresh: patches of further labelled micrographs; pasted: defects copied onto other labelled patches
@@ -47,14 +48,14 @@ class _Arms(dict[str, Arm]):
 
 ARMS = _Arms({
     "EXP": Arm("labelled patches alone", None, "#0072B2", "o"),
-    "EXP+GEN": Arm("and generated ones, as in the paper", "generated", "#D55E00", "s"),
-    "EXP+GEN2": Arm("the same by a second model: the luck of one", "generated", "#D55E00", "D", model="2"),
-    "EXP+GEN-LONG": Arm("the same, longer: EXP's labelled passes", "generated", "#882255", "h", equal_passes=True),
-    "EXP+RARE": Arm("generated with the rare class more frequent", "generated", "#009E73", "^", "EXP+GEN", "rare"),
-    "EXP+FILTERED": Arm("generated ones that a detector confirms", "kept", "#F0E442", "<", "EXP+GEN"),
-    "EXP+RENDER": Arm("the same masks with perfect images", "generated", "#7F7F7F", "*", model="phantom"),
-    "EXP+FRESH": Arm("patches of as many fresh micrographs: what more data would give", "fresh", "#56B4E9", "v"),
-    "EXP+PASTE": Arm("defects pasted onto other labelled patches", "pasted", "#CC79A7", "P"),
+    "EXP+GEN": Arm("labelled and generated patches, as in the paper", "generated", "#D55E00", "s"),
+    "EXP+GEN2": Arm("as EXP+GEN, images by a second model: the luck of one", "generated", "#D55E00", "D", model="2"),
+    "EXP+GEN-LONG": Arm("as EXP+GEN, but all labelled passes of EXP", "generated", "#882255", "h", equal_passes=True),
+    "EXP+RARE": Arm("as EXP+GEN, the rare class more frequent", "generated", "#009E73", "^", "EXP+GEN", "rare"),
+    "EXP+FILTERED": Arm("as EXP+GEN, images that a detector confirms", "kept", "#F0E442", "<", "EXP+GEN"),
+    "EXP+RENDER": Arm("labelled patches, the same masks drawn perfectly", "generated", "#7F7F7F", "*", model="phantom"),
+    "EXP+FRESH": Arm("labelled patches and those of more micrographs: what labels give", "fresh", "#56B4E9", "v"),
+    "EXP+PASTE": Arm("labelled patches, also with defects pasted onto them", "pasted", "#CC79A7", "P"),
     "GEN": Arm("generated patches alone", "generated", "#E69F00", "X", labelled=False),
 })  # fmt: skip
 PHANTOM_ONLY = ("EXP+RENDER", "EXP+FRESH")

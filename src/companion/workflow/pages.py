@@ -103,8 +103,7 @@ def claim_cards(claims: Iterable[Mapping[str, Any]], whole: bool = False) -> str
         rows = "".join(f"<dt>{key}</dt><dd>{value}</dd>" for key, value in lines.items())
         anchor = f' id="claim-{name}"' if whole else ""
         cards.append(f'<article class="claim"{anchor}><p><b>{name}</b> <span class="verdict verdict-{chip}">'
-                     f'{t["verdict"]}</span></p><p>{t["claim"]}</p><dl>{rows}</dl>'
-                     f"{more}</article>")  # fmt: skip
+                     f'{t["verdict"]}</span></p><p>{t["claim"]}</p><dl>{rows}</dl>{more}</article>')  # fmt: skip
     return f'<div class="claims-cards">{"".join(cards)}</div>\n'
 
 
@@ -128,8 +127,8 @@ def faults_table(path: Path) -> str:
     tried = json.loads(path.read_text(encoding="utf-8"))
     rows = [(row["fault"], row["tried"], row["happened"]) for row in tried["rows"]]
     told = f"\nOn {tried['device']}, at commit {tried['commit']}."
-    missing = f" Not tried yet: {'; '.join(tried['not_tried'])}." if tried["not_tried"] else ""
-    return markdown_table(("fault", "what was done", "what happened"), rows) + told + missing + "\n"
+    told += f" Not tried yet: {'; '.join(tried['not_tried'])}." if tried["not_tried"] else ""
+    return f"{markdown_table(('fault', 'what was done', 'what happened'), rows)}{told}\n"
 
 
 def badge(stamp: Mapping[str, Any], reasons: list[str]) -> str:

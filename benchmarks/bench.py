@@ -191,9 +191,7 @@ class Bench:
 
     def rate(self, step: Step, per_step: int, start: int = 0) -> dict[str, float]:
         """`rates` of one thing."""
-        found = self.rates({"": step}, per_step, start)[""]
-        del found["times"]
-        return found
+        return {name: rate for name, rate in self.rates({"": step}, per_step, start)[""].items() if name != "times"}
 
     def _seconds(self, step: Step, number: int, count: int) -> float:
         began = time.perf_counter()

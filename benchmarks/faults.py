@@ -73,9 +73,6 @@ def refused(ended: Ended, word: str) -> str:
     return f"refused, exit code 2: “{messages[0].removeprefix('error: ')}”"
 
 
-# --- faults: the first line of each is its name in the table ------------------------------------------------
-
-
 def killed(trial: Trial) -> Rows:
     """Killed at random moments"""
     project = trial.calm.copy(trial.folder / "killed", "runs", "data")
@@ -201,7 +198,7 @@ def changed(trial: Trial) -> Rows:
     yield what, trial.verdict(project)
 
 
-FAULTS: dict[str, Callable[[Trial], Rows]] = {
+FAULTS: dict[str, Callable[[Trial], Rows]] = {  # their docstrings are their names in the table
     f.__name__: f for f in (killed, command_killed, corrupted, checkpoint, disk, together, changed)
 }
 
@@ -230,19 +227,17 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="folder that keeps the undisturbed run")
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    failed = False
     with tempfile.TemporaryDirectory() as temporary:
         folder, work = Path(temporary) / "disturbed", (given.work or Path(temporary)).resolve()
         folder.mkdir()
         try:
             calm = undisturbed(work)
             trial = Trial(calm, calm.results(), folder, given.kills, random.Random(1))
-            for name in given.only:
-                failed |= tried(trial, name)
+            failed = [tried(trial, name) for name in given.only]
         finally:
             for place in (work, folder):
                 Project(place).kill()
-    sys.exit(failed)
+    sys.exit(any(failed))
 
 
 if __name__ == "__main__":

@@ -4,9 +4,8 @@ Needs PyTorch and this checkout, no installation, network or earlier run. Every 
 own limit, and prints each finding as a line of JSON the moment that it is known, so that a block that is cut off or
 fails loses what is missing alone: ``card`` (ceilings), ``correct`` (the GPU against the CPU, resume, hidden waits),
 ``detector`` and ``diffusion`` (images per second in the real training step, beside the libraries' own way), ``side``
-(trainings side by side) and ``run`` (the smoke run). Steps that are timed are those
-that `training.fit` is given; a detector and torchvision's take turns. ``--device cpu`` rehearses everything without a
-GPU. `tables.py` makes a page of the lines.
+(trainings side by side) and ``run`` (the smoke run). Steps that are timed are those that `training.fit` is given; a
+detector and torchvision's take turns. ``--device cpu`` rehearses everything. `tables.py` makes a page of the lines.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Tables for the page on speed, from the lines of `speed.py`: ``python benchmarks/tables.py``."""
+"""Tables for the pages on speed (from the lines of `speed.py`) and on choices: ``python benchmarks/tables.py``."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,6 @@ from typing import Any
 
 from companion.workflow.pages import markdown_table
 
-RECORDS = [Path(__file__).with_name("records") / f"{device}.jsonl" for device in ("cpu", "h200")]
 RATES = {
     "images_per_s": "images/s", "ms_per_step": "ms a step", "first_s": "first step, s",
     "times": "times torchvision", "extrapolated_minutes_for_10000": "minutes for 10,000 images, extrapolated",
@@ -63,14 +62,24 @@ def page(path: Path) -> str:
     used = [key for key in RATES if any(key in line for line in lines)]
     rates = [(line["what"], shown(line, ("what", "ok", *RATES)), *(number(line[k]) if k in line else "" for k in used))
              for line in lines if "images_per_s" in line]  # fmt: skip
-    words = {None: "", True: "ok", False: "not ok"}
-    others = [(line["what"], words[line.get("ok")], shown(line, ("what", "ok")))
+    others = [(line["what"], {True: "ok", False: "not ok"}.get(line.get("ok"), ""), shown(line, ("what", "ok")))
               for line in lines if "images_per_s" not in line]  # fmt: skip
     parts = [aims(lines)] if "NVIDIA" in lines[0]["device"] else []
     parts += [markdown_table(("what is timed", "how", *(RATES[key] for key in used)), rates)]
     return "\n".join([*parts, markdown_table(("what is checked", "how", "found"), others)])
 
 
+def schedule(path: Path) -> str:
+    """Markdown of detectors by their steps, each at its best confidence of those that `companion evaluate` scored."""
+    lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    found = [(line, max(line["scores"], key=lambda row: row["f1_hm"])) for line in lines]
+    rows = [(line["arm"], f"{line['steps']:,}", line["seed"], best["confidence"],
+             *(f"{best[k]:.3f}" for k in ("f1_hm", "f1_detect", "f1_class"))) for line, best in found]  # fmt: skip
+    return markdown_table(("arm", "steps", "seed", "at confidence", "F1HM", "F1_detect", "F1_class"), rows)
+
+
+RECORDS = {Path(__file__).parent / "records" / f"{name}.jsonl": made
+           for name, made in {"cpu": page, "h200": page, "schedule": schedule}.items()}  # fmt: skip
 if __name__ == "__main__":
-    for record in RECORDS:
-        record.with_suffix(".md").write_text(page(record), encoding="utf-8")
+    for record, made in RECORDS.items():
+        record.with_suffix(".md").write_text(made(record), encoding="utf-8")

@@ -9,7 +9,7 @@ import re
 import sys
 import time
 from contextlib import suppress
-from importlib import util
+from importlib import metadata, util
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -106,8 +106,6 @@ def main():
         use_this_folder()
     except RuntimeError as error:
         sys.exit(str(error))
-    from importlib import metadata
-
     import psutil
 
     free = psutil.virtual_memory().available / 2**30

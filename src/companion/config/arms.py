@@ -50,7 +50,7 @@ ARMS = _Arms({
     "EXP": Arm("labelled patches alone", None, "#0072B2", "o"),
     "EXP+GEN": Arm("labelled and generated patches, as in the paper", "generated", "#D55E00", "s"),
     "EXP+GEN2": Arm("as EXP+GEN, images by a second model: the luck of one", "generated", "#D55E00", "D", model="2"),
-    "EXP+GEN-LONG": Arm("as EXP+GEN, but all labelled passes of EXP", "generated", "#882255", "h", equal_passes=True),
+    "EXP+GEN-LONG": Arm("as EXP+GEN, longer: EXP's labelled passes", "generated", "#882255", "h", equal_passes=True),
     "EXP+RARE": Arm("as EXP+GEN, the rare class more frequent", "generated", "#009E73", "^", "EXP+GEN", "rare"),
     "EXP+FILTERED": Arm("as EXP+GEN, images that a detector confirms", "kept", "#F0E442", "<", "EXP+GEN"),
     "EXP+RENDER": Arm("labelled patches, the same masks drawn perfectly", "generated", "#7F7F7F", "*", model="phantom"),

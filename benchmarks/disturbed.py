@@ -101,8 +101,7 @@ def undisturbed(folder: Path) -> Project:
     calm = Project(folder / "calm")
     if not calm.root.exists():
         for name in ("src", "notebooks", "weights", "profiles"):
-            ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
-            shutil.copytree(PROJECT / name, calm.root / name, ignore=ignored)
+            shutil.copytree(PROJECT / name, calm.root / name, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(PROJECT / "Snakefile", calm.root)
         (calm.root / COMMIT).write_text(job.git_commit() or "none", encoding="utf-8")
         shutil.copy(Path(__file__).with_name("faults.yaml"), calm.settings)

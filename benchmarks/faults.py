@@ -150,8 +150,7 @@ def disk(trial: Trial) -> Rows:
         return
     project, kept = trial.calm.copy(trial.folder / "disk", "runs", "data"), trial.partial("kept", 6)
     needed, used = (sum(p.stat().st_size for p in q.tree.rglob("*") if p.is_file()) >> 10 for q in (trial.calm, kept))
-    place = project.root / "runs"
-    place.mkdir()
+    (place := project.root / "runs").mkdir()
 
     def mount(options: str) -> None:
         subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)], check=True)

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from companion.workflow.pages import markdown_table
 
 RATES = {
@@ -71,15 +73,16 @@ def page(path: Path) -> str:
 
 def schedule(path: Path) -> str:
     """Markdown of detectors by their steps, each at its best confidence of those that `companion evaluate` scored."""
-    lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-    found = [(line, max(line["scores"], key=lambda row: row["f1_hm"])) for line in lines]
-    rows = [(line["arm"], f"{line['steps']:,}", line["seed"], best["confidence"],
-             *(f"{best[k]:.3f}" for k in ("f1_hm", "f1_detect", "f1_class"))) for line, best in found]  # fmt: skip
-    return markdown_table(("arm", "steps", "seed", "at confidence", "F1HM", "F1_detect", "F1_class"), rows)
+    lines, by = pd.read_json(path, lines=True), ["n_train", "arm", "steps", "seed"]
+    score = lines.set_index(by)["scores"].map(lambda rows: max(row["f1_hm"] for row in rows))
+    gain = score - score.rename(index=lambda steps: 2 * steps, level="steps").reindex(score.index)
+    rows = [(*at, len(own), f"{own.mean():.3f} ({own.min():.3f} to {own.max():.3f})",
+             f"{gain[own.index].mean():+.3f}".replace("+nan", "")) for at, own in score.groupby(by[:3])]  # fmt: skip
+    return markdown_table(("N", "arm", "steps", "seeds", "F1HM, mean and range", "by doubling, same seeds"), rows)
 
 
 RECORDS = {Path(__file__).parent / "records" / f"{name}.jsonl": made
            for name, made in {"cpu": page, "h200": page, "schedule": schedule}.items()}  # fmt: skip
 if __name__ == "__main__":
-    for record, made in RECORDS.items():
-        record.with_suffix(".md").write_text(made(record), encoding="utf-8")
+    for path, made in RECORDS.items():
+        path.with_suffix(".md").write_text(made(path), encoding="utf-8")

@@ -6,7 +6,7 @@
   seen(".bd-article table").forEach((table) => {
     const name = (table.caption?.innerText || "a table").slice(0, 60), own = table.closest(".cell_output");
     const columns = Math.max(...[...table.rows].map((row) => [...row.cells].reduce((sum, cell) => sum + cell.colSpan, 0)));
-    if (own && columns > 7) wrong.push(`${name}: ${columns} columns`);
+    if (columns > 7) wrong.push(`${name}: ${columns} columns`);
     if (own && innerWidth > 1000 && table.offsetWidth > column) wrong.push(`${name}: wider than its column`);
     if (all("th", table).some((cell) => !cell.textContent.trim())) wrong.push(`${name}: a name of a column is empty`);
   });
@@ -16,6 +16,8 @@
   seen(".bd-article .cell_output img:not(.touch img)")  // text of 9 pt is 8 pt or more down to this scale
     .filter((image) => image.naturalWidth > 1.15 * image.clientWidth && !image.parentNode.parentNode.querySelector("button.whole"))
     .forEach((image) => wrong.push(`${image.alt.slice(0, 40)}: shown small, and no way to see it large`));
+  const main = innerWidth > 1000 && seen(".one-minute")[0] && seen(".bd-article figure img")[0];
+  if (main && main.getBoundingClientRect().top + scrollY > 900) wrong.push("the main figure begins below the first screen");
   if (document.documentElement.scrollWidth > innerWidth) wrong.push("scrolls sideways");
   return wrong;
 }

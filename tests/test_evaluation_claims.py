@@ -65,10 +65,12 @@ def test_twelve_claims_with_their_rules_and_nothing_to_judge_them_by():
 
 def test_a_card_says_which_other_reading_changes_a_verdict():
     read = {"headline": "abb", "at A": "aab", "at B": "abc", "at C": "aac"}
-    said = sensitivity({way: pd.DataFrame({"verdict": list(verdicts)}) for way, verdicts in read.items()})
+    said = sensitivity({way: pd.DataFrame({"id": ["C2"] * 3, "verdict": list(found)}) for way, found in read.items()})
     assert said == ["Same verdict at A, at B, at C", "Same verdict at B; at A: a; at C: a",
                     "Same verdict at A; at B: c; at C: c"]  # fmt: skip
-    assert sensitivity({"headline": pd.DataFrame({"verdict": ["a"]})}) == ["This run can be read in one way alone"]
+    images = {way: pd.DataFrame({"verdict": ["a"], "id": ["C1"]}) for way in ("headline", "at A")}
+    assert sensitivity(images) == ["No threshold and no label of the test enters"]
+    assert sensitivity({"headline": images["at A"]}) == ["This run can be read in one way alone"]
 
 
 # Value, yardstick and half width of the interval of their difference, for images that are as labelled ones are.
@@ -321,7 +323,7 @@ def test_patches_are_counted_labelled_and_generated():
 
     assert found([10_000, 10_800], [9_000, 11_000]).verdict == "reproduced"
     assert found([1_000, 10_000], [10_000]).verdict == found([10_000], [8_999]).verdict == "cannot be compared"
-    assert found([96, 1536], [256]).ours == "generated 256 to 256, labelled 96 to 1,536"
+    assert found([96, 1536], [256]).ours == "generated 256, labelled 96 to 1,536"
     assert found([10_000], []).verdict == "not attempted"
 
 

@@ -43,7 +43,7 @@ def test_where_one_n_gains_and_another_loses_their_mean_is_no_answer() -> None:
     pairs = paired_scores(chosen(0.05, 0.01))
     pairs.loc[pairs["n_train"] == 50, "difference"] *= -1
     said, each = answer.sentence(pairs, "f1_hm", "X", 0.95)
-    assert said.startswith("It depends") and "where 10 micrographs are labelled, and lower it where 50 are" in said
+    assert said.startswith("On X it depends") and "where 10 micrographs are labelled, and lower it where 50 are" in said
     assert "N = 10: +0.050 (95 %" in each and "N = 50: −0.050 (95 %" in each
 
 

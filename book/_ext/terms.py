@@ -28,7 +28,9 @@ def link(app, doctree, docname: str) -> None:
     if app.builder.name != "html" or docname in (GLOSSARY, "notation", "references") or not (terms := known(app)):
         return
     names = "|".join(re.escape(name) for name in sorted(terms, key=len, reverse=True))
-    search = re.compile(rf"(?<![\w+⟨-])({names})(?=s?(?![\w+⟩-]))", re.IGNORECASE)
+    # Not where the word means another thing (a confidence interval, fresh noise), nor in names of files.
+    other = r"(?! interval|\.\w| labelled| noise| micrograph| of hardening)"
+    search = re.compile(rf"(?<![\w+⟨/-])({names}){other}(?=s?(?![\w+⟩/-]))", re.IGNORECASE)
     for text in list(doctree.findall(nodes.Text)):
         inside, node = False, text.parent
         while node is not None and not inside:

@@ -98,7 +98,8 @@ def legend_below(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     for panel in figure.axes:
         panel.legend().remove()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(5, max(1, len(labels))))
+    columns = 2 if sum(map(len, labels)) > 70 else min(5, max(1, len(labels)))  # five long ones would be cut
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns)
 
 
 def score_curves(scores: pd.DataFrame, iou: float, arms: Sequence[str], note: str) -> Figure:
@@ -175,10 +176,11 @@ def waterfall(steps: pd.DataFrame, note: str) -> Figure:
 
 
 def paired_differences(
-    pairs: pd.DataFrame, tests: pd.DataFrame, measures: Sequence[str], note: str, width: float = 6.4
-) -> Figure:
+    pairs: pd.DataFrame, tests: pd.DataFrame, measures: Sequence[str], note: str, width: float = 6.4,
+    band: tuple[float, float] = (0, PAPER_GAIN),
+) -> Figure:  # fmt: skip
     """Every pair's difference as a dot, the mean with its interval beside it: a panel per measure, a row per split, N
-    and, of several, arm. Grey: the paper's gain in F1HM. `width` in inches."""
+    and, of several, arm. Grey: `band` of F1HM, the paper's gain or another. `width` in inches."""
     order = {arm: k for k, arm in enumerate(ARMS)}
     tests = tests[tests["measure"].isin(measures)].sort_values([*CONDITION, "arm"], key=lambda c: c.replace(order))
     compared = list(dict.fromkeys(tests["arm"] + " minus " + tests["baseline"]))
@@ -192,12 +194,10 @@ def paired_differences(
     for axes, measure in zip(panels.flat, measures, strict=True):
         own, single = (table[table["measure"] == measure] for table in (rows, dots))
         intervals(axes, own, "place", "gain", "measure", {measure: ("#0072B2", "D")}, "y")
-        axes.plot(
-            single["difference"], single["place"].map(list(own["place"]).index) - 0.25, ".", color="#555555", ms=4
-        )
+        axes.plot(single["difference"], single["place"].map(list(own["place"]).index) - 0.25, ".", color="#555", ms=4)
         axes.axvline(0, color="black", lw=0.8)
         if measure == "f1_hm":
-            axes.axvspan(0, PAPER_GAIN, color="#999999", alpha=0.35, lw=0)
+            axes.axvspan(*band, color="#999999", alpha=0.35, lw=0)
         axes.set_title(NAMES[measure], loc="left", fontweight="bold")
     panels[-1, 0].set_xlabel("difference" + f", {compared[0]}" * (len(compared) == 1))
     figure.suptitle(note, fontsize=9)

@@ -94,7 +94,7 @@ def largest_gain(e: Evidence) -> Finding:
     wider = stats.t.isf(alpha / 2 / len(rows), n - 1) / stats.t.isf(alpha / 2, n - 1) if n > 1 else np.nan
     half = (row["high"] - row["low"]) / 2 * wider
     low, high, gained, lost = gain - half, gain + half, int((rows["low"] > 0).sum()), int((rows["high"] < 0).sum())
-    reason = f"split {row['split']}, N={row['n_train']}"
+    reason = f"{several(lost, 'condition')} lost; the largest gain is of split {row['split']}, N={row['n_train']}"
     verdict: Verdict = "partly" if lost or not low <= PAPER_GAIN <= high else "reproduced"
     if lost and lost >= gained:
         verdict = "not reproduced"
@@ -151,7 +151,7 @@ def origin_of_gain(e: Evidence) -> Finding:
     ours = f"gain in F1_class minus gain in F1_detect: {each}"
     half, claimed = float(means["half"].max(skipna=False)), means["mean"].to_numpy() * [1, -1]
     right, wrong = int((claimed > means["half"]).sum()), int((claimed < -means["half"]).sum())
-    reason = f"as claimed on {right} of 2 splits, the other way on {wrong}"
+    reason = f"clearly as claimed on {right} of 2 splits, clearly the other way on {wrong}"
     verdict: Verdict = "reproduced" if right == 2 else "partly" if right > wrong else "not reproduced"
     if not half <= WIDE:
         verdict, reason = "cannot be compared", f"classification minus detection gain is not known to ±{WIDE}"
@@ -196,10 +196,10 @@ def oversampling(e: Evidence) -> Finding:
     (verdict, reason), test = min(found.items(), key=lambda item: order.index(item[0][0]))
     ours = with_interval(test.gain, test.low, test.high, test.n, e.level)
     here = (e.tests["split"] == test.split) & (e.tests["n_train"] == test.n_train) & (e.tests["arm"] == "EXP+RARE")
-    ranked = e.tests[here & e.tests["measure"].str.startswith("ap50_")].dropna(subset="gain")
-    beside = ", ".join(f"{row.measure[5:]} {signed(row.gain)} ({p_value(row.p)})" for row in ranked.itertuples())
+    ranked = e.tests[here & e.tests["measure"].str.match("ap50_|f1_class$|f1_detect$")].dropna(subset="gain")
+    beside = ", ".join(f"{row.measure} {signed(row.gain)} ({p_value(row.p)})" for row in ranked.itertuples())
     where = f"split {test.split}, N={test.n_train}, of {several(len(tests), 'condition')}"
-    return Finding(verdict, f"{where}: {reason}; AP50 beside it: {beside or 'undefined'}", ours)
+    return Finding(verdict, f"{where}: {reason}; beside it {beside or 'nothing defined'}", ours)
 
 
 def _no_gain(test: Any, margin: float) -> tuple[Verdict, str]:
@@ -259,10 +259,10 @@ def patches_per_condition(e: Evidence) -> Finding:
     found = trained.groupby("source")["n"].agg(["min", "max"])
     if not {"labelled", "generated"} <= set(found.index):
         return Finding("not attempted", "this run has not patches of both")
-    ours = ", ".join(f"{row.Index} {row.min:,.0f} to {row.max:,.0f}" for row in found.itertuples())
+    ours = (f"{of} {' to '.join(dict.fromkeys(f'{n:,.0f}' for n in ends))}" for of, *ends in found.itertuples())
     same = (trained["n"] - 10_000).abs().max() <= 1000
     reason = "as many as in the paper, of both" if same else "this profile makes other numbers"
-    return Finding("reproduced" if same else "cannot be compared", reason, ours)
+    return Finding("reproduced" if same else "cannot be compared", reason, ", ".join(ours))
 
 
 def gpu_hours(e: Evidence) -> Finding:

@@ -83,15 +83,15 @@ def in_micrographs(
 
 def said(worth: pd.DataFrame, numbers: Sequence[int]) -> list[str]:
     """`in_micrographs` in words, which end where the learning curve does, at the smallest and largest of `numbers`."""
-
     ends = {min(numbers): " or fewer", max(numbers): " or more"}
 
-    def shown(value: float, end: float, sign: str = "") -> str:
-        return f"{value:{sign}.0f}{ends.get(round(end, 6), '')}"
+    def shown(value: float, end: float) -> str:
+        return f"{value:.0f}{ends.get(round(end, 6), '')}"
 
     return [
         f"Split {row.split}, N = {row.n_train}: EXP+GEN scores as EXP would with "
         f"{shown(row.equivalent, row.equivalent)} labelled micrographs (interval {shown(row.low, row.low)} to "
-        f"{shown(row.high, row.high)}): the generated set is worth {shown(row.worth, row.equivalent, '+')}."
+        f"{shown(row.high, row.high)}): the generated set {'costs' if row.worth < 0 else 'is worth'} "
+        f"{shown(abs(row.worth), row.equivalent)}."
         for row in worth.itertuples()
     ] or ["A learning curve needs two N or more with both arms: this run cannot say what a generated set is worth."]

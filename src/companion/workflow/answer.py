@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -101,7 +101,7 @@ def sentence(pairs: pd.DataFrame, measure: str, data: str, level: float) -> tupl
 
     Where the change is for the better at one N and for the worse at another, their mean answers nothing: each N does.
     """
-    found, name = change(pairs, measure, level), NAMES[measure]
+    found, name = change(pairs, measure, level), f"{NAMES[measure]} ({MEANS[measure]})"
     if not found.n:
         return f"Not known: on {data} this run has no pair of arms with a defined {name}.", ""
     at, mixed = by_size(pairs, measure, level)
@@ -114,8 +114,8 @@ def sentence(pairs: pd.DataFrame, measure: str, data: str, level: float) -> tupl
         SAME: f"Not shown, on {data}: the interval of the change in {name} holds zero; {holds}.",
     }[direction(found.low, found.high)]
     if mixed:
-        answer = f"It depends, on {data}: generated images raise {name} where {up} micrographs are labelled, "
-        answer += f"and lower it where {down} are."
+        answer = f"On {data} it depends: generated images raise {name} where {up} micrographs are labelled, and lower "
+        answer += f"it where {down} are."
     elif not np.isfinite(found.high):
         answer = f"Not known, on {data}: too few pairs of runs for an interval of the change in {name}."
     return answer, "; ".join(f"N = {n}: {one.said(level)}" for n, one in at.items()) + ". Each is a mean over splits."
@@ -125,10 +125,9 @@ def head_room(tests: pd.DataFrame, measure: str, level: float) -> str:
     """Where fresh labelled micrographs raise nothing either, in words; "" where they do, or where none were added."""
     fresh = tests[(tests["arm"] == "EXP+FRESH") & (tests["measure"] == measure) & (tests["low"] <= 0)]
     where = " and ".join(
-        f"N = {row.n_train}, {with_interval(row.gain, row.low, row.high, row.n, level)}" for row in fresh.itertuples()
+        f"N = {row.n_train} ({with_interval(row.gain, row.low, row.high, row.n, level)})" for row in fresh.itertuples()
     )
-    said = f"Fresh labelled micrographs, the best that could be added, do not raise it either at {where}: what can show"
-    return f"{said} there is a loss, hardly a gain." * bool(where)
+    return f"Fresh labelled micrographs do not raise it either at {where}: only a loss can show there." * bool(where)
 
 
 def first_page(folder: Path, r: Results) -> tuple[str, str]:
@@ -138,7 +137,7 @@ def first_page(folder: Path, r: Results) -> tuple[str, str]:
     answer, more = sentence(pairs, measure, data_name(P.dataset), level)
     at, mixed = by_size(pairs, measure, level)
     if mixed:  # the numbers below are those of each N
-        more = "Each N is a mean over splits."
+        more = f"Each number is a mean over {len(P.splits)} splits."
     more = f"{more} {head_room(tests, measure, level)}".strip()
     if P.name == "smoke":
         more = f"By the rule it would read: {answer} {more}"
@@ -160,7 +159,7 @@ def first_page(folder: Path, r: Results) -> tuple[str, str]:
         f":alt: Change by generated images; {'; '.join(f'{what} {v}, {how}' for what, (v, how) in known.items())}.\n\n"
         "Dots: pairs of detectors of one seed. Diamonds: means with intervals. Grey: the paper's gain in F1HM. Read "
         "from {download}`chosen.parquet <executed/files/07_thresholds/chosen.parquet>`.\n"
-        f":::\n\n{numbers(known, (value, what), change(pairs, measure, level))}\n::::\n"
+        f":::\n\n{numbers(known, (value, what), [*at.values()] if mixed else [change(pairs, measure, level)])}\n::::\n"
     )
     return f'<p class="answer">{html.escape(answer)} <small>{html.escape(more)}</small></p>\n{beside}', picture
 
@@ -178,10 +177,9 @@ def real(folder: Path | None) -> tuple[str, str, str]:
         return "not run yet", "the same question on real micrographs (loops_316L, 16 TEM images of steel)", ""
     r = json.loads((folder / "real.json").read_text(encoding="utf-8"))
     first, of = r["gains"][0], f"{r['images']} real micrographs"
-    value, *others = ("+" * (g["gain"] > 0) + with_interval(g["gain"], g["low"], g["high"], level=r["level"])
-                      for g in r["gains"])  # fmt: skip
-    of_others = zip(r["gains"][1:], others, strict=True)
-    also = "".join(f"; {ARMS[g['arm']].meaning}, without a model: {text}" for g, text in of_others)
+    said = [("+" * (g["gain"] > 0) + with_interval(g["gain"], g["low"], g["high"], level=r["level"]), ARMS[g["arm"]])
+            for g in r["gains"]]  # fmt: skip
+    value, also = said[0][0], "".join(f"; without a model, {arm.meaning}: {text}" for text, arm in said[1:])
     does = {"better": "raise", "worse": "lower"}.get(how := direction(first["low"], first["high"]))
     answer = (
         f'<p class="answer">On {of}: generated images {does or "are not shown to change"} F1_detect. '
@@ -190,12 +188,12 @@ def real(folder: Path | None) -> tuple[str, str, str]:
     return value, f"F1_detect on {of}, {how}", answer
 
 
-def numbers(known: Mapping[str, tuple[str, str]], on_real: tuple[str, str], whole: Change) -> str:
+def numbers(known: Mapping[str, tuple[str, str]], on_real: tuple[str, str], changes: Sequence[Change]) -> str:
     """HTML of the numbers beside the picture: changes by what they are of, with their direction; the one on real
-    micrographs; and the chance of seeing the paper's."""
+    micrographs; and the least chance of seeing the paper's in one condition, as the paper tests, and in `changes`."""
     chance = ["unknown" if np.isnan(p) else "> 99 %" if p >= 0.995 else f"{100 * p:.0f} %"
-              for p in (whole.chance, whole.chance_of_one)]  # fmt: skip
-    power = f"power: the chance that this run would show a true change of {PAPER_GAIN}; {chance[1]} in one condition"
+              for p in (min(one.chance_of_one for one in changes), min(one.chance for one in changes))]  # fmt: skip
+    power = f"power: chance that a test like the paper's shows a true change of {PAPER_GAIN}; those above: {chance[1]}"
     tiles = [*((value, f"{what}: {how}") for what, (value, how) in known.items()), on_real, (chance[0], power)]
     rows = (f"<div><b>{html.escape(value)}</b> <small>{html.escape(more.rstrip(')'))}</small><span>{html.escape(what)}"
             "</span></div>" for said, what in tiles for value, _, more in [said.partition(" (")])  # fmt: skip

@@ -68,12 +68,12 @@ def _diffusion(r: Results) -> Found:
 def _generated(r: Results) -> Found:
     table = r.table("05_generated_images", "quality").set_index("measure")
     row, auc, copies = (table.loc[name] for name in ("contrast of defects", "c2st_auc", "memorisation"))
-    share = f"generated defects have {row['value'] / row['yardstick']:.0%} of the contrast of labelled ones"
-    said = f"contrast {r.said(row, 'value')}, labelled {row['yardstick']:.3f}; a classifier tells the images apart with"
-    more = f"an AUC of {auc['value']:.2f}, labelled from labelled {auc['yardstick']:.2f}"
+    found = f"a classifier tells generated images from labelled ones with an AUC of {auc['value']:.2f}"
+    said = f"labelled from labelled {auc['yardstick']:.2f}; contrast of generated defects {r.said(row, 'value')},"
+    more = f"labelled {row['yardstick']:.3f}: guidance was chosen for it"
     kept = f"{copies['value']:.0%} count as copies of training patches, by a test that calls"
     kept += f" {copies['labelled, encoded and decoded']:.0%} of encoded and decoded training patches so"
-    return share, f"{said} {more}", f"{kept}; one model is judged"
+    return found, f"{said} {more}", f"{kept}; one model is judged"
 
 
 def _detector(r: Results) -> Found:
@@ -98,8 +98,9 @@ def _significance(r: Results) -> Found:
     pairs, _, measure = tables(r)
     chance = change(pairs, measure, r.P.evaluation.confidence_level).chance_of_one
     lines = (r.at["09_significance"] / "significant.md").read_text(encoding="utf-8").strip().splitlines()
-    said = lines[0].removeprefix("- ").removesuffix(".")
-    said += f"; {len(lines) - 1} more tests of the four scores hold after Holm's correction" * (len(lines) > 1)
+    said, gains = lines[0].removeprefix("- ").removesuffix("."), sum(" rises " in line for line in lines)
+    if len(lines) > 1:
+        said = f"after Holm's correction {gains} tests of the four scores show a gain, and {len(lines) - gains} a loss"
     seen = f"{chance:.0%}" if np.isfinite(chance) else "unknown"
     seen = f"chance that the paper's test would see a true change of 0.02 with {len(r.P.seeds)} pairs: {seen}"
     return said, seen, "runs of one split share training images, test images and model"
@@ -124,7 +125,7 @@ def _imbalance(r: Results) -> Found:
 def _errors(r: Results) -> Found:
     counts, off = r.here(r.table("12_errors", "errors")), r.here(r.table("12_errors", "materials"))
     mean = counts[counts["against"] == "labels"].groupby(["arm", "error"])["per_truth"].mean()
-    most = "; ".join(f"{arm} {mean[arm].idxmax()}, {mean[arm].max():.2f} for each defect" for arm in r.P.arms)
+    most = ", ".join(f"{mean[arm].max():.2f} {mean[arm].idxmax()} ({arm})" for arm in r.P.arms)
     off = off[(off["quantity"] == "density") & off["arm"].isin(r.P.arms)]
     rows = off[off["class"] == "all"].to_dict("records")
     density = "; ".join(f"{row['arm']} {r.said(row, 'error')}" for row in rows)
@@ -133,7 +134,7 @@ def _errors(r: Results) -> Found:
         worst = bias.abs().max(axis=1).idxmax()
         counted = ", ".join(f"{arm} {signed(100 * bias.loc[worst, arm], 0)} %" for arm in r.P.arms)
         density += f". Number of {worst}s: {counted}"
-    return f"most frequent error: {most}", f"relative error of density: {density}", thresholds_apart(r)
+    return f"most frequent error, for each defect: {most}", f"relative error of density: {density}", thresholds_apart(r)
 
 
 def thresholds_apart(r: Results) -> str:
@@ -145,6 +146,8 @@ def thresholds_apart(r: Results) -> str:
     missed = 1 - fixed.groupby("arm")["recall"].mean()
     both = ", ".join(f"{arm} {missed[arm]:.2f}" for arm in r.P.arms)
     at = f"{fixed['confidence'].iloc[0]:g}"
+    turned = (1 - own.groupby("arm")["recall"].mean()).rank().ne(missed.rank()).any()
+    both += ", in the other order" * turned
     return f"each arm is read at the confidence chosen for it ({read}); at {at} the share missed is: {both}"
 
 
@@ -175,18 +178,18 @@ def _shift(r: Results) -> Found:
     table, said = r.table("15_distribution_shift", "effects").query("quantity == 'gain'"), []
     for measure, own in table[table["measure"].isin(["f1_detect", "f1_hm"])].dropna(subset="mean").groupby("measure"):
         gains, losses = (", ".join(own.loc[way, "tested"]) for way in (own["low"] > 0, own["high"] < 0))
-        said.append(f"{NAMES[measure]} gains under {gains or 'no shift'}" + f", loses under {losses}" * bool(losses))
+        said.append(f"{NAMES[measure]} under {gains or 'no shift'}" + f", and lower it under {losses}" * bool(losses))
     rows = table[table["measure"] == "f1_detect"].to_dict("records")
     numbers = "; ".join(f"{row['tested']} {r.said(row)}" for row in rows)
     caveat = f"one model of one split; {thresholds_apart(r)}"
-    return f"by generated images {'; '.join(said)}", f"F1_detect: {numbers}", caveat
+    return f"generated images raise {'; '.join(said)}", f"F1_detect: {numbers}", caveat
 
 
 def _real(r: Results) -> Found:
     about = r.json("16_real_micrographs", "real")
     first, *others = about["gains"]
-    how = direction(first["low"], first["high"])
-    does = {"better": "find loops better", "worse": "find loops worse"}.get(how, "are not shown to find loops better")
+    does = {"better": "find loops better", "worse": "find loops worse"}
+    does = does.get(direction(first["low"], first["high"]), "are not shown to find loops better")
     finding = f"on {about['images']} real micrographs detectors that also saw generated images {does}"
     number = f"F1_detect {first['base']:.3f} without them, {first['score']:.3f} with them"
     number += f", difference {r.said(first, 'gain')}"

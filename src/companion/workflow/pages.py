@@ -57,7 +57,7 @@ def byline(citation: Path, stamps: Sequence[Mapping[str, Any]]) -> str:
     """HTML line that names what is read: project, version, day and commits of the run, how to cite, DOI."""
     about = yaml.safe_load(citation.read_text(encoding="utf-8"))
     ran = sorted(stamps, key=lambda stamp: str(stamp["started"]))
-    commits = [str(stamp["commit"])[:10] for stamp in ran if stamp.get("commit")] or ["none"]
+    commits = [str(stamp["commit"]) for stamp in ran if stamp.get("commit")] or ["none"]
     more = f" (earlier stages: {len(set(commits)) - 1} others)" * (len(set(commits)) > 1)
     authors = ", ".join(author["name"] for author in about["authors"])
     parts = [f"{authors}: {about['title']}", f"version {about['version']}",
@@ -96,10 +96,11 @@ def claim_cards(claims: Iterable[Mapping[str, Any]], whole: bool = False) -> str
         lines = {"paper": t["paper"], "this run": t["ours"]}
         more = f'<a href="{folder}11_claims.html#claim-{name}" aria-label="why: {name} in full">why</a>'
         if whole:
-            lines["paper"] += f" ({t['where']})"
-            lines |= {"because": t["reason"], "read otherwise": t["sensitivity"]}
+            lines |= {"paper": f"{t['paper']} ({t['where']})", "because": t["reason"]}
             more = (f"<details><summary>The rule of {name}</summary><p>{t['rule']}</p></details>"
                     f'<a href="{link}">The values behind {name}: notebook {c["notebook"][:2]}</a>')  # fmt: skip
+        if whole or ": " in c["sensitivity"]:  # by another reading another verdict
+            lines["read otherwise"] = t["sensitivity"]
         rows = "".join(f"<dt>{key}</dt><dd>{value}</dd>" for key, value in lines.items())
         anchor = f' id="claim-{name}"' if whole else ""
         cards.append(f'<article class="claim"{anchor}><p><b>{name}</b> <span class="verdict verdict-{chip}">'

@@ -143,11 +143,8 @@ def _follow(process: subprocess.Popen[bytes], P: Profile, tree: Path, waiting: l
 
 
 def _summary(tree: Path, before: dict[str, dict[str, Any]]) -> str:
-    walls = {name: stamp["wall_s"] for name, stamp in stamps(tree).items() if stamp != before.get(name)}
-    slowest = max(walls, key=walls.__getitem__, default="none")
-    size = sum(path.stat().st_size for path in tree.rglob("*") if path.is_file()) / 2**20
-    said = f"{duration(sum(walls.values()))} of work; the longest: {slowest}, {duration(walls.get(slowest, 0))}. "
-    said += f"{shown(tree)}, {size:.0f} MiB"
+    work = sum(stamp["wall_s"] for name, stamp in stamps(tree).items() if stamp != before.get(name))
+    said = f"{duration(work)} of work. {shown(tree)}"
     if (claims := tree / "claims" / "claims.json").is_file():
         verdicts = Counter(row["verdict"] for row in json.loads(claims.read_text(encoding="utf-8"))["claims"])
         counted = ", ".join(f"{n} {verdict}" for verdict, n in verdicts.most_common())

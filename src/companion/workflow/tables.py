@@ -79,8 +79,8 @@ def table(html: str, caption: str = "", leave_out: Sequence[str] = ()) -> str:
 def said(text: str) -> str:
     """A text with names of columns as the book spells them, e.g. F1HM and F1_detect; names of files stay."""
     scores = {"ap50": "AP50", "f1_class": "F1"}  # of one class, by its number or name
-    of_class = r"\b(ap50|f1_class)_(?:(\d)\b|(?=[\w<]))"
-    text = re.sub(of_class, lambda of: scores[of[1]] + (f", class {of[2]}" if of[2] else " of "), text)
+    found = re.compile(r"\b(ap50|f1_class)_(?:(\d)\b|(?=[\w<]))")
+    text = found.sub(lambda of: scores[of[1]] + (f", class {of[2]}" if of[2] else " of "), text)
     return re.sub(r"(?<![`/.])\b\w+\b(?![`/.]\w)", lambda found: WORDS.get(found[0], found[0]), text)
 
 
@@ -106,7 +106,7 @@ def _numbers(texts: Sequence[str], column: str) -> list[str]:
     sizes = [abs(value) for value in values.values() if value]
     alike, whole = max(sizes, default=0) < 100 * min(sizes, default=1), all(v == int(v) for v in values.values())
     if not sizes or re.match(r"p\b|p_", column):
-        return list(texts)
+        return [f"{values[t]:.{min(4, len(t.partition('.')[2]))}f}" if t in values else t for t in texts]
     for text, value in values.items():
         size = max(sizes) if alike else abs(value)
         counts = whole or size >= 100 or (value and not value % 1 and not alike)

@@ -30,14 +30,14 @@ from companion.weights import load_state
 torch.manual_seed(1)
 layer = torch.nn.Linear(2, 1)
 optimizer = torch.optim.AdamW(layer.parameters())
-pause = float(os.environ.get('PAUSE', 0))
+pause = float(os.environ.get('PAUSE', 0)) * (arm == 'EXP')
 def step(i):
     time.sleep(pause)
     loss = layer(torch.full((1, 2), float(i))).square().sum()
     optimizer.zero_grad(); loss.backward(); optimizer.step()
     return {'loss': loss.item()}
 path = out / 'checkpoint' / 'training.safetensors'
-with open(root() / 'starts.txt', 'a') as file:
+with open(root() / f'starts-{arm}.txt', 'a') as file:
     file.write(f"{load_state(path)[1]['step'] if path.exists() else 0}\\n")
 log = fit(step, {'layer': layer, 'optimizer': optimizer}, steps=100, folder=out, identity='x', every=5)
 write_json(out / 'log.json', log.to_dict('list'))
@@ -123,7 +123,7 @@ def test_a_job_ended_by_its_time_limit_continues_and_all_comes_out_as_without_a_
     local, distant = (Project(tmp_path / name) for name in ("local", "distant"))
     for project in (local, distant):
         project.write("06_mask_rcnn", TRAINING)
-        project.edit(seeds=[1], arms=["EXP"])
+        project.edit(seeds=[1])
     local.companion("run", "tiny")
     given = settings("slurm")
     given |= {"slurm-init-seconds-before-status-checks": 2, "slurm-status-command": "squeue"}  # it keeps no accounts
@@ -132,7 +132,7 @@ def test_a_job_ended_by_its_time_limit_continues_and_all_comes_out_as_without_a_
     given["default-resources"]["mem_mb"] = 1000
     folder = str(save_settings(tmp_path / "mine", given))
     distant.companion("run", "tiny", "--cluster", folder, PAUSE="1")
-    starts = [int(line) for line in (distant.root / "starts.txt").read_text().splitlines()]
+    starts = [int(line) for line in (distant.root / "starts-EXP.txt").read_text().splitlines()]
     assert starts[0] == 0 and len(starts) >= 2 and all(b > a for a, b in pairwise(starts)), starts
     jobs = subprocess.run(["squeue", "--states=all", "-h", "-o", "%T"], capture_output=True, text=True).stdout
     assert sorted(set(jobs.split())) == ["COMPLETED", "TIMEOUT"]

@@ -163,7 +163,7 @@ def check_parameters() -> None:
         value, kind = space[name], declared.get(name)
         if kind is None:
             wrong.append(f"{name}: no such parameter; {nearest(name, declared)}")
-        elif type(value).__name__ not in (kind, "int" if kind == "float" or name == "split" else kind):
+        elif type(value).__name__ not in (kind, "int" if kind == "float" or name in ("split", "model") else kind):
             wrong.append(f"{name} = {value!r}: should be of type {kind}")
     if wrong:
         raise problems("unusable parameter(s) of this notebook:", wrong)

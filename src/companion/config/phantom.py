@@ -145,8 +145,8 @@ class Phantom(Section):
         shares = {"magnifications": [share for _, share in self.magnifications.values()],
                   "class_shares": self.class_shares}  # fmt: skip
         for name, given in shares.items():
-            if abs(sum(given) - 1) > 1e-6:
-                raise ValueError(f"{name} sum to {sum(given):g}, should be 1")
+            if abs(sum(given) - 1) > 1e-6 or not all(given):
+                raise ValueError(f"{name} sum to {sum(given):g}, should be 1, and none of them 0")
         for name in type(self).model_fields:
             values = getattr(self, name)
             if isinstance(values, tuple) and name not in shares and list(values) != sorted(values):

@@ -130,8 +130,8 @@ class Profile(Section):
         for arm, sizes in self.controls.items():
             if missing := set(sizes) - set(self.sizes):
                 raise ValueError(f"controls: {arm} at N = {sorted(missing)}, which are not among sizes {self.sizes}")
-        if "EXP+FILTERED" in named and "EXP" not in self.arms:
-            raise ValueError("arms: EXP+FILTERED is filtered by an EXP detector; add EXP")
+        if missing := sorted({"EXP", "EXP+GEN"} - set(self.arms)):
+            raise ValueError(f"arms: add {' and '.join(missing)}; every page compares EXP+GEN with EXP")
         if self.studies.bias_n_train is not None and self.studies.bias_n_train not in self.sizes:
             raise ValueError(f"studies.bias_n_train {self.studies.bias_n_train} is not among sizes {self.sizes}")
         if self.studies.bias_n_train is not None and not self.n_val:

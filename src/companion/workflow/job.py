@@ -59,6 +59,10 @@ def make(
             raise CompanionError(f"{name} reads {missing[0]}, which has not been made")
         if freshness.reasons(folder, P, tree, inputs) and not _taken_over(folder, made_from, tree):
             _clear(folder)
+            before = layout.Layout(P).unchanged / folder.relative_to(tree)  # what it trained fits where nothing changed
+            for path in (path for name in WEIGHTS for path in before.rglob(name) if before != folder):
+                (folder / path.relative_to(before)).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, folder / path.relative_to(before))
             began = time.time()
             draw(name, profile, P.dataset, keys, folder)
             if not (made := freshness.outputs(folder)):

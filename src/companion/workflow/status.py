@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -59,6 +60,8 @@ def snakemake(P: Profile, *options: str) -> tuple[list[str], dict[str, str]]:
     if not (layout.root() / "profiles" / f"{P.name}.yaml").is_file() or load_profile(P.name, P.dataset) != P:
         path = layout.runs() / P.folder / "profile.yaml"  # as it is here, for every job to read
         text = yaml.safe_dump(P.model_dump(mode="json"), sort_keys=False)
+        if "--summary" in options:  # it is only looked at
+            path = Path(tempfile.gettempdir(), f"companion-{provenance.hash_value(text)[:16]}.yaml")
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             provenance.write_text(path, text)
         profile = str(path)
@@ -71,7 +74,7 @@ def snakemake(P: Profile, *options: str) -> tuple[list[str], dict[str, str]]:
 def committed(P: Profile) -> Iterator[bool]:
     """Let ``results/`` be the folder of runs where a profile's run is committed there and none is here; yield which."""
     kept = layout.root() / "results"
-    use = not stamps(Layout(P).tree) and (kept / P.folder / Path(P.dataset).name).is_dir()
+    use = not stamps(tree_of(P)) and (kept / P.name / Path(P.dataset).name).is_dir()
     with patch.dict(os.environ, COMPANION_RUNS=str(kept if use else layout.runs())):  # also for what it starts
         yield use
 

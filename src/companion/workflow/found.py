@@ -116,8 +116,7 @@ def _claims(r: Results) -> Found:
 def _imbalance(r: Results) -> Found:
     said, number, why = _claim(r, "C8")
     tests = pd.DataFrame(r.json("10_class_imbalance", "imbalance")["tests"])
-    moved = tests[tests["p"] < 1 - r.P.evaluation.confidence_level] if len(tests) else tests
-    moved = moved[moved["measure"] != "f1_hm"] if len(moved) else moved
+    moved = tests.query("p < 1 - @r.P.evaluation.confidence_level and measure != 'f1_hm'") if len(tests) else tests
     others = ", ".join(f"{spelt(row.measure)} {signed(row.gain)} ({p_value(row.p)})" for row in moved.itertuples())
     return said, number, f"F1HM hides what moved under it: {others}" if others else why
 
@@ -205,9 +204,8 @@ PAGES: dict[str, tuple[str, Callable[[Results], Found]]] = {  # of each notebook
     "07_thresholds": ("fig3", partial(_claim, name="C9")), "08_sizes_and_splits": ("fig5", _sizes),
     "09_significance": ("differences", _significance), "10_class_imbalance": ("differences", _imbalance),
     "11_claims": ("", _claims), "12_errors": ("error_kinds", _errors),
-    "13_mask_faithfulness": ("faithfulness", _faithfulness),
-    "14_annotation_bias": ("costs", _bias), "15_distribution_shift": ("effects", _shift),
-    "16_real_micrographs": ("folds", _real),
+    "13_mask_faithfulness": ("faithfulness", _faithfulness), "14_annotation_bias": ("costs", _bias),
+    "15_distribution_shift": ("effects", _shift), "16_real_micrographs": ("folds", _real),
 }  # fmt: skip
 
 

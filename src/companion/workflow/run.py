@@ -38,8 +38,7 @@ def run(P: Profile, cores: int, cluster: Path | None = None) -> int:
     """
     for told in (signal.SIGINT, signal.SIGTERM):  # being told to end is an interrupt; a script's `&` ignores SIGINT
         signal.signal(told, signal.default_int_handler)
-    here = ["--cores", str(cores), "--resources", f"gpu={P.jobs_per_device}"]
-    where = here if cluster is None else _submission(cluster)
+    where = _submission(cluster) if cluster else ["--cores", str(cores), "--resources", f"gpu={P.jobs_per_device}"]
     _check_data(P)
     tree = Layout(P).tree
     with _only_run(tree) as lock:
@@ -128,9 +127,8 @@ def _follow(process: subprocess.Popen[bytes], P: Profile, tree: Path, waiting: l
             ended = process.poll() is not None
             for job in [job for job in left if (tree / job.folder / DONE).exists()]:
                 left.remove(job)
-                how, stamp = "as it was", read_stamp(tree / job.folder)
-                if stamp and stamp != before.get(job.folder):
-                    how = duration(stamp["wall_s"])
+                stamp = read_stamp(tree / job.folder)
+                how = duration(stamp["wall_s"]) if stamp and stamp != before.get(job.folder) else "as it was"
                 rest = status.expected(P, left, cores)[0]["what is left"].sum()
                 how += f", {duration(time.time() - began)} so far{f', about {duration(rest)} left' if rest else ''}"
                 at = f"{len(waiting) - len(left):>3}/{len(waiting)}"
@@ -147,8 +145,7 @@ def _summary(tree: Path, before: dict[str, dict[str, Any]]) -> str:
     said = f"{duration(work)} of work. {shown(tree)}"
     if (claims := tree / "claims" / "claims.json").is_file():
         verdicts = Counter(row["verdict"] for row in json.loads(claims.read_text(encoding="utf-8"))["claims"])
-        counted = ", ".join(f"{n} {verdict}" for verdict, n in verdicts.most_common())
-        said += f"\nclaims of the paper on this data: {counted}. {shown(claims)}"
+        said += f"\nclaims of the paper: {', '.join(f'{n} {v}' for v, n in verdicts.most_common())}. {shown(claims)}"
     return said
 
 

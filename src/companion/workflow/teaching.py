@@ -40,8 +40,7 @@ def question(asked: dict[str, Any], turn: int) -> str:
     """Markdown: a question whose answers, turned round by `turn`, each hide what is to be said about them."""
     lines, first = ["## A question", "", asked["text"], ""], turn % 4
     for letter, answer in zip("abcd", asked["answers"][first:] + asked["answers"][:first], strict=True):
-        right = "Right. " if answer.get("correct") else "Not so. "
-        said = right + answer["feedback"].removeprefix("Yes. ")
+        said = ("Right. " if answer.get("correct") else "Not so. ") + answer["feedback"].removeprefix("Yes. ")
         lines += ['<details class="companion-answer">', f"<summary>{letter}. {answer['text']}</summary>", "", said, "",
                   "</details>", ""]  # fmt: skip
     return "\n".join(lines)

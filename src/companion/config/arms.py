@@ -55,7 +55,7 @@ ARMS = _Arms({
     "EXP+FILTERED": Arm("as EXP+GEN, images that a detector confirms", "kept", "#F0E442", "<", "EXP+GEN"),
     "EXP+RENDER": Arm("labelled patches, the same masks drawn perfectly", "generated", "#7F7F7F", "*", model="phantom"),
     "EXP+FRESH": Arm("labelled patches and those of more micrographs: what labels give", "fresh", "#56B4E9", "v"),
-    "EXP+PASTE": Arm("labelled patches, also with defects pasted onto them", "pasted", "#CC79A7", "P"),
+    "EXP+PASTE": Arm("labelled patches and such with pasted defects", "pasted", "#CC79A7", "P"),
     "GEN": Arm("generated patches alone", "generated", "#E69F00", "X", labelled=False),
 })  # fmt: skip
 PHANTOM_ONLY = ("EXP+RENDER", "EXP+FRESH")

@@ -125,7 +125,7 @@ def head_room(tests: pd.DataFrame, measure: str, level: float) -> str:
     """Where fresh labelled micrographs raise nothing either, in words; "" where they do, or where none were added."""
     fresh = tests[(tests["arm"] == "EXP+FRESH") & (tests["measure"] == measure) & (tests["low"] <= 0)]
     where = " and ".join(
-        f"N = {row.n_train} ({with_interval(row.gain, row.low, row.high, row.n, level)})" for row in fresh.itertuples()
+        f"N = {row.n_train}, {with_interval(row.gain, row.low, row.high, row.n, level)}" for row in fresh.itertuples()
     )
     return f"Fresh labelled micrographs do not raise it either at {where}: only a loss can show there." * bool(where)
 
@@ -159,7 +159,7 @@ def first_page(folder: Path, r: Results) -> tuple[str, str]:
         f":alt: Change by generated images; {'; '.join(f'{what} {v}, {how}' for what, (v, how) in known.items())}.\n\n"
         "Dots: pairs of detectors of one seed. Diamonds: means with intervals. Grey: the paper's gain in F1HM. Read "
         "from {download}`chosen.parquet <executed/files/07_thresholds/chosen.parquet>`.\n"
-        f":::\n\n{numbers(known, (value, what), [*at.values()] if mixed else [change(pairs, measure, level)])}\n::::\n"
+        f":::\n\n{numbers(known, (value, what), [change(pairs, measure, level), *at.values()])}\n::::\n"
     )
     return f'<p class="answer">{html.escape(answer)} <small>{html.escape(more)}</small></p>\n{beside}', picture
 
@@ -190,10 +190,10 @@ def real(folder: Path | None) -> tuple[str, str, str]:
 
 def numbers(known: Mapping[str, tuple[str, str]], on_real: tuple[str, str], changes: Sequence[Change]) -> str:
     """HTML of the numbers beside the picture: changes by what they are of, with their direction; the one on real
-    micrographs; and the least chance of seeing the paper's in one condition, as the paper tests, and in `changes`."""
+    micrographs; and the chance of seeing the paper's in one condition, as it tests, and at least in all `changes`."""
     chance = ["unknown" if np.isnan(p) else "> 99 %" if p >= 0.995 else f"{100 * p:.0f} %"
-              for p in (min(one.chance_of_one for one in changes), min(one.chance for one in changes))]  # fmt: skip
-    power = f"power: chance that a test like the paper's shows a true change of {PAPER_GAIN}; those above: {chance[1]}"
+              for p in (changes[0].chance_of_one, min(one.chance for one in changes))]  # fmt: skip
+    power = f"power: chance that the paper's test shows a true change of {PAPER_GAIN}; at each N here {chance[1]}"
     tiles = [*((value, f"{what}: {how}") for what, (value, how) in known.items()), on_real, (chance[0], power)]
     rows = (f"<div><b>{html.escape(value)}</b> <small>{html.escape(more.rstrip(')'))}</small><span>{html.escape(what)}"
             "</span></div>" for said, what in tiles for value, _, more in [said.partition(" (")])  # fmt: skip

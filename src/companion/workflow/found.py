@@ -142,11 +142,9 @@ def thresholds_apart(r: Results) -> str:
     chosen = r.here(r.table("07_thresholds", "chosen")).query("against == 'labels'")
     own, fixed = headline(chosen), chosen[chosen["choice"] == FIXED]
     read = ", ".join(f"{arm} at {own.loc[own['arm'] == arm, 'confidence'].iloc[0]:g}" for arm in r.P.arms)
-    missed = 1 - fixed.groupby("arm")["recall"].mean()
-    both = ", ".join(f"{arm} {missed[arm]:.2f}" for arm in r.P.arms)
-    at = f"{fixed['confidence'].iloc[0]:g}"
+    missed, at = 1 - fixed.groupby("arm")["recall"].mean(), f"{fixed['confidence'].iloc[0]:g}"
     turned = (1 - own.groupby("arm")["recall"].mean()).rank().ne(missed.rank()).any()
-    both += ", in the other order" * turned
+    both = ", ".join(f"{arm} {missed[arm]:.2f}" for arm in r.P.arms) + ", in the other order" * bool(turned)
     return f"each arm is read at the confidence chosen for it ({read}); at {at} the share missed is: {both}"
 
 
@@ -164,13 +162,14 @@ def _faithfulness(r: Results) -> Found:
 
 
 def _bias(r: Results) -> Found:
-    table, said, numbers = r.table("14_annotation_bias", "effects").query("quantity == 'amplification'"), [], []
-    for row in table[table["measure"].isin(["f1_detect", "f1_hm"])].to_dict("records"):
-        how = {"better": "amplified", "worse": "dampened"}.get(direction(row["low"], row["high"]), "not decided")
-        said.append(f"in {NAMES[row['measure']]} {how}")
-        numbers.append(f"{NAMES[row['measure']]} {r.said(row)}")
-    found = f"amplification of an annotator's errors by generated images: {', '.join(said)}"
-    return found, "; ".join(numbers), f"one model of one split; {thresholds_apart(r)}"
+    effects, scores = (r.table("14_annotation_bias", name) for name in ("effects", "scores"))
+    own = effects[effects["measure"] == "f1_hm"].set_index("quantity")
+    means, more = scores.groupby(["labels", "arm"])[["f1_hm", "confidence"]].mean(), own.loc["amplification"]
+    costs = " and ".join(f"{arm} {own.loc[f'cost, {arm}', 'mean']:.3f}" for arm in ("EXP", "EXP+GEN"))
+    how = {"better": "amplify", "worse": "dampen"}.get(direction(more["low"], more["high"]), "may amplify or dampen")
+    each = ", ".join(f"{arm}, {kind} labels {m.f1_hm:.3f} at {m.confidence:.2f}" for (kind, arm), m in means.iterrows())
+    said = f"an annotator's errors cost {costs} of F1HM: generated images {how} this"
+    return said, f"difference {r.said(more)}; F1HM at confidence: {each}", "one model of one split for each kind"
 
 
 def _shift(r: Results) -> Found:

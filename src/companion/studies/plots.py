@@ -48,6 +48,7 @@ def differences(table: pd.DataFrame, condition: str, measures: Sequence[str], ti
     for panel in panels:
         panel.axvline(0, color="black", lw=0.8)
         panel.set(title=NAMES.get(panel.get_title(), panel.get_title()), xlabel=xlabel)
+        panel.locator_params(axis="x", nbins=4)  # numbers of panels side by side do not touch
     return figure
 
 

@@ -110,7 +110,7 @@ def _claims(r: Results) -> Found:
     counts = pd.Series([row["verdict"] for row in r.json("11_claims", "claims")["claims"]]).value_counts()
     said = ", ".join(f"{n} {verdict}" for verdict, n in counts.items())
     _, number, why = _claim(r, "C2")
-    return f"of the paper's claims {said}", f"largest gain of F1HM: {number}", f"that gain is of {why}"
+    return f"of the paper's claims {said}", f"largest gain of F1HM: {number}", why
 
 
 def _imbalance(r: Results) -> Found:

@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 from companion.config import ARMS, load_profile
@@ -50,11 +51,12 @@ def other(wildcards):  # what fills the other part of an arm's batches
     }.get(arm.other, [])
 
 
-if workflow.is_main_process and "COMPANION_LOOK" not in os.environ:  # `companion status` changes nothing
+LOOK = "COMPANION_LOOK" in os.environ  # `companion status` changes nothing
+if workflow.is_main_process and not LOOK:
     freshness.mark(P, TREE)
 
 
-workdir: str(TREE)
+workdir: tempfile.gettempdir() if LOOK else str(TREE)
 
 
 wildcard_constraints:

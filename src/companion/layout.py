@@ -87,7 +87,7 @@ class Layout:
         split = first.removeprefix("split-")
         if split != first and "{" not in split and split not in self.P.split_names:
             known = nearest(split, self.P.split_names)
-            more = f"`companion run {self.P.name} --split {split}` makes another"
+            more = f"`companion run {self.P.name} --split {split}` makes another, and a profile.yaml for its notebooks"
             raise CompanionError(f"split '{split}': {known}; {more}")
         own, unchanged = (tree.joinpath(first, *more) for tree in (self.tree, self.unchanged))
         return own if own.exists() or not unchanged.exists() else unchanged

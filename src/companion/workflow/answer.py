@@ -136,8 +136,7 @@ def first_page(folder: Path, r: Results) -> tuple[str, str]:
     pairs, tests, measure = tables(r)
     answer, more = sentence(pairs, measure, data_name(P.dataset), level)
     at, mixed = by_size(pairs, measure, level)
-    if mixed:  # the numbers below are those of each N
-        more = f"Each number is a mean over {len(P.splits)} splits."
+    more = f"Each number is a mean over {len(P.splits)} splits." if mixed else more  # those below are of each N
     more = f"{more} {head_room(tests, measure, level)}".strip()
     if P.name == "smoke":
         more = f"By the rule it would read: {answer} {more}"

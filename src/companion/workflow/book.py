@@ -93,11 +93,15 @@ def page(name: str, folder: Path) -> NotebookNode:
     Without papermill's own cell. Where the code has other cells by now, the executed copy (its badge says: stale).
     """
     executed, current = reference_run.executed(folder / EXECUTED), nbformat.read(layout.notebook(name), as_version=4)
+    code, used = "\n".join(cell.source for cell in current.cells), (read_stamp(folder) or {}).get("parameters", {})
+    named = re.findall(r'"([a-z_]+\.[a-z_.]+)": (\w+)', code)  # entries of the profile and parameters
+    values = {key: repr(used[entry]) for entry, key in [("splits", "splits"), *named] if entry in used}
     for cell in (cell for cell in executed.cells if "injected-parameters" in cell.metadata.get("tags", [])):
         executed.cells.remove(cell)
-        for key, value in re.findall(r"(?m)^(\w+) = (.+)$", cell.source):
-            for defaults in (c for c in current.cells if "parameters" in c.metadata.get("tags", [])):
-                defaults.source = re.sub(rf"(?m)^({key}: \w+ = ).+?(?=  #|$)", rf"\g<1>{value}", defaults.source)
+        values |= dict(re.findall(r"(?m)^(\w+) = (.+)$", cell.source))
+    for defaults in (c for c in current.cells if "parameters" in c.metadata.get("tags", [])):
+        for key, value in values.items():
+            defaults.source = re.sub(rf"(?m)^({key}: \w+ = ).+?(?=  #|$)", rf"\g<1>{value}", defaults.source)
     ran, now = ([c for c in notebook.cells if c.cell_type == "code"] for notebook in (executed, current))
     if len(ran) != len(now):
         return executed
@@ -109,9 +113,8 @@ def page(name: str, folder: Path) -> NotebookNode:
 def first_minute(name: str, results: Results, target: Path) -> str:
     """Markdown at the top of a page: what was found, and the figure that shows it, copied into `target`; or the cards
     of the claims."""
-    finding, number, *but = found.sentences(name, results)
-    said = f"**{finding}** {number}\n\n*But*: {' '.join(but)}"
-    text = f":::{{admonition}} In one minute\n:class: one-minute\n\n{said}\n:::\n"
+    said, more, *but = found.sentences(name, results)
+    text = f":::{{admonition}} In one minute\n:class: one-minute\n\n**{said}** {more}\n\n*But*: {' '.join(but)}\n:::\n"
     if name == "11_claims":
         return text + "\n" + pages.claim_cards(results.json(name, "claims")["claims"], whole=True)
     figure = found.PAGES[name][0]
@@ -120,7 +123,7 @@ def first_minute(name: str, results: Results, target: Path) -> str:
     (target / "figures").mkdir(exist_ok=True)
     shutil.copy(made, target / "figures" / f"{name}.png")
     caption = f'<a href="#code-{figure}">The code that draws this figure</a>'
-    return f"{text}\n:::{{figure}} figures/{name}.png\n:alt: {finding} {number}\n\n{caption}\n:::\n"
+    return f"{text}\n:::{{figure}} figures/{name}.png\n:alt: {said} {more}\n\n{caption}\n:::\n"
 
 
 def linked(name: str, cells: list[NotebookNode], made: Path, place: str, target: Path) -> list[NotebookNode]:

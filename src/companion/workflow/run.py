@@ -151,11 +151,9 @@ def _summary(tree: Path, before: dict[str, dict[str, Any]]) -> str:
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
     process.send_signal(signal.SIGINT)
-    try:
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=30)
-    finally:  # notebook kernels that outlived Snakemake are in its session
-        subprocess.run(["pkill", "-TERM", "-s", str(process.pid)], check=False)
+    with suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
+        process.wait(timeout=30)
+    subprocess.run(["pkill", "-TERM", "-s", str(process.pid)], check=False)  # kernels that outlived Snakemake
 
 
 @contextmanager

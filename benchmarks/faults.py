@@ -26,8 +26,7 @@ from disturbed import AT_WORK, COMMIT, DAMAGES, Project, flip, undisturbed
 from companion import provenance
 from companion.workflow import freshness, job
 
-CHECKPOINT = "checkpoint/denoiser.safetensors"
-TABLE = Path(__file__).with_suffix(".json")
+CHECKPOINT, TABLE = "checkpoint/denoiser.safetensors", Path(__file__).with_suffix(".json")
 Ended = tuple[int, str]  # exit code, and what was said
 Rows = Iterator[tuple[str, str]]  # what was tried, and what happened
 

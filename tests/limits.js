@@ -16,6 +16,10 @@
   seen(".bd-article .cell_output img:not(.touch img)")  // text of 9 pt is 8 pt or more down to this scale
     .filter((image) => image.naturalWidth > 1.15 * image.clientWidth && !image.parentNode.parentNode.querySelector("button.whole"))
     .forEach((image) => wrong.push(`${image.alt.slice(0, 40)}: shown small, and no way to see it large`));
+  const size = (node) => parseFloat(getComputedStyle(node).fontSize);  // 0: what screen readers alone read
+  seen(".bd-article :not(sup, sub, svg *, mjx-container *)").filter((node) => size(node) && size(node) < 10.6)
+    .filter((node) => [...node.childNodes].some((child) => child.nodeType === 3 && child.textContent.trim()))
+    .forEach((node) => wrong.push(`${node.textContent.slice(0, 40)}: smaller than 8 pt`));
   const main = innerWidth > 1000 && seen(".one-minute")[0] && seen(".bd-article figure img")[0];
   if (main && main.getBoundingClientRect().top + scrollY > 900) wrong.push("the main figure begins below the first screen");
   if (document.documentElement.scrollWidth > innerWidth) wrong.push("scrolls sideways");

@@ -40,7 +40,7 @@ def test_every_arm_has_a_look_of_its_own_and_a_baseline():
     ("detection: {steps: 0}", "detection.steps: .*greater than or equal to 1"),
     ("detection: {steps: true}", "detection.steps"),
     ("sizes: []", "sizes: .*at least 1 item"),
-    ("sizes: [10, 10]", "names a value twice"),
+    ("sizes: [10, 10]\narms: [EXP]", r"(?s)2 unusable.*names a value twice.*add EXP\+GEN"),
     ("controls: {EXP+PASTE: [4]}", "not among sizes"),
     ("controls: {EXP+PAST: [10]}", r"no arm 'EXP\+PAST'; did you mean 'EXP\+PASTE'"),
     ("controls: {EXP+GEN: [10]}", "among arms already"),

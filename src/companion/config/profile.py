@@ -97,46 +97,43 @@ class Profile(Section):
         ]  # fmt: skip
 
     @model_validator(mode="after")
-    def _lists_are_consistent_and_the_phantom_large_enough(self) -> Profile:
+    def _entries_fit_together(self) -> Profile:
+        if misfits := list(self._misfits()):
+            raise ValueError("\n".join(misfits))
+        return self
+
+    def _misfits(self) -> Iterator[str]:
         for field in ("sizes", "arms", "seeds"):
             values = getattr(self, field)
             if len(set(values)) != len(values):
-                raise ValueError(f"{field} {values} names a value twice")
+                yield f"{field} {values} names a value twice"
         names = self.split_names
         if double := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"splits {self.splits}: two have the name {double[0]}; rename a file")
+            yield f"splits {self.splits}: two have the name {double[0]}; rename a file"
         if odd := [name for name in names if not re.fullmatch(r"\w[\w.-]*", name)]:
-            raise ValueError(f"splits: '{odd[0]}' names a folder of results; rename the file to letters, digits, . _ -")
+            yield f"splits: '{odd[0]}' names a folder of results; rename the file to letters, digits, . _ -"
         if self.dataset == "phantom" and not any(isinstance(split, str) for split in self.splits):
             fresh = self.n_fresh if "EXP+FRESH" in [*self.arms, *self.controls] else 0
             needed = max(self.sizes) + self.n_test + self.n_val + fresh
             if needed > self.phantom.n_images:
-                raise ValueError(
-                    f"phantom.n_images {self.phantom.n_images}: {max(self.sizes)} training, {self.n_test} test, "
-                    f"{self.n_val} validation and {fresh} fresh micrographs are {needed}"
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _arms_can_be_made(self) -> Profile:
-        named = [*self.arms, *self.controls]
-        for arm in named:
+                parts = f"{max(self.sizes)} training, {self.n_test} test, {self.n_val} validation and {fresh} fresh"
+                yield f"phantom.n_images {self.phantom.n_images}: {parts} micrographs are {needed}"
+        for arm in [*self.arms, *self.controls]:
             if arm not in ARMS:
-                raise ValueError(f"arms: no arm '{arm}'; {nearest(arm, ARMS)}")
+                yield f"arms: no arm '{arm}'; {nearest(arm, ARMS)}"
             if arm in PHANTOM_ONLY and arm in self.arms and self.dataset != "phantom":
-                raise ValueError(f"arms: {arm} needs the phantom's own optics and is not for dataset '{self.dataset}'")
+                yield f"arms: {arm} needs the phantom's own optics and is not for dataset '{self.dataset}'"
         if double := sorted(set(self.arms) & set(self.controls)):
-            raise ValueError(f"controls: {double[0]} is among arms already")
+            yield f"controls: {double[0]} is among arms already"
         for arm, sizes in self.controls.items():
             if missing := set(sizes) - set(self.sizes):
-                raise ValueError(f"controls: {arm} at N = {sorted(missing)}, which are not among sizes {self.sizes}")
-        if missing := sorted({"EXP", "EXP+GEN"} - set(self.arms)):
-            raise ValueError(f"arms: add {' and '.join(missing)}; every page compares EXP+GEN with EXP")
-        if self.studies.bias_n_train is not None and self.studies.bias_n_train not in self.sizes:
-            raise ValueError(f"studies.bias_n_train {self.studies.bias_n_train} is not among sizes {self.sizes}")
+                yield f"controls: {arm} at N = {sorted(missing)}, which are not among sizes {self.sizes}"
+        if absent := sorted({"EXP", "EXP+GEN"} - set(self.arms)):
+            yield f"arms: add {' and '.join(absent)}; every page compares EXP+GEN with EXP"
+        if self.studies.bias_n_train not in (None, *self.sizes):
+            yield f"studies.bias_n_train {self.studies.bias_n_train} is not among sizes {self.sizes}"
         if self.studies.bias_n_train is not None and not self.n_val:
-            raise ValueError("studies.bias_n_train needs validation micrographs, which choose thresholds (n_val)")
-        return self
+            yield "studies.bias_n_train needs validation micrographs, which choose thresholds (n_val)"
 
 
 def _has_one_class(dataset: str) -> bool:
@@ -206,7 +203,8 @@ def validate(model: type[Model], values: Mapping[str, Any], source: str) -> Mode
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise problems(f"{source}: {error.error_count()} unusable parameter(s)", _explain(model, error)) from None
+        found = list(_explain(model, error))
+        raise problems(f"{source}: {len(found)} unusable parameter(s)", found) from None
 
 
 def _explain(model: type[BaseModel], error: ValidationError) -> Iterator[str]:
@@ -216,9 +214,9 @@ def _explain(model: type[BaseModel], error: ValidationError) -> Iterator[str]:
             parent = _section(model, item["loc"][:-1])
             yield f"{place}: no such parameter; {nearest(str(item['loc'][-1]), parent.model_fields)}"
         else:
-            reason = item["msg"].removeprefix("Value error, ")
             shown = f" (given: {item['input']!r})" if item["type"] not in ("missing", "value_error") else ""
-            yield f"{place}: {reason}{shown}"
+            for reason in item["msg"].removeprefix("Value error, ").splitlines():
+                yield f"{place}: {reason}{shown}"
 
 
 def _section(model: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:

@@ -70,7 +70,7 @@ def assemble(run: Run, real: Run, target: Path) -> dict[str, Path]:
             if place := folders.get(name):
                 made = tables.tidy(page(name, at[name]))
                 line = pages.badge(read_stamp(place) or {}, why[place])
-                said = first_minute(name, Results(of[name].P, at), folder)
+                said = first_minute(name, Results(of[name].P, at), made, folder)
                 top = [new_markdown_cell(line, id="badge"), new_markdown_cell(said, id="one-minute")]
                 made.cells = [made.cells[0], *top, *linked(name, made.cells[1:], at[name], layout.shown(place), folder)]
                 teaching.add_course(made, name)
@@ -110,9 +110,9 @@ def page(name: str, folder: Path) -> NotebookNode:
     return current
 
 
-def first_minute(name: str, results: Results, target: Path) -> str:
-    """Markdown at the top of a page: what was found, and the figure that shows it, copied into `target`; or the cards
-    of the claims."""
+def first_minute(name: str, results: Results, notebook: NotebookNode, target: Path) -> str:
+    """Markdown at the top of a page: what was found, and the figure that shows it, copied into `target`, above what
+    the notebook says of it to who cannot see it; or the cards of the claims."""
     said, more, *but = found.sentences(name, results)
     text = f":::{{admonition}} In one minute\n:class: one-minute\n\n**{said}** {more}\n\n*But*: {' '.join(but)}\n:::\n"
     if name == "11_claims":
@@ -122,7 +122,8 @@ def first_minute(name: str, results: Results, target: Path) -> str:
         return text  # nothing to draw in this run
     (target / "figures").mkdir(exist_ok=True)
     shutil.copy(made, target / "figures" / f"{name}.png")
-    caption = f'<a href="#code-{figure}">The code that draws this figure</a>'
+    drawn = next(c.metadata.mystnb.image.alt for c in notebook.cells if f', out, "{figure}")' in c.source)
+    caption = f'{drawn} <a href="#code-{figure}">The code that draws it</a>'
     return f"{text}\n:::{{figure}} figures/{name}.png\n:alt: {said} {more}\n\n{caption}\n:::\n"
 
 

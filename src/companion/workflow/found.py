@@ -5,6 +5,7 @@ All is read from the files of the run when the book is built; a word that depend
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 
@@ -210,5 +211,5 @@ PAGES: dict[str, tuple[str, Callable[[Results], Found]]] = {  # of each notebook
 
 def sentences(name: str, r: Results) -> list[str]:
     """What a notebook's page says first: finding, number, caveat, and of a smoke run that it means nothing."""
-    said = [f"{text[0].upper()}{text[1:]}." for text in PAGES[name][1](r)]
+    said = [re.sub(r"(\d)%", r"\1 %", f"{text[0].upper()}{text[1:]}.") for text in PAGES[name][1](r)]
     return said + ["A smoke run: its numbers mean nothing."] * (r.P.name == "smoke")

@@ -73,13 +73,13 @@ def page(path: Path) -> str:
 
 def schedule(path: Path) -> str:
     """Markdown of detectors by what is changed, each at its best confidence of those that were scored."""
-    lines = pd.read_json(path, lines=True).set_index(by := ["n_train", "arm", "change", "steps", "seed"])
-    score, took = lines["scores"].map(lambda rows: max(row["f1_hm"] for row in rows)), lines["wall_s"] / 60
-    gain = score - score.rename(index=lambda steps: 2 * steps, level="steps").reindex(score.index)
-    rows = [(f"{n}, {arm}", change, steps, len(own), f"{own.mean():.3f} ({own.min():.3f} to {own.max():.3f})",
-             f"{gain[own.index].mean():+.3f}".replace("+nan", ""), f"{took[own.index].mean():.1f}".replace("nan", ""))
-            for (n, arm, change, steps), own in score.groupby(by[:4])]  # fmt: skip
-    return markdown_table(("N, arm", "changed", "steps", "seeds", "F1HM (range)", "by doubling", "minutes"), rows)
+    lines = pd.read_json(path, lines=True).set_index(by := ["n_train", "arm", "steps", "seed"])
+    score = lines["scores"].map(lambda rows: max(row["f1_hm"] for row in rows))
+    lines["gain"] = score - score.rename(index=lambda steps: 2 * steps, level="steps").reindex(score.index)
+    means = lines.groupby(by[:3])[["gain", "validation", "minutes"]].mean().round(3).astype(object).fillna("")
+    rows = [(*at, f"{own.mean():.3f} ({own.min():.3f} to {own.max():.3f}; {len(own)})", *means.loc[at])
+            for at, own in score.groupby(by[:3])]  # fmt: skip
+    return markdown_table(("N", "arm", "steps", "test (range; n)", "by doubling", "validation", "minutes"), rows)
 
 
 RECORDS = {Path(__file__).parent / "records" / f"{name}.jsonl": made

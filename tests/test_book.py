@@ -15,6 +15,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from nbformat.v4 import new_code_cell, new_output
 from project import ROOT, Project
 from test_front import chosen
@@ -153,7 +154,7 @@ LIMITS = (ROOT / "tests" / "limits.js").read_text(encoding="utf-8")
 
 def visit(browser, html: Path) -> list[str]:
     """Open every page of a built book; returns what is wrong, one line each."""
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(HANDLER, directory=str(html)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_address[1]}/"
@@ -171,8 +172,8 @@ def visit(browser, html: Path) -> list[str]:
 
     page.route(lambda url: not url.startswith((address, "data:", "blob:")), outside)
     try:
-        for path in sorted(path for path in html.rglob("*.html") if "_static" not in path.parts):
-            name = path.relative_to(html).as_posix()
+        names = (path.relative_to(html).as_posix() for path in html.rglob("*.html"))
+        for name in sorted(name for name in names if not name.startswith("_static/")):
             page.goto(address + name, wait_until="load")
             page.evaluate("document.querySelectorAll('img[loading=lazy]').forEach(i => i.loading = 'eager')")
             page.add_style_tag(content="* { transition: none !important; }")  # colours are those of the theme at once
@@ -181,15 +182,14 @@ def visit(browser, html: Path) -> list[str]:
             wrong += [f"{name}: {source[-80:]} did not load" for source, width, _ in images if not width]
             wrong += [f"{name}: {source[-80:]} has no alt text" for source, _, alt in images if not alt]
             wrong += [f"{name}: shows an error of the build"] * bool(page.locator(".system-message").count())
-            if page.locator(".math").count():
-                page.wait_for_function("document.querySelectorAll('mjx-container').length > 0", timeout=20_000)
-            wrong += [f"{name}: larger than 1.5 MB"] * (path.stat().st_size > 1.5e6)
+            page.wait_for_function("!document.querySelector('.math') || document.querySelector('mjx-container')")
+            wrong += [f"{name}: larger than 1.5 MB"] * ((html / name).stat().st_size > 1.5e6)
             for width, theme, of in ((390, "dark", {}), (1400, "light", {"runOnly": ["color-contrast"]})):
                 page.set_viewport_size({"width": width, "height": 900})
                 page.emulate_media(color_scheme=theme)
                 page.wait_for_timeout(50)  # the page's own script sees the new width
                 wrong += [f"{name}, {width} px: {each}" for each in page.evaluate(LIMITS)]
-                found = axe.Axe().run(page, options={"preload": False, "resultTypes": ["violations"], **of}).response
+                found = Axe().run(page, options={"preload": False, "resultTypes": ["violations"], **of}).response
                 wrong += [f"{name}, {theme}: {e['id']}: {e['nodes'][0]['html'][:200]}" for e in found["violations"]]
     finally:
         page.close()

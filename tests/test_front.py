@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from project import ROOT
 from statsmodels.stats.power import TTestPower
 
 from companion.config import load_profile
@@ -14,8 +15,6 @@ from companion.layout import Layout
 from companion.plots import data_name
 from companion.provenance import write_json
 from companion.workflow import answer, book, found, reference_run
-
-ROOT = Path(__file__).parents[1]
 
 
 def chosen(gain: float, spread: float, seeds: int = 4) -> pd.DataFrame:

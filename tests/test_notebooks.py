@@ -114,10 +114,12 @@ def test_notebook_01_runs_on_a_data_set_with_one_class_and_a_split_file(tmp_path
     data = [output.get("data", {}) for cell in executed.cells for output in cell.get("outputs", [])]
     shown = [one.get("text/html") or one.get("text/markdown") or one.get("text/plain", "") for one in data]
     assert any("The truth of steel is not known" in said for said in shown)
-    assert any("1 test micrograph(s) have 0.4 nm per px, which none of the first 4" in said for said in shown)
+    tree, warning = tmp_path / "runs" / "own" / "steel", "1 test micrograph(s) have 0.4 nm per px, which none"
+    run = book.Run(load_profile(tmp_path / "own.yaml", str(made.folder)), tree, tree)
+    assert any(warning in said for said in shown) and f"- Split mine: {warning}" in book.warned(run, {"keys": {}})
     captions = [said.split("<caption>")[1].split("</caption>")[0] for said in shown if "<caption>" in said]
     assert len(captions) == 5 and all("(steel, own profile)" in caption for caption in captions)
-    here = tmp_path / "runs" / "own" / "steel" / "split-mine" / "micrographs"
+    here = tree / "split-mine" / "micrographs"
     for part, micrographs in (("train-n4", 4), ("train-n6", 6), ("test", 3)):
         patches = load_patches(here / part)
         assert patches.index["image"].nunique() == micrographs and patches.classes == ("loop",)

@@ -12,6 +12,7 @@ import time
 import nbformat
 import pytest
 from project import Project
+from test_micrographs import make_dataset
 
 TRAINED = "split-1/n-2/EXP/seed-1"
 PAGES = {"thresholds", "sizes", "significance", "imbalance", "claims", "errors"}
@@ -74,7 +75,7 @@ def test_a_new_seed_and_a_new_size_train_nothing_that_is_there(project):
     assert not {name for name in ran if name.startswith("split-1/n-2") and not name.endswith("seed-2")}
 
 
-def test_what_two_profiles_have_in_common_is_done_once_and_changed_entries_have_a_folder_of_their_own(project):
+def test_what_two_profiles_have_in_common_is_done_once_and_changed_ones_have_folders_of_their_own(project, tmp_path):
     before = project.stamps()
     # Before it has begun: what of the unchanged run would have to run again.
     assert "8 of 14 stages fresh, 6 stale" in project.companion("status", "tiny", "--set", "evaluation.iou=0.3")
@@ -83,11 +84,14 @@ def test_what_two_profiles_have_in_common_is_done_once_and_changed_entries_have_
     (damaged / "annotations.json").write_text('{"images": [{"file_name": "gone.png"}]}')
     said = project.companion("run", "mine.yaml", "--set", "evaluation.iou=0.3")
     assert "gone.png" in said and "This phantom is drawn again" in said and not damaged.exists()
+    assert "as made before" in said  # by the other run
     assert project.stamps() == before
     changed = project.stamps("mine+evaluation.iou-0.3")
     assert changed["thresholds"]["parameters"]["evaluation.iou"] == 0.3
     assert changed.keys() == before.keys()
     assert {name for name, stamp in changed.items() if stamp != before[name]} == PAGES
+    make_dataset(own := tmp_path / "own", categories=[{"id": k, "name": f"class {k}"} for k in (3, 5, 7)])
+    assert "no micrograph shows class 5;" in project.companion("run", "tiny", "--dataset", str(own), code=2)
 
 
 def test_a_notebook_run_by_hand_reads_the_run_and_writes_beside_it(project):
@@ -104,6 +108,9 @@ def test_a_notebook_run_by_hand_reads_the_run_and_writes_beside_it(project):
     command[-2] = "ioo"
     refused = subprocess.run(command, env=project.environment, cwd=project.root, capture_output=True, text=True)
     assert refused.returncode != 0 and "ioo: no such parameter; did you mean 'iou'?" in refused.stderr
+    shutil.rmtree(project.root / "runs")
+    refused = subprocess.run(command[:-4], env=project.environment, cwd=project.root, capture_output=True, text=True)
+    assert "no run in runs/tiny/phantom: `companion run tiny` makes it" in refused.stderr
 
 
 @pytest.mark.parametrize(("words", "said"), [

@@ -128,7 +128,6 @@ def predict(
 
     use_style()
     settings = {"pixel_size_nm": pixel_size_nm, "confidence": confidence, "crop_bottom": _rows(crop_bottom)}
-    settings["say"] = lambda line: print(line, file=sys.stderr)
     shipped = layout.root() / "weights" / f"detector_{weights}.safetensors"
     weights = shipped if shipped.is_file() else weights
     table, written = tiling.predict_micrographs(weights, images, open_device(Device()), out, **settings)

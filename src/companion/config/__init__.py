@@ -4,6 +4,6 @@ Values are hashed with the results that read them, so the files that declare the
 """
 
 from companion.config.arms import ARMS
-from companion.config.profile import Profile, load_profile, profile_names
+from companion.config.profile import Profile, load_profile
 
-__all__ = ["ARMS", "Profile", "load_profile", "profile_names"]
+__all__ = ["ARMS", "Profile", "load_profile"]

@@ -150,11 +150,6 @@ def split_name(split: int | str) -> str:
     return Path(split).stem if isinstance(split, str) else str(split)
 
 
-def profile_names() -> list[str]:
-    """Names of the profiles in ``profiles/``."""
-    return sorted(path.stem for path in (layout.root() / "profiles").glob("*.yaml"))
-
-
 def load_profile(
     name: str | Path,
     dataset: str | None = None,
@@ -173,16 +168,15 @@ def load_profile(
     named = str(name)
     path = Path(named) if named.endswith((".yaml", ".yml")) else layout.root() / "profiles" / f"{named}.yaml"
     if not path.is_file():
-        raise CompanionError(f"no profile '{named}': {nearest(named, profile_names())} (or give a YAML file)")
+        names = sorted(path.stem for path in (layout.root() / "profiles").glob("*.yaml"))
+        raise CompanionError(f"no profile '{named}': {nearest(named, names)} (or give a YAML file)")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise CompanionError(f"{path}: not a YAML file: {error}") from None
     if not isinstance(content, dict):
         raise CompanionError(f"{path}: should be a mapping of parameter names to values, holds {content!r}")
-    content = {"name": path.stem, **content}
-    if dataset is not None:
-        content["dataset"] = dataset
+    content = {"name": path.stem, **content} | ({} if dataset is None else {"dataset": dataset})
     changed = {key: value for key, value in (changes or {}).items() if value is not None}
     if splits is not None:
         changed["splits"] = list(splits)

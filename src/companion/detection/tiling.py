@@ -7,7 +7,7 @@ that ImageJ opens. Of a montage only what was found is kept, tile by tile.
 from __future__ import annotations
 
 import os
-import time
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
@@ -21,6 +21,7 @@ from roifile import ImagejRoi, roiwrite
 from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components
 from skimage.measure import find_contours
+from tqdm import tqdm
 
 from companion.detection import plots
 from companion.detection.batched import BatchedDetector
@@ -41,7 +42,6 @@ MEASURED = {
     "area_px": "int64", "size_px": "float64", "cut": "bool", "mask": "object", "outline": "object",
 }  # fmt: skip
 COLUMNS = ["image", *MEASURED, "x_nm", "y_nm", "size_nm"]
-EVERY = 5  # s between two lines on how far it is
 AT_ONCE = 16  # tiles that a thread looks at before what they show is put away: a batch of `predict`
 THREADS = min(os.cpu_count() or 1, 4)
 NEAR = 3  # px from its tile's border within which a box is cut by it: boxes of defects that go on end up to there
@@ -196,7 +196,7 @@ def micrograph_files(given: Sequence[Path], skip: Path) -> dict[str, Path]:
 
 def predict_micrographs(
     weights: Path, images: Sequence[Path], device: Device, folder: Path, *, pixel_size_nm: float | None = None,
-    confidence: float = 0.5, crop_bottom: int | str = 0, say: Callable[[str], None] = print,
+    confidence: float = 0.5, crop_bottom: int | str = 0,
 ) -> tuple[pd.DataFrame, list[Path]]:  # fmt: skip
     """Defects of micrographs; writes ``defects.csv``, ``defects.json`` (COCO), and per micrograph an overlay and,
     where it has defects, their outlines for ImageJ (``.zip``).
@@ -209,7 +209,6 @@ def predict_micrographs(
     pixel_size_nm : nm per px, whatever the files state; where neither says it, sizes are in px alone
     confidence : smallest score
     crop_bottom : rows to leave out, see `read_micrograph`
-    say : gets what deserves to be known of a file, and, every few seconds, a line on how far it is
 
     Returns
     -------
@@ -225,26 +224,18 @@ def predict_micrographs(
         if pixel_size_nm and stated and abs(stated / pixel_size_nm - 1) > 0.01:
             notes = (*notes, f"it states {stated:g} nm per px, {pixel_size_nm:g} is used")
         for note in notes:
-            say(f"{name}: {note}")
+            print(f"{name}: {note}", file=sys.stderr)
     detector, about = load_detector(Path(weights), device)
     if isinstance(detector, BatchedDetector):  # a third of the time goes into masks of what would not count
         roi = detector.network.roi_heads
         roi.score_thresh = max(roi.score_thresh, confidence - 1e-6)
-    classes, size, done = dict(enumerate(about["classes"], start=1)), about["patch_size"], 0
+    classes, size = dict(enumerate(about["classes"], start=1)), about["patch_size"]
     total = sum(prod(len(tile_starts(max(side, size), size)) for side in shape) for shape in shapes.values())
-    begun = said = time.monotonic()
-
-    def count(tiles: int) -> None:
-        nonlocal done, said
-        done, now = done + tiles, time.monotonic()
-        if now > said + EVERY or done == total:
-            said = now
-            say(f"{done} of {total} tiles, {(now - begun) / done * (total - done):.0f} s left")
-
+    progress = tqdm(total=total, desc="tiles", mininterval=2)
     tables, written = [], [folder / "defects.csv", folder / "defects.json"]
     for name, path in files.items():
         pixels = to_uint8(read_micrograph(path, crop_bottom).pixels)
-        table = detect_micrograph(detector, size, pixels, device, confidence, count)
+        table = detect_micrograph(detector, size, pixels, device, confidence, progress.update)
         table["class"] = table["class"].map(classes)
         figure = plots.overlay(pixels, table, about["classes"])
         written.append((folder / name).with_name(f"{path.stem}-overlay.png"))

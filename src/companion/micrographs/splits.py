@@ -50,7 +50,7 @@ class Split(Section):
 
     def save(self, path: Path) -> None:
         """Write the split file, YAML with explicit lists."""
-        content = self.model_dump(mode="json", exclude={"warning"}, exclude_defaults=True)
+        content = self.model_dump(mode="json", exclude_defaults=True)
         write_text(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
     def mix(self, dataset: DataSet, sizes: Sequence[int]) -> pd.DataFrame:

@@ -6,9 +6,10 @@ import argparse
 import re
 import shutil
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import nbformat
+import yaml
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell
 
@@ -69,7 +70,7 @@ def assemble(run: Run, real: Run, target: Path) -> dict[str, Path]:
         for name in names:
             if place := folders.get(name):
                 made = tables.tidy(page(name, at[name]))
-                line = pages.badge(read_stamp(place) or {}, why[place])
+                line = pages.badge(read_stamp(place) or {}, why[place]) + warned(of[name], read_stamp(place) or {})
                 said = first_minute(name, Results(of[name].P, at), made, folder)
                 top = [new_markdown_cell(line, id="badge"), new_markdown_cell(said, id="one-minute")]
                 made.cells = [made.cells[0], *top, *linked(name, made.cells[1:], at[name], layout.shown(place), folder)]
@@ -85,6 +86,15 @@ def assemble(run: Run, real: Run, target: Path) -> dict[str, Path]:
         pages.write_fragments(folder, Results(run.P, at), [(read_stamp(place) or {}, why[place]) for place in why])
         teaching.write_overview(folder)
     return at
+
+
+def warned(run: Run, stamp: dict[str, Any]) -> str:
+    """Markdown of what deserves attention in the splits that a stage was computed from; "" where nothing does."""
+    splits, found = [stamp["keys"]["split"]] if "split" in stamp["keys"] else run.P.split_names, []
+    for split in splits:
+        about = yaml.safe_load((Layout(run.P, run.tree).micrographs(split) / "split.yaml").read_text(encoding="utf-8"))
+        found += [f"- Split {split}: {line}" for line in about.get("warning", "").splitlines()]
+    return "\n\n:::{warning}\n" + "\n".join(found) + "\n:::\n" if found else ""
 
 
 def page(name: str, folder: Path) -> NotebookNode:

@@ -26,9 +26,7 @@ from companion.provenance import atomic, write_json, write_text
 from companion.workflow import freshness
 from companion.workflow.freshness import DONE, ERROR, EXECUTED, STAMP
 
-PACKAGES = (
-    "numpy", "pandas", "scipy", "scikit-image", "scikit-learn", "torch", "torchvision", "diffusers",
-)  # fmt: skip
+PACKAGES = ("numpy", "pandas", "scipy", "scikit-image", "scikit-learn", "torch", "torchvision", "diffusers")
 WEIGHTS = ("autoencoder.safetensors", "denoiser.safetensors", "weights.safetensors")  # trainings know their own
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 NUMBERS = ("n_train", "seed")  # keys that notebooks take as numbers; the others are texts

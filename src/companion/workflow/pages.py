@@ -17,25 +17,29 @@ from companion.config.arms import ARMS
 from companion.evaluation.wording import NAMES, signed
 from companion.plots import data_name
 from companion.provenance import write_text
-from companion.workflow import answer
+from companion.workflow import answer, found
 from companion.workflow.status import duration
-from companion.workflow.tables import said
+from companion.workflow.tables import said as spelt
 
 VERDICTS = ("reproduced", "partly", "not reproduced", "cannot be compared", "not attempted")
+FIGURE = ":::{{figure}} executed/{0}.png\n:name: {0}\n:width: 100%\n:alt: {1}\n:::\n"
 Stamps = Sequence[tuple[Mapping[str, Any], list[str]]]  # the stamp of each stage, and why it is stale
 
 
 def write_fragments(folder: Path, r: answer.Results, stages: Stamps) -> None:
     """Write into `folder`, book/executed, what pages include or quote, and the figure of the first page."""
     rows, stamps = r.json("11_claims", "claims")["claims"], [stamp for stamp, _ in stages]
-    found, picture = answer.first_page(folder, r)
+    said, picture = answer.first_page(folder, r)
     counts = Counter(row["verdict"] for row in rows)
+    strip = ["One region four times: held-out patch, mask of its defects, image generated from it, detections."]
+    strip += [found.sentences(page, r)[0] for page in r.at if page == "13_mask_faithfulness"]
     verdicts = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS)
     fragments = {
-        "answer": found, "notice": data_notice(r.P.dataset, r.P.name), "picture": picture,
+        "answer": said, "notice": data_notice(r.P.dataset, r.P.name), "picture": picture,
         "byline": byline(layout.root() / "CITATION.cff", stamps), "status": status_table(stages),
         "verdicts": f"Of {len(rows)} claims: {verdicts}.\n\n{claim_cards(rows)}",
         "faults": faults_table(layout.root() / "benchmarks" / "faults.json"), "arms": arms_table(r),
+        "waterfall": FIGURE.format("waterfall", waterfall_said(r)), "strip": FIGURE.format("strip", " ".join(strip)),
     }  # fmt: skip
     for name, text in fragments.items():
         write_text(folder / f"{name}.md", text)
@@ -51,6 +55,15 @@ def arms_table(r: answer.Results) -> str:
     rows = [(arm, ARMS[arm].meaning, "; ".join(said[arm])) for arm in ARMS if arm in said]
     of = f"{NAMES[measure]} less that of EXP, {ARMS['EXP'].meaning}; split {r.P.split_names[0]}, interval over seeds:"
     return f"{of}\n\n{markdown_table(('arm', 'trained on', 'change'), rows)}"
+
+
+def waterfall_said(r: answer.Results) -> str:
+    """What the waterfall shows, in words: the first score of each panel, and the change from each arm to the next."""
+    said = ["From fresh labelled micrographs to none, score and changes."]
+    for (n, measure), own in r.table("08_sizes_and_splits", "waterfall").groupby(["n_train", "measure"], sort=False):
+        steps = [f"{row.arm} {signed(row.step) if row.above else f'{row.score:.3f}'}" for row in own.itertuples()]
+        said.append(f"{NAMES[measure]}, N = {n}: {', '.join(steps)}.")
+    return " ".join(said)
 
 
 def byline(citation: Path, stamps: Sequence[Mapping[str, Any]]) -> str:
@@ -91,7 +104,7 @@ def claim_cards(claims: Iterable[Mapping[str, Any]], whole: bool = False) -> str
     and whether other thresholds or the exact truth change the verdict."""
     cards, folder = [], "" if whole else "executed/"
     for c in claims:
-        name, t = c["id"], {key: html.escape(said(str(value))) for key, value in c.items()}
+        name, t = c["id"], {key: html.escape(spelt(str(value))) for key, value in c.items()}
         chip, link = t["verdict"].replace(" ", "-"), f"{folder}{c['notebook']}.html"
         lines = {"paper": t["paper"], "this run": t["ours"]}
         more = f'<a href="{folder}11_claims.html#claim-{name}" aria-label="why: {name} in full">why</a>'

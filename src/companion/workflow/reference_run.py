@@ -16,7 +16,6 @@ from concurrent.futures import ProcessPoolExecutor
 from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path, PurePosixPath
-from typing import Any
 from unittest.mock import patch
 
 import nbformat
@@ -218,12 +217,5 @@ def differences(before: Path, after: Path) -> list[str]:
 
 
 def _table(path: Path) -> pd.DataFrame:
-    """A table; of a JSON file one row with a column for each value."""
-    if path.suffix == ".parquet":
-        return pd.read_parquet(path)
-
-    def leaves(value: Any, name: str = "") -> dict[str, Any]:
-        items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
-        return {name: value} if items is None else {k: v for n, x in items for k, v in leaves(x, f"{name}.{n}").items()}
-
-    return pd.DataFrame([leaves(json.loads(path.read_text(encoding="utf-8")))])
+    """A table; of a JSON file one row with a column for each entry."""
+    return pd.read_parquet(path) if path.suffix == ".parquet" else pd.json_normalize(json.loads(path.read_bytes()))

@@ -13,8 +13,8 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -88,6 +88,9 @@ def _check_data(P: Profile) -> None:
     from companion.micrographs.splits import choose_split
 
     dataset = load_dataset(obtain(P.dataset, P.phantom, P.root_seed))
+    shown = {m.codes[a["category_id"]] for m in dataset.micrographs for a in m.annotations}
+    if absent := [name for code, name in enumerate(dataset.classes, start=1) if code not in shown]:
+        raise CompanionError(f"{dataset.folder}: no micrograph shows {', '.join(absent)}; take it out of categories")
     for source, name in zip(P.splits, P.split_names, strict=True):
         group_by, fresh = P.group_by.get(P.dataset), P.n_fresh if "EXP+FRESH" in [*P.arms, *P.controls] else 0
         choose_split(dataset, source, name, P.sizes, P.n_test, P.n_val, group_by, P.root_seed, fresh)
@@ -121,14 +124,15 @@ def _submission(folder: Path) -> list[str]:
 
 def _follow(process: subprocess.Popen[bytes], P: Profile, tree: Path, waiting: list[Job], cores: int) -> str:
     """Say what has finished and how long the rest will take, until the process has ended; returns it in short."""
-    before, began, left, ended = stamps(tree), time.time(), [*waiting], False
+    began, left, ended = time.time(), [*waiting], False
+    since = datetime.fromtimestamp(began - 60, UTC).isoformat("T", "seconds")  # clocks of nodes differ
     with CONSOLE.status("") as line:
         while not ended:
             ended = process.poll() is not None
             for job in [job for job in left if (tree / job.folder / DONE).exists()]:
                 left.remove(job)
                 stamp = read_stamp(tree / job.folder)
-                how = duration(stamp["wall_s"]) if stamp and stamp != before.get(job.folder) else "as it was"
+                how = duration(stamp["wall_s"]) if stamp and stamp["started"] >= since else "as made before"
                 rest = status.expected(P, left, cores)[0]["what is left"].sum()
                 how += f", {duration(time.time() - began)} so far{f', about {duration(rest)} left' if rest else ''}"
                 at = f"{len(waiting) - len(left):>3}/{len(waiting)}"
@@ -137,12 +141,8 @@ def _follow(process: subprocess.Popen[bytes], P: Profile, tree: Path, waiting: l
             done = f"{len(waiting) - len(left)} of {len(waiting)} stages, {duration(time.time() - began)}"
             line.update("; ".join([done, *running[:2]]))
             time.sleep(0 if ended else 0.5)
-    return f"{len(waiting)} stages done in {duration(time.time() - began)}, {_summary(tree, before)}"
-
-
-def _summary(tree: Path, before: dict[str, dict[str, Any]]) -> str:
-    work = sum(stamp["wall_s"] for name, stamp in stamps(tree).items() if stamp != before.get(name))
-    said = f"{duration(work)} of work. {shown(tree)}"
+    work = sum(stamp["wall_s"] for stamp in stamps(tree).values() if stamp["started"] >= since)
+    said = f"{len(waiting)} stages done in {duration(time.time() - began)}, {duration(work)} of work. {shown(tree)}"
     if (claims := tree / "claims" / "claims.json").is_file():
         verdicts = Counter(row["verdict"] for row in json.loads(claims.read_text(encoding="utf-8"))["claims"])
         said += f"\nclaims of the paper: {', '.join(f'{n} {v}' for v, n in verdicts.most_common())}. {shown(claims)}"

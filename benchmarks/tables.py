@@ -73,13 +73,13 @@ def page(path: Path) -> str:
 
 def schedule(path: Path) -> str:
     """Markdown of detectors by what is changed, each at its best confidence of those that were scored."""
-    lines = pd.read_json(path, lines=True).set_index(by := ["n_train", "arm", "steps", "seed"])
+    lines = pd.read_json(path, lines=True).set_index(by := ["n_train", "split", "arm", "steps", "seed"])
     score = lines["scores"].map(lambda rows: max(row["f1_hm"] for row in rows))
     lines["gain"] = score - score.rename(index=lambda steps: 2 * steps, level="steps").reindex(score.index)
-    means = lines.groupby(by[:3])[["gain", "validation", "minutes"]].mean().round(3).astype(object).fillna("")
-    rows = [(*at, f"{own.mean():.3f} ({own.min():.3f} to {own.max():.3f}; {len(own)})", *means.loc[at])
-            for at, own in score.groupby(by[:3])]  # fmt: skip
-    return markdown_table(("N", "arm", "steps", "test (range; n)", "by doubling", "validation", "minutes"), rows)
+    means = lines.groupby(by[:4])[["gain", "validation", "minutes"]].mean().round(3).astype(object).fillna("")
+    rows = [(f"{at[0]} ({at[1]})", *at[2:], f"{own.mean():.3f} ({own.min():.3f} to {own.max():.3f}; {len(own)})", *means.loc[at])
+            for at, own in score.groupby(by[:4])]  # fmt: skip
+    return markdown_table(("N (split)", "arm", "steps", "test (range; n)", "by doubling", "validation", "minutes"), rows)
 
 
 RECORDS = {Path(__file__).parent / "records" / f"{name}.jsonl": made

@@ -90,7 +90,8 @@ class Layout:
             more = f"`companion run {self.P.name} --split {split}` makes another, and a profile.yaml for its notebooks"
             raise CompanionError(f"split '{split}': {known}; {more}")
         if more != ("micrographs",) and not (self.tree.exists() or self.unchanged.exists()):
-            raise CompanionError(f"no run in {shown(self.tree)}: `companion run {self.P.name}` makes it")
+            of = f" --dataset {self.P.dataset}" * (self.P.dataset != "phantom")
+            raise CompanionError(f"no run in {shown(self.tree)}: `companion run {self.P.name}{of}` makes it")
         own, unchanged = (tree.joinpath(first, *more) for tree in (self.tree, self.unchanged))
         return own if own.exists() or not unchanged.exists() else unchanged
 

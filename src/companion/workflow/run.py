@@ -88,8 +88,8 @@ def _check_data(P: Profile) -> None:
     from companion.micrographs.splits import choose_split
 
     dataset = load_dataset(obtain(P.dataset, P.phantom, P.root_seed))
-    shown = {m.codes[a["category_id"]] for m in dataset.micrographs for a in m.annotations}
-    if absent := [name for code, name in enumerate(dataset.classes, start=1) if code not in shown]:
+    present = {m.codes[a["category_id"]] for m in dataset.micrographs for a in m.annotations}
+    if absent := [name for code, name in enumerate(dataset.classes, start=1) if code not in present]:
         raise CompanionError(f"{dataset.folder}: no micrograph shows {', '.join(absent)}; take it out of categories")
     for source, name in zip(P.splits, P.split_names, strict=True):
         group_by, fresh = P.group_by.get(P.dataset), P.n_fresh if "EXP+FRESH" in [*P.arms, *P.controls] else 0

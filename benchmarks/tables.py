@@ -77,9 +77,9 @@ def schedule(path: Path) -> str:
     score = lines["scores"].map(lambda rows: max(row["f1_hm"] for row in rows))
     lines["gain"] = score - score.rename(index=lambda steps: 2 * steps, level="steps").reindex(score.index)
     means = lines.groupby(by[:4])[["gain", "validation", "minutes"]].mean().round(3).astype(object).fillna("")
-    rows = [(f"{at[0]} ({at[1]})", *at[2:], f"{own.mean():.3f} ({own.min():.3f} to {own.max():.3f}; {len(own)})", *means.loc[at])
-            for at, own in score.groupby(by[:4])]  # fmt: skip
-    return markdown_table(("N (split)", "arm", "steps", "test (range; n)", "by doubling", "validation", "minutes"), rows)
+    rows = [("{} ({})".format(*at), *at[2:], f"{s.mean():.3f} ({s.min():.3f} to {s.max():.3f}; {len(s)})", *means.loc[at])
+            for at, s in score.groupby(by[:4])]  # fmt: skip
+    return markdown_table(("N (split)", "arm", "steps", "test (range; n)", "by doubling", "validation", "min"), rows)
 
 
 RECORDS = {Path(__file__).parent / "records" / f"{name}.jsonl": made

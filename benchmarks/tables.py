@@ -77,8 +77,8 @@ def schedule(path: Path) -> str:
     score = lines["scores"].map(lambda rows: max(row["f1_hm"] for row in rows))
     lines["gain"] = score - score.rename(index=lambda steps: 2 * steps, level="steps").reindex(score.index)
     means = lines.groupby(by[:4])[["gain", "validation", "minutes"]].mean().round(3).astype(object).fillna("")
-    rows = [("{} ({})".format(*at), *at[2:], f"{s.mean():.3f} ({s.min():.3f} to {s.max():.3f}; {len(s)})", *means.loc[at])
-            for at, s in score.groupby(by[:4])]  # fmt: skip
+    rows = [("{} ({})".format(*k), *k[2:], f"{s.mean():.3f} ({s.min():.3f} to {s.max():.3f}; {len(s)})", *means.loc[k])
+            for k, s in score.groupby(by[:4])]  # fmt: skip
     return markdown_table(("N (split)", "arm", "steps", "test (range; n)", "by doubling", "validation", "min"), rows)
 
 

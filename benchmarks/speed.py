@@ -53,8 +53,7 @@ def card(b: Bench) -> None:
         torch.backends.cuda.matmul.allow_tf32 = tf32
         x = torch.randn(side, side, device=b.device.torch, dtype=dtype)
         b.say("matrix product", dtype=name, tflops=2 * side**3 / b.rate(lambda _, x=x: x @ x, 1)["ms_per_step"] / 1e9)
-    x = torch.randn(side, side, device=b.device.torch)
-    y = torch.empty_like(x)
+    x, y = torch.randn(2, side, side, device=b.device.torch)
     b.say("copy", TB_per_s=2 * x.nbytes / b.rate(lambda _: y.copy_(x), 1)["ms_per_step"] / 1e9)
 
 

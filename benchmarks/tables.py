@@ -48,10 +48,9 @@ def aims(lines: list[dict[str, Any]]) -> str:
     for name, aim, key, asked in AIMS:
         found = values(ours, key, asked)
         rows.append((name, aim, min(found) if key == TEN and found else max(found, default=None), key == TEN))
-    for name, network in (("reference's", TINY), ("R50", R50)):
+    for name, network in (("reference's detector, training", TINY), ("R50 detector, training", R50)):
         found, theirs = values(ours, RATE, network), values(lines, RATE, network | {"way": "torchvision"})
-        times = max(found) / theirs[0] if found and theirs else None
-        rows.append((f"{name} detector, training, times torchvision", 3, times, False))
+        rows.append((f"{name}, times torchvision", 3, max(found) / theirs[0] if found and theirs else None, False))
     words = {None: "not measured", True: "met", False: "missed"}
     cells = [(name, f"{'≤' if less else '≥'} {aim:,}", number(v) if v else "",
               words[None if v is None else v <= aim if less else v >= aim]) for name, aim, v, less in rows]  # fmt: skip
@@ -72,14 +71,16 @@ def page(path: Path) -> str:
 
 
 def schedule(path: Path) -> str:
-    """Markdown of detectors by what is changed, each at its best confidence of those that were scored."""
-    lines = pd.read_json(path, lines=True).set_index(by := ["n_train", "split", "arm", "steps", "seed"])
-    score = lines["scores"].map(lambda rows: max(row["f1_hm"] for row in rows))
+    """Markdown of detectors by what is changed, each at its best confidence: means over seeds; of split 1; split 2."""
+    lines = pd.read_json(path, lines=True).set_index(by := ["n_train", "arm", "steps", "split", "seed"])
+    lines["test"] = score = lines["scores"].map(lambda rows: max(row["f1_hm"] for row in rows))
     lines["gain"] = score - score.rename(index=lambda steps: 2 * steps, level="steps").reindex(score.index)
-    means = lines.groupby(by[:4])[["gain", "validation", "minutes"]].mean().round(3).astype(object).fillna("")
-    rows = [("{} ({})".format(*k), *k[2:], f"{s.mean():.3f} ({s.min():.3f} to {s.max():.3f}; {len(s)})", *means.loc[k])
-            for k, s in score.groupby(by[:4])]  # fmt: skip
-    return markdown_table(("N (split)", "arm", "steps", "test (range; n)", "by doubling", "validation", "min"), rows)
+    means, seeds = (grouped := lines.groupby(by[:4])).mean(numeric_only=True), grouped.size().astype(str)
+    shown = {"test": "{:.3f}", "gain": "{:+.3f}", "validation": "{:.3f}", "minutes": "{:.1f}"}
+    texts = pd.DataFrame({name: means[name].map(how.format) for name, how in shown.items()}).where(means.notna(), "")
+    texts["test"] += " (" + seeds + ")"
+    rows = [(*at, *("; ".join(filter(None, own[name])) for name in shown)) for at, own in texts.groupby(by[:3])]
+    return markdown_table(("N", "arm", "steps", "test (seeds)", "by doubling", "validation", "min"), rows)
 
 
 RECORDS = {Path(__file__).parent / "records" / f"{name}.jsonl": made

@@ -157,7 +157,6 @@ LIMITS = (ROOT / "tests" / "limits.js").read_text(encoding="utf-8")
 
 def visit(browser, html: Path) -> list[str]:
     """Open every page of a built book; returns what is wrong, one line each."""
-
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(HANDLER, directory=str(html)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_address[1]}/"

@@ -105,10 +105,10 @@ def test_what_is_drawn_again_is_compared_number_by_number(tmp_path: Path) -> Non
         write_table(tmp_path / name / "scores.parquet", table.assign(f1=table["f1"] + change))
         write_json(tmp_path / name / "claims.json", {"claims": [{"verdict": "partly", "value": 0.25 + change}]})
     assert reference_run.differences(tmp_path / "a", tmp_path / "close") == []
-    changed = ["claims.json: claims", "scores.parquet: f1"]
+    changed = ["claims.json: claims.0.value", "scores.parquet: f1"]
     assert reference_run.differences(tmp_path / "a", tmp_path / "far") == changed
     write_json(tmp_path / "close" / "claims.json", {"claims": [{"verdict": "reproduced", "value": 0.25}]})
-    assert reference_run.differences(tmp_path / "a", tmp_path / "close") == ["claims.json: claims"]
+    assert reference_run.differences(tmp_path / "a", tmp_path / "close") == ["claims.json: claims.0.verdict"]
 
 
 def test_pages_of_notebooks_come_in_the_order_of_their_numbers() -> None:

@@ -140,8 +140,7 @@ def dataset_folder(dataset: str) -> Path:
 
 def data_mirror() -> Path | None:
     """Offline mirror of the data registry, when ``COMPANION_DATA_MIRROR`` names one."""
-    named = os.environ.get("COMPANION_DATA_MIRROR")
-    return Path(named).resolve() if named else None
+    return Path(named).resolve() if (named := os.environ.get("COMPANION_DATA_MIRROR")) else None
 
 
 def shown(path: Path) -> str:

@@ -124,9 +124,8 @@ def sentence(pairs: pd.DataFrame, measure: str, data: str, level: float) -> tupl
 def head_room(tests: pd.DataFrame, measure: str, level: float) -> str:
     """Where fresh labelled micrographs raise nothing either, in words; "" where they do, or where none were added."""
     fresh = tests[(tests["arm"] == "EXP+FRESH") & (tests["measure"] == measure) & (tests["low"] <= 0)]
-    where = " and ".join(
-        f"N = {row.n_train}, {with_interval(row.gain, row.low, row.high, row.n, level)}" for row in fresh.itertuples()
-    )
+    where = " and ".join(f"N = {row.n_train}, {with_interval(row.gain, row.low, row.high, row.n, level)}"
+                         for row in fresh.itertuples())  # fmt: skip
     return f"Fresh labelled micrographs do not raise it either at {where}: only a loss can show there." * bool(where)
 
 

@@ -72,10 +72,9 @@ def byline(citation: Path, stamps: Sequence[Mapping[str, Any]]) -> str:
     ran = sorted(stamps, key=lambda stamp: str(stamp["started"]))
     commits = [str(stamp["commit"]) for stamp in ran if stamp.get("commit")] or ["none"]
     more = f" (earlier stages: {len(set(commits)) - 1} others)" * (len(set(commits)) > 1)
-    authors = ", ".join(author["name"] for author in about["authors"])
-    parts = [f"{authors}: {about['title']}", f"version {about['version']}",
-             f"run of {str(ran[-1]['started'])[:10] if ran else 'no day'}", f"commit {commits[-1]}{more}",
-             f"DOI: {about.get('doi', 'none yet')}"]  # fmt: skip
+    parts = [f"{', '.join(author['name'] for author in about['authors'])}: {about['title']}",
+             f"version {about['version']}", f"run of {str(ran[-1]['started'])[:10] if ran else 'no day'}",
+             f"commit {commits[-1]}{more}", f"DOI: {about.get('doi', 'none yet')}"]  # fmt: skip
     cite = '<a href="status.html">status</a> · <a href="#how-to-cite">how to cite</a>'
     return f'<p class="byline">{" · ".join(map(html.escape, parts))} · {cite}</p>\n'
 

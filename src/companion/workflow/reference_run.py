@@ -217,5 +217,8 @@ def differences(before: Path, after: Path) -> list[str]:
 
 
 def _table(path: Path) -> pd.DataFrame:
-    """A table; of a JSON file one row with a column for each entry."""
-    return pd.read_parquet(path) if path.suffix == ".parquet" else pd.json_normalize(json.loads(path.read_bytes()))
+    """A table; of a JSON file one row with a column for each value, e.g. claims.0.verdict."""
+    if path.suffix == ".parquet":
+        return pd.read_parquet(path)
+    return pd.json_normalize(json.loads(path.read_bytes(), object_hook=lambda entry: {
+        name: dict(enumerate(v)) if isinstance(v, list) else v for name, v in entry.items()}))  # fmt: skip

@@ -48,14 +48,12 @@ def run_of(P: Profile, cores: int) -> Run:
 def assemble(run: Run, real: Run, target: Path) -> dict[str, Path]:
     """Write one page per notebook into `target`, with badges, and what the other pages quote and include.
 
+    Returns the folder of what is shown of each notebook that was run.
+
     Parameters
     ----------
     run, real : what is shown, and the run on real micrographs, of which one page is shown where there is one
     target : book/executed; replaced whole
-
-    Returns
-    -------
-    The folder of what is shown of each notebook that was run.
     """
     names = sorted(path.stem for path in (layout.root() / "notebooks").glob("*.ipynb"))
     folders, why = shown(run.P, run.tree), {run.tree / name: said for name, said in states(run.P, run.tree).items()}
@@ -132,8 +130,9 @@ def first_minute(name: str, results: Results, notebook: NotebookNode, target: Pa
         return text  # nothing to draw in this run
     (target / "figures").mkdir(exist_ok=True)
     shutil.copy(made, target / "figures" / f"{name}.png")
-    drawn = next(c.metadata.mystnb.image.alt for c in notebook.cells if f', out, "{figure}")' in c.source)
-    caption = f'{drawn} <a href="#code-{figure}">The code that draws it</a>'
+    drawn = next(cell.metadata for cell in notebook.cells if f', out, "{figure}")' in cell.source)
+    alt = drawn.get("mystnb", {"image": {"alt": said}})["image"]["alt"]
+    caption = f'{alt} <a href="#code-{figure}">The code that draws it</a>'
     return f"{text}\n:::{{figure}} figures/{name}.png\n:alt: {said} {more}\n\n{caption}\n:::\n"
 
 

@@ -23,6 +23,7 @@ from companion.workflow.tables import said as spelt
 
 VERDICTS = ("reproduced", "partly", "not reproduced", "cannot be compared", "not attempted")
 FIGURE = ":::{{figure}} executed/{0}.png\n:name: {0}\n:width: 100%\n:alt: {1}\n:::\n"
+FIRST_PAGE = ("13_mask_faithfulness", "14_annotation_bias")  # studies whose finding it quotes
 Stamps = Sequence[tuple[Mapping[str, Any], list[str]]]  # the stamp of each stage, and why it is stale
 
 
@@ -30,16 +31,16 @@ def write_fragments(folder: Path, r: answer.Results, stages: Stamps) -> None:
     """Write into `folder`, book/executed, what pages include or quote, and the figure of the first page."""
     rows, stamps = r.json("11_claims", "claims")["claims"], [stamp for stamp, _ in stages]
     said, picture = answer.first_page(folder, r)
+    strip = "One region four times: held-out patch, mask of its defects, image generated from it, detections. "
+    follows, bias = (found.sentences(page, r)[0] if page in r.at else "" for page in FIRST_PAGE)
     counts = Counter(row["verdict"] for row in rows)
-    strip = ["One region four times: held-out patch, mask of its defects, image generated from it, detections."]
-    strip += [found.sentences(page, r)[0] for page in r.at if page == "13_mask_faithfulness"]
     verdicts = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS)
     fragments = {
         "answer": said, "notice": data_notice(r.P.dataset, r.P.name), "picture": picture,
         "byline": byline(layout.root() / "CITATION.cff", stamps), "status": status_table(stages),
         "verdicts": f"Of {len(rows)} claims: {verdicts}.\n\n{claim_cards(rows)}",
-        "faults": faults_table(layout.root() / "benchmarks" / "faults.json"), "arms": arms_table(r),
-        "waterfall": FIGURE.format("waterfall", waterfall_said(r)), "strip": FIGURE.format("strip", " ".join(strip)),
+        "faults": faults_table(layout.root() / "benchmarks" / "faults.json"), "arms": f"{arms_table(r)}\n{bias}\n",
+        "waterfall": FIGURE.format("waterfall", waterfall_said(r)), "strip": FIGURE.format("strip", strip + follows),
     }  # fmt: skip
     for name, text in fragments.items():
         write_text(folder / f"{name}.md", text)
@@ -130,9 +131,9 @@ def status_table(stages: Stamps) -> str:
         why = Counter(own["why"][own["why"] != ""]).most_common(3)
         stale += [f"- {name}, {n} of {len(own)}: {cell(text)}." for text, n in why]
     header = ("notebook", "runs", "fresh", "time, all runs", "longest", "peak memory", "device")
-    total = duration(table["wall_s"].sum())
     why = "What is not fresh, and why:\n\n" + "\n".join(stale) if stale else "Everything is fresh."
-    return f"{markdown_table(header, rows)}\nTogether {total} in {len(stages)} runs, some side by side. {why}\n"
+    together = f"Together {duration(table['wall_s'].sum())} in {len(stages)} runs, some side by side."
+    return f"{markdown_table(header, rows)}\n{together} {why}\n"
 
 
 def faults_table(path: Path) -> str:

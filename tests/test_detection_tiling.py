@@ -155,12 +155,10 @@ def test_a_sliver_drawn_on_its_neighbour_joins_nothing():
     assert_same([m for m in found_of([(left, 1), (right, 1)], shifted)[1] if m.sum() > 100], [left, right])
 
 
-@pytest.mark.parametrize(
-    ("cut", "label"),
-    [(lambda m: m | np.roll(m, 1, axis=0), 1), (lambda m: m | np.roll(m, 1, axis=0), 3),
-     (lambda m: m & (np.arange(64) % 3 == 0)[:, None], 1)],
-    ids=["one class", "another class", "scraps"],
-)  # fmt: skip
+@pytest.mark.parametrize(("cut", "label"), [
+    (lambda m: m | np.roll(m, 1, axis=0), 1), (lambda m: m | np.roll(m, 1, axis=0), 3),
+    (lambda m: m & (np.arange(64) % 3 == 0)[:, None], 1),
+], ids=["one class", "another class", "scraps"])  # fmt: skip
 def test_a_whole_piece_beats_cut_ones_of_higher_score(cut, label):
     whole = ellipse(64, 32, 50, 30)
 

@@ -27,11 +27,10 @@ def chosen(gain: float, spread: float, seeds: int = 4) -> pd.DataFrame:
     return table.assign(choice="chosen on validation", against="labels", map50=0.5)
 
 
-@pytest.mark.parametrize(
-    ("gain", "spread", "begins", "holds"),
-    [(0.05, 0.01, "Yes, on X", ""), (-0.05, 0.01, "No, on X", ""), (0.0, 0.01, "Not shown, on X", "does not hold"),
-     (0.01, 0.05, "Not shown, on X", "does hold"), (0.05, 0.0, "Not known, on X", "too few")],
-)  # fmt: skip
+@pytest.mark.parametrize(("gain", "spread", "begins", "holds"), [
+    (0.05, 0.01, "Yes, on X", ""), (-0.05, 0.01, "No, on X", ""), (0.0, 0.01, "Not shown, on X", "does not hold"),
+    (0.01, 0.05, "Not shown, on X", "does hold"), (0.05, 0.0, "Not known, on X", "too few"),
+])  # fmt: skip
 def test_the_answer_follows_from_the_interval(gain: float, spread: float, begins: str, holds: str) -> None:
     pairs = paired_scores(chosen(gain, spread))
     said, alone = answer.sentence(pairs, "f1_hm", "X", 0.95)

@@ -39,14 +39,10 @@ def ratios(code: int, beam: str) -> list[float]:
     return sorted(projected(n, *map(unit, BEAMS[beam]))[0] for n in NORMALS[code])
 
 
-@pytest.mark.parametrize(
-    ("beam", "loops100", "loops111"),
-    [
-        ("001", [0, 0, 1], [0.5774] * 4),
-        ("110", [0, 0.7071, 0.7071], [0, 0, 0.8165, 0.8165]),
-        ("111", [0.5774] * 3, [1 / 3, 1 / 3, 1 / 3, 1]),
-    ],
-)
+@pytest.mark.parametrize(("beam", "loops100", "loops111"), [
+    ("001", [0, 0, 1], [0.5774] * 4), ("110", [0, 0.7071, 0.7071], [0, 0, 0.8165, 0.8165]),
+    ("111", [0.5774] * 3, [1 / 3, 1 / 3, 1 / 3, 1]),
+])  # fmt: skip
 def test_projected_aspects_of_all_variants(beam, loops100, loops111):
     assert ratios(LOOP_100, beam) == pytest.approx(loops100, abs=1e-4)
     assert ratios(LOOP_111, beam) == pytest.approx(loops111, abs=1e-4)
@@ -300,9 +296,7 @@ def test_painted_defects_lie_in_their_masks():
 
 
 def test_only_masks_of_the_phantom_s_classes_and_size_are_painted():
-    for patches, phantom in (
-        (replace(masks(1), classes=("hcloop",)), Phantom()),
-        (masks(1), Phantom.model_construct(size_px=32)),
-    ):
+    other, small = replace(masks(1), classes=("hcloop",)), Phantom.model_construct(size_px=32)
+    for patches, phantom in ((other, Phantom()), (masks(1), small)):
         with pytest.raises(CompanionError, match=r"64 px: the phantom has"):
             paint_masks(patches, phantom, Seeds(1))

@@ -24,6 +24,13 @@ def test_a_recorded_table_is_that_of_its_lines(record: Path) -> None:
     assert record.with_suffix(".md").read_text(encoding="utf-8") == tables.RECORDS[record](record)
 
 
+def test_the_page_on_choices_says_of_its_detectors_what_its_table_shows() -> None:
+    rows = [line.split(" | ") for line in tables.schedule([*tables.RECORDS][-1]).splitlines()]
+    gain = {(n, arm, steps): [*map(float, by.split(";"))] for n, arm, steps, _, by, *_ in rows[2:] if by}
+    assert min(gain["| 50", "EXP", "4000"]) > 0.01 > max(gain["| 50", "EXP", "8000"] + gain["| 10", "EXP", "4000"])
+    assert min(gain["| 50", "EXP, 16 regions", "8000"] + gain["| 50", "EXP, half the width", "8000"]) > 0.01
+
+
 def test_an_aim_is_met_missed_or_not_measured() -> None:
     asked = {"what": "detector, training", "network": "tiny, batch 8"}
     told = [asked | {"way": "torchvision", "images_per_s": 100.0}, asked | {"way": "recorded", "images_per_s": 299.0}]

@@ -29,6 +29,8 @@ from companion.workflow.freshness import DONE, ERROR, EXECUTED, STAMP
 PACKAGES = ("numpy", "pandas", "scipy", "scikit-image", "scikit-learn", "torch", "torchvision", "diffusers")
 WEIGHTS = ("autoencoder.safetensors", "denoiser.safetensors", "weights.safetensors")  # trainings know their own
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+# Memory that one step of a training frees serves the next: given back to the system, it comes cleared page by page.
+MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=4294967296"
 NUMBERS = ("n_train", "seed")  # keys that notebooks take as numbers; the others are texts
 
 
@@ -182,7 +184,7 @@ def main() -> int:
     try:
         P = load_profile(given.profile, dataset=given.dataset)
         # For notebooks that set no number of threads themselves: sums of several threads differ in their last bits.
-        os.environ |= dict.fromkeys(THREADS, str(P.device.threads))
+        os.environ |= dict.fromkeys(THREADS, str(P.device.threads)) | {"GLIBC_TUNABLES": MALLOC}
         keys = dict(text.split("=", 1) for text in given.keys)
         make(given.notebook, P, given.profile, keys, inputs, flags)
     except CompanionError as error:

@@ -32,9 +32,7 @@ LOG = "snakemake.log"
 def run(P: Profile, cores: int, cluster: Path | None = None) -> int:
     """Run every stage that is missing or stale, here on `cores` or as the Snakemake profile in `cluster` says.
 
-    Returns
-    -------
-    Exit code: 0 done, 2 a stage refused its input, 1 a stage failed otherwise, 130 interrupted.
+    Returns the exit code: 0 done, 2 a stage refused its input, 1 a stage failed otherwise, 130 interrupted.
     """
     for told in (signal.SIGINT, signal.SIGTERM):  # being told to end is an interrupt; a script's `&` ignores SIGINT
         signal.signal(told, signal.default_int_handler)

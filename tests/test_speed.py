@@ -28,6 +28,9 @@ def test_the_page_on_choices_says_of_its_detectors_what_its_table_shows() -> Non
     rows = [line.split(" | ") for line in tables.schedule([*tables.RECORDS][-1]).splitlines()]
     gain = {(n, arm, steps): [*map(float, by.split(";"))] for n, arm, steps, _, by, *_ in rows[2:] if by}
     assert min(gain["| 50", "EXP", "4000"]) > 0.01 > max(gain["| 50", "EXP", "8000"] + gain["| 10", "EXP", "4000"])
+    test = {(n, arm, steps): float(first.split()[0]) for n, arm, steps, first, *_ in rows[2:]}
+    assert test["| 50", "EXP+GEN", "4000"] < test["| 50", "EXP", "4000"]
+    assert all(test["| 10", "EXP+GEN", steps] > test["| 10", "EXP", steps] for steps in ("2000", "4000"))
     assert min(gain["| 50", "EXP, 16 regions", "8000"] + gain["| 50", "EXP, half the width", "8000"]) > 0.01
 
 

@@ -184,7 +184,7 @@ def main() -> int:
     try:
         P = load_profile(given.profile, dataset=given.dataset)
         # For notebooks that set no number of threads themselves: sums of several threads differ in their last bits.
-        os.environ |= dict.fromkeys(THREADS, str(P.device.threads)) | {"GLIBC_TUNABLES": MALLOC}
+        os.environ |= {"GLIBC_TUNABLES": MALLOC, **os.environ, **dict.fromkeys(THREADS, str(P.device.threads))}
         keys = dict(text.split("=", 1) for text in given.keys)
         make(given.notebook, P, given.profile, keys, inputs, flags)
     except CompanionError as error:

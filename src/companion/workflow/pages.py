@@ -23,7 +23,7 @@ from companion.workflow.tables import said as spelt
 
 VERDICTS = ("reproduced", "partly", "not reproduced", "cannot be compared", "not attempted")
 FIGURE = ":::{{figure}} executed/{0}.png\n:name: {0}\n:width: 100%\n:alt: {1}\n:::\n"
-FIRST_PAGE = ("13_mask_faithfulness", "14_annotation_bias")  # studies whose finding it quotes
+QUOTED = {"13_mask_faithfulness": 1, "14_annotation_bias": 2}  # sentences of studies, on the first page
 Stamps = Sequence[tuple[Mapping[str, Any], list[str]]]  # the stamp of each stage, and why it is stale
 
 
@@ -32,7 +32,7 @@ def write_fragments(folder: Path, r: answer.Results, stages: Stamps) -> None:
     rows, stamps = r.json("11_claims", "claims")["claims"], [stamp for stamp, _ in stages]
     said, picture = answer.first_page(folder, r)
     strip = "One region four times: held-out patch, mask of its defects, image generated from it, detections. "
-    follows, bias = (found.sentences(page, r)[0] if page in r.at else "" for page in FIRST_PAGE)
+    follows, bias = (" ".join(found.sentences(page, r)[:n]) if page in r.at else "" for page, n in QUOTED.items())
     counts = Counter(row["verdict"] for row in rows)
     verdicts = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS)
     fragments = {

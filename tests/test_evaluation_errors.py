@@ -153,8 +153,6 @@ def test_average_precision():
     wrong = scored(perfect.assign(label=perfect["label"] % 3 + 1))["AP50"]
     assert wrong[IGNORED] == 1 and wrong[["a", "b", "c"]].eq(0).all()
     assert scored(perfect[:0])["AP50"].drop("absent").eq(0).all()
-    other = scored(noisy(patches, 1)).drop("absent")
-    assert (other["AP50"] >= other["AP"]).all()
 
 
 @pytest.mark.parametrize("seed", [1, 2])

@@ -13,7 +13,7 @@ from sklearn.metrics import f1_score
 
 from companion.errors import CompanionError
 from companion.evaluation.formats import Truth, truth_of
-from companion.evaluation.matching import MATCHINGS, kept, match, match_once, score_order
+from companion.evaluation.matching import kept, match, match_once, score_order
 from companion.evaluation.scores import count, pooled, tabulate
 from companion.geometry import box_iou
 
@@ -183,15 +183,3 @@ def test_undefined_stays_undefined_and_one_class_has_no_classification_score():
     assert row["f1_detect"] == 1 and all(np.isnan(row[name]) for name in ("f1_class_1", "f1_class", "f1_hm"))
     row = tabulate(count(found.assign(label=2), known(truth, 1, 2), [0.5], [0.5])).iloc[0]
     assert np.isnan(row["f1_class"])  # two classes are named, but only one occurs in the data
-
-
-@pytest.mark.parametrize("rule", MATCHINGS)
-def test_a_perfect_detector_scores_one_and_file_order_never_matters(rule):
-    patches = ellipse_patches(20, seed=5)
-    perfect = patches.table.rename(columns={"class": "label"}).assign(score=0.9)
-    row = tabulate(count(perfect, truth_of(patches), [0.7], [0.9], rule)).iloc[0]
-    assert (row["precision"], row["recall"], row["f1_hm"]) == (1, 1, 1)
-    found = noisy(patches, 7, extra=3)
-    a, b = (count(f, truth_of(patches), [0.3, 0.5], [0.1, 0.5], rule)
-            for f in (found, found.sample(frac=1, random_state=1)))  # fmt: skip
-    assert (a.pairs == b.pairs).all()

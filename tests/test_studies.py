@@ -73,16 +73,11 @@ def test_an_edited_defect_goes_where_it_is_told_and_an_obedient_image_keeps_its_
     masks = {name: faithfulness.edited(patches, defects, change) for name, change in faithfulness.EDITS.items()}
     before = masks["as simulated"].table.merge(defects[["patch", "instance"]]).set_index("patch")
     after = {name: edit.table.merge(defects[["patch", "instance"]]).set_index("patch") for name, edit in masks.items()}
-    size, sides = (
-        patches.size,
-        [t[["x2", "y2"]].to_numpy() - t[["x1", "y1"]].to_numpy() for t in (before, after["turned"])],
-    )
+    sides = [t[["x2", "y2"]].to_numpy() - t[["x1", "y1"]].to_numpy() for t in (before, after["turned"])]
     assert np.allclose(sides[0], sides[1][:, ::-1]) and after["turned"]["area_px"].equals(before["area_px"])
-    assert (after["moved"]["x1"] - before["x1"]).abs().eq(size // 4).all() and not len(after["removed"])
+    assert (after["moved"]["x1"] - before["x1"]).abs().eq(patches.size // 4).all() and not len(after["removed"])
     assert after["grown"]["area_px"].gt(before["area_px"]).all()
     drawn = {name: replace(edit, images=np.where(edit.instances > 0, 80, 160)) for name, edit in masks.items()}
     kept = faithfulness.contrast_kept(drawn, defects, np.random.default_rng(0), 20, 0.95).set_index("edit")
-    assert (
-        kept.loc[["as simulated", "moved", "turned", "grown"], "kept"].eq(1).all() and kept["contrast"].iloc[0] == 0.5
-    )
+    assert kept["kept"].drop("removed").eq(1).all() and kept["contrast"].iloc[0] == 0.5
     assert abs(kept.loc["removed", "kept"]) < 0.2  # where it was, another defect may lie

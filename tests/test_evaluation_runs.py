@@ -8,22 +8,14 @@ from test_scores import noisy
 
 from companion.config.phantom import Phantom
 from companion.config.sections import Patches as Cut
-from companion.errors import CompanionError
 from companion.evaluation import plots, runs, thresholds, worth
 from companion.evaluation.errors import overlooked, slivers
 from companion.micrographs.cutting import cut_patches
 from companion.micrographs.dataset import load_dataset
 from companion.phantom.render import TRUTH, render_dataset
-from companion.provenance import write_table
 
 RNG = np.random.default_rng
 IOU, CONFIDENCE = [0.3, 0.5], [0.1, 0.3, 0.5, 0.7]
-
-
-def test_predictions_of_other_patches_are_refused(tmp_path):
-    write_table(tmp_path / "test.parquet", noisy(ellipse_patches(24, seed=1), 0))
-    with pytest.raises(CompanionError, match=r"test\.parquet(?s:.*)unknown patch"):
-        runs.read_run({"split": "1"}, tmp_path / "test.parquet", ellipse_patches(4, seed=1))
 
 
 def test_rules_are_compared():

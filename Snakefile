@@ -37,7 +37,7 @@ GENERATED = sorted(
 )
 TESTS = [L.patches(split, part) / DONE for split in P.split_names for part in ("test", "val")]
 PREDICTIONS = [L.detector(**keys) / "predictions" / DONE for keys in DETECTORS]
-FAITHFULNESS = [L.faithfulness(s, n) / DONE for s, n in CONDITIONS if "EXP" in P.arms]
+FAITHFULNESS = [L.faithfulness(s, n) / DONE for s, n in CONDITIONS]
 PARTS = ["test", "val", "fresh", *(f"train-n{n}" for n in P.sizes)]
 STUDIED = P.dataset == "phantom"  # 14 and 15 need exact truth
 
@@ -132,7 +132,7 @@ rule sizes:
 
 
 rule significance:
-    input: L.page("thresholds") / DONE, TESTS, PREDICTIONS
+    input: L.page("thresholds") / DONE
     output: L.page("significance") / DONE
     shell: run("09_significance")
 
@@ -167,7 +167,7 @@ rule faithfulness:
     input:
         [L.patches("{split}", part) / DONE for part in ("train-n{n_train}", "test")],
         L.diffusion("{split}", "{n_train}", "1") / DONE,
-        L.generated("{split}", "{n_train}", "1", "plain") / "patches" / DONE,
+        L.generated("{split}", "{n_train}", "1", "plain") / DONE,
         L.detector("{split}", "{n_train}", "EXP", P.seeds[0]) / DONE,
     output: (made := L.faithfulness("{split}", "{n_train}")) / DONE, made / "kept" / DONE
     threads: P.device.threads
@@ -180,7 +180,6 @@ if STUDIED and (n := P.studies.bias_n_train):
     rule annotation_bias:
         input:
             [L.patches(P.split_names[0], part) / DONE for part in (f"train-n{n}", "test", "val")],
-            L.statistics(P.split_names[0], n) / DONE,
             [L.detector(P.split_names[0], n, arm, seed) / "predictions" / DONE
              for arm in ("EXP", "EXP+GEN") for seed in P.seeds],
         output: L.page("annotation-bias") / DONE

@@ -60,7 +60,7 @@ def test_fragments_say_what_is_shown_whether_it_is_fresh_and_of_which_data() -> 
 
 def test_pages_include_what_a_run_writes(tmp_path: Path) -> None:
     P, at = load_profile("smoke"), dict.fromkeys(("07_thresholds", "08_sizes_and_splits", "11_claims"), tmp_path)
-    steps = {"n_train": 10, "measure": "f1_hm", "arm": ["EXP+GEN", "EXP"], "above": ["", "EXP+GEN"]}
+    steps = {"split": "1", "n_train": 10, "measure": "f1_hm", "arm": ["EXP+GEN", "EXP"], "above": ["", "EXP+GEN"]}
     write_table(tmp_path / "waterfall.parquet", pd.DataFrame(steps | {"score": [0.75, 0.72], "step": [np.nan, -0.03]}))
     write_json(tmp_path / "claims.json", {"claims": CLAIMS})
     write_table(tmp_path / "chosen.parquet", chosen(0.1, 0.0).query("split == '1' and n_train == 10"))
@@ -72,7 +72,7 @@ def test_pages_include_what_a_run_writes(tmp_path: Path) -> None:
     verdicts = (executed / "verdicts.md").read_text(encoding="utf-8")
     assert verdicts.startswith("Of 4 claims: 2 reproduced, 1 partly, 0 not reproduced,") and "p &lt; 0.1" in verdicts
     assert (executed / "figures" / "change.png").is_file() and "mean nothing" in (executed / "answer.md").read_text()
-    assert "F1HM, N = 10: EXP+GEN 0.750, EXP −0.030." in (executed / "waterfall.md").read_text(encoding="utf-8")
+    assert "F1HM, split 1, N = 10: EXP+GEN 0.750, EXP −0.030." in (executed / "waterfall.md").read_text(encoding="utf-8")
     whole = pages.claim_cards(CLAIMS, whole=True)
     assert 'id="claim-C12"' in whole and "<dd>Same verdict at 0.5" in whole and 'href="08_x.html"' in whole
 

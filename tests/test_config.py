@@ -16,9 +16,9 @@ def test_every_profile_is_valid_and_runs_each_detector_once(name):
 
 
 def test_controls_run_on_the_first_split_at_their_sizes():
-    P = load_profile("smoke", changes={"sizes": [4, 10], "splits": [1, 2], "controls": {"EXP+PASTE": [4], "GEN": [10]}})
+    P = load_profile("smoke", changes={"sizes": [10, 4], "splits": [1, 2], "controls": {"EXP+PASTE": [4], "GEN": [10]}})
     assert P.arms_at("1", 4) == ["EXP", "EXP+GEN", "EXP+PASTE"] and P.arms_at("1", 10) == ["EXP", "EXP+GEN", "GEN"]
-    assert P.arms_at("2", 4) == ["EXP", "EXP+GEN"]
+    assert P.arms_at("2", 4) == ["EXP", "EXP+GEN"] and P.sizes == [4, 10]
     assert len(P.detectors()) == (3 + 3 + 2 + 2) * len(P.seeds)
 
 

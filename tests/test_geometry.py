@@ -15,10 +15,9 @@ def test_angles_follow_the_image(code):
     assert measured == pytest.approx(float(symmetry_angle(np.array(30.0), code)), abs=0.5)
 
 
-def test_eight_symmetries_differ_and_are_views():
+def test_eight_symmetries_differ():
     image = np.arange(9).reshape(3, 3)
     assert len({symmetry(image, code).tobytes() for code in range(8)}) == 8
-    assert all(np.shares_memory(symmetry(image, code), image) for code in range(8))
     with pytest.raises(ValueError, match="symmetry 8"):
         symmetry(image, 8)
 

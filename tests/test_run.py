@@ -81,7 +81,8 @@ def test_what_two_profiles_have_in_common_is_done_once_and_changed_ones_have_fol
     assert "8 of 14 stages fresh, 6 stale" in project.companion("status", "tiny", "--set", "evaluation.iou=0.3")
     shutil.copy(project.root / "profiles" / "tiny.yaml", project.root / "mine.yaml")
     (damaged := project.root / "data" / "phantom-0").mkdir(parents=True)
-    (damaged / "annotations.json").write_text('{"images": [{"file_name": "gone.png"}]}')
+    for name in ("annotations", "truth"):
+        (damaged / f"{name}.json").write_text('{"images": [{"file_name": "gone.png"}]}')
     said = project.companion("run", "mine.yaml", "--set", "evaluation.iou=0.3")
     assert "gone.png" in said and "This phantom is drawn again" in said and not damaged.exists()
     assert "as made before" in said  # by the other run

@@ -58,4 +58,4 @@ ARMS = _Arms({
     "EXP+PASTE": Arm("labelled patches and such with pasted defects", "pasted", "#CC79A7", "P"),
     "GEN": Arm("generated patches alone", "generated", "#E69F00", "X", labelled=False),
 })  # fmt: skip
-PHANTOM_ONLY = ("EXP+RENDER", "EXP+FRESH")
+PHANTOM_ONLY = tuple(name for name, arm in ARMS.items() if arm.model == "phantom" or arm.other == "fresh")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
 from companion import layout
 from companion.config.arms import ARMS, PHANTOM_ONLY
@@ -36,7 +36,7 @@ class Profile(Section):
     splits: Annotated[list[Whole | str], Field(min_length=1)] = Field(
         [1], description="numbers (drawn by seed) or split files; named by the number or the file's stem"
     )
-    sizes: list[Count] = Field([10], min_length=1, description="N: training micrographs, nested")
+    sizes: Annotated[list[Count], AfterValidator(sorted)] = Field([10], min_length=1, description="N, nested sets")
     n_test: Count = Field(6, description="test micrographs per split")
     n_val: Whole = Field(0, description="validation micrographs per split at most; they choose thresholds")
     n_fresh: Count = Field(8, description="further labelled micrographs of arm EXP+FRESH")

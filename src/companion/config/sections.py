@@ -135,8 +135,8 @@ class Evaluation(Section):
     )
     confidence: Share = Field(0.5, description="score threshold where none is chosen from the curves")
     equivalence_margin: Positive = Field(0.01, description="differences of F1 within it count as none")
-    bootstrap: Count = Field(1000, description="resamples behind each bootstrap interval")
-    confidence_level: Share = Field(0.95, description="of every interval")
+    bootstrap: Count = Field(1000, description="resamples behind each bootstrap interval of scores")
+    confidence_level: Share = Field(0.95, description="of every interval of scores")
 
     @model_validator(mode="after")
     def _headline_is_swept(self) -> Evaluation:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -10,23 +9,18 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from companion.detection.plots import boxes, class_colors
 from companion.evaluation import plots
 from companion.evaluation.wording import NAMES
-from companion.masks.plots import image_rows
 from companion.plots import CLASS_COLORS
 
 STYLES = tuple(zip(CLASS_COLORS, "osD^v", strict=False))  # colour and marker
 
 
-def boxed_patches(
-    images: Sequence[NDArray], tables: Sequence[pd.DataFrame], titles: Sequence[str], title: str
-) -> Figure:
-    """Patches uint8 [S, S] in a row, each with the boxes of its table (x1, y1, x2, y2, class) coloured by class."""
-    figure = image_rows({"": images}, title, titles, side=min(2.3, (plots.WIDTH - 0.4) / len(images)))
-    for panel, table in zip(figure.axes, tables, strict=True):
-        plots.draw_boxes(panel, table[["x1", "y1", "x2", "y2"]], table["class"].map(plots.class_color))
-        panel.set_title(textwrap.fill(panel.get_title(), 18), fontsize=8)
-    return figure
+def boxed_patches(images: Sequence[NDArray], tables: Sequence[pd.DataFrame], names: list[str], title: str) -> Figure:
+    """Patches uint8 [S, S], each with the boxes of its table (x1, y1, x2, y2, class) coloured by class."""
+    drawn = [[(table[["x1", "y1", "x2", "y2"]].to_numpy(), class_colors(table["class"]), "-")] for table in tables]
+    return boxes(images, names, drawn, title)
 
 
 def scores_by(table: pd.DataFrame, condition: str, measures: Sequence[str], title: str) -> Figure:

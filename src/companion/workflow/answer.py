@@ -191,7 +191,7 @@ def numbers(known: Mapping[str, tuple[str, str]], on_real: tuple[str, str], chan
     micrographs; and the chance of seeing the paper's in one condition, as it tests, and at least in all `changes`."""
     chance = ["unknown" if np.isnan(p) else "> 99 %" if p >= 0.995 else f"{100 * p:.0f} %"
               for p in (changes[0].chance_of_one, min(one.chance for one in changes))]  # fmt: skip
-    power = f"power: chance that the paper's test shows a true change of {PAPER_GAIN}; at each N here {chance[1]}"
+    power = f"power: chance that one split's pairs show a true change of {PAPER_GAIN}; all pairs of an N: {chance[1]}"
     tiles = [*((value, f"{what}: {how}") for what, (value, how) in known.items()), on_real, (chance[0], power)]
     rows = (f"<div><b>{html.escape(value)}</b> <small>{html.escape(more.rstrip(')'))}</small><span>{html.escape(what)}"
             "</span></div>" for said, what in tiles for value, _, more in [said.partition(" (")])  # fmt: skip

@@ -12,9 +12,10 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from companion.evaluation.significance import paired_t
+from companion.evaluation.significance import paired_t, significant
 from companion.evaluation.thresholds import FIXED, headline
-from companion.evaluation.wording import NAMES, p_value, signed, with_interval
+from companion.evaluation.wording import NAMES, number, p_value, signed, with_interval
+from companion.masks.compare import OTHER_HALF
 from companion.plots import data_name
 from companion.stats import ratio_interval
 from companion.workflow.answer import Results, by_size, change, direction, sentence, tables
@@ -54,7 +55,7 @@ def _statistics(r: Results) -> Found:
 def _masks(r: Results) -> Found:
     auc = r.table("03_mask_simulation", "compared").set_index("sampler")["auc"]
     said = f"a classifier tells the paper's simulated masks from labelled ones with an AUC of {auc['authors']:.2f}"
-    beside = f"0.5 would be chance; labelled masks from labelled masks {auc.iloc[0]:.2f} (no intervals)"
+    beside = f"0.5 would be chance; labelled masks from labelled masks {number(auc.get(OTHER_HALF))} (no intervals)"
     return said, beside, "every simulated shape is that of a labelled defect"
 
 
@@ -79,7 +80,7 @@ def _generated(r: Results) -> Found:
 
 def _detector(r: Results) -> Found:
     own = r.here(headline(r.table("07_thresholds", "chosen")))
-    own = own[own["arm"] == ("EXP+GEN" if "EXP+GEN" in r.P.arms else r.P.arms[0])]
+    own = own[own["arm"] == "EXP+GEN"]
     first, over = own.iloc[0], paired_t(own["f1_detect"], r.P.evaluation.confidence_level)
     said = f"this detector finds {first['recall']:.0%} of the defects; {first['precision']:.0%} of its boxes lie on one"
     at = f"{first['arm']}, seed {first['seed']}, at confidence {first['confidence']:g}, {first['choice']}"
@@ -96,10 +97,10 @@ def _sizes(r: Results) -> Found:
 
 
 def _significance(r: Results) -> Found:
-    pairs, _, measure = tables(r)
+    pairs, tests, measure = tables(r)
     chance = change(pairs, measure, r.P.evaluation.confidence_level).chance_of_one
-    lines = (r.at["09_significance"] / "significant.md").read_text(encoding="utf-8").strip().splitlines()
-    said, gains = lines[0].removeprefix("- ").removesuffix("."), sum(" rises " in line for line in lines)
+    lines = significant(tests, r.P.evaluation.confidence_level)
+    said, gains = lines[0].removesuffix("."), sum(" rises " in line for line in lines)
     if len(lines) > 1:
         said = f"after Holm's correction {gains} tests of the four scores show a gain, and {len(lines) - gains} a loss"
     seen = f"{chance:.0%}" if np.isfinite(chance) else "unknown"
@@ -138,15 +139,15 @@ def _errors(r: Results) -> Found:
 
 
 def thresholds_apart(r: Results) -> str:
-    """At which confidence each arm is read, and what both miss at one confidence: recall moves with it, not only with
-    the arm."""
+    """At which confidence each arm is read, what it misses there, and what both miss at one: recall moves with it."""
     chosen = r.here(r.table("07_thresholds", "chosen")).query("against == 'labels'")
     own, fixed = headline(chosen), chosen[chosen["choice"] == FIXED]
-    read = ", ".join(f"{arm} at {own.loc[own['arm'] == arm, 'confidence'].iloc[0]:g}" for arm in r.P.arms)
-    missed, at = 1 - fixed.groupby("arm")["recall"].mean(), f"{fixed['confidence'].iloc[0]:g}"
-    turned = (1 - own.groupby("arm")["recall"].mean()).rank().ne(missed.rank()).any()
-    both = ", ".join(f"{arm} {missed[arm]:.2f}" for arm in r.P.arms) + ", in the other order" * bool(turned)
-    return f"each arm is read at the confidence chosen for it ({read}); at {at} the share missed is: {both}"
+    here, missed = (1 - table.groupby("arm")["recall"].mean() for table in (own, fixed))
+    at, read = f"{fixed['confidence'].iloc[0]:g}", own.groupby("arm")["confidence"].first()
+    each = ", ".join(f"{arm} at {read[arm]:g} misses {here[arm]:.2f}" for arm in r.P.arms)
+    both = " and ".join(f"{arm} {missed[arm]:.2f}" for arm in r.P.arms)
+    turned = ", the other way round" * bool(here.rank().ne(missed.rank()).any())
+    return f"each arm is read at the confidence chosen for it: {each}; at {at} they miss {both}{turned}"
 
 
 def _faithfulness(r: Results) -> Found:
@@ -169,7 +170,7 @@ def _bias(r: Results) -> Found:
     costs = " and ".join(f"{arm} {own.loc[f'cost, {arm}', 'mean']:.3f}" for arm in ("EXP", "EXP+GEN"))
     how = {"better": "amplify", "worse": "dampen"}.get(direction(more["low"], more["high"]), "may amplify or dampen")
     each = ", ".join(f"{arm}, {kind} labels {m.f1_hm:.3f} at {m.confidence:.2f}" for (kind, arm), m in means.iterrows())
-    said = f"an annotator's errors cost {costs} of F1HM: generated images {how} this"
+    said = f"at N = {r.P.studies.bias_n_train} an annotator's errors cost {costs} of F1HM: generated images {how} this"
     return said, f"difference {r.said(more)}; F1HM at confidence: {each}", "one model of one split for each kind"
 
 
@@ -177,10 +178,10 @@ def _shift(r: Results) -> Found:
     table, said = r.table("15_distribution_shift", "effects").query("quantity == 'gain'"), []
     for measure, own in table[table["measure"].isin(["f1_detect", "f1_hm"])].dropna(subset="mean").groupby("measure"):
         gains, losses = (", ".join(own.loc[way, "tested"]) for way in (own["low"] > 0, own["high"] < 0))
-        said.append(f"{NAMES[measure]} under {gains or 'no shift'}" + f", and lower it under {losses}" * bool(losses))
+        said.append(f"{NAMES[measure]} under {gains or 'none'}" + f", and lower it under {losses}" * bool(losses))
     rows = table[table["measure"] == "f1_detect"].to_dict("records")
     numbers = "; ".join(f"{row['tested']} {r.said(row)}" for row in rows)
-    caveat = f"one model of one split; {thresholds_apart(r)}"
+    caveat = "one model of one split; each arm is read at the confidence that was chosen for micrographs as trained"
     return f"generated images raise {'; '.join(said)}", f"F1_detect: {numbers}", caveat
 
 

@@ -31,6 +31,7 @@ WEIGHTS = ("autoencoder.safetensors", "denoiser.safetensors", "weights.safetenso
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 # Memory that one step of a training frees serves the next: given back to the system, it comes cleared page by page.
 MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=4294967296"
+KIB_IN_MIB = 1024 ** (1 + (sys.platform == "darwin"))  # where the unit is bytes
 NUMBERS = ("n_train", "seed")  # keys that notebooks take as numbers; the others are texts
 
 
@@ -75,7 +76,7 @@ def make(
                 "device": device_name(P) if freshness.trains(name) else processor(), "commit": git_commit(),
                 "started": datetime.fromtimestamp(began, UTC).isoformat("T", "seconds"),
                 "wall_s": round(time.time() - began, 2),
-                "peak_memory_mib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024,
+                "peak_memory_mib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // KIB_IN_MIB,
             })  # fmt: skip
             shutil.rmtree(folder / "checkpoint", ignore_errors=True)
     for flag in flags:
@@ -154,7 +155,7 @@ def processor() -> str:
 
 
 def device_name(P: Profile) -> str:
-    """Where the networks of a profile run on this machine."""
+    """Where the networks of a profile run on this machine, taken from its driver: torch without CUDA is not noticed."""
     if P.device.name == "cpu" or shutil.which("nvidia-smi") is None:
         return processor()
     asked = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]

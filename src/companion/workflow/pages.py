@@ -14,7 +14,7 @@ import yaml
 
 from companion import layout
 from companion.config.arms import ARMS
-from companion.evaluation.wording import NAMES, signed
+from companion.evaluation.wording import CONDITION, NAMES, condition_name, signed
 from companion.plots import data_name
 from companion.provenance import write_text
 from companion.workflow import answer, found
@@ -49,21 +49,22 @@ def write_fragments(folder: Path, r: answer.Results, stages: Stamps) -> None:
 def arms_table(r: answer.Results) -> str:
     """Markdown table of what every arm that has EXP as its baseline changes on the first split, at each N."""
     _, tests, measure = answer.tables(r)
-    own = tests[(tests["measure"] == measure) & (tests["baseline"] == "EXP") & (tests["split"] == r.P.split_names[0])]
-    said: dict[str, list[str]] = {}
-    for t in own.dropna(subset="gain").itertuples():
-        said.setdefault(t.arm, []).append(f"N = {t.n_train}: {signed(t.gain)} ({signed(t.low)} to {signed(t.high)})")
-    rows = [(arm, ARMS[arm].meaning, "; ".join(said[arm])) for arm in ARMS if arm in said]
-    of = f"{NAMES[measure]} less that of EXP, {ARMS['EXP'].meaning}; split {r.P.split_names[0]}, interval over seeds:"
-    return f"{of}\n\n{markdown_table(('arm', 'trained on', 'change'), rows)}"
+    own = tests[(tests["baseline"] == "EXP") & (tests["split"] == r.P.split_names[0])].dropna(subset="gain")
+    own = own.assign(said=[signed(t.gain) + f" ({signed(t.low)} to {signed(t.high)})" * (t.high > t.low)
+                           for t in own.itertuples()])  # fmt: skip
+    said, shown = own.pivot(index=["arm", "n_train"], columns="measure", values="said"), [*{measure: 0, "map50": 0}]
+    said = said.reindex(columns=shown).fillna("undefined")
+    rows = [(f"{arm}: {ARMS[arm].meaning}", n, *said.loc[arm, n]) for arm in ARMS for a, n in said.index if a == arm]
+    of = f"Scores less those of EXP, {ARMS['EXP'].meaning}; split {r.P.split_names[0]}, intervals over seeds:"
+    return f"{of}\n\n{markdown_table(('arm and what it is trained on', 'N', *map(NAMES.get, shown)), rows)}"
 
 
 def waterfall_said(r: answer.Results) -> str:
     """What the waterfall shows, in words: the first score of each panel, and the change from each arm to the next."""
-    said = ["From fresh labelled micrographs to none, score and changes."]
-    for (n, measure), own in r.table("08_sizes_and_splits", "waterfall").groupby(["n_train", "measure"], sort=False):
+    said = ["Score of the first arm, and changes from each to the next."]
+    for (*at, measure), own in r.table("08_sizes_and_splits", "waterfall").groupby([*CONDITION, "measure"], sort=False):
         steps = [f"{row.arm} {signed(row.step) if row.above else f'{row.score:.3f}'}" for row in own.itertuples()]
-        said.append(f"{NAMES[measure]}, N = {n}: {', '.join(steps)}.")
+        said.append(f"{NAMES[measure]}, {condition_name(at)}: {', '.join(steps)}.")
     return " ".join(said)
 
 
@@ -72,7 +73,7 @@ def byline(citation: Path, stamps: Sequence[Mapping[str, Any]]) -> str:
     about = yaml.safe_load(citation.read_text(encoding="utf-8"))
     ran = sorted(stamps, key=lambda stamp: str(stamp["started"]))
     commits = [str(stamp["commit"]) for stamp in ran if stamp.get("commit")] or ["none"]
-    more = f" (earlier stages: {len(set(commits)) - 1} others)" * (len(set(commits)) > 1)
+    more = f", the last of {len(set(commits))} that its stages were made from" * (len(set(commits)) > 1)
     parts = [f"{', '.join(author['name'] for author in about['authors'])}: {about['title']}",
              f"version {about['version']}", f"run of {str(ran[-1]['started'])[:10] if ran else 'no day'}",
              f"commit {commits[-1]}{more}", f"DOI: {about.get('doi', 'none yet')}"]  # fmt: skip

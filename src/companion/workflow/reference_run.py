@@ -46,9 +46,8 @@ LONG = ("log.parquet", "drawn.parquet", "statistics.parquet", "resampled.parquet
 
 def shown(P: Profile, tree: Path) -> dict[str, Path]:
     """The folder whose run stands on the page of each notebook: first split, largest N, EXP+GEN, first seed."""
-    arm = "EXP+GEN" if "EXP+GEN" in P.arms else P.arms[0]
-    page = {"split": P.split_names[0], "n_train": str(P.sizes[-1]), "arm": arm, "seed": str(P.seeds[0])}
-    page |= {"model": "1", "masks": "plain"}
+    page = {"split": P.split_names[0], "n_train": str(P.sizes[-1]), "arm": "EXP+GEN", "seed": str(P.seeds[0]),
+            "model": "1", "masks": "plain"}  # fmt: skip
     return {stamp["notebook"]: tree / folder for folder, stamp in stamps(tree).items()
             if stamp["keys"].items() <= page.items()}  # fmt: skip
 

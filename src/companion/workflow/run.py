@@ -19,7 +19,7 @@ from pathlib import Path
 import yaml
 
 from companion import provenance
-from companion.config import Profile
+from companion.config import ARMS, Profile
 from companion.errors import CompanionError
 from companion.layout import Layout, data_cache, shown
 from companion.workflow import status
@@ -90,7 +90,8 @@ def _check_data(P: Profile) -> None:
     if absent := [name for code, name in enumerate(dataset.classes, start=1) if code not in present]:
         raise CompanionError(f"{dataset.folder}: no micrograph shows {', '.join(absent)}; take it out of categories")
     for source, name in zip(P.splits, P.split_names, strict=True):
-        group_by, fresh = P.group_by.get(P.dataset), P.n_fresh if "EXP+FRESH" in [*P.arms, *P.controls] else 0
+        group_by, arms = P.group_by.get(dataset.name), {arm for n in P.sizes for arm in P.arms_at(name, n)}
+        fresh = P.n_fresh * any(ARMS[arm].other == "fresh" for arm in arms)
         choose_split(dataset, source, name, P.sizes, P.n_test, P.n_val, group_by, P.root_seed, fresh)
 
 
@@ -100,9 +101,10 @@ def _take_away_damaged_phantoms() -> None:
 
     for folder in data_cache().glob("phantom-*"):
         try:
-            for image in json.loads((folder / "annotations.json").read_bytes())["images"]:
+            both = [json.loads((folder / name).read_bytes())["images"] for name in ("annotations.json", "truth.json")]
+            for image in both[0]:
                 read_grey(folder / "images" / image["file_name"])
-        except (OSError, ValueError, CompanionError) as error:
+        except (OSError, ValueError, KeyError, TypeError, CompanionError) as error:
             CONSOLE.print(f"{error}\nThis phantom is drawn again.", highlight=False, soft_wrap=True)
             shutil.rmtree(folder)
 

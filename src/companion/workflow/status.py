@@ -25,7 +25,8 @@ from companion import layout, provenance
 from companion.config import Profile, load_profile
 from companion.errors import CompanionError
 from companion.layout import Layout, shown
-from companion.workflow.freshness import ERROR, input_hash, read_stamp, stamps, states
+from companion.workflow.freshness import ERROR, input_hash, read_stamp, stamps, states, trains
+from companion.workflow.job import device_name, processor
 
 CONSOLE = Console(width=None if sys.stdout.isatty() else 240)  # what is piped keeps whole lines
 
@@ -147,7 +148,8 @@ def expected(P: Profile, found: Sequence[Job], cores: int) -> tuple[pd.DataFrame
     known = pd.DataFrame([(job.rule, job.will_run(tree)) for job in found], columns=["rule", "left"])
     table = known.groupby("rule", sort=False)["left"].agg(["size", "sum"]).set_axis(["stages", "left"], axis=1)
     table["one stage"] = table.index.map(rules()).map(own.combine_first(others))
-    together = np.clip(cores // P.device.threads, 1, table["stages"])
+    at_once = min(cores // P.device.threads, P.jobs_per_device if device_name(P) != processor() else cores)
+    together = np.clip(np.where(table.index.map(rules()).map(trains), at_once, cores), 1, table["stages"])
     table["what is left"] = (np.ceil(table["left"] / together) * table["one stage"]).where(table["left"] > 0, 0.0)
     left_s, waiting = table["what is left"], sum(job.why != [] for job in found)
     about = f"{'more than' if left_s.isna().any() else 'about'} {duration(left_s.sum())}"

@@ -72,7 +72,7 @@ def test_pages_include_what_a_run_writes(tmp_path: Path) -> None:
     verdicts = (executed / "verdicts.md").read_text(encoding="utf-8")
     assert verdicts.startswith("Of 4 claims: 2 reproduced, 1 partly, 0 not reproduced,") and "p &lt; 0.1" in verdicts
     assert (executed / "figures" / "change.png").is_file() and "mean nothing" in (executed / "answer.md").read_text()
-    assert "F1HM, split 1, N = 10: EXP+GEN 0.750, EXP −0.030." in (executed / "waterfall.md").read_text(encoding="utf-8")
+    assert "F1HM, split 1, N = 10: EXP+GEN 0.750, EXP −0.030." in (executed / "waterfall.md").read_text("utf-8")
     whole = pages.claim_cards(CLAIMS, whole=True)
     assert 'id="claim-C12"' in whole and "<dd>Same verdict at 0.5" in whole and 'href="08_x.html"' in whole
 

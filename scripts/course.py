@@ -31,7 +31,8 @@ from companion.config import load_profile
 from companion.errors import CompanionError
 from companion.layout import Layout
 from companion.provenance import atomic_folder, write_table
-from companion.workflow.book import shown
+from companion.workflow.reference_run import shown
+from companion.workflow.run import run
 
 OUT, SOURCE = ROOT / "_build" / "course", ROOT / "book" / "course"
 TITLE = "companion-course"
@@ -46,14 +47,6 @@ READ = (
     "split-*/n-*/EXP/seed-1/weights.safetensors",
     "split-*/n-*/*/seed-*/predictions/*", "thresholds/*.parquet",
 )  # fmt: skip
-
-
-def run_what_is_missing(cores: int) -> Path:
-    """Make the stages of smoke that are missing or stale; the run's folder."""
-    command = [sys.executable, "-m", "companion.cli", "run", "smoke", "--cores", str(cores)]
-    if subprocess.run(command, cwd=ROOT, check=False).returncode:
-        raise CompanionError("the run of smoke failed, as said above")
-    return Layout(load_profile("smoke")).tree
 
 
 def write_student(folder: Path, tree: Path) -> None:
@@ -130,11 +123,13 @@ def main() -> None:
     given = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"  # of each kernel: threads of kernels side by side wait for each other
     try:
-        tree = run_what_is_missing(given.cores)
+        if run(P := load_profile("smoke"), given.cores):  # what is missing or stale
+            raise CompanionError("the run of smoke failed, as said above")
+        tree = Layout(P).tree
         with atomic_folder(OUT) as out:
             student, teacher = out / TITLE, out / "teacher"
             write_student(student, tree)
-            write_slides(SOURCE / "slides", shown(load_profile("smoke"), tree), teacher / "slides")
+            write_slides(SOURCE / "slides", shown(P, tree), teacher / "slides")
             shutil.copyfile(SOURCE / "project_key.md", teacher / "project_key.md")
             (teacher / "notebooks").mkdir()
             with ProcessPoolExecutor(given.cores, mp_context=get_context("spawn")) as pool:

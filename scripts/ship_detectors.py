@@ -25,6 +25,7 @@ from companion.micrographs.dataset import load_dataset
 from companion.micrographs.registry import obtain
 from companion.provenance import write_text
 from companion.seeds import Seeds
+from companion.workflow.pages import markdown_table
 
 CONFIDENCE = 0.5  # as `companion predict` has it
 PROFILE = {"phantom": "reference", "loops_316L": "real"}
@@ -57,14 +58,14 @@ def main(name: str) -> None:
         trained_on = f"all {len(dataset.files)} micrographs of `{name}` with the settings of profile `{P.name}`"
         recipe = recipe_of("EXP", patches, None, P.detection, Seeds(P.root_seed, "detector", "all micrographs"))
         train_detector(recipe, P.detection, open_device(P.device), folder)
-    rows = [f"| {s} | {scores[s].mean():.3f} | {scores[s].min():.3f} to {scores[s].max():.3f} |" for s in scores]
+    rows = [(s, f"{scores[s].mean():.3f}", f"{scores[s].min():.3f} to {scores[s].max():.3f}") for s in scores]
     shutil.copyfile(made / "weights.safetensors", root() / "weights" / f"detector_{name}.safetensors")
     shutil.rmtree(folder, ignore_errors=True)
     write_text(root() / "weights" / f"detector_{name}.md", "\n".join([
         f"# detector_{name}.safetensors\n", f"Trained on {trained_on}; `companion predict {name} IMAGE` uses it.\n",
         f"What {len(scores)} detectors of the same settings scored on micrographs that they were not trained on, at "
-        f"confidence {CONFIDENCE} and box IoU 0.5:\n", "| score | mean | range |", "|---|---|---|", *rows,
-        f"\nNot for {NOT_FOR[name]}.\n",
+        f"confidence {CONFIDENCE} and box IoU 0.5:\n", markdown_table(("score", "mean", "range"), rows),
+        f"Not for {NOT_FOR[name]}.\n",
     ]))  # fmt: skip
 
 

@@ -1,1 +1,1 @@
-"""Stages 4 and 5: mask-conditioned latent diffusion and the judgement of its images."""
+"""Notebooks 04 and 05: mask-conditioned latent diffusion and the judgement of its images."""

@@ -1,1 +1,1 @@
-"""Stages 7 to 11: scores, significance and claims. Nothing here imports a network."""
+"""Notebooks 07 to 12: scores, significance, claims and errors. Nothing here imports a network."""

@@ -1,1 +1,1 @@
-"""Stages 2 and 3: statistics of labelled defects, and masks simulated from them."""
+"""Notebooks 02 and 03: statistics of labelled defects, and masks simulated from them."""

@@ -1,1 +1,1 @@
-"""Stage 1: micrographs, their annotations, splits and patches."""
+"""Notebook 01: micrographs, their annotations, splits and patches."""

@@ -63,7 +63,7 @@ def is_full(path: Path) -> bool:
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Give an empty folder beside `folder`; on success it takes the place of `folder`, in two renames: the old one is whole before."""
+    """Give an empty folder beside `folder`; on success it takes the place of `folder`, by two renames."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".tmp-"))
     temporary.chmod(0o755)

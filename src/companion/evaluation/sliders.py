@@ -97,7 +97,7 @@ def _under(found: pd.DataFrame, truths: NDArray, confidence: Sequence[float], io
 def draws(pairs: pd.DataFrame, level: float) -> str:
     """What mean, interval and p become when only some of the pairs of a condition had been trained.
 
-    `pairs` (`significance.paired_scores`) of one arm; of the first eight every choice of two or more is tested (paired t).
+    `pairs` (`significance.paired_scores`) of one arm; of the first eight each choice of two or more is tested (t).
     """
     conditions = []
     for (*at, measure), own in pairs.dropna(subset="difference").groupby([*CONDITION, "measure"]):

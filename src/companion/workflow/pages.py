@@ -50,11 +50,11 @@ def arms_table(r: answer.Results) -> str:
     """Markdown table of what every arm that has EXP as its baseline changes on the first split, at each N."""
     _, tests, measure = answer.tables(r)
     own = tests[(tests["baseline"] == "EXP") & (tests["split"] == r.P.split_names[0])].dropna(subset="gain")
-    own["said"] = [signed(t.gain) + f" ({signed(t.low)} to {signed(t.high)})" * (t.high > t.low) for t in own.itertuples()]
+    said = [signed(t.gain) + f" ({signed(t.low)} to {signed(t.high)})" * (t.high > t.low) for t in own.itertuples()]
     shown = list(dict.fromkeys((measure, "map50")))
-    said = own.pivot(index=["arm", "n_train"], columns="measure", values="said").reindex(columns=shown).fillna("–")
-    rows = [(arm + f": {ARMS[arm].meaning}" * (n == said.loc[arm].index[0]), n, *said.loc[arm, n])
-            for arm in ARMS for a, n in said.index if a == arm]  # fmt: skip
+    table = own.assign(said=said).pivot(index=["arm", "n_train"], columns="measure", values="said")
+    rows = [(f"{arm}: {ARMS[arm].meaning}" if k == 0 else arm, n, *row) for arm in ARMS if arm in table.index
+            for k, (n, *row) in enumerate(table.loc[arm].reindex(columns=shown).fillna("–").itertuples())]  # fmt: skip
     of = f"Scores less those of EXP, {ARMS['EXP'].meaning}; split {r.P.split_names[0]}, intervals over seeds:"
     return f"{of}\n\n{markdown_table(('arm and what it is trained on', 'N', *map(NAMES.get, shown)), rows)}"
 

@@ -34,8 +34,9 @@ lab: install
 	test -x $(BIN)/jupyter-lab || $(BIN)/python $(INSTALL) jupyterlab
 	$(BIN)/jupyter-lab notebooks
 
-# For a class: a zip for students, notebooks with solutions and slides for the teacher, in _build/course.
-course: install
+# For a class: a zip for students, notebooks with solutions and slides for the teacher, in _build/course. The book first:
+# pages 08 and 09 of the course are of the scores that it draws.
+course: book
 	$(BIN)/python scripts/course.py --cores $(CORES)
 
 test: book smoke
@@ -53,7 +54,7 @@ smoke reference paper: install
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml requirements.lock
-	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed; set PYTHON=python3.12"'
+	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 14), "Python 3.11 to 3.13 is needed; set PYTHON=python3.12"'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python $(INSTALL) --editable '.[$(EXTRAS)]'
 	@touch $@

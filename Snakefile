@@ -15,8 +15,6 @@ from companion.workflow import freshness
 from companion.workflow.freshness import DONE
 
 given = {key: config.get(key) or os.environ.get(f"COMPANION_{key.upper()}") for key in ("profile", "dataset")}
-if given["dataset"] and Path(given["dataset"]).is_dir():  # jobs run elsewhere
-    given["dataset"] = str(Path(given["dataset"]).resolve())
 P = load_profile(given["profile"] or "smoke", dataset=given["dataset"])
 PROFILE = str(Path(given["profile"]).resolve()) if str(given["profile"]).endswith((".yaml", ".yml")) else P.name
 TREE, L = Layout(P).tree, Layout(P, Path())

@@ -57,7 +57,7 @@ def test_every_arm_has_a_look_of_its_own_and_a_baseline():
     ("phantom: {class_shares: [0.5, 0.5, 0.5]}", "sum to 1.5"),
     ("phantom: {contrast: [0.5, 0.1]}", "contrast .* should rise"),
     ("phantom: {magnifications: {70kx: [0.88, 0.7]}}", "magnifications sum to 0.7"),
-    ("phantom: {preset: fecra}", "preset"),
+    ("phantom: {preset: fecra}", "preset"), ("phantom: {preset: [plain]}", "preset"), ("name: ../x", "name: .*pattern"),
     ("detection: {anchor_sizes_px: [8, [16, 32], 64]}", "more sizes on one level"),
     ("detection: {anchor_sizes_px: [8, 16]}", r"anchor_sizes_px \[8, 16\].* 3 levels"),
     ("detection: {resize_px: 100}", "multiple of 32"),
@@ -78,6 +78,7 @@ def test_changed_entries_name_the_folder_and_none_leaves_the_files_own():
     P = load_profile("smoke", changes={"evaluation.iou": 0.3, "detection.steps": None})
     assert P.evaluation.iou == 0.3 and P.detection == load_profile("smoke").detection
     assert P.folder == "smoke+evaluation.iou-0.3" and load_profile("smoke", changes={"seeds": None}).folder == "smoke"
+    assert load_profile("smoke", changes={"studies.bias_n_train": "null"}).studies.bias_n_train is None
     with pytest.raises(CompanionError, match="name is no section"):
         load_profile("smoke", changes={"name.x": 1})
 

@@ -1,10 +1,10 @@
-"""Symmetries, overlaps and ellipses; boxes in every symmetry: test_detection_data.py."""
+"""Symmetries and ellipses; boxes in every symmetry: test_detection_data.py."""
 
 import numpy as np
 import pytest
 from conftest import ellipse
 
-from companion.geometry import box_iou, symmetry, symmetry_angle
+from companion.geometry import symmetry, symmetry_angle
 
 
 @pytest.mark.parametrize("code", range(8))
@@ -20,10 +20,3 @@ def test_eight_symmetries_differ():
     assert len({symmetry(image, code).tobytes() for code in range(8)}) == 8
     with pytest.raises(ValueError, match="symmetry 8"):
         symmetry(image, 8)
-
-
-def test_box_iou_by_hand():
-    a = np.array([[0, 0, 4, 4], [0, 0, 0, 0]])
-    b = np.array([[2, 2, 6, 6], [0, 0, 4, 4], [10, 10, 12, 12]])
-    assert box_iou(a, b) == pytest.approx(np.array([[4 / 28, 1, 0], [0, 0, 0]]))
-    assert box_iou(np.zeros((0, 4)), b).shape == (0, 3)

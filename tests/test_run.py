@@ -119,6 +119,7 @@ def test_a_notebook_run_by_hand_reads_the_run_and_writes_beside_it(project):
     (["run", "tiny", "--set", "evaluation.iuo=0.3"], "evaluation.iuo: no such parameter; did you mean 'iou'?"),
     (["run", "tiny", "--set", "evaluation.iou"], "should be an entry of the profile and its value"),
     (["run", "tiny", "--split", "none.yaml"], "neither a number nor an existing split file"),
+    (["run", "tiny", "--set", "evaluation.iou=[0.3"], "while parsing a flow sequence"),
 ])  # fmt: skip
 def test_bad_input_is_one_message_before_any_work(done, words, said):
     before = sorted(done.root.rglob("*"))
@@ -147,6 +148,7 @@ def test_a_bundle_goes_on_elsewhere_by_snakemake_alone_and_a_damaged_one_is_refu
     said = project.companion("plan", "tiny")
     assert "1 of 14 stages to run, none of which was timed before" in said
     out = tmp_path / "bundle"
+    assert "is not complete" in project.companion("bundle", "tiny", "--set", "evaluation.iou=0.3", "--out", "x", code=2)
     project.companion("bundle", "tiny", "--out", str(out))
     shutil.rmtree(project.root / "runs")
     assert "13 stages of tiny on phantom: runs/tiny/phantom" in project.companion("unbundle", str(out))

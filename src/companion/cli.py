@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+import yaml
 
 from companion.errors import CompanionError
 
@@ -208,9 +209,7 @@ def _rows(crop_bottom: str) -> int | str:
 
 
 def _profile(name: str, dataset: str | None, split: str | None, changes: list[str] | None):
-    """The profile with what the command line changes; paths are made absolute, since jobs run elsewhere."""
-    import yaml
-
+    """The profile with what the command line changes; a split's path is made absolute, since jobs run elsewhere."""
     from companion.config import load_profile
 
     pairs = [(text, *text.partition("=")) for text in changes or []]
@@ -219,10 +218,10 @@ def _profile(name: str, dataset: str | None, split: str | None, changes: list[st
     if split is not None and not split.isdecimal() and not Path(split).is_file():
         raise CompanionError(f"--split {split}: neither a number nor an existing split file (YAML)")
     splits = [int(split) if split.isdecimal() else str(Path(split).resolve())] if split else None
-    folder = str(Path(dataset).resolve()) if dataset and Path(dataset).is_dir() else dataset
     named = str(Path(name).resolve()) if name.endswith((".yaml", ".yml")) else name
-    given = {entry.strip(): yaml.safe_load(value) for _, entry, _, value in pairs}
-    return load_profile(named, dataset=folder, splits=splits, changes=given)
+    values = ((entry.strip(), yaml.safe_load(value)) for _, entry, _, value in pairs)
+    given = {entry: "null" if value is None else value for entry, value in values}
+    return load_profile(named, dataset=dataset, splits=splits, changes=given)
 
 
 def main() -> None:
@@ -230,7 +229,7 @@ def main() -> None:
     gc.set_threshold(100_000)  # torch makes a million objects that stay: to look through them often takes a second,
     try:
         app()
-    except CompanionError as error:
+    except (CompanionError, OSError, yaml.YAMLError) as error:  # of a folder that cannot be made, of --set
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     finally:

@@ -1,7 +1,4 @@
-"""Every number of a run, in one tree of frozen, validated models; nothing here is part of a result's code hash.
-
-Values are hashed with the results that read them, so the files that declare them need not be.
-"""
+"""Every number of a run, in frozen, validated models. Results hash the values that they read, never these files."""
 
 from companion.config.arms import ARMS
 from companion.config.profile import Profile, load_profile

@@ -132,7 +132,7 @@ class Phantom(Section):
     @model_validator(mode="before")
     @classmethod
     def _from_preset(cls, given: Any) -> Any:
-        if not isinstance(given, dict) or given.get("preset", "plain") not in PRESETS:
+        if not isinstance(given, dict) or str(given.get("preset", "plain")) not in PRESETS:
             return given
         preset = PRESETS[given.get("preset", "plain")]
         merged = {**preset, **given}

@@ -26,13 +26,15 @@ Model = TypeVar("Model", bound=BaseModel)
 class Profile(Section):
     """All parameters of a run."""
 
-    name: str = Field(description="folder of the run; the YAML file's stem unless given")
+    name: str = Field(pattern=r"^[^/\\.][^/\\]*$", description="folder of the run; the YAML file's stem unless given")
     description: str = Field("", description="for whom and how long, one line")
     changed: dict[str, Any] = Field({}, description="entries given on the command line; they name the folder, too")
     root_seed: Whole = Field(20260602, description="every random draw descends from it")
     device: Device = Device()
     jobs_per_device: Count = Field(1, description="stages that share one GPU of this machine at a time")
-    dataset: str = Field("phantom", description="registered name, or path of a data set folder")
+    dataset: Annotated[
+        str, AfterValidator(lambda of: str(Path(of).resolve()) if Path(of, "annotations.json").is_file() else of)
+    ] = Field("phantom", description="registered name, or path of a data set folder")
     splits: Annotated[list[Whole | str], Field(min_length=1)] = Field(
         [1], description="numbers (drawn by seed) or split files; named by the number or the file's stem"
     )
@@ -74,8 +76,8 @@ class Profile(Section):
     @property
     def folder(self) -> str:
         """Name of the run's folder: the profile's, and what was changed on the command line."""
-        changes = (f"{name}-{value}" for name, value in self.changed.items())
-        return "+".join([self.name, *(re.sub(r"[^\w.-]+", "_", text)[:60] for text in changes)])
+        changes = (re.sub(r"[^\w.-]+", "_", f"{name}-{value}") for name, value in self.changed.items())
+        return "+".join([self.name, *(text[:200] for text in changes)])
 
     def arms_at(self, split: str, n_train: int) -> list[str]:
         """Names of the arms that are run in a condition."""
@@ -162,8 +164,8 @@ def load_profile(
     ----------
     name : a name in ``profiles/`` or the path of a YAML file
     dataset, splits : replace the file's entries where given
-    changes : dotted entries to change, e.g. ``{"evaluation.iou": 0.3}``; None stands for the file's own value. A
-        changed run has a folder of its own.
+    changes : dotted entries to change, e.g. ``{"evaluation.iou": 0.3}``; None stands for the file's own value,
+        "null" for none. A changed run has a folder of its own.
     """
     named = str(name)
     path = Path(named) if named.endswith((".yaml", ".yml")) else layout.root() / "profiles" / f"{named}.yaml"
@@ -172,12 +174,12 @@ def load_profile(
         raise CompanionError(f"no profile '{named}': {nearest(named, names)} (or give a YAML file)")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise CompanionError(f"{path}: not a YAML file: {error}") from None
     if not isinstance(content, dict):
         raise CompanionError(f"{path}: should be a mapping of parameter names to values, holds {content!r}")
     content = {"name": path.stem, **content} | ({} if dataset is None else {"dataset": dataset})
-    changed = {key: value for key, value in (changes or {}).items() if value is not None}
+    changed = {key: None if value == "null" else value for key, value in (changes or {}).items() if value is not None}
     if splits is not None:
         changed["splits"] = list(splits)
     for key, value in changed.items():
@@ -189,7 +191,7 @@ def load_profile(
         inner[last] = value
     if changed:
         content["changed"] = {**content.get("changed", {}), **changed}
-    return validate(Profile, content, source=str(path))
+    return validate(Profile, content, source=f"{path}{', as changed' * bool(changed)}")
 
 
 def validate(model: type[Model], values: Mapping[str, Any], source: str) -> Model:

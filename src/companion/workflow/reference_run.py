@@ -62,9 +62,9 @@ def bundle(P: Profile, out: Path | None) -> list[Path]:
     place = (out or layout.root() / "results") / P.folder / tree.name
     if out and place.exists():
         raise CompanionError(f"{place} is there already; give another folder as --out")
-    made = [tree / each.folder for each in found if each.why == []]
+    made = [tree / each.folder for each in found if each.why == [] and read_stamp(tree / each.folder)]
     if not made or (not out and len(made) < len(found)):
-        said = (f"{each.folder}: {'; '.join(each.why or ['missing'])}" for each in found if each.why != [])
+        said = (f"{e.folder}: {'; '.join(e.why or ['missing'])}" for e in found if tree / e.folder not in made)
         raise problems(f"the run of {P.name} is not complete; `companion run {P.name}` makes it:", said)
     # What is drawn again needs no copy of its page. Of the run on real micrographs one is shown, and a picture of 05.
     again = {REAL, *(["01_micrographs", *chain(*DRAWN_AGAIN)] if P.dataset == "phantom" else [])}

@@ -95,7 +95,7 @@ def pretrain(path: Path, settings: Autoencoder = SETTINGS, size_px: int = 512) -
 
 def untested(dataset: DataSet, P: Profile) -> list[str]:
     """Micrographs that no split of the profile holds out for tests or validation, nor shows again."""
-    setting = (P.sizes, P.n_test, P.n_val, P.group_by.get(P.dataset), P.root_seed)
+    setting = (P.sizes, P.n_test, P.n_val, P.group_by.get(dataset.name), P.root_seed)
     splits = [choose_split(dataset, P.split_source(name), name, *setting) for name in P.split_names]
     held = sorted({file for split in splits for file in (*split.test, *split.val)})
     left = [file for file in dataset.files if file not in held]

@@ -195,7 +195,7 @@ def mark(P: Profile, tree: Path) -> None:
     fresh = [name for name, why in states(P, tree).items() if not why]
     kept = {tree / name / part / DONE for name in fresh for part in made[name]["flags"]}
     for flag in {*tree.rglob(DONE)} - kept:
-        flag.unlink()
+        flag.unlink(missing_ok=True)  # another run of the same tree may mark it, too
     for flag in kept:
         flag.parent.mkdir(parents=True, exist_ok=True)
         flag.touch()

@@ -52,7 +52,7 @@ def test_fragments_say_what_is_shown_whether_it_is_fresh_and_of_which_data() -> 
     assert "Stale because: code changed: a &lt; b" in pages.badge(STAMP, ["code changed: a < b"])
     for data, profile, said in (
         ("phantom", "smoke", "not the paper's data"), ("loops_316L", "smoke", "not the paper's data"),
-        ("loops_316L", "smoke", "too small to decide"), ("phantom", "reference", "profiles/reference.yaml"),
+        ("loops_316L", "smoke", "numbers mean nothing"), ("phantom", "reference", "profiles/reference.yaml"),
         ("fecral", "paper", "micrographs that the paper's authors have published"),
     ):  # fmt: skip
         assert said in pages.data_notice(data, profile)

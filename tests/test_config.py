@@ -54,6 +54,7 @@ def test_every_arm_has_a_look_of_its_own_and_a_baseline():
     ("studies: {bias_n_train: 10}", "needs validation micrographs"),
     ("studies: {shifts: {none: {}}}", "change nothing"),
     ("patches: {size: 100}", "not a multiple of 32"),
+    ("patches: {size: 1024}", "patches.size 1024: micrographs of the phantom are 512 px wide"),
     ("phantom: {class_shares: [0.5, 0.5, 0.5]}", "sum to 1.5"),
     ("phantom: {contrast: [0.5, 0.1]}", "contrast .* should rise"),
     ("phantom: {magnifications: {70kx: [0.88, 0.7]}}", "magnifications sum to 0.7"),

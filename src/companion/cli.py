@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 import yaml
 
-from companion.errors import CompanionError
+from companion.errors import CompanionError, nearest
 
 app = typer.Typer(
     help="Executable companion to arXiv:2606.02532.", no_args_is_help=True, add_completion=False,
@@ -25,9 +25,7 @@ ProfileName = Annotated[str, typer.Argument(help="smoke, reference, paper, or th
 DatasetName = Annotated[str | None, typer.Option(help="registered name or path of a data set folder")]
 Cores = Annotated[int, typer.Option(min=1, help="processor cores for all jobs together")]
 SplitName = Annotated[str | None, typer.Option(help="number of a drawn split, or path of a split file (YAML)")]
-Changes = Annotated[
-    list[str] | None, typer.Option("--set", help="an entry of the profile to change: evaluation.iou=0.3; repeatable")
-]
+Changes = Annotated[list[str] | None, typer.Option("--set", help="entry to change: evaluation.iou=0.3; repeatable")]
 
 
 @app.command()
@@ -92,20 +90,16 @@ def evaluate(
     iou: Annotated[list[float] | None, typer.Option(min=0, max=1, help="IoU threshold; repeat for several")] = None,
     confidence: Annotated[list[float] | None, typer.Option(min=0, max=1, help="score threshold; repeatable")] = None,
     matching: Annotated[str, typer.Option(help="truth-greedy or score-greedy")] = "truth-greedy",
-    same_class: Annotated[
-        bool, typer.Option("--same-class", help="only a prediction of the truth's class matches (paper: any)")
-    ] = False,
-    skip_unpredicted: Annotated[
-        bool, typer.Option("--skip-unpredicted", help="drop patches without predictions with their misses")
-    ] = False,
+    same_class: Annotated[bool, typer.Option("--same-class", help="only its own class matches (paper: any)")] = False,
+    skip: Annotated[bool, typer.Option("--skip-unpredicted", help="drop unpredicted patches and their misses")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print rows with the columns of scores.parquet")] = False,
 ) -> None:
     """Score anyone's predictions against anyone's truth."""
     from companion.evaluation.scores import evaluate_files
     from companion.provenance import plain
 
-    unpredicted = "skip" if skip_unpredicted else "count"
-    rows = evaluate_files(predictions, truth, iou or [0.5], confidence or [0.5], matching, same_class, unpredicted)
+    missed = "skip" if skip else "count"
+    rows = evaluate_files(predictions, truth, iou or [0.5], confidence or [0.5], matching, same_class, missed)
     if as_json:
         return print(json.dumps(plain(rows.to_dict("records")), indent=1))
     print(rows.dropna(axis=1, how="all").to_string(index=False, float_format="{:.3f}".format))
@@ -157,15 +151,13 @@ def data_fetch(name: Annotated[str, typer.Argument(help="a name of `companion da
 
 
 @data.command("check")
-def data_check(
-    path: Annotated[Path, typer.Argument(help="data set folder (images/, annotations.json), or a name that is here")]
-) -> None:  # fmt: skip
+def data_check(path: Annotated[str, typer.Argument(help="folder (images/, annotations.json), or a name")]) -> None:
     """Validate a data set folder and print its card, or list everything that is wrong with it."""
-    from companion import layout
     from companion.micrographs.check import check_dataset
+    from companion.micrographs.registry import obtain
 
-    folder = layout.dataset_folder(str(path))
-    _, card, classes, notes = check_dataset(folder if folder.is_dir() else path)
+    P = _profile("reference", None, None, None)  # whose phantom is the one that is meant
+    _, card, classes, notes = check_dataset(obtain(path, P.phantom, P.root_seed))
     print("\n".join(f"{name}: {text}" for name, text in card.items()))
     print(classes.to_string(index=False, float_format="{:.3f}".format))
     print("\n".join(f"look twice: {note}" for note in notes) or "no problem found")
@@ -183,9 +175,7 @@ def data_import(
     pixel_size_nm: Annotated[
         str | None, typer.Option(help="nm per px; or 70kx=0.8805,300kx=0.4785 for texts in file names; or a CSV file")
     ] = None,
-    merge: Annotated[
-        str | None, typer.Option(help="COCO sub-labels of one class: 'edge-on,face-on=<100> loop'; more with ;")
-    ] = None,
+    merge: Annotated[str | None, typer.Option(help="COCO sub-labels of a class: 'a,b=<100> loop'; more with ;")] = None,
     crop_bottom: Annotated[str, typer.Option(help="rows to leave out at the bottom, px; auto: data bars")] = "0",
 ) -> None:
     """Convert micrographs and annotations to the one format, or say everything that is wrong with them."""
@@ -215,6 +205,11 @@ def _profile(name: str, dataset: str | None, split: str | None, changes: list[st
     pairs = [(text, *text.partition("=")) for text in changes or []]
     if wrong := [text for text, _, equals, _ in pairs if not equals]:
         raise CompanionError(f"--set {wrong[0]}: should be an entry of the profile and its value, evaluation.iou=0.3")
+    if dataset and not Path(dataset).is_dir():
+        from companion.micrographs.registry import entries
+
+        if dataset not in (known := entries()):
+            raise CompanionError(f"--dataset {dataset}: {nearest(dataset, known)} (or give the path of a folder)")
     if split is not None and not split.isdecimal() and not Path(split).is_file():
         raise CompanionError(f"--split {split}: neither a number nor an existing split file (YAML)")
     splits = [int(split) if split.isdecimal() else str(Path(split).resolve())] if split else None

@@ -120,6 +120,8 @@ class Profile(Section):
             if needed > self.phantom.n_images:
                 parts = f"{max(self.sizes)} training, {self.n_test} test, {self.n_val} validation and {fresh} fresh"
                 yield f"phantom.n_images {self.phantom.n_images}: {parts} micrographs are {needed}"
+        if self.dataset == "phantom" and self.patches.size > self.phantom.size_px:
+            yield f"patches.size {self.patches.size}: micrographs of the phantom are {self.phantom.size_px} px wide"
         for arm in [*self.arms, *self.controls]:
             if arm not in ARMS:
                 yield f"arms: no arm '{arm}'; {nearest(arm, ARMS)}"

@@ -160,12 +160,10 @@ def linked(name: str, cells: list[NotebookNode], made: Path, place: str, target:
 def page_not_run(name: str, P: Profile) -> NotebookNode:
     """The title of a notebook that this run does not hold, and why."""
     notebook = nbformat.read(layout.notebook(name), as_version=4)
-    said = (
-        f"Not part of this run (profile {P.name}, {data_name(P.dataset)}): the study needs micrographs whose exact "
-        f"truth is known, the phantom's, and a profile that asks for it (`{STUDIES[name]}`)."
-        if name in STUDIES else
-        "Not run yet: `companion data fetch loops_316L` and `companion run real` make it."
-    )  # fmt: skip
+    needed = f"the phantom, whose exact truth is known, and a profile that asks for it (`{STUDIES.get(name)}`)"
+    said = f"Not part of this run (profile {P.name}, {data_name(P.dataset)}): the study needs {needed}."
+    if name not in STUDIES:
+        said = "Not run yet: `companion data fetch loops_316L` and `companion run real` make it."
     notebook.cells = [notebook.cells[0], new_markdown_cell(said, id="not-run")]
     return notebook
 

@@ -93,10 +93,7 @@ def data_notice(dataset: str, profile: str) -> str:
     }.get(name, (f"The data set {name}, not the paper's data", f"All of it is of **{name}**."))  # fmt: skip
     size = f"Profile: **{profile}** (`profiles/{profile}.yaml`)."
     if profile == "smoke":
-        size = (
-            "This is the **smoke** run, seconds of training, two runs per arm: every step runs, **its numbers mean "
-            "nothing**, and it is too small to decide a claim of the paper."
-        )
+        size = "This is the **smoke** run: two short runs per arm, which try every step. **Its numbers mean nothing.**"
     return f":::{{admonition}} {title}\n:class: warning companion-notice\n\n{data} {size}\n:::\n"
 
 

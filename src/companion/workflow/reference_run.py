@@ -155,8 +155,9 @@ def unbundle(source: Path) -> str:
                 raise CompanionError(f"{changed[0]} is not what was packed")
             if stamp["code"] != freshness.code(stamp["notebook"]):
                 raise CompanionError("made by another version of the code than this checkout's")
-            taken[stage.relative_to(tree)] = [*stamp["outputs"], *[EXECUTED] * (stage / EXECUTED).is_file()]
-        except (KeyError, TypeError, OSError, CompanionError) as error:
+            executed(stage / EXECUTED)
+            taken[stage.relative_to(tree)] = [*stamp["outputs"], EXECUTED]
+        except (KeyError, TypeError, ValueError, OSError, CompanionError) as error:
             wrong.append(f"{stage.relative_to(tree)}: {error}")
     if wrong:
         raise problems(f"{source} cannot be installed:", wrong)

@@ -21,7 +21,7 @@ import yaml
 from companion import provenance
 from companion.config import ARMS, Profile
 from companion.errors import CompanionError
-from companion.layout import Layout, data_cache, shown
+from companion.layout import Layout, data_cache, given, shown
 from companion.workflow import status
 from companion.workflow.freshness import DONE, ERROR, read_stamp, stamps
 from companion.workflow.status import CONSOLE, Job, duration, error_of, jobs
@@ -79,6 +79,8 @@ def run(P: Profile, cores: int, cluster: Path | None = None) -> int:
 
 def _check_data(P: Profile) -> None:
     """Refuse a data set or split that cannot be used before any work (the phantom's are checked with the profile)."""
+    if absent := [w for w in (P.diffusion.autoencoder.weights, P.detection.weights) if w and not given(w).is_file()]:
+        raise CompanionError(f"weights: there is no file {given(absent[0])}")
     if P.dataset == "phantom" and not any(isinstance(split, str) for split in P.splits):
         return
     from companion.micrographs.dataset import load_dataset
@@ -92,7 +94,10 @@ def _check_data(P: Profile) -> None:
     for source, name in zip(P.splits, P.split_names, strict=True):
         group_by, arms = P.group_by.get(dataset.name), {arm for n in P.sizes for arm in P.arms_at(name, n)}
         fresh = P.n_fresh * any(ARMS[arm].other == "fresh" for arm in arms)
-        choose_split(dataset, source, name, P.sizes, P.n_test, P.n_val, group_by, P.root_seed, fresh)
+        split = choose_split(dataset, source, name, P.sizes, P.n_test, P.n_val, group_by, P.root_seed, fresh)
+        used = [dataset.micrograph(file) for file in (*split.train, *split.val, *split.test)]
+        if small := [m.file_name for m in used if min(m.width, m.height) < P.patches.size]:
+            raise CompanionError(f"patches.size {P.patches.size}: {small[0]} of split {name} is smaller")
 
 
 def _take_away_damaged_phantoms() -> None:
@@ -135,8 +140,8 @@ def _follow(process: subprocess.Popen[bytes], P: Profile, tree: Path, waiting: l
                 how = duration(stamp["wall_s"]) if stamp and stamp["started"] >= since else "as made before"
                 rest = status.expected(P, left, cores)[0]["what is left"].sum()
                 how += f", {duration(time.time() - began)} so far{f', about {duration(rest)} left' if rest else ''}"
-                at = f"{len(waiting) - len(left):>3}/{len(waiting)}"
-                CONSOLE.print(f"  {at}  {job.folder}  {how}", highlight=False)
+                at = len(waiting) - len(left)
+                CONSOLE.print(f"  {at:>3}/{len(waiting)}  {job.folder}  {how}", highlight=False)
             running = [f"{job.folder}: {text}" for job in left if (text := status.progress_of(tree / job.folder))]
             done = f"{len(waiting) - len(left)} of {len(waiting)} stages, {duration(time.time() - began)}"
             line.update("; ".join([done, *running[:2]]))

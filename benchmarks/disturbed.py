@@ -32,10 +32,6 @@ class Project:
     def tree(self) -> Path:
         return self.root / "runs" / "faults" / "phantom"
 
-    @property
-    def settings(self) -> Path:
-        return self.root / "profiles" / "faults.yaml"
-
     def start(self, until: str = "") -> subprocess.Popen[str]:
         """Begin `companion run`; come back at once, or when a file named as `until` says lies in the run's tree."""
         command = [sys.executable, "-m", "companion.cli", "run", "faults"]
@@ -64,10 +60,9 @@ class Project:
             time.sleep(0.1)
 
     def processes(self) -> list[psutil.Process]:
-        def root(process: psutil.Process) -> Path:
-            return Path((process.info["environ"] or {}).get("COMPANION_ROOT", ""))  # None: another user's, or a zombie
-
-        return [process for process in psutil.process_iter(["environ"]) if root(process).is_relative_to(self.root)]
+        # Of another user's process, or a zombie, the environment is None.
+        found = ((p, (p.info["environ"] or {}).get("COMPANION_ROOT", "")) for p in psutil.process_iter(["environ"]))
+        return [process for process, root in found if Path(root).is_relative_to(self.root)]
 
     def stamps(self) -> list[Path]:
         return sorted(self.tree.rglob(freshness.STAMP))
@@ -97,7 +92,7 @@ def undisturbed(folder: Path) -> Project:
     for name in ("src", "notebooks", "weights", "profiles"):
         shutil.copytree(PROJECT / name, calm.root / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(PROJECT / "Snakefile", calm.root)
-    shutil.copy(Path(__file__).with_name("faults.yaml"), calm.settings)
+    shutil.copy(Path(__file__).with_name("faults.yaml"), calm.root / "profiles")
     began = time.monotonic()
     code, said = calm.run()
     if code != 0:

@@ -59,8 +59,7 @@ class Trial:
         if code != 0:
             return f"FAILED: exit code {code}: {said[-300:]}"
         results = project.results()
-        differing = sorted(k for k in self.expected | results if self.expected.get(k) != results.get(k))
-        if differing:
+        if differing := sorted(k for k in self.expected | results if self.expected.get(k) != results.get(k)):
             return f"FAILED: {len(differing)} artifacts differ, for instance {', '.join(differing[:3])}"
         return f"all {len(results)} artifacts and stamps as undisturbed"
 
@@ -120,8 +119,7 @@ def corrupted(trial: Trial) -> Rows:
     project = trial.calm.copy(trial.folder / "damaged")
     for stamp, damage in zip(project.stamps(), cycle(DAMAGES.values()), strict=False):
         damage(stamp.parent / trial.rng.choice(list(freshness.outputs(stamp.parent))))
-    what = f"one artifact of each of {len(trial.calm.stamps())} stages: {', '.join(DAMAGES)}"
-    yield what, trial.verdict(project)
+    yield f"one artifact of each of {len(project.stamps())} stages: {', '.join(DAMAGES)}", trial.verdict(project)
     project = trial.calm.copy(trial.folder / "damaged-stamps")
     stamps, images = project.stamps(), sorted((project.root / "data").rglob("*.png"))
     for path, damage in zip([*stamps, *images], cycle(DAMAGES.values()), strict=False):
@@ -187,12 +185,13 @@ def together(trial: Trial) -> Rows:
 def changed(trial: Trial) -> Rows:
     """Parameters changed midway"""
     project = trial.partial("changed", 8)
-    kept = project.settings.read_text(encoding="utf-8")
+    settings = project.root / "profiles" / "faults.yaml"
+    kept = settings.read_text(encoding="utf-8")
     process = project.start(until=AT_WORK)
     entries = {"masks": {"n_patches": 24, "compare": []}, "evaluation": {"bootstrap": 60}}
-    project.settings.write_text(yaml.safe_dump({**yaml.safe_load(kept), **entries}), encoding="utf-8")
+    settings.write_text(yaml.safe_dump({**yaml.safe_load(kept), **entries}), encoding="utf-8")
     process.communicate()
-    project.settings.write_text(kept, encoding="utf-8")
+    settings.write_text(kept, encoding="utf-8")
     what = f"masks and bootstrap changed during a run (its exit code: {process.returncode}), changed back, run again"
     yield what, trial.verdict(project)
 

@@ -5,7 +5,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock, patch
@@ -15,17 +15,14 @@ import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from companion import training
-from companion.config import Profile, load_profile
+from companion.config import Profile, load_profile, sections
 from companion.config.phantom import Phantom
-from companion.config.sections import Detection
-from companion.config.sections import Device as DeviceSettings
 from companion.detection import train as detectors
 from companion.detection.data import Detections, recipe_of
-from companion.detection.model import Detector
+from companion.detection.model import Detector, build
 from companion.device import Device, open_device
-from companion.diffusion.autoencoder import Autoencoder
-from companion.diffusion.autoencoder import configuration as autoencoder_configuration
-from companion.diffusion.denoiser import Denoiser, configuration, noise_process
+from companion.diffusion import autoencoder as autoencoders
+from companion.diffusion import denoiser as denoisers
 from companion.diffusion.train import Fitting, denoising_loss, descend, get_autoencoder, get_denoiser
 from companion.layout import given as project_file
 from companion.micrographs.cutting import cut_patches
@@ -36,12 +33,13 @@ from companion.seeds import Seeds
 
 SEEDS = Seeds(1, "speed")
 Step = Callable[[int], Any]
+LIBRARY = {"build": lambda *given: Library(build(*given))}  # for `real_step`: torchvision's own loops
 
 
-def real_step(train: Callable[[], object]) -> tuple[Step, dict[str, Any]]:
-    """The step of a training, and what it changes, as `train` gives them to `training.fit`."""
+def real_step(train: Callable[[], object], **how: Any) -> tuple[Step, dict[str, Any]]:
+    """Step and parts of a training, as `training.fit` gets them; `how` replaces names in the module of a detector's."""
     fit = Mock(side_effect=InterruptedError)
-    with patch.object(training, "fit", fit), patch.object(detectors, "fit", fit), suppress(InterruptedError):
+    with patch.object(training, "fit", fit), patch.multiple(detectors, fit=fit, **how), suppress(InterruptedError):
         train()
     return fit.call_args.args
 
@@ -76,12 +74,12 @@ class Library:
 def usual_loop(P: Profile, device: Device) -> dict[str, Step]:
     """Diffusion as usual, float32: batches encoded again, losses read, the mask encoded at every step of sampling."""
     settings, batch, size = P.diffusion.denoiser, P.diffusion.denoiser.batch_size, P.patches.size
-    made = autoencoder_configuration(P.diffusion.autoencoder, (128, 30))
-    autoencoder = Autoencoder(made).to(device.torch).eval().requires_grad_(False)
+    made = autoencoders.configuration(P.diffusion.autoencoder, (128, 30))
+    autoencoder = autoencoders.Autoencoder(made).to(device.torch).eval().requires_grad_(False)
     latent = autoencoder.latent_channels, autoencoder.downsampling
-    denoiser = Denoiser(configuration(settings, 3, *latent)).to(device.torch)
+    denoiser = denoisers.Denoiser(denoisers.configuration(settings, 3, *latent)).to(device.torch)
     average = [parameter.detach().clone() for parameter in denoiser.parameters()]
-    optimizer, process = device.adamw(denoiser, settings.learning_rate), noise_process(denoiser.config)
+    optimizer, process = device.adamw(denoiser, settings.learning_rate), denoisers.noise_process(denoiser.config)
     images = torch.randint(0, 256, (batch, size, size), device=device.torch)
     masks = torch.randint(0, 4, (batch, size, size), device=device.torch, dtype=torch.uint8)
     with torch.no_grad():
@@ -116,7 +114,7 @@ class Bench:
     def __init__(self, device: str, each: float, work: Path) -> None:
         self.name, self.each, self.work = device, each, work
         self.P, self.gpu, self.cpu = load_profile("reference"), device == "cuda", Device(torch.device("cpu"))
-        self.device = open_device(DeviceSettings(name=device))
+        self.device = open_device(sections.Device(name=device))
 
     @staticmethod
     def say(what: str, ok: bool | None = None, **values: Any) -> None:
@@ -133,13 +131,11 @@ class Bench:
 
     def patches(self, size: int = 128) -> Patches:
         """Patches of four phantom micrographs, drawn once for all blocks."""
-        folder, drawn = self.work / f"patches-{size}", self.work / "phantom"
-        if not folder.exists():
-            if not drawn.exists():
-                render_dataset(Phantom(preset="binned", n_images=4), 7, drawn)
-            dataset, made = load_dataset(drawn), self.folder()
-            cut_patches(dataset, dataset.files, size, size, 0.25, (0, 1, 2, 3))[0].save(made)
-            made.rename(folder)
+        folder = self.work / f"patches-{size}"
+        if not (folder / "patches.json").exists():  # which is written last
+            render_dataset(Phantom(preset="binned", n_images=4), 7, drawn := self.folder())
+            dataset = load_dataset(drawn)
+            cut_patches(dataset, dataset.files, size, size, 0.25, (0, 1, 2, 3))[0].save(folder)
         return load_patches(folder)
 
     def folder(self) -> Path:
@@ -148,21 +144,16 @@ class Bench:
     def fitting(self, device: Device) -> Fitting:
         return Fitting(device, SEEDS, self.folder(), 1000)
 
-    def detector(self, settings: Detection, device: Device, patches: Patches, **how: Any) -> Callable[[], Any]:
-        """A training of the arm EXP; `how` replaces names in its module."""
+    def detector(self, settings: sections.Detection, device: Device, patches: Patches) -> Callable[[], Any]:
+        """A training of the arm EXP."""
         recipe = recipe_of("EXP", patches, None, settings, SEEDS)
-
-        def train() -> object:
-            with patch.multiple(detectors, **how) if how else nullcontext():
-                return detectors.train_detector(recipe, settings, device, self.folder())
-
-        return train
+        return lambda: detectors.train_detector(recipe, settings, device, self.folder())
 
     def denoiser(self, P: Profile, device: Device, patches: Patches) -> Callable[[], object]:
         autoencoder = self.autoencoder(P, device, patches)
         return lambda: get_denoiser(patches, autoencoder, P.diffusion.denoiser, self.fitting(device))
 
-    def autoencoder(self, P: Profile, device: Device, patches: Patches) -> Autoencoder:
+    def autoencoder(self, P: Profile, device: Device, patches: Patches) -> autoencoders.Autoencoder:
         path = P.diffusion.autoencoder.weights
         settings = P.diffusion.autoencoder.model_copy(update={"weights": None, "steps": 1})
         return get_autoencoder(patches, settings, self.fitting(device), project_file(path) if path else None)[0]

@@ -4,19 +4,18 @@ import os
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import replace
-from unittest.mock import patch
+from typing import Any
+from unittest.mock import Mock, patch
 
 import numpy as np
 import torch
 import torchvision
-from bench import SEEDS, Bench, Library, distance, real_step
-from torch import Tensor
+from bench import LIBRARY, SEEDS, Bench, distance, real_step
 
 from companion.config.sections import Detection
 from companion.detection import batched, roi_ops
 from companion.detection import train as detectors
 from companion.detection.data import recipe_of
-from companion.detection.model import build
 from companion.detection.predict import predict
 from companion.device import Device
 from companion.diffusion.sample import LatentDiffusion
@@ -37,9 +36,9 @@ def correct(b: Bench) -> None:
             check(b, settings, b.patches())
 
 
-def _first(train: Callable[[], object]) -> tuple[Tensor, Tensor]:
+def _first(train: Callable[[], object], **how: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Losses and gradients of a training's first step."""
-    step, parts = real_step(train)
+    step, parts = real_step(train, **how)
     optimizer = parts["optimizer"]
     with patch.object(type(optimizer), "step", lambda *_: None):  # not what Adam makes of the gradients
         losses = step(0)
@@ -54,18 +53,15 @@ def _compared(b: Bench, what: str, trainings: list[Callable[[], object]], limit:
 
 
 def _detector(b: Bench, settings: Detection, patches: Patches) -> None:
-    def keys(_: object, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    def keys(_: object, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
         return torch.linspace(1, 0, shape[1], device=device).expand(shape)
 
     rough = replace(b.device, dtype=torch.bfloat16)
     with patch.object(batched.BatchedDetector, "random_keys", keys):
         _compared(b, "detector, float32", [b.detector(settings, d, patches) for d in (b.cpu, b.device)], 1e-3)
         # How far bfloat16 is off depends on the network; twice what torchvision's own loops lose is too much.
-        theirs = [
-            _first(b.detector(settings, device, patches, build=lambda *given: Library(build(*given))))[1]
-            for device in (b.device, rough)
-        ]
-        lost = distance(*reversed(theirs))
+        exact, theirs = (_first(b.detector(settings, d, patches), **LIBRARY)[1] for d in (b.device, rough))
+        lost = distance(theirs, exact)
         trainings = [b.detector(settings, device, patches) for device in (b.cpu, rough)]
         _compared(b, "detector, bfloat16", trainings, 2 * lost, torchvision_gradients=lost)
 
@@ -117,11 +113,7 @@ def _diffusion(b: Bench, settings: Detection, patches: Patches) -> None:
 
 def _resume(b: Bench, settings: Detection, patches: Patches) -> None:
     recipe, ends = recipe_of("EXP", patches, None, settings, SEEDS), []
-
-    def stop(done: int) -> None:
-        if done == settings.steps:
-            raise KeyboardInterrupt
-
+    stop = Mock(side_effect=[None, KeyboardInterrupt])  # before the second checkpoint, which is that of the last step
     for interrupted, recorded in ((False, True), (False, True), (True, True), (False, False)):
         folder, called = b.folder(), patch.object(detectors, "Recorded", lambda function, _: function)
         with nullcontext() if recorded else called:
@@ -138,11 +130,8 @@ def _resume(b: Bench, settings: Detection, patches: Patches) -> None:
 def _waits(b: Bench, settings: Detection, patches: Patches) -> None:
     if not b.gpu:
         return b.say("waits", why="no GPU, nothing to wait for")
-    trainings = {
-        "detector": lambda: b.detector(settings, b.device, patches)(),
-        "denoiser": lambda: b.denoiser(b.P, b.device, patches)(),
-        "autoencoder": _autoencoder(b, b.device, patches),
-    }
+    detector, denoiser = b.detector(settings, b.device, patches), b.denoiser(b.P, b.device, patches)
+    trainings = {"detector": detector, "denoiser": denoiser, "autoencoder": _autoencoder(b, b.device, patches)}
     for name, train in trainings.items():
         what, (step, _) = f"{name}: no wait in a step", real_step(train)
         for number in range(4):
@@ -163,6 +152,5 @@ def _detections(b: Bench, settings: Detection, patches: Patches) -> None:
         detector.network.to(device.torch)
         tables.append(predict(detector, patches.images[: 32 if b.gpu else 2], device))
     wanted, found = (t[["x1", "y1", "x2", "y2", "score"]].to_numpy() for t in tables)
-    same = len(wanted) == len(found)
-    error = float(np.abs(wanted - found).max()) if same and len(wanted) else None
-    b.say("detections", ok=bool(same and len(wanted) and error < 0.1), cpu=len(wanted), gpu=len(found), worst_px=error)
+    error = float(np.abs(wanted - found).max()) if len(wanted) == len(found) > 0 else None
+    b.say("detections", ok=error is not None and error < 0.1, cpu=len(wanted), gpu=len(found), worst_px=error)

@@ -8,17 +8,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 from companion import provenance
-from companion.workflow import freshness, job
+from companion.workflow import freshness
 
 PROJECT = Path(__file__).resolve().parents[1]
 AT_WORK = ".tmp-*.ipynb"  # what a notebook is executed into
-COMMIT = "commit"  # a file that names the commit that the code was copied from
 MEASURED_HOURS = "C12"  # the claim whose value is the time that a run took
 TIMES = ("started", "wall_s", "peak_memory_mib", "commit")
 
@@ -32,10 +31,6 @@ class Project:
     @property
     def tree(self) -> Path:
         return self.root / "runs" / "faults" / "phantom"
-
-    @property
-    def settings(self) -> Path:
-        return self.root / "profiles" / "faults.yaml"
 
     def start(self, until: str = "") -> subprocess.Popen[str]:
         """Begin `companion run`; come back at once, or when a file named as `until` says lies in the run's tree."""
@@ -65,13 +60,9 @@ class Project:
             time.sleep(0.1)
 
     def processes(self) -> list[psutil.Process]:
-        found = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                root = process.environ().get("COMPANION_ROOT", "")
-                if Path(root).is_relative_to(self.root) and process.status() != "zombie":
-                    found.append(process)
-        return found
+        # Of another user's process, or a zombie, the environment is None.
+        found = ((p, (p.info["environ"] or {}).get("COMPANION_ROOT", "")) for p in psutil.process_iter(["environ"]))
+        return [process for process, root in found if Path(root).is_relative_to(self.root)]
 
     def stamps(self) -> list[Path]:
         return sorted(self.tree.rglob(freshness.STAMP))
@@ -79,32 +70,29 @@ class Project:
     def results(self) -> dict[str, str]:
         """File -> hash of every artifact, and of every stamp without its times; without the hours in the claims."""
         found = {}
-        for path in self.stamps():
-            made, stamp = freshness.outputs(path.parent), json.loads(path.read_text(encoding="utf-8"))
+        for stage, stamp in freshness.stamps(self.tree).items():
+            made = freshness.outputs(self.tree / stage)
             if "claims.json" in made:
-                rows = json.loads((path.parent / "claims.json").read_text(encoding="utf-8"))["claims"]
+                rows = json.loads((self.tree / stage / "claims.json").read_text(encoding="utf-8"))["claims"]
                 kept = [{**row, "commit": None} for row in rows if row["id"] != MEASURED_HOURS]
                 made["claims.json"] = stamp["outputs"]["claims.json"] = provenance.hash_value(kept)
-            made[path.name] = provenance.hash_value({k: v for k, v in stamp.items() if k not in TIMES})
-            stage = path.parent.relative_to(self.tree)
+            made[freshness.STAMP] = provenance.hash_value({k: v for k, v in stamp.items() if k not in TIMES})
             found |= {f"{stage}/{name}": sha for name, sha in made.items()}
         return found
 
     def copy(self, root: Path, *without: str) -> "Project":
         """This project elsewhere, with what it has made but for folders of the names `without`."""
         shutil.copytree(self.root, root, ignore=shutil.ignore_patterns("__pycache__", ".snakemake", *without))
-        return replace(self, root=root)
+        return Project(root)
 
 
 def undisturbed(folder: Path) -> Project:
-    """The project with the tiny profile, run once; taken from `folder` if it is finished there."""
+    """The project with the tiny profile, run once."""
     calm = Project(folder / "calm")
-    if not calm.root.exists():
-        for name in ("src", "notebooks", "weights", "profiles"):
-            shutil.copytree(PROJECT / name, calm.root / name, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy(PROJECT / "Snakefile", calm.root)
-        (calm.root / COMMIT).write_text(job.git_commit() or "none", encoding="utf-8")
-        shutil.copy(Path(__file__).with_name("faults.yaml"), calm.settings)
+    for name in ("src", "notebooks", "weights", "profiles"):
+        shutil.copytree(PROJECT / name, calm.root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(PROJECT / "Snakefile", calm.root)
+    shutil.copy(Path(__file__).with_name("faults.yaml"), calm.root / "profiles")
     began = time.monotonic()
     code, said = calm.run()
     if code != 0:

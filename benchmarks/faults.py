@@ -1,9 +1,9 @@
-"""What a run survives, tried: ``python benchmarks/faults.py [--only NAME …] [--kills 30] [--work DIR]``.
+"""What a run survives, tried: ``python benchmarks/faults.py [--only NAME …] [--kills 30]``.
 
 A tiny run of every stage (``benchmarks/faults.yaml``) is left alone once. Then the same run is killed, its files are
 damaged, its disk fills, and so on; afterwards `companion run` must either end with the same artifacts, to the byte, or
 refuse with one message and exit code 2. What happened goes to ``benchmarks/faults.json``, which the page
-``book/faults.md`` shows. ``--work`` keeps the undisturbed run, for several calls that try one fault each.
+``book/faults.md`` shows.
 """
 
 import argparse
@@ -18,10 +18,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 
 import yaml
-from disturbed import AT_WORK, COMMIT, DAMAGES, Project, flip, undisturbed
+from disturbed import AT_WORK, DAMAGES, Project, flip, undisturbed
 
 from companion import provenance
 from companion.workflow import freshness, job
@@ -40,6 +41,7 @@ class Trial:
     folder: Path
     kills: int
     rng: random.Random
+    commit: str  # that the code was copied from
 
     def partial(self, name: str, count: int) -> Project:
         """A copy of the undisturbed run that lacks `count` of its stages, chosen at random."""
@@ -57,8 +59,7 @@ class Trial:
         if code != 0:
             return f"FAILED: exit code {code}: {said[-300:]}"
         results = project.results()
-        differing = sorted(k for k in self.expected | results if self.expected.get(k) != results.get(k))
-        if differing:
+        if differing := sorted(k for k in self.expected | results if self.expected.get(k) != results.get(k)):
             return f"FAILED: {len(differing)} artifacts differ, for instance {', '.join(differing[:3])}"
         return f"all {len(results)} artifacts and stamps as undisturbed"
 
@@ -115,15 +116,14 @@ def command_killed(trial: Trial) -> Rows:
 
 def corrupted(trial: Trial) -> Rows:
     """Artifacts damaged"""
-    ways = list(DAMAGES)
     project = trial.calm.copy(trial.folder / "damaged")
-    for index, stage in enumerate(path.parent for path in project.stamps()):
-        DAMAGES[ways[index % len(ways)]](stage / trial.rng.choice(list(freshness.outputs(stage))))
-    yield f"one artifact of each of {index + 1} stages: {', '.join(ways)}", trial.verdict(project)
+    for stamp, damage in zip(project.stamps(), cycle(DAMAGES.values()), strict=False):
+        damage(stamp.parent / trial.rng.choice(list(freshness.outputs(stamp.parent))))
+    yield f"one artifact of each of {len(project.stamps())} stages: {', '.join(DAMAGES)}", trial.verdict(project)
     project = trial.calm.copy(trial.folder / "damaged-stamps")
     stamps, images = project.stamps(), sorted((project.root / "data").rglob("*.png"))
-    for index, path in enumerate([*stamps, *images]):
-        DAMAGES[ways[index % len(ways)]](path)
+    for path, damage in zip([*stamps, *images], cycle(DAMAGES.values()), strict=False):
+        damage(path)
     what = f"all {len(stamps)} stamps and all {len(images)} micrographs of the phantom, in the same ways"
     yield what, trial.verdict(project)
 
@@ -178,20 +178,20 @@ def together(trial: Trial) -> Rows:
     project.kill()
     first.communicate()
     moved = Project(trial.folder / "elsewhere" / "deeper")
-    moved.root.parent.mkdir()
-    project.root.rename(moved.root)
+    os.renames(project.root, moved.root)
     yield "the first killed midway, and the project moved to another folder", trial.verdict(moved)
 
 
 def changed(trial: Trial) -> Rows:
     """Parameters changed midway"""
     project = trial.partial("changed", 8)
-    kept = project.settings.read_text(encoding="utf-8")
+    settings = project.root / "profiles" / "faults.yaml"
+    kept = settings.read_text(encoding="utf-8")
     process = project.start(until=AT_WORK)
     entries = {"masks": {"n_patches": 24, "compare": []}, "evaluation": {"bootstrap": 60}}
-    project.settings.write_text(yaml.safe_dump({**yaml.safe_load(kept), **entries}), encoding="utf-8")
+    settings.write_text(yaml.safe_dump({**yaml.safe_load(kept), **entries}), encoding="utf-8")
     process.communicate()
-    project.settings.write_text(kept, encoding="utf-8")
+    settings.write_text(kept, encoding="utf-8")
     what = f"masks and bootstrap changed during a run (its exit code: {process.returncode}), changed back, run again"
     yield what, trial.verdict(project)
 
@@ -211,8 +211,7 @@ def tried(trial: Trial, name: str) -> bool:
         rows.append({"id": name, "fault": FAULTS[name].__doc__, "tried": what, "happened": happened, "s": took})
         print(f"{took:7.1f} s  {what}: {happened}", flush=True)
         began = time.monotonic()
-    commit = (trial.calm.root / COMMIT).read_text(encoding="utf-8")
-    provenance.write_json(TABLE, {"commit": commit, "device": job.processor(),
+    provenance.write_json(TABLE, {"commit": trial.commit, "device": job.processor(),
                                   "rows": sorted(rows, key=lambda row: list(FAULTS).index(row["id"]))})  # fmt: skip
     return any(row["happened"].startswith("FAILED") for row in rows if row["id"] == name)
 
@@ -221,19 +220,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=FAULTS, default=list(FAULTS))
     parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument("--work", type=Path, help="folder that keeps the undisturbed run")
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryDirectory() as temporary:
-        folder, work = Path(temporary) / "disturbed", (given.work or Path(temporary)).resolve()
-        folder.mkdir()
+        folder, commit = Path(temporary), job.git_commit() or "none"
         try:
-            calm = undisturbed(work)
-            trial = Trial(calm, calm.results(), folder, given.kills, random.Random(1))
+            calm = undisturbed(folder)
+            trial = Trial(calm, calm.results(), folder, given.kills, random.Random(1), commit)
             failed = [tried(trial, name) for name in given.only]
         finally:
-            for place in (work, folder):
-                Project(place).kill()
+            Project(folder).kill()
     sys.exit(any(failed))
 
 

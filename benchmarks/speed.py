@@ -25,13 +25,11 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision
-from bench import SEEDS, Bench, Library, real_step, usual_loop
+from bench import LIBRARY, SEEDS, Bench, Library, real_step, usual_loop
 from correct import correct
 
-from companion.config import load_profile
-from companion.config.sections import Detection
+from companion.config import load_profile, sections
 from companion.detection.batched import BatchedDetector
-from companion.detection.model import build
 from companion.detection.predict import predict
 from companion.diffusion.sample import LatentDiffusion
 
@@ -57,7 +55,7 @@ def card(b: Bench) -> None:
     b.say("copy", TB_per_s=2 * x.nbytes / b.rate(lambda _: y.copy_(x), 1)["ms_per_step"] / 1e9)
 
 
-def networks(b: Bench) -> dict[str, tuple[int, Detection]]:
+def networks(b: Bench) -> dict[str, tuple[int, sections.Detection]]:
     """Patch side and settings by name: the reference's network, and the paper's with the same optimiser."""
     tiny, r50 = b.P.detection, load_profile("paper").detection
     r50 = r50.model_copy(update={"resize_px": None, "batch_size": 16, "optimizer": "adamw-one-cycle"})
@@ -65,12 +63,11 @@ def networks(b: Bench) -> dict[str, tuple[int, Detection]]:
     return {"tiny, batch 8": (128, tiny), **(large if b.gpu else {})}
 
 
-def ways(b: Bench, settings: Detection) -> dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]:
+def ways(b: Bench, settings: sections.Detection) -> dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]:
     """How a detector is trained: names of its module that are replaced, changes of the device, of the settings."""
-    library = {"build": lambda *given: Library(build(*given))}
-    found = {"torchvision": (library, {}, {}), "called": ({"Recorded": lambda function, _: function}, {}, {})}
+    found = {"torchvision": (LIBRARY, {}, {}), "called": ({"Recorded": lambda function, _: function}, {}, {})}
     if b.gpu:
-        found |= {"recorded": ({}, {}, {}), "recorded, bf16": ({}, BF16, {}), "torchvision, bf16": (library, BF16, {}),
+        found |= {"recorded": ({}, {}, {}), "recorded, bf16": ({}, BF16, {}), "torchvision, bf16": (LIBRARY, BF16, {}),
                   "compiled and recorded, bf16": ({}, BF16 | {"compile": True}, {})}  # fmt: skip
     if settings.network == "r50-fpn" and importlib.util.find_spec("detectron2"):
         found["detectron2"] = ({}, {}, {"backend": "detectron2"})
@@ -86,9 +83,8 @@ def detector(b: Bench) -> None:
         patches, (replaced, changed, other) = b.patches(size), ways(b, settings)[way]
         device, now = replace(b.device, **changed), settings.model_copy(update={"steps": 100_000, **other})
         with b.trying("detector, training", network=name, way=way):
-            step, parts = real_step(b.detector(now, device, patches, **replaced))
-            theirs.setdefault(name, step)
-            found = b.rates({way: step, "torchvision": theirs[name]}, settings.batch_size)
+            step, parts = real_step(b.detector(now, device, patches), **replaced)
+            found = b.rates({way: step, "torchvision": theirs.setdefault(name, step)}, settings.batch_size)
             b.say("detector, training", network=name, way=way, **found[way])
             if way == ("recorded" if b.gpu else "called"):
                 some = np.resize(patches.images, (64 if b.gpu else 16, size, size))
@@ -109,8 +105,7 @@ def side(b: Bench) -> None:
         for job in jobs:
             job.stdout.readline()  # it is warm
         for job in jobs:
-            job.stdin.write("\n")
-            job.stdin.flush()
+            print(file=job.stdin, flush=True)
         found = [json.loads(job.communicate()[0]) for job in jobs]
         spans = [[one.pop(key) for one in found] for key in ("began", "ended")]
         together = min(spans[1]) - max(spans[0])  # what all of them measured at the same time

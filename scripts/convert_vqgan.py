@@ -19,12 +19,6 @@ from torch import Tensor
 from companion.diffusion.autoencoder import Autoencoder, save_autoencoder
 from companion.errors import CompanionError
 
-HOW_TO_READ_A_PICKLE = (
-    "turn a .ckpt into safetensors first, where nothing can be lost if it is malicious: "
-    "python -c \"import sys, torch; from safetensors.torch import save_file as s; "
-    "d = torch.load(sys.argv[1], map_location='cpu', weights_only=True); d = d.get('state_dict', d); "
-    "s({k: v.contiguous() for k, v in d.items() if torch.is_tensor(v)}, sys.argv[2])\" model.ckpt model.safetensors"
-)  # fmt: skip
 PREFIX = "first_stage_model."  # of the autoencoder in a checkpoint of a whole latent diffusion model
 
 
@@ -37,7 +31,8 @@ def convert(path: Path) -> Autoencoder:
     try:
         found = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise CompanionError(f"{path} is not a safetensors file ({error}); {HOW_TO_READ_A_PICKLE}") from None
+        how = "turn a .ckpt into one where nothing can be lost if it is malicious, by the command of book/run.md, with "
+        raise CompanionError(f"{path} is not a safetensors file ({error}); {how}weights_only=True") from None
     if any(name.startswith(PREFIX) for name in found):
         found = {name.removeprefix(PREFIX): value for name, value in found.items() if name.startswith(PREFIX)}
     found = {name: value.float() for name, value in found.items() if not name.startswith("loss.")}

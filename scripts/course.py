@@ -18,6 +18,7 @@ import tempfile
 import time
 import tomllib
 from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -36,7 +37,7 @@ from companion.workflow.run import run
 
 OUT, SOURCE = ROOT / "_build" / "course", ROOT / "book" / "course"
 TITLE = "companion-course"
-REFERENCE = ROOT / "_build" / "runs" / "reference" / "phantom"  # as `make book` has drawn it again
+REFERENCE = Path("runs", "reference", "phantom", "thresholds")  # below _build, as `make book` has drawn it again
 SCORES, RESAMPLES = ("08_sizes_and_splits", "09_significance"), 200  # of 1000: for intervals to talk about
 # What students get, by its name in the project; below `runs` what pages read of the run.
 HANDED_OUT = ("LICENSE*", "profiles/*.yaml", "weights/auto*", "src/companion/**/*.py", "src/companion/micrographs/*.*")
@@ -44,8 +45,7 @@ READ = (
     "split-*/micrographs/[tv]*/*", "split-*/n-*/statistics/*.parquet", "split-*/n-*/masks-*/patches/*",
     "split-*/n-*/model-1/diffusion/*.safetensors", "split-*/n-*/model-1/generated-plain/patches/*",
     "split-*/n-*/model-1/generated-plain/quality.parquet", "split-*/n-*/model-1/generated-plain/figures/fig2.svg",
-    "split-*/n-*/EXP/seed-1/weights.safetensors",
-    "split-*/n-*/*/seed-*/predictions/*", "thresholds/*.parquet",
+    "split-*/n-*/EXP/seed-1/weights.safetensors", "split-*/n-*/*/seed-*/predictions/*", "thresholds/*.parquet",
 )  # fmt: skip
 
 
@@ -59,12 +59,11 @@ def write_student(folder: Path, tree: Path) -> None:
     for name, source in sources.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, folder / name)
-    if (REFERENCE / "thresholds" / "resampled.parquet").is_file():
-        tables = REFERENCE / "thresholds", folder / "runs" / "reference" / "phantom" / "thresholds"
-        chosen, resampled = (pd.read_parquet(tables[0] / f"{name}.parquet") for name in ("chosen", "resampled"))
+    if (drawn := ROOT / "_build" / REFERENCE / "resampled.parquet").is_file():
         columns = ["split", "n_train", "arm", "seed", "resample", "f1_hm"]
-        write_table(tables[1] / "chosen.parquet", chosen)
-        write_table(tables[1] / "resampled.parquet", resampled.loc[resampled["resample"] <= RESAMPLES, columns])
+        few = pd.read_parquet(drawn, columns=columns, filters=[("resample", "<=", RESAMPLES)])
+        write_table(folder / REFERENCE / drawn.name, few)
+        shutil.copyfile(drawn.with_name("chosen.parquet"), folder / REFERENCE / "chosen.parquet")
     (folder / "notebooks").mkdir()
     for name in NAMES:
         page = course_page(name, solved=False, profile=profile_of(name, folder))
@@ -90,15 +89,15 @@ def client(notebook: nbformat.NotebookNode, student: Path, scratch: Path) -> Not
     )  # fmt: skip
 
 
-def execute(name: str, student: Path, teacher: Path) -> float:
-    """Run a page with its solutions from the students' data, write it to `teacher`; seconds that it took."""
+def execute(name: str, student: Path, teacher: Path) -> None:
+    """Run a page with its solutions from the students' data, write it to `teacher`, and say how long it took."""
     notebook, began = course_page(name, solved=True, profile=profile_of(name, student)), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="course-") as scratch:
         client(notebook, student, Path(scratch)).execute()
     for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):
         cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
     nbformat.write(notebook, teacher / "notebooks" / f"{name}.ipynb")
-    return time.monotonic() - began
+    print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
 
 
 def write_slides(source: Path, figures: dict[str, Path], folder: Path) -> None:
@@ -133,9 +132,7 @@ def main() -> None:
             shutil.copyfile(SOURCE / "project_key.md", teacher / "project_key.md")
             (teacher / "notebooks").mkdir()
             with ProcessPoolExecutor(given.cores, mp_context=get_context("spawn")) as pool:
-                seconds = pool.map(execute, NAMES, [student] * len(NAMES), [teacher] * len(NAMES))
-                for name, took in zip(NAMES, seconds, strict=True):
-                    print(f"{name}: {took:.0f} s")
+                list(pool.map(execute, NAMES, repeat(student), repeat(teacher)))  # raises what a page raised
             shutil.make_archive(str(out / TITLE), "zip", out, TITLE)
             shutil.rmtree(student)
     except CompanionError as error:

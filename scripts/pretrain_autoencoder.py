@@ -23,10 +23,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from companion.config import Profile, load_profile
+from companion.config import Profile, load_profile, sections
 from companion.config.diffusion import Autoencoder
 from companion.config.phantom import Phantom
-from companion.config.sections import Device
 from companion.device import open_device
 from companion.diffusion.autoencoder import save_autoencoder
 from companion.diffusion.train import Fitting, fit_autoencoder, get_autoencoder, random_crops
@@ -56,15 +55,14 @@ def micrographs(size_px: int = 512) -> NDArray[np.uint8]:
         # micrograph holds one: from crowded scenes they keep more of their contrast after half as many steps.
         steady = {"gain_drift": 0.0, "gamma_drift": 0.0, "defects_per_megapixel": 1500.0}
         noisy, seeds = Phantom(preset=preset, size_px=size_px, **steady), Seeds(ROOT_SEED, preset)
-        for number in range(1, IMAGES_PER_PRESET + 1):
-            scenes = [(draw_scene(p, seeds, number), p) for p in (noisy, noisy.model_copy(update=noiseless))]
-            made.append([image(scene, p, seeds, number) for scene, p in scenes])
+        both = noisy, noisy.model_copy(update=noiseless)
+        made += [[image(draw_scene(p, seeds, n), p, seeds, n) for p in both] for n in range(1, IMAGES_PER_PRESET + 1)]
     return np.array(made)
 
 
 def pretrain(path: Path, settings: Autoencoder = SETTINGS, size_px: int = 512) -> None:
     """Train the companion's autoencoder and write it to `path`; checkpoints lie beside it."""
-    device, simulated = open_device(Device()), micrographs(size_px)  # (n, 2, S, S): recorded, clean
+    device, simulated = open_device(sections.Device()), micrographs(size_px)  # (n, 2, S, S): recorded, clean
 
     def draw(rng: np.random.Generator, *sizes: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         crop_px = int(rng.choice(sizes))
@@ -77,9 +75,9 @@ def pretrain(path: Path, settings: Autoencoder = SETTINGS, size_px: int = 512) -
     # Borders and normalisation over the whole crop let the network lean on the crop's size; it unlearns that at last.
     larger = [min(size_px, factor * settings.crop_px) for factor in (1, 2, 4)]
     more = settings.model_copy(update={"steps": settings.steps // 3, "learning_rate": settings.learning_rate / 3})
-    autoencoder = None
+    autoencoder, folder = None, path.with_suffix(".training")
     for part, now, sizes in (("first", settings, [settings.crop_px]), ("second", more, larger)):
-        fitting = Fitting(device, Seeds(ROOT_SEED, "pretrain", part), path.with_suffix(f".{part}"), every=250)
+        fitting = Fitting(device, Seeds(ROOT_SEED, "pretrain", part), folder / part, every=250)
         autoencoder, log = fit_autoencoder(
             lambda rng, sizes=sizes: draw(rng, *sizes), GREY, now, fitting, fitting.identity(now, size_px), autoencoder
         )
@@ -89,8 +87,7 @@ def pretrain(path: Path, settings: Autoencoder = SETTINGS, size_px: int = 512) -
     origin = {"data": "phantom micrographs of no split, without masks and labels", "presets": PRESETS,
               "root_seed": ROOT_SEED, "settings": settings.model_dump(mode="json"), "last": log[-1]}  # fmt: skip
     save_autoencoder(autoencoder, path, origin=origin)
-    for part in ("first", "second"):
-        shutil.rmtree(path.with_suffix(f".{part}"))
+    shutil.rmtree(folder)
 
 
 def untested(dataset: DataSet, P: Profile) -> list[str]:

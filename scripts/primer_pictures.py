@@ -51,23 +51,19 @@ def loops() -> None:
 
 def windows(images: NDArray, masks: NDArray) -> NDArray[np.float32]:
     """Every window of images [P, S, S] in units of their spread, with the mask's beside it [n, 2 WINDOW²]."""
-    both = []
-    for values, weight in ((images, 1.0), (masks, MASK_COUNTS)):
-        padded = np.pad(values, ((0, 0), (WINDOW // 2,) * 2, (WINDOW // 2,) * 2), mode="reflect")
-        seen = np.lib.stride_tricks.sliding_window_view(padded, (WINDOW, WINDOW), axis=(1, 2))
-        both.append(weight * seen.reshape(-1, WINDOW**2))
-    return np.concatenate(both, axis=1).astype(np.float32)
+    both = np.stack([images, MASK_COUNTS * masks], axis=1)  # [P, 2, S, S]
+    padded = np.pad(both, ((0, 0), (0, 0), (WINDOW // 2,) * 2, (WINDOW // 2,) * 2), mode="reflect").astype(np.float32)
+    seen = np.lib.stride_tricks.sliding_window_view(padded, (WINDOW, WINDOW), axis=(2, 3))
+    return np.moveaxis(seen, 1, 3).reshape(-1, 2 * WINDOW**2)
 
 
 def best_guess(noisy: NDArray, mask: NDArray, sigma: float, known: NDArray) -> NDArray:
     """The mean of what may be under the noise, pixel by pixel: known windows, weighted by how well they fit [S, S]."""
     half = WINDOW**2
     seen, scale = windows(noisy[None], mask[None]), np.repeat([1 / (np.sqrt(2) * sigma), 1], half)
-    guess = np.empty(len(seen), np.float32)
-    for some in np.array_split(np.arange(len(seen)), 16):
-        distance = cdist(seen[some] * scale, known * scale, "sqeuclidean")
-        guess[some] = softmax(-distance, axis=1) @ known[:, half // 2]
-    return guess.reshape(noisy.shape)
+    distances = (cdist(some, known * scale, "sqeuclidean") for some in np.array_split(seen * scale, 16))
+    guess = np.concatenate([softmax(-some, axis=1) @ known[:, half // 2] for some in distances])
+    return guess.astype(np.float32).reshape(noisy.shape)
 
 
 def diffusion(run: Path) -> None:
@@ -99,7 +95,6 @@ def diffusion(run: Path) -> None:
 
 def write(name: str, picture: NDArray) -> None:
     """Write a picture of grey levels or BGR [H, W(, 3)]."""
-    OUT.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(OUT / name), picture, [cv2.IMWRITE_JPEG_QUALITY, 82] if name.endswith("jpg") else [])
 
 

@@ -17,7 +17,6 @@ from companion.config import Profile, load_profile
 from companion.detection.data import recipe_of
 from companion.detection.train import train_detector
 from companion.device import open_device
-from companion.errors import CompanionError
 from companion.evaluation.scores import evaluate_files
 from companion.layout import Layout, root
 from companion.micrographs.cutting import cut_patches
@@ -38,11 +37,9 @@ NOT_FOR = {
 
 def held_out(P: Profile) -> pd.DataFrame:
     """Scores of the EXP detectors of the longest list on their test patches: a row per split and seed."""
-    runs, rows = Layout(P), []
-    for keys in (k for k in P.detectors() if k["arm"] == "EXP" and k["n_train"] == max(P.sizes)):
-        predictions, truth = runs.detector(**keys) / "predictions" / "test.parquet", runs.patches(keys["split"], "test")
-        rows.append(evaluate_files(predictions, truth, [0.5], [CONFIDENCE]).assign(**keys))
-    return pd.concat(rows, ignore_index=True)
+    runs, longest = Layout(P), [k for k in P.detectors() if k["arm"] == "EXP" and k["n_train"] == max(P.sizes)]
+    files = [(runs.detector(**k) / "predictions" / "test.parquet", runs.patches(k["split"], "test")) for k in longest]
+    return pd.concat(evaluate_files(found, truth, [0.5], [CONFIDENCE]) for found, truth in files)
 
 
 def main(name: str) -> None:
@@ -72,7 +69,4 @@ def main(name: str) -> None:
 if __name__ == "__main__":
     if len(sys.argv) != 2 or sys.argv[1] not in PROFILE:
         sys.exit(f"one of {', '.join(PROFILE)} should be given\n{__doc__}")
-    try:
-        main(sys.argv[1])
-    except CompanionError as error:
-        sys.exit(f"Error: {error}")
+    main(sys.argv[1])

@@ -18,6 +18,7 @@ from companion import cli
 from companion.workflow import freshness
 
 ROOT = Path(__file__).resolve().parents[1]
+NAMES = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))  # of the real notebooks
 PROFILE = """
 splits: [1]
 sizes: [2]

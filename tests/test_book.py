@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from nbformat.v4 import new_code_cell, new_output
-from project import ROOT, Project
+from project import NAMES, ROOT, Project
 from test_front import chosen
 
 from companion.config import load_profile
@@ -111,7 +111,7 @@ def test_what_is_drawn_again_is_compared_number_by_number(tmp_path: Path) -> Non
 
 def test_pages_of_notebooks_come_in_the_order_of_their_numbers() -> None:
     names = re.findall(r"executed/(\d\w+)", (BOOK / "_toc.yml").read_text(encoding="utf-8"))
-    assert names == sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+    assert names == NAMES
     for number, name in enumerate(names, start=1):
         title = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells[0].source
         assert title.startswith(f"# {number} · ") and "\n" not in title.strip(), f"{name}: title {title!r}"

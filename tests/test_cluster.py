@@ -123,7 +123,6 @@ def test_a_job_ended_by_its_time_limit_continues_and_all_comes_out_as_without_a_
     local, distant = (Project(tmp_path / name) for name in ("local", "distant"))
     for project in (local, distant):
         project.write("06_mask_rcnn", TRAINING)
-        project.edit(seeds=[1])
     local.companion("run", "tiny")
     given = settings("slurm")
     given |= {"slurm-init-seconds-before-status-checks": 2, "slurm-status-command": "squeue"}  # it keeps no accounts

@@ -23,9 +23,8 @@ KEYS = {"split": "1", "n_train": 10, "arm": "EXP", "seed": 1}
 CHOSEN = pd.DataFrame([{"split": "1", "n_train": 10, "arm": "EXP", "confidence": 0.3}])
 
 
-def index(n, per_image=1):
-    patches = range(n)
-    return pd.DataFrame({"patch": patches, "image": [f"{p // per_image}" for p in patches], "pixel_size_nm": 0.5})
+def index(n):
+    return pd.DataFrame({"patch": range(n), "image": list(map(str, range(n))), "pixel_size_nm": 0.5})
 
 
 def test_every_kind_of_error_by_hand():

@@ -10,8 +10,6 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from companion.plots import captioned
 from companion.workflow import tables
 
-NAN = float("nan")
-
 
 def test_a_caption_stands_above_numbers_that_are_rounded_and_gaps_that_are_empty():
     index = pd.MultiIndex.from_tuples([("x & y", 1), ("x & y", 2)], names=["arm", "seed"])
@@ -25,7 +23,7 @@ def test_a_caption_stands_above_numbers_that_are_rounded_and_gaps_that_are_empty
 
 
 INDEX = pd.MultiIndex.from_tuples([("1", 10), ("1", 100)], names=["split", "n_train"])
-SCORES = pd.DataFrame([[0.71234, -0.014, 0.0321, 4.0, 8e-4], [NAN, NAN, NAN, 3.0, 1]], index=INDEX,
+SCORES = pd.DataFrame([[0.71234, -0.014, 0.0321, 4.0, 8e-4], [np.nan, np.nan, np.nan, 3.0, 1]], index=INDEX,
                       columns=["f1_hm", "low", "high", "pairs", "p"])  # fmt: skip
 
 

@@ -14,7 +14,7 @@ import yaml
 from conftest import ellipse_patches
 from IPython.core.interactiveshell import InteractiveShell
 from matplotlib.figure import Figure
-from project import ROOT
+from project import NAMES, ROOT
 from traitlets.config import Config
 
 from companion import layout, plots
@@ -28,7 +28,6 @@ from companion.micrographs.patches import load_patches
 from companion.workflow import book, freshness, job
 
 TREE = ROOT / "runs" / "smoke" / "phantom"
-NAMES = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 
 
 @pytest.fixture(scope="module")

@@ -77,9 +77,7 @@ def test_sizes_and_shares_are_those_asked_for():
 
 def test_contrast_lies_where_the_mask_is():
     defect = loop("filled", 40.0, 30.0, major_px=24.0, minor_px=14.0, angle_deg=30.0, inner=1.0)
-    stamp, window = contrast.defect_contrast(defect, 64)
-    loss = np.zeros((64, 64))
-    loss[window] = stamp
+    loss = contrast.superposed([contrast.defect_contrast(defect, 64)], 64)
     inside = ellipse((64, 64), 40.0, 30.0, 24.0, 14.0, 30.0)
     assert ((loss > 0.2) & inside).sum() / ((loss > 0.2) | inside).sum() > 0.93
     assert loss.sum() == pytest.approx(0.4 * np.pi * 12 * 7, rel=0.03)
@@ -163,12 +161,7 @@ def test_a_dislocation_is_a_sharp_line_whose_side_alternates():
 
 def test_a_defect_cut_by_the_border_is_the_crop_of_the_whole():
     whole, cut = loop("rim", 30.3, 60.0, bean=0.5, side=0.3), loop("rim", 0.3, 30.0, bean=0.5, side=0.3)
-    images = []
-    for defect in (whole, cut):
-        image = np.zeros((128, 128))
-        stamp, window = contrast.defect_contrast(defect, 128)
-        image[window] = stamp
-        images.append(image)
+    images = [contrast.superposed([contrast.defect_contrast(defect, 128)], 128) for defect in (whole, cut)]
     np.testing.assert_allclose(images[1][:60, :60], images[0][30:90, 30:90], atol=1e-12)
 
 

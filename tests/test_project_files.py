@@ -35,7 +35,7 @@ def lines(*folders: str) -> int:
 
 def test_the_house_stays_readable_in_a_day() -> None:
     # The aim was 10,000 lines of package: formats, first page and course took it away. These limits only fall.
-    assert lines("src") <= 12_632 and lines("tests") <= 6_513 and lines("benchmarks", "scripts") <= 1_861
+    assert lines("src") <= 12_632 and lines("tests") <= 6_500 and lines("benchmarks", "scripts") <= 1_797
     long = {p.name: n for p in SOURCES if (n := len(p.read_text(encoding="utf-8").splitlines())) > 300}
     assert not long
     assert len([p for p in (ROOT / "src" / "companion").glob("*.py") if p.name != "__init__.py"]) <= 14

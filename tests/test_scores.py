@@ -12,12 +12,10 @@ from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
 from companion.errors import CompanionError
-from companion.evaluation.formats import Truth, truth_of
+from companion.evaluation.formats import BOX, Truth, truth_of
 from companion.evaluation.matching import kept, match, match_once, score_order
 from companion.evaluation.scores import count, pooled, tabulate
 from companion.geometry import box_iou
-
-BOX = ["x1", "y1", "x2", "y2"]
 
 
 def plain_match(overlap: np.ndarray, n_kept: int, iou: float, rule: str) -> dict[int, int]:

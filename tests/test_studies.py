@@ -14,11 +14,10 @@ from companion.studies import comparison, faithfulness, plots
 
 def table(column: str, values: dict[tuple[str, str], float]) -> pd.DataFrame:
     """Scores of two seeds: as given for the first and 0.02 more for the second, by (column, arm)."""
-    rows = [
+    return pd.DataFrame(
         {column: name, "arm": arm, "seed": seed, **dict.fromkeys(comparison.MEASURES, value + 0.02 * seed)}
         for ((name, arm), value), seed in product(values.items(), (0, 1))
-    ]
-    return pd.DataFrame(rows)
+    )
 
 
 def test_what_an_annotator_costs_and_what_generation_adds():

@@ -85,7 +85,7 @@ def test_a_page_has_the_text_of_now_and_the_outputs_of_its_run(tmp_path: Path, m
     ran.cells[-1].outputs = [new_output("stream", name=name, text=name) for name in ("stdout", "stderr")]
     nbformat.write(ran, tmp_path / "notebook.ipynb")
     project.write("07_thresholds", more="\n# a comment of today\n")
-    made = book.page("07_thresholds", tmp_path)
+    made = book.page("07_thresholds", tmp_path, ["1"])
     assert "a comment of today" in made.cells[-1].source and len(made.cells) == 3
     assert [output.text for output in made.cells[-1].outputs] == ["stdout"]
 

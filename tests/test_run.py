@@ -94,7 +94,8 @@ def test_what_two_profiles_have_in_common_is_done_once_and_changed_ones_have_fol
     assert changed.keys() == before.keys()
     assert {name for name, stamp in changed.items() if stamp != before[name]} == PAGES
     make_dataset(tmp_path / "small", n=4)
-    assert "patches.size 128: m" in project.companion("run", "tiny", "--dataset", str(tmp_path / "small"), code=2)
+    said = project.companion("run", "tiny", "--dataset", str(tmp_path / "small"), code=2)
+    assert "patches.size 128: smaller in split 1: m" in said
     make_dataset(own := tmp_path / "own", categories=[{"id": k, "name": f"class {k}"} for k in (3, 5, 7)])
     assert "no micrograph shows class 5;" in project.companion("run", "tiny", "--dataset", str(own), code=2)
 

@@ -214,8 +214,7 @@ def _profile(name: str, dataset: str | None, split: str | None, changes: list[st
         raise CompanionError(f"--split {split}: neither a number nor an existing split file (YAML)")
     splits = [int(split) if split.isdecimal() else str(Path(split).resolve())] if split else None
     named = str(Path(name).resolve()) if name.endswith((".yaml", ".yml")) else name
-    values = ((entry.strip(), yaml.safe_load(value)) for _, entry, _, value in pairs)
-    given = {entry: "null" if value is None else value for entry, value in values}
+    given = {key.strip(): "null" if (v := yaml.safe_load(value)) is None else v for _, key, _, value in pairs}
     return load_profile(named, dataset=dataset, splits=splits, changes=given)
 
 

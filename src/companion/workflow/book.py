@@ -67,7 +67,7 @@ def assemble(run: Run, real: Run, target: Path) -> dict[str, Path]:
     with atomic_folder(target) as folder:
         for name in names:
             if place := folders.get(name):
-                made = tables.tidy(page(name, at[name]))
+                made = tables.tidy(page(name, at[name], of[name].P.split_names))
                 line = pages.badge(read_stamp(place) or {}, why[place]) + warned(of[name], read_stamp(place) or {})
                 said = first_minute(name, Results(of[name].P, at), made, folder)
                 top = [new_markdown_cell(line, id="badge"), new_markdown_cell(said, id="one-minute")]
@@ -95,13 +95,14 @@ def warned(run: Run, stamp: dict[str, Any]) -> str:
     return "\n\n:::{warning}\n" + "\n".join(found) + "\n:::\n" if found else ""
 
 
-def page(name: str, folder: Path) -> NotebookNode:
+def page(name: str, folder: Path, splits: list[str]) -> NotebookNode:
     """A notebook as a page: its text as it is now, its outputs and parameters as it was executed in `folder`.
 
     Without papermill's own cell. Where the code has other cells by now, the executed copy (its badge says: stale).
     """
     executed, current = reference_run.executed(folder / EXECUTED), nbformat.read(layout.notebook(name), as_version=4)
-    code, used = "\n".join(cell.source for cell in current.cells), (read_stamp(folder) or {}).get("parameters", {})
+    code = "\n".join(cell.source for cell in current.cells)
+    used = {"splits": splits, **(read_stamp(folder) or {}).get("parameters", {})}
     named = re.findall(r'"([a-z_]+\.[a-z_.]+)": (\w+)', code)  # entries of the profile and parameters
     values = {key: repr(used[entry]) for entry, key in [("splits", "splits"), *named] if entry in used}
     for cell in (cell for cell in executed.cells if "injected-parameters" in cell.metadata.get("tags", [])):

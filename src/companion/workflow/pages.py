@@ -55,7 +55,8 @@ def arms_table(r: answer.Results) -> str:
     table = own.assign(said=said).pivot(index=["arm", "n_train"], columns="measure", values="said")
     rows = [(f"{arm}: {ARMS[arm].meaning}" if k == 0 else arm, n, *row) for arm in ARMS if arm in table.index
             for k, (n, *row) in enumerate(table.loc[arm].reindex(columns=shown).fillna("–").itertuples())]  # fmt: skip
-    of = f"Scores less those of EXP, {ARMS['EXP'].meaning}; split {r.P.split_names[0]}, intervals over seeds:"
+    fresh = f"; in EXP+FRESH {r.P.n_fresh} micrographs more" * ("EXP+FRESH" in table.index)
+    of = f"Scores less those of EXP, {ARMS['EXP'].meaning}; split {r.P.split_names[0]}, intervals over seeds{fresh}:"
     return f"{of}\n\n{markdown_table(('arm and what it is trained on', 'N', *map(NAMES.get, shown)), rows)}"
 
 

@@ -80,7 +80,7 @@ def run(P: Profile, cores: int, cluster: Path | None = None) -> int:
 def _check_data(P: Profile) -> None:
     """Refuse a data set or split that cannot be used before any work (the phantom's are checked with the profile)."""
     if absent := [w for w in (P.diffusion.autoencoder.weights, P.detection.weights) if w and not given(w).is_file()]:
-        raise CompanionError(f"weights: there is no file {given(absent[0])}")
+        raise CompanionError(f"weights: there is no file {' and no file '.join(str(given(w)) for w in absent)}")
     if P.dataset == "phantom" and not any(isinstance(split, str) for split in P.splits):
         return
     from companion.micrographs.dataset import load_dataset
@@ -97,7 +97,7 @@ def _check_data(P: Profile) -> None:
         split = choose_split(dataset, source, name, P.sizes, P.n_test, P.n_val, group_by, P.root_seed, fresh)
         used = [dataset.micrograph(file) for file in (*split.train, *split.val, *split.test)]
         if small := [m.file_name for m in used if min(m.width, m.height) < P.patches.size]:
-            raise CompanionError(f"patches.size {P.patches.size}: {small[0]} of split {name} is smaller")
+            raise CompanionError(f"patches.size {P.patches.size}: smaller in split {name}: {', '.join(small[:9])}")
 
 
 def _take_away_damaged_phantoms() -> None:

@@ -154,9 +154,8 @@ def expected(P: Profile, found: Sequence[Job], cores: int) -> tuple[pd.DataFrame
     left_s, waiting = table["what is left"], sum(job.why != [] for job in found)
     about = f"{'more than' if left_s.isna().any() else 'about'} {duration(left_s.sum())}"
     about = about if left_s.any() or left_s.notna().all() else "none of which was timed before"
-    maybe = waiting - table["left"].sum()
-    more = f"; {maybe} of them only where what they read comes out changed" if maybe else ""
-    return table.reset_index(), f"{waiting} of {len(found)} stages to run, {about}{more}"
+    maybe = f"; {n} of them only where what they read comes out changed" if (n := waiting - table["left"].sum()) else ""
+    return table.reset_index(), f"{waiting} of {len(found)} stages to run, {about}{maybe}"
 
 
 def progress_of(folder: Path) -> str:

@@ -20,8 +20,6 @@ from companion.phantom.paint import paint_masks
 from companion.phantom.render import render_dataset
 from companion.seeds import Seeds
 
-NAN = float("nan")
-
 
 def around(mean: float, half: float, n: int = 4) -> np.ndarray:
     """`n` values whose mean has a 95 % t interval of mean ± half."""
@@ -78,7 +76,7 @@ REAL = {
     "darker inside its mask": (0.95, 0.94, 0.02), "contrast of defects": (0.125, 0.126, 0.005),
     "profile across defects": (0.01, 0.01, 0.002), "power spectrum": (0.04, 0.05, 0.01),
     "power spectrum, worst frequency": (0.1, 0.12, 0.03), "grey levels": (1.8, 2.0, 0.3), "kid": (0.01, 0.05, 0.02),
-    "cmmd": (0.01, 0.05, 0.02), "c2st_auc": (0.55, 0.58, NAN),
+    "cmmd": (0.01, 0.05, 0.02), "c2st_auc": (0.55, 0.58, np.nan),
     "distance to the nearest training patch": (8.0, 7.0, 0.5),
 }  # fmt: skip
 NOTHING_DRAWN = {  # no defect where the mask has one
@@ -107,8 +105,8 @@ def quality(*models: dict) -> Evidence:
     ({"contrast of defects": (0.150, 0.126, 0.004)}, "partly"),  # too strong is a fault, too
     ({"contrast of defects": (0.126, 0.126, 0.0629)}, "reproduced"),
     ({"contrast of defects": (0.126, 0.126, 0.0631)}, "partly"),  # an interval wider than the yardstick is none
-    ({"c2st_auc": (0.679, 0.58, NAN)}, "reproduced"),
-    ({"c2st_auc": (0.681, 0.58, NAN)}, "partly"),
+    ({"c2st_auc": (0.679, 0.58, np.nan)}, "reproduced"),
+    ({"c2st_auc": (0.681, 0.58, np.nan)}, "partly"),
     ({"distance to the nearest training patch": (6.0, 7.0, 1.1)}, "reproduced"),
     ({"distance to the nearest training patch": (6.0, 7.0, 0.9)}, "not reproduced"),  # nearer than held-out images
     ({"distance to the nearest training patch": (0.0, 7.0, 1.0)}, "not reproduced"),  # training images again
@@ -200,7 +198,7 @@ def test_absolute_distances_decide_and_those_beside_labelled_micrographs_are_sai
     ([("1", 50, -0.05, 0.06, 4)], "cannot be compared"),  # below 0.02, but hardly known
     ([("1", 50, -0.03, 0.0199, 4)], "not reproduced"),
     ([("1", 50, 0.02, 0.0, 1)], "cannot be compared"),
-    ([("1", 50, NAN, NAN, 4)], "cannot be compared"),
+    ([("1", 50, np.nan, np.nan, 4)], "cannot be compared"),
     ([("1", 50, 0.022, 0.004, 4), ("2", 50, -0.02, 0.005, 4)], "not reproduced"),  # as many lost as gained
     ([("1", 50, 0.022, 0.004, 4), ("1", 10, 0.02, 0.004, 4), ("2", 50, -0.02, 0.005, 4)], "partly"),
     ([("1", 50, 0.01, 0.3, 4), ("2", 50, -0.02, 0.005, 4)], "not reproduced"),  # the largest does not hide a loss
@@ -235,7 +233,7 @@ def test_significance(significant, gain, half, n, verdict):
 
     assert judge(runs(("1", 50, gain, half, n), ("2", 50, 9.0, 0.1, 4))).verdict == verdict  # the first split decides
     assert judge(runs(("1", 20, gain, half, n))).verdict == "not attempted"
-    for undecided in (("1", 50, gain, half, 1), ("1", 50, NAN, 0, 4)):
+    for undecided in (("1", 50, gain, half, 1), ("1", 50, np.nan, 0, 4)):
         assert judge(runs(undecided)).verdict == "cannot be compared"
 
 
@@ -265,7 +263,7 @@ def test_origin_of_the_gain(first, second, half, verdict):
     (-0.02, 0.029, 4, "partly"),  # a loss is possible, a gain beyond the margin is not
     (-0.05, 0.01, 4, "partly"),
     (0.01, 0.0, 1, "cannot be compared"),
-    (NAN, 0.0, 4, "cannot be compared"),
+    (np.nan, 0.0, 4, "cannot be compared"),
 ])  # fmt: skip
 def test_oversampling(gain, half, n, verdict):
     arms = {"arm": "EXP+RARE", "baseline": "EXP+GEN"}
@@ -285,7 +283,7 @@ def test_oversampling(gain, half, n, verdict):
     ([0.4] * 4, [0.9] * 4, "not reproduced"),
     ([0.2, 0.9, 0.2, 0.9], [0.65, 0.7, 0.6, 0.65], "cannot be compared"),
     ([0.8, 0.8], [0.65, 0.7], "cannot be compared"),
-    ([0.8] * 4, [NAN] * 4, "cannot be compared"),
+    ([0.8] * 4, [np.nan] * 4, "cannot be compared"),
     ([0.8] * 4, [0.65] * 4, "reproduced"),  # no spread: all fall by as much
 ])  # fmt: skip
 def test_best_thresholds(exp, gen, verdict):
@@ -335,7 +333,7 @@ def test_hours_of_training_and_of_both():
     for device, training, total, verdict in (
         ("Tesla V100-SXM2", 10.4, 14.0, "reproduced"), ("Tesla V100", 30, 40, "not reproduced"),
         ("Tesla V100-SXM2", 10.6, 14.0, "not reproduced"),  # 3.6 h from 7
-        ("NVIDIA H100", 0.5, 1.0, "cannot be compared"), ("Tesla V100", NAN, 14.0, "not attempted"),
+        ("NVIDIA H100", 0.5, 1.0, "cannot be compared"), ("Tesla V100", np.nan, 14.0, "not attempted"),
     ):  # fmt: skip
         assert found(device, training, total).verdict == verdict
     few = found("CPU, 2 cores", 0.5, 0.7, n=1000)

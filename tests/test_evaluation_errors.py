@@ -18,7 +18,6 @@ from companion.evaluation.runs import Run
 from companion.evaluation.scores import count, tabulate
 
 CORRECT, (CLASS, DUPLICATE, SLIVER, OVERLOOKED, LOCALISATION, BACKGROUND, MISSED) = errors.CORRECT, errors.ERRORS
-RNG = np.random.default_rng
 KEYS = {"split": "1", "n_train": 10, "arm": "EXP", "seed": 1}
 CHOSEN = pd.DataFrame([{"split": "1", "n_train": 10, "arm": "EXP", "confidence": 0.3}])
 
@@ -102,11 +101,11 @@ def test_wrong_predictions_count_in_the_group_of_what_they_say():
 def test_recall_by_group():
     rows = {"image": ["a", "a", "b", "b"], "class": [1, 1, 1, 2], "error": [CORRECT, MISSED, CLASS, MISSED]}
     table = pd.DataFrame(rows).assign(row=range(4))
-    found = errors.recall_by(table, "class", RNG(0), 200, 0.95).set_index("class")
+    found = errors.recall_by(table, "class", np.random.default_rng(0), 200, 0.95).set_index("class")
     assert found["recall"].tolist() == pytest.approx([2 / 3, 0]) and found["images"].tolist() == [2, 1]
     assert found.loc[1, "low"] == 0.5 and found.loc[1, "high"] == 1.0 and np.isnan(found.loc[2, "low"])
     twice = pd.concat([table, table.assign(error=CORRECT)])  # a second run finds all
-    counted = errors.recall_by(twice, "class", RNG(0), 10, 0.95)
+    counted = errors.recall_by(twice, "class", np.random.default_rng(0), 10, 0.95)
     assert counted["truths"].tolist() == [3, 1] and counted["recall"].tolist() == pytest.approx([5 / 6, 1 / 2])
 
 
@@ -131,7 +130,7 @@ def test_size_and_density_errors_by_hand():
 def test_micrographs_are_the_units_of_size_and_density():
     columns = {"image": ["a", "a", "b"], "density_error": [0.1, -0.3, 0.4], "size_error": np.nan}
     signed = pd.DataFrame({**columns, **KEYS, "class": "all"})
-    table = errors.materials_table(signed, RNG(0), 500, 0.95).set_index("quantity")
+    table = errors.materials_table(signed, np.random.default_rng(0), 500, 0.95).set_index("quantity")
     assert table.loc["density", "images"] == 2 and table.loc["density", "error"] == pytest.approx((0.2 + 0.4) / 2)
     assert table.loc["density", ["low", "high"]].tolist() == pytest.approx([0.2, 0.4])
     assert table.loc["density", "bias"] == pytest.approx((-0.1 + 0.4) / 2)

@@ -36,9 +36,10 @@ def test_every_arm_has_a_look_of_its_own_and_a_baseline():
 
 @pytest.mark.parametrize(("content", "said"), [
     ("seedz: [1]\njobs_per_device: 0", r"(?s)2 unusable.*jobs_per_device: .*seedz: .*did you mean 'seeds'\?"),
+    ("detection: {stps: 3}", r"detection.stps: no such parameter; did you mean 'steps'\?"),
     ("detection: {steps: 0}", r"detection.steps: .*greater than or equal to 1 \(given: 0\)"),
-    ("detection: {steps: true}", "detection.steps"),
-    ("sizes: []", "sizes: .*at least 1 item"),
+    ("detection: {steps: many}", r"steps: .*valid integer.*'many'"), ("detection: {steps: true}", "detection.steps"),
+    ("sizes: []", "sizes: .*at least 1 item"), ("arms: [EXP+FILTERED]", "add EXP"),
     ("sizes: [10, 10]\narms: [EXP]", r"(?s)2 unusable.*names a value twice.*add EXP\+GEN"),
     ("controls: {EXP+PASTE: [4]}", "not among sizes"),
     ("controls: {EXP+PAST: [10]}", r"no arm 'EXP\+PAST'; did you mean 'EXP\+PASTE'"),

@@ -98,8 +98,8 @@ def evaluate(
     from companion.evaluation.scores import evaluate_files
     from companion.provenance import plain
 
-    missed = "skip" if skip else "count"
-    rows = evaluate_files(predictions, truth, iou or [0.5], confidence or [0.5], matching, same_class, missed)
+    unpredicted = "skip" if skip else "count"
+    rows = evaluate_files(predictions, truth, iou or [0.5], confidence or [0.5], matching, same_class, unpredicted)
     if as_json:
         return print(json.dumps(plain(rows.to_dict("records")), indent=1))
     print(rows.dropna(axis=1, how="all").to_string(index=False, float_format="{:.3f}".format))
